@@ -1,0 +1,42 @@
+"""TensorBoard: one chart for sharpness and its threshold, figures, and the hyper-parameters with their final metrics."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from matplotlib.figure import Figure
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
+
+LAYOUT = {
+    "Edge of stability": {
+        "lambda_max and its threshold": ["Multiline", ["^sharpness/lambda_max$", "^sharpness/threshold$"]],
+        "preconditioned lambda_max and its threshold": [
+            "Multiline",
+            ["^sharpness/preconditioned$", "^sharpness/threshold$"],
+        ],
+        "lambda_max / threshold (the edge is 1)": ["Multiline", ["^sharpness/ratio$"]],
+        "top eigenvalues": ["Multiline", ["^sharpness/lambda_"]],
+    },
+    "Loss": {"train and test": ["Multiline", ["^train/loss$", "^test/loss$"]]},
+}
+"""The custom-scalars page: TensorBoard cannot otherwise draw two tags in one chart."""
+
+
+def show_layout(loggers: Iterable[Logger]) -> None:
+    """Lay out the custom-scalars page of every TensorBoard logger."""
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_custom_scalars(LAYOUT)
+
+
+def show_figure(logger: Logger, tag: str, figure: Figure, step: int) -> None:
+    """A matplotlib figure on the Images page."""
+    if isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_figure(tag, figure, global_step=step)
+
+
+def show_settings(loggers: Iterable[Logger], settings: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+    """Hyper-parameters with the final metrics, once, at the end: a placeholder would draw a false line."""
+    numbers = {f"final/{name}": float(value) for name, value in metrics.items() if isinstance(value, int | float)}
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(dict(settings), numbers)

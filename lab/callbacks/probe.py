@@ -1,0 +1,189 @@
+"""The one bridge from a Lightning trainer to the probes.
+
+It hands every due probe a snapshot BEFORE the update (`on_train_batch_start`): afterwards the weights are those of t+1
+and the batch still that of t. Values go to the loggers with their own step, for `self.log` would move or lose them.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from lab.callbacks.dashboard import show_figure, show_layout
+from lab.curvature.phase import PhaseTracker
+from lab.curvature.stability import UpdateRule
+from lab.data.base import class_balanced
+from lab.module import SupervisedModule
+from lab.objective import NetworkObjective
+from lab.optim.rules import rule_of
+from lab.params import weights
+from lab.probes.base import Examples, Probe, Snapshot
+from lab.streams import stream
+
+AUTO_ALL, AUTO_EXAMPLES = 5000, 2000
+"""Probe sets of size "auto": all of a training set up to the first, else the second number of examples."""
+
+
+class ProbeCallback(pl.Callback):
+    """Drives `probes` through a training run, yours or the lab's, and follows the phase of the run.
+
+    probes      e.g. [Sharpness(every=13)].
+    criterion   (outputs, targets) -> mean loss: the loss whose landscape is measured.
+    data        (x, y), the training examples as tensors; a probe measures on a fixed, class-balanced subset of them.
+    model       what maps x to outputs; default: the LightningModule itself.
+    batch_norm  "train": batch statistics, the loss that training descends; "eval": running statistics.
+    chunk_size  examples per chunk (in train-mode BatchNorm part of the definition: give the batch size).
+    stochastic  whether training uses mini-batches; default: yes for a LightningModule of your own.
+    Training is bit-identical with and without it. After (and during) training: `tracker`, `summary()`.
+    """
+
+    def __init__(
+        self,
+        probes: Sequence[Probe],
+        criterion: Callable[[Tensor, Tensor], Tensor],
+        data: tuple[Tensor, Tensor],
+        *,
+        model: nn.Module | None = None,
+        batch_norm: Literal["train", "eval"] = "train",
+        chunk_size: int | None = None,
+        stochastic: bool = True,
+        seed: int = 0,
+    ):
+        self.probes, self.criterion, self.data, self.seed = list(probes), criterion, data, seed
+        self.model, self.batch_norm, self.chunk_size = model, batch_norm, chunk_size
+        self.tracker = PhaseTracker(stochastic=stochastic)
+        self.latest: dict[str, float] = {}
+        self.formula = "the threshold"
+        self._objectives: dict[Examples, NetworkObjective] = {}
+        self._measured = -1
+        self._rule_error = ""
+
+    def due(self, step: int) -> bool:
+        """Whether any probe wants the snapshot of `step`."""
+        return any(probe.due(step) for probe in self.probes)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.model = self.model or pl_module
+        dtype = next(self.model.parameters()).dtype
+        x, y = self.data
+        x = x.to(pl_module.device, dtype) if x.is_floating_point() else x.to(pl_module.device)
+        self.data = x, y.to(pl_module.device)
+        show_layout(trainer.loggers)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        step = _step(trainer, pl_module)
+        if step == self._measured or not self.due(step):
+            return
+        self._measured = step
+        with torch.enable_grad():
+            self.measure(trainer, pl_module, step)
+
+    def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
+        """All due probes on one snapshot, then the phase."""
+        assert self.model is not None
+        rule = self._rule(trainer)
+        batch = self._batch(pl_module, step)
+        snapshot = Snapshot(step, weights(self.model), self.objective, rule, batch, self.seed)
+        for probe in self.probes:
+            if probe.due(step):
+                self._log(trainer, step, probe.measure(snapshot))
+        ratio = self.latest.get("sharpness/ratio")
+        if ratio is not None and snapshot.step % _rhythm(self.probes) == 0:
+            phase = self.tracker.add_ratio(step, ratio)
+            self._log(trainer, step, {"sharpness/phase": float(phase.code)})
+        if rule is not None:
+            self.formula = rule.formula
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if isinstance(pl_module, SupervisedModule):
+            for step, loss in pl_module.progress.losses:
+                self.tracker.add_loss(step, loss)
+            if pl_module.divergence:
+                self.tracker.diverged(pl_module.step)
+        elif outputs is not None:
+            loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+            self.tracker.add_loss(trainer.global_step - 1, float(loss))
+
+    def objective(self, examples: Examples) -> NetworkObjective:
+        """The loss on the fixed, class-balanced probe set of a size; built once."""
+        if examples not in self._objectives:
+            assert self.model is not None
+            x, y = self.data
+            count = len(y) if examples == "all" else examples
+            if examples == "auto":
+                count = len(y) if len(y) <= AUTO_ALL else AUTO_EXAMPLES
+            assert isinstance(count, int)
+            if count < len(y):
+                index = class_balanced(y.cpu(), count, stream(self.seed, "probe set")).to(y.device)
+                x, y = x[index], y[index]
+            self._objectives[examples] = NetworkObjective(
+                self.model, self.criterion, (x, y), chunk_size=self.chunk_size, batch_norm=self.batch_norm
+            )
+        return self._objectives[examples]
+
+    def summary(self) -> dict[str, Any]:
+        """Phase, entry step, overshoot, level ... of the run so far, and what they are measured in."""
+        preconditioned = "sharpness/preconditioned" in self.latest
+        return self.tracker.summary() | {
+            "quantity": "sharpness/preconditioned" if preconditioned else "sharpness/lambda_max",
+            "threshold_formula": self.formula,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The memory of the probes and of the phase, as tensors: warm starts and history survive a resume."""
+        return {
+            "phase": self.tracker.state_dict(),
+            "probes": {type(probe).__name__: probe.state_dict() for probe in self.probes},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.tracker.load_state_dict(state["phase"])
+        for probe in self.probes:
+            probe.load_state_dict(state["probes"].get(type(probe).__name__, {}))
+
+    def _rule(self, trainer: pl.Trainer) -> UpdateRule | None:
+        """The rule of the live optimiser; None, said once, where its threshold is not known."""
+        try:
+            return rule_of(trainer.optimizers[0])
+        except TypeError as error:
+            if not self._rule_error:
+                self._rule_error = str(error)
+                pl.utilities.rank_zero_warn(f"{error}: sharpness is measured, but not against a threshold")
+            return None
+
+    def _batch(self, pl_module: pl.LightningModule, step: int) -> NetworkObjective | None:
+        """The loss on the batch about to be used; None for a full batch or a foreign module."""
+        if not isinstance(pl_module, SupervisedModule):
+            return None
+        index = pl_module.batch_index(step)
+        if index is None:
+            return None
+        assert self.model is not None
+        data = self.data[0][index.to(self.data[1].device)], self.data[1][index.to(self.data[1].device)]
+        return NetworkObjective(self.model, self.criterion, data, chunk_size=self.chunk_size, batch_norm=self.batch_norm)
+
+    def _log(self, trainer: pl.Trainer, step: int, values: dict[str, Any]) -> None:
+        scalars = {tag: value for tag, value in values.items() if isinstance(value, float) and math.isfinite(value)}
+        self.latest |= scalars
+        for logger in trainer.loggers:
+            if scalars:
+                logger.log_metrics(scalars, step=step)
+            for tag, value in values.items():
+                if isinstance(value, Figure):
+                    show_figure(logger, tag, value, step)
+
+
+def _step(trainer: pl.Trainer, pl_module: pl.LightningModule) -> int:
+    """Updates made so far: the lab's own counter, or the trainer's."""
+    return pl_module.step if isinstance(pl_module, SupervisedModule) else trainer.global_step
+
+
+def _rhythm(probes: Iterable[Probe]) -> int:
+    """The rhythm of the probe that measures the ratio."""
+    return next((probe.every for probe in probes if probe.name == "sharpness"), 1)

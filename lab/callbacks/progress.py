@@ -1,0 +1,65 @@
+"""Live progress: step, loss, sharpness over threshold, phase and time to go; plain lines where there is no terminal."""
+
+from time import monotonic
+from typing import Any
+
+import pytorch_lightning as pl
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from lab.callbacks.probe import ProbeCallback
+from lab.module import SupervisedModule
+
+LINE_SECONDS = 10.0
+"""Seconds between lines when the output is not a terminal."""
+
+
+class ProgressCallback(pl.Callback):
+    """A progress bar of `total` updates with loss and lambda / threshold."""
+
+    def __init__(self, probes: ProbeCallback, total: int, console: Console | None = None):
+        self.probes, self.total = probes, total
+        self.console = console or Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+        )
+        self._task = self._bar.add_task("train", total=total, text="")
+        self._line_due, self._begin, self._first_step = 0.0, 0.0, 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, SupervisedModule)
+        self._begin, self._first_step = monotonic(), pl_module.step
+        self._line_due = self._begin + LINE_SECONDS
+        if self.console.is_terminal:
+            self._bar.start()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, SupervisedModule)
+        text = self.text(pl_module)
+        if self.console.is_terminal:
+            self._bar.update(self._task, completed=pl_module.step, text=text)
+        elif monotonic() >= self._line_due:
+            done = pl_module.step - self._first_step
+            left = (monotonic() - self._begin) / max(1, done) * (self.total - pl_module.step)
+            self.console.print(f"step {pl_module.step}/{self.total}  {text}  {left:.0f} s to go", highlight=False)
+            self._line_due = monotonic() + LINE_SECONDS
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._bar.stop()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._bar.stop()
+
+    def text(self, module: SupervisedModule) -> str:
+        """loss, lambda / threshold and phase, as far as they are known."""
+        tracker = self.probes.tracker
+        loss = f"loss {tracker.losses[-1]:.4g}" if tracker.losses else ""
+        return f"{loss}  lambda/threshold {tracker.ratio:.3f}  {tracker.phase}" if tracker.ratios else loss

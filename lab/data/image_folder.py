@@ -1,0 +1,246 @@
+"""Any folder of images as a data set: `root/train/<class>/*` and, where there is one, `root/test/<class>/*`.
+
+The images are decoded once, in a pool of threads, to one uint8 file per split that later runs memory-map; a small JSON
+beside it says what it was made from. The cache is used only if the tree (names, sizes, modification times) and the
+bytes of the cache (SHA-256) are still those, and is made again otherwise. It lies in `root/.lab_cache`, or in the
+user's cache folder where root cannot be written.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import tempfile
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Annotated
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+
+from lab.data.base import Dataset, ImageCard, Images
+from lab.settings import CARD, SettingError
+
+EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+CACHE_FORMAT = 1
+FILES_PER_TASK = 64
+
+
+@dataclass(frozen=True, kw_only=True, config=CARD)
+class ImageFolder(ImageCard):
+    """A tree of images, x (N, 3, H, W); greyscale is repeated to three channels. Classes in natural order of names.
+
+    With `image_size` S every image is cut to its central square and resized to S x S (bilinear, antialiased).
+    """
+
+    image_size: Annotated[int, Field(gt=0, strict=True)] | None = None
+
+    def load(self, progress: bool = True) -> Dataset:
+        """Decode the first time, memory-map afterwards. Raises SettingError that names the folder or file at fault."""
+        if not self.root:
+            raise SettingError(
+                "data.root is empty; set data.root=FOLDER to a folder that holds train/<class>/<images> and, "
+                "if you have one, test/<class>/<images>"
+            )
+        root = Path(self.root).expanduser()
+        if not (root / "train").is_dir():
+            raise SettingError(
+                f"data.root={root} holds no folder train; data=image_folder expects {root}/train/<class>/<images>"
+            )
+        train = _list_split(root, "train")
+        train_pixels, train_sha256 = _cached_pixels(root, train, self.image_size, progress)
+        facts: dict[str, int | float | str] = {"source": "image tree", "train_sha256": train_sha256[:16]}
+        if not (root / "test").is_dir():
+            return self.assemble(Images(train_pixels, train.y), None, train.class_names, facts)
+        test = _list_split(root, "test")
+        _require_same_classes(root, train, test)
+        test_pixels, test_sha256 = _cached_pixels(root, test, self.image_size, progress)
+        if train_pixels.shape[1:] != test_pixels.shape[1:]:
+            raise _mixed_sizes(train.files[0], train_pixels.shape[1:], test.files[0], test_pixels.shape[1:])
+        facts["test_sha256"] = test_sha256[:16]
+        return self.assemble(Images(train_pixels, train.y), Images(test_pixels, test.y), train.class_names, facts)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Listing:
+    """The images of one split: class names and files in natural order, labels (N,), and a digest of the tree."""
+
+    split: str
+    class_names: tuple[str, ...]
+    files: tuple[str, ...]
+    y: Tensor
+    fingerprint: str
+
+
+def _natural(name: str) -> tuple[list[str | int], str]:
+    """A sorting key that puts image2 before image10; names equal but for leading zeros are kept apart by the name."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)], name
+
+
+def _list_split(root: Path, split: str) -> _Listing:
+    with os.scandir(root / split) as entries:
+        names = sorted((e.name for e in entries if e.is_dir() and not e.name.startswith(".")), key=_natural)
+    files: list[str] = []
+    labels: list[int] = []
+    digest = hashlib.sha256()
+    for label, name in enumerate(names):
+        folder = root / split / name
+        with os.scandir(folder) as entries:
+            found = [e for e in entries if e.name.lower().endswith(EXTENSIONS) and not e.name.startswith(".")]
+        found = sorted((e for e in found if e.is_file()), key=lambda entry: _natural(entry.name))
+        if not found:
+            raise SettingError(
+                f"data.root={root}: {folder} holds no images ({', '.join(EXTENSIONS)}); fill or remove it"
+            )
+        for entry in found:
+            stat = entry.stat()
+            digest.update(
+                f"{name}/{entry.name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape")
+            )
+        files += [entry.path for entry in found]
+        labels += [label] * len(found)
+    if not files:
+        raise SettingError(
+            f"data.root={root}: {root / split} holds no class folders; expected {split}/<class>/<images>"
+        )
+    return _Listing(split, tuple(names), tuple(files), torch.tensor(labels), f"{len(files)}:{digest.hexdigest()}")
+
+
+def _require_same_classes(root: Path, train: _Listing, test: _Listing) -> None:
+    if train.class_names != test.class_names:
+        odd = sorted(set(train.class_names) ^ set(test.class_names), key=_natural)
+        raise SettingError(
+            f"data.root={root}: train and test must hold the same class folders, but only one of them has "
+            f"{', '.join(odd)}; add or remove these"
+        )
+
+
+def _mixed_sizes(first: str, first_shape: tuple[int, ...], other: str, other_shape: tuple[int, ...]) -> SettingError:
+    """Shapes end in (height, width)."""
+    sizes = [f"{shape[-1]}x{shape[-2]}" for shape in (first_shape, other_shape)]
+    return SettingError(
+        f"data.root: images differ in size, {first} is {sizes[0]} and {other} is {sizes[1]} (width x height); "
+        "set data.image_size=PIXELS to resize them all"
+    )
+
+
+def _decode(path: str, image_size: int | None) -> np.ndarray:
+    """Pixels (3, H, W) uint8 of one file."""
+    try:
+        with Image.open(path) as file:
+            mode, image = file.mode, file.convert("RGB")
+    except Exception as error:  # decoders raise anything from OSError to struct.error; all mean that this file is bad
+        cause = " ".join(str(error).split())
+        raise SettingError(f"data.root: {path} cannot be decoded ({cause}); replace or remove it") from None
+    if mode == "F" or mode.startswith("I"):  # convert("RGB") would clip these at 255
+        raise SettingError(f"data.root: {path} has more than 8 bits per channel (mode {mode}); convert it to 8 bits")
+    if image_size is not None and image.size != (image_size, image_size):
+        image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
+    return np.asarray(image).transpose(2, 0, 1)
+
+
+def _decode_all(listing: _Listing, image_size: int | None, shape: tuple[int, ...], progress: bool) -> Iterator[bytes]:
+    """The pixels of all files in order, some files at a time. All must have `shape` (3, H, W)."""
+
+    def decode_some(files: tuple[str, ...]) -> bytes:
+        images = []
+        for path in files:
+            images.append(_decode(path, image_size))
+            if images[-1].shape != shape:
+                raise _mixed_sizes(listing.files[0], shape, path, images[-1].shape)
+        return np.stack(images).tobytes()
+
+    tasks = [listing.files[i : i + FILES_PER_TASK] for i in range(0, len(listing.files), FILES_PER_TASK)]
+    bar = Progress(console=Console(stderr=True), disable=not progress, transient=True)
+    with bar, ThreadPoolExecutor(min(len(tasks), os.cpu_count() or 1)) as pool:
+        task = bar.add_task(f"decoding {listing.split} images", total=len(listing.files))
+        for files, block in zip(tasks, pool.map(decode_some, tasks), strict=True):
+            yield block
+            bar.advance(task, len(files))
+
+
+def _cached_pixels(root: Path, listing: _Listing, image_size: int | None, progress: bool) -> tuple[Tensor, str]:
+    """Memory-mapped pixels (N, 3, H, W) uint8 and the SHA-256 of the file; decoded first where no cache is valid."""
+    name = f"{listing.split}-{image_size or 'native'}"
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folders = (root / ".lab_cache", home / "lab" / hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16])
+    for folder in folders:
+        cached = _read_cache(folder / name, listing)
+        if cached is not None:
+            return cached
+    path = _first_writable(root, folders) / name
+    shape = _decode(listing.files[0], image_size).shape
+    digest = hashlib.sha256()
+    with _written_whole(path.with_suffix(".uint8")) as file:
+        for block in _decode_all(listing, image_size, shape, progress):
+            file.write(block)
+            digest.update(block)
+    full_shape = [len(listing.files), *shape]
+    header = _expected_header(listing) | {"shape": full_shape, "sha256": digest.hexdigest()}
+    with _written_whole(path.with_suffix(".json")) as file:
+        file.write(json.dumps(header, indent=1).encode())
+    return _map_pixels(path, full_shape), digest.hexdigest()
+
+
+def _expected_header(listing: _Listing) -> dict[str, object]:
+    """What the JSON must say for a cache to belong to this tree."""
+    return {
+        "format": CACHE_FORMAT,
+        "fingerprint": listing.fingerprint,
+        "class_names": list(listing.class_names),
+        "labels_sha256": hashlib.sha256(listing.y.numpy().astype("<i8").tobytes()).hexdigest(),
+    }
+
+
+def _read_cache(path: Path, listing: _Listing) -> tuple[Tensor, str] | None:
+    """The cached pixels and their SHA-256, or None when there are none, they are damaged or of another tree."""
+    try:
+        header = json.loads(path.with_suffix(".json").read_bytes())
+        if any(header.get(key) != value for key, value in _expected_header(listing).items()):
+            return None
+        with path.with_suffix(".uint8").open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return (_map_pixels(path, header["shape"]), sha256) if sha256 == header["sha256"] else None
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
+
+
+def _map_pixels(path: Path, shape: list[int]) -> Tensor:
+    size = int(np.prod(shape))
+    return torch.from_file(str(path.with_suffix(".uint8")), shared=False, size=size, dtype=torch.uint8).view(shape)
+
+
+def _first_writable(root: Path, folders: tuple[Path, ...]) -> Path:
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+    raise SettingError(
+        f"data.root={root}: the decoded images can be cached neither in {folders[0]} nor in {folders[1]}; "
+        "make one of them writable or set the environment variable XDG_CACHE_HOME to a folder that is"
+    )
+
+
+@contextlib.contextmanager
+def _written_whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file that appears at `path` only when it is whole and on disk; after an error nothing is left."""
+    scratch = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    try:
+        with scratch.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)

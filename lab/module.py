@@ -1,0 +1,181 @@
+"""The LightningModule of the lab: model, loss, optimiser, and the updates of one chunk.
+
+Lightning's per-step machinery costs 0.25 to 1.2 ms, more than a step of a small network. So a "batch" of the trainer is a
+chunk of updates (see `lab.run.agenda`), optimisation is manual, the data lie in memory, and the lab counts its own
+updates in `step`. Batches and augmentation are functions of (seed, step): a resumed run goes on bit for bit.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from lab.data.augment import crop_and_flip
+from lab.data.base import Dataset, Split
+from lab.data.batches import Batches
+from lab.run.agenda import Agenda, Chunk
+from lab.streams import stream
+
+Criterion = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass
+class Progress:
+    """What one chunk of updates did: the loss of every step, and the training curves of the logged ones."""
+
+    losses: list[tuple[int, float]]
+    curves: list[tuple[int, dict[str, float]]]
+
+
+class SupervisedModule(pl.LightningModule):
+    """Trains `model` on `dataset.train` by `optimizer`, whose learning rate at step t is its initial one times factor(t).
+
+    batches     which examples make the batch of a step.
+    agenda      the chunks of the run and the steps whose training curves are logged.
+    factor      learning-rate multiplier of a step.
+    augment     random crop and flip of the batch.
+    chunk_size  examples per forward pass; larger batches are summed over chunks weighted by examples.
+    max_loss    a larger loss counts as divergence, as does one that is not finite: training stops, the weights of the
+                last finite step are put back, `divergence` says why.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: Criterion,
+        optimizer: torch.optim.Optimizer,
+        dataset: Dataset,
+        batches: Batches,
+        agenda: Agenda,
+        *,
+        factor: Callable[[int], float] = lambda step: 1.0,
+        augment: bool = False,
+        chunk_size: int | None = None,
+        max_loss: float = math.inf,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.automatic_optimization = False
+        self.model, self.criterion, self.optimizer = model, criterion, optimizer
+        self.batches, self.agenda, self.factor = batches, agenda, factor
+        self.augment, self.chunk_size, self.max_loss, self.seed = augment, chunk_size, max_loss, seed
+        self.train_data, self.test_data = dataset.train, dataset.test
+        self.step = agenda.begin
+        self.divergence = ""
+        self.progress = Progress([], [])
+        self._trainable = [p for p in model.parameters() if p.requires_grad]
+        self._state = [*self._trainable, *model.buffers()]
+        self._last_finite: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.optimizer
+
+    def on_fit_start(self) -> None:
+        """The data go where the model is, once."""
+        dtype = self._trainable[0].dtype
+        self.train_data = _to(self.train_data, self.device, dtype)
+        self.test_data = None if self.test_data is None else _to(self.test_data, self.device, dtype)
+        self.set_lr(self.step)
+
+    def set_lr(self, step: int) -> None:
+        """The learning rate of update `step`, before anyone looks at the optimiser."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * self.factor(step)
+
+    def transfer_batch_to_device(self, batch: Chunk, device: torch.device, dataloader_idx: int) -> Chunk:
+        """A chunk is two numbers; the data are on the device already."""
+        return batch
+
+    def training_step(self, chunk: Chunk) -> None:
+        """The updates of one chunk; what they did is in `progress`."""
+        self.progress = progress = Progress([], [])
+        for step in range(chunk.begin, chunk.end):
+            loss, accuracy = self._gradient(step)
+            if not (math.isfinite(loss) and loss <= self.max_loss):
+                self._diverge(step, loss)
+                break
+            self._last_finite = [tensor.detach().clone() for tensor in self._state]
+            self.optimizer.step()
+            progress.losses.append((step, loss))
+            if self.agenda.logs(step):
+                progress.curves.append((step, self._curves(loss, accuracy)))
+            self.step = step + 1
+            self.set_lr(self.step)
+
+    @torch.no_grad()
+    def evaluate(self, data: Split, *, chunk_size: int = 1000) -> dict[str, float]:
+        """Mean loss and accuracy in eval mode."""
+        training, loss, correct = self.model.training, 0.0, 0
+        self.model.eval()
+        for x, y in zip(data.x.split(chunk_size), data.y.split(chunk_size), strict=True):
+            outputs = self.model(x)
+            loss += float(self.criterion(outputs, y)) * len(y) / len(data)
+            correct += int((outputs.argmax(1) == y).sum())
+        self.model.train(training)
+        return {"loss": loss, "accuracy": correct / len(data)}
+
+    def batch_index(self, step: int) -> Tensor | None:
+        """The examples of the batch of `step`, None for all of them."""
+        return self.batches.index(step)
+
+    def _gradient(self, step: int) -> tuple[float, float]:
+        """Loss and accuracy of the batch of `step`, its gradient left in `.grad`."""
+        x, y = self._batch(step)
+        self.optimizer.zero_grad()
+        size = self.chunk_size or len(y)
+        loss = torch.zeros((), dtype=torch.float64, device=y.device)
+        correct = torch.zeros((), dtype=torch.long, device=y.device)
+        for xs, ys in zip(x.split(size), y.split(size), strict=True):
+            outputs = self.model(xs)
+            part = self.criterion(outputs, ys)
+            share = len(ys) / len(y)
+            (part * share if share < 1 else part).backward()
+            loss += part.detach() * share
+            correct += (outputs.detach().argmax(1) == ys).sum()
+        return float(loss), float(correct) / len(y)
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
+        index = self.batch_index(step)
+        x, y = self.train_data.x, self.train_data.y
+        if index is not None:
+            index = index.to(y.device)
+            x, y = x[index], y[index]
+        if self.augment:
+            x = crop_and_flip(x, stream(self.seed, "augment", step))
+        return x, y
+
+    def _curves(self, loss: float, accuracy: float) -> dict[str, float]:
+        """The training curves of the step just made: loss and accuracy of its batch, norms of gradient and update."""
+        gradients = [p.grad for p in self._trainable if p.grad is not None]
+        moves = [p.detach() - old for p, old in zip(self._trainable, self._last_finite, strict=False)]
+        return {
+            "train/loss": loss,
+            "train/accuracy": accuracy,
+            "train/grad_norm": _norm(gradients),
+            "train/update_norm": _norm(moves),
+            "train/lr": self.optimizer.param_groups[0]["lr"],
+        }
+
+    def _diverge(self, step: int, loss: float) -> None:
+        """Back to the last state whose loss was finite."""
+        limit = "" if not math.isfinite(loss) else f", above the bound {self.max_loss:g}"
+        self.divergence = f"the training loss became {loss:g}{limit}"
+        with torch.no_grad():
+            for tensor, old in zip(self._state, self._last_finite, strict=False):
+                tensor.copy_(old)
+        self.trainer.should_stop = True
+
+
+def _to(split: Split, device: torch.device, dtype: torch.dtype) -> Split:
+    return Split(split.x.to(device=device, dtype=dtype), split.y.to(device))
+
+
+def _norm(tensors: list[Tensor]) -> float:
+    """Euclidean norm of all entries, summed in float64."""
+    return math.sqrt(sum(float(t.double().square().sum()) for t in tensors))

@@ -1,0 +1,114 @@
+"""Optimisers as cards: a few checked numbers, and `build(params)` makes the torch optimiser they describe.
+
+    sgd       v <- b v + (1 - dampening) (g + c w),    w <- w - lr v        (Nesterov: w <- w - lr (g + c w + b v))
+    adam      m <- b1 m + (1 - b1) g,  nu <- b2 nu + (1 - b2) g^2,    w <- w - lr m^ / (sqrt(nu^) + eps)
+    adamw     adam, and the decay taken off the weights: w <- (1 - lr d) w - ...
+    rmsprop   nu <- a nu + (1 - a) g^2,  v <- b v + g / (sqrt(nu) + eps),    w <- w - lr v
+
+m^ = m / (1 - b1^t), nu^ = nu / (1 - b2^t). Except in adamw, weight_decay c is coupled: c w joins the gradient, so what
+descends is L + c/2 ||w||^2. When each of them becomes unstable: `lab/curvature/stability.py`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Annotated
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, optim
+
+from lab.settings import CARD, SettingError
+
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Averaging = Annotated[float, Field(ge=0, lt=1)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True, kw_only=True, config=CARD)
+class OptimizerCard(ABC):
+    """What every optimiser has: a learning rate, before the schedule multiplies it, and `build`."""
+
+    lr: Rate
+
+    @abstractmethod
+    def build(self, params: Iterable[Tensor]) -> optim.Optimizer:
+        """The torch optimiser of `params`. Raises SettingError, one line, for settings that contradict each other."""
+
+
+@dataclass(frozen=True, kw_only=True, config=CARD)
+class Sgd(OptimizerCard):
+    """Gradient descent, with Polyak's (heavy-ball) or Nesterov's momentum."""
+
+    lr: Rate = 0.1
+    momentum: Averaging = 0.0
+    nesterov: bool = False
+    dampening: Share = 0.0
+    weight_decay: NonNegative = 0.0
+
+    def build(self, params: Iterable[Tensor]) -> optim.SGD:
+        if self.nesterov and (self.momentum == 0 or self.dampening != 0):
+            raise SettingError(
+                "optimizer.nesterov=true needs optimizer.momentum > 0 and optimizer.dampening=0; got "
+                f"momentum={self.momentum:g}, dampening={self.dampening:g}"
+            )
+        if self.dampening and self.momentum == 0:
+            raise SettingError(
+                f"optimizer.dampening={self.dampening:g} does nothing without momentum; "
+                "set optimizer.momentum > 0 or optimizer.dampening=0"
+            )
+        return optim.SGD(
+            params,
+            lr=self.lr,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            dampening=self.dampening,
+            weight_decay=self.weight_decay,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, config=CARD)
+class Adam(OptimizerCard):
+    """Adam; its weight decay is coupled, an L2 penalty in the gradient (Kingma and Ba 2015)."""
+
+    lr: Rate = 1e-3
+    betas: tuple[Averaging, Averaging] = (0.9, 0.999)
+    eps: NonNegative = 1e-8
+    weight_decay: NonNegative = 0.0
+
+    def build(self, params: Iterable[Tensor]) -> optim.Adam:
+        return optim.Adam(params, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)
+
+
+@dataclass(frozen=True, kw_only=True, config=CARD)
+class AdamW(OptimizerCard):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+
+    lr: Rate = 1e-3
+    betas: tuple[Averaging, Averaging] = (0.9, 0.999)
+    eps: NonNegative = 1e-8
+    weight_decay: NonNegative = 0.01
+
+    def build(self, params: Iterable[Tensor]) -> optim.AdamW:
+        return optim.AdamW(params, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)
+
+
+@dataclass(frozen=True, kw_only=True, config=CARD)
+class RMSprop(OptimizerCard):
+    """RMSprop as torch has it: eps outside the root, momentum after the division, no bias correction."""
+
+    lr: Rate = 1e-3
+    alpha: Averaging = 0.99
+    momentum: Averaging = 0.0
+    eps: NonNegative = 1e-8
+    weight_decay: NonNegative = 0.0
+
+    def build(self, params: Iterable[Tensor]) -> optim.RMSprop:
+        return optim.RMSprop(
+            params,
+            lr=self.lr,
+            alpha=self.alpha,
+            momentum=self.momentum,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+        )

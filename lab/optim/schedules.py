@@ -1,0 +1,80 @@
+"""Learning-rate schedules: `factor(step, total)` multiplies the learning rate of update `step` = 0 .. total - 1.
+
+    constant   1
+    cosine     final + (1 - final) (1 + cos(pi step / total)) / 2
+    step       gamma^(number of milestones <= step)
+    warmup     min(1, (step + 1) / steps)
+
+A schedule is a pure function of the update, so a resumed run has the rate of the uninterrupted one, and the stability
+threshold, read from the live optimiser, follows it. `cosine` and `step` equal torch's CosineAnnealingLR (T_max=total)
+and MultiStepLR, stepped once per update.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from itertools import pairwise
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+from pydantic.dataclasses import dataclass
+
+from lab.settings import CARD
+
+Updates = Annotated[int, Field(gt=0, strict=True)]
+
+
+def _increasing(milestones: tuple[int, ...]) -> tuple[int, ...]:
+    if any(later <= earlier for earlier, later in pairwise(milestones)):
+        raise ValueError(f"milestones={list(milestones)} must be strictly increasing, in updates")
+    return milestones
+
+
+@dataclass(frozen=True, kw_only=True, config=CARD)
+class Schedule(ABC):
+    """A learning rate as a function of the update."""
+
+    @abstractmethod
+    def factor(self, step: int, total: int) -> float:
+        """The multiplier of the learning rate for update `step` (0-based) of `total`; positive."""
+
+
+@dataclass(frozen=True, kw_only=True, config=CARD)
+class Constant(Schedule):
+    """The learning rate as it is."""
+
+    def factor(self, step: int, total: int) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True, kw_only=True, config=CARD)
+class Cosine(Schedule):
+    """Half a cosine from 1 down to `final`, which update `total`, the one after the last, would have.
+
+    So the last update is a little above `final` and no update is wasted on a rate of zero.
+    """
+
+    final: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+    def factor(self, step: int, total: int) -> float:
+        return self.final + (1 - self.final) * (1 + math.cos(math.pi * step / total)) / 2
+
+
+@dataclass(frozen=True, kw_only=True, config=CARD)
+class Step(Schedule):
+    """A factor `gamma` at each milestone: update `milestone` is the first with the new rate."""
+
+    milestones: Annotated[tuple[Updates, ...], AfterValidator(_increasing)] = (500, 750)
+    gamma: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
+
+    def factor(self, step: int, total: int) -> float:
+        return self.gamma ** sum(milestone <= step for milestone in self.milestones)
+
+
+@dataclass(frozen=True, kw_only=True, config=CARD)
+class Warmup(Schedule):
+    """A straight line from 1/steps at update 0 to 1 at update steps - 1, then constant."""
+
+    steps: Updates = 100
+
+    def factor(self, step: int, total: int) -> float:
+        return min(1.0, (step + 1) / self.steps)

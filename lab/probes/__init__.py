@@ -1,0 +1,6 @@
+"""Measurements on a snapshot of training, free of Lightning: `Sharpness` and whatever else stands in this package."""
+
+from lab.probes.base import Probe, Snapshot
+from lab.probes.sharpness import Sharpness
+
+__all__ = ["Probe", "Sharpness", "Snapshot"]

@@ -1,0 +1,74 @@
+"""What a measurement sees and what it must offer: `Snapshot` and `Probe`. No Lightning here.
+
+A probe is one class with plain settings as arguments and one method that computes; a new one is one file in this
+package and one card in `conf/probe/`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lab.curvature.stability import UpdateRule
+from lab.objective import Objective
+
+T = TypeVar("T")
+Value = float | Tensor | Figure
+"""A number for a curve, an array for `arrays/`, or a picture for the dashboard."""
+Examples = int | Literal["all", "auto"]
+
+
+@dataclass
+class Snapshot:
+    """The state at step t BEFORE update t: all that a probe may look at.
+
+    w (P,) are the weights; `loss_on(examples)` the objective over the fixed, class-balanced probe set of that size
+    ("all": the training set, "auto": all of it up to 5000 examples, 2000 of a larger one); batch the loss over the
+    mini-batch about to be used (None where it is the whole set); rule the next update of the optimiser (None where its
+    threshold is not known); seed that of the run.
+    """
+
+    step: int
+    w: Tensor
+    loss_on: Callable[[Examples], Objective]
+    rule: UpdateRule | None = None
+    batch: Objective | None = None
+    seed: int = 0
+    _shared: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def once(self, key: Any, compute: Callable[[], T]) -> T:
+        """compute(), once per snapshot and key: how probes of the same step share one Hessian or one eigensolve."""
+        if key not in self._shared:
+            self._shared[key] = compute()
+        return self._shared[key]
+
+
+class Probe(ABC):
+    """A measurement with a name, a rhythm and a memory.
+
+    Laws: `measure` changes nothing but the probe's own memory; its numbers depend on the snapshot and that memory only;
+    tags are `group/quantity`; NaN means "not measured" and is not logged.
+    """
+
+    name: str
+    every: int
+
+    def due(self, step: int) -> bool:
+        """Whether this probe wants the snapshot of `step`."""
+        return step % self.every == 0
+
+    @abstractmethod
+    def measure(self, snapshot: Snapshot) -> dict[str, Value]:
+        """The values to log at `snapshot.step`, by tag."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The memory that later measurements build on (warm starts), so that a resumed run measures the same."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take a memory back."""
+
+

@@ -1,0 +1,118 @@
+"""One run on disk: who owns the folder, what it measured, how it stands, and how it came about.
+
+    provenance.json   command, settings, versions, hardware, git state, data
+    status.json       running | finished | diverged | failed, with step and reason
+    metrics.jsonl     one line {"step": t, "tag": "...", "value": x} per step and tag
+    summary.json      what the run amounts to
+    arrays/ figures/ checkpoints/ tensorboard/
+
+Every JSON file is replaced as a whole (written beside, flushed to disk, renamed), so a kill leaves the old or the new
+one. A lock on the folder keeps a second process out for as long as the first one lives.
+"""
+
+import fcntl
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from lab.settings import SettingError
+
+
+class RunFolder:
+    """The folder of one run. `open` before writing; every method may be called again after a kill."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self._lock: IO[str] | None = None
+        self._metrics: IO[str] | None = None
+
+    @property
+    def figures(self) -> Path:
+        return self.path / "figures"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def open(self, *, resume_step: int = 0) -> None:
+        """Take the folder and drop the measurements from `resume_step` on, which will be made again.
+
+        Raises SettingError when another live process writes to it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / ".lock").open("a")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SettingError(f"{self.path} is in use by another run; wait for it or set hydra.run.dir") from None
+        kept = [line for line in self._lines() if line["step"] < resume_step]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        replace(self.path / "metrics.jsonl", text.encode())
+        self._metrics = (self.path / "metrics.jsonl").open("a")
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Append finite numbers, a line each; what is not finite was not measured."""
+        assert self._metrics is not None, "open the folder first"
+        for tag, value in values.items():
+            if math.isfinite(value):
+                self._metrics.write(json.dumps({"step": step, "tag": tag, "value": float(value)}) + "\n")
+        self._metrics.flush()
+
+    def series(self, tag: str) -> tuple[list[int], list[float]]:
+        """Steps and values of one tag."""
+        points = [(line["step"], line["value"]) for line in self._lines() if line["tag"] == tag]
+        return [step for step, _ in points], [value for _, value in points]
+
+    def all_series(self) -> dict[str, tuple[list[int], list[float]]]:
+        """Steps and values of every tag, in one pass over the file."""
+        series: dict[str, tuple[list[int], list[float]]] = {}
+        for line in self._lines():
+            steps, values = series.setdefault(line["tag"], ([], []))
+            steps.append(line["step"])
+            values.append(line["value"])
+        return series
+
+    def write(self, name: str, content: Mapping[str, Any]) -> None:
+        """Replace `name`.json as a whole."""
+        replace(self.path / f"{name}.json", (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+    def read(self, name: str) -> dict[str, Any]:
+        """`name`.json, empty where there is none."""
+        file = self.path / f"{name}.json"
+        return json.loads(file.read_text()) if file.exists() else {}
+
+    def status(self, state: str, *, step: int, reason: str = "") -> None:
+        """How the run stands: running, finished, diverged or failed."""
+        self.write("status", {"status": state, "step": step, "reason": reason, "pid": os.getpid()})
+
+    def close(self) -> None:
+        for file in (self._metrics, self._lock):
+            if file is not None:
+                file.close()
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        """The measurements on disk; a last line cut off by a kill is passed over."""
+        file = self.path / "metrics.jsonl"
+        if not file.exists():
+            return
+        for line in file.read_text().splitlines():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                continue
+
+
+def replace(file: Path, content: bytes) -> None:
+    """Write `content` under a temporary name in the same folder, flush it to disk and rename: all or nothing."""
+    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with beside.open("wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,38 @@
+"""What a run amounts to, in one plain paragraph."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def sentence(summary: Mapping[str, Any]) -> str:
+    """The phase of the run and the numbers that say so, from `summary.json`."""
+    unit, level = summary["threshold_formula"], summary["level"]
+    sharpness = "lambda_max" if summary["quantity"] == "sharpness/lambda_max" else "preconditioned lambda_max"
+    if summary["phase"] == "diverged":
+        return f"The run diverged at step {summary['steps']}: {summary['reason']}. {_start(summary, sharpness, unit)}"
+    if level is None:
+        return f"Trained {summary['steps']} steps; loss {_loss(summary)}. No sharpness was measured against a threshold."
+    hover = f"{level:.2f} x {unit} ({summary['level_low']:.2f} to {summary['level_high']:.2f}) over the last half"
+    rises = f"loss rose on {100 * summary['loss_rises']:.0f} % of the last steps and went {_loss(summary)}"
+    if summary["entry_step"] is not None:
+        left = "" if summary["phase"] == "edge of stability" else f", and has left it again (now {summary['phase']})"
+        verb = "hovers at" if not left else "was at"
+        return (
+            f"Reached the edge of stability at step {summary['entry_step']}{left}: {sharpness} {verb} {hover}; {rises}."
+        )
+    return f"Phase at the end: {summary['phase']}. {sharpness} was at {hover}; {rises}.{_hint(summary)}"
+
+
+def _loss(summary: Mapping[str, Any]) -> str:
+    return f"from {summary['first_loss']:.4g} to {summary['last_loss']:.4g}"
+
+
+def _start(summary: Mapping[str, Any], sharpness: str, unit: str) -> str:
+    ratio = summary["first_ratio"]
+    return "" if ratio is None else f"{sharpness} began at {ratio:.2f} x {unit}; a smaller optimizer.lr may survive."
+
+
+def _hint(summary: Mapping[str, Any]) -> str:
+    """How far the learning rate is from the edge, for a run that never got there."""
+    highest = summary["max_ratio"]
+    return "" if highest >= 1 else f" The edge was never reached: the highest ratio was {highest:.2f}."

@@ -1,0 +1,14 @@
+"""What a user sets: typed, range-checked, and refused in one line.
+
+Every card of `conf/` is one pydantic dataclass. `CARD` is the configuration they share: unknown names are refused and
+values are checked against the annotated types and ranges (`Annotated[float, Field(gt=0)]`). Settings that contradict
+each other, or the data, raise `SettingError` with one line: what came, what was expected, what to do.
+"""
+
+from pydantic import ConfigDict
+
+CARD = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+
+class SettingError(ValueError):
+    """A value the user chose cannot be right. The message is one line that names the setting and the cure."""

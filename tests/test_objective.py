@@ -1,0 +1,518 @@
+"""The laws of a network's loss L(w): closed forms, double backward row by row, and nothing of the caller's changed."""
+
+import copy
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lab.curvature.operators import hessian
+from lab.landscapes.double_well import DoubleWell
+from lab.models.losses import CrossEntropyCriterion, MeanSquaredErrorCriterion
+from lab.models.resnet import ResNet
+from lab.objective import NetworkObjective, Objective
+from lab.params import layout, weights
+
+Criterion = Callable[[Tensor, Tensor], Tensor]
+DOUBLE = torch.float64
+
+
+def half_mse(outputs: Tensor, targets: Tensor) -> Tensor:
+    """1/2 ||f - y||^2, mean over examples."""
+    return 0.5 * (outputs - targets).square().sum(-1).mean()
+
+
+def hessian_by_rows(model: nn.Module, criterion: Criterion, x: Tensor, y: Tensor) -> Tensor:
+    """The truth: plain double backward through the module itself, one row at a time, in whatever mode it is."""
+    params = [p for p in model.parameters() if p.requires_grad]
+
+    def flat(grads: tuple[Tensor | None, ...]) -> Tensor:
+        return torch.cat(
+            [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(params, grads, strict=True)]
+        )
+
+    g = flat(torch.autograd.grad(criterion(model(x), y), params, create_graph=True, allow_unused=True))
+    if not g.requires_grad:
+        return torch.zeros(len(g), len(g), dtype=g.dtype)
+    return torch.stack([flat(torch.autograd.grad(gi, params, retain_graph=True, allow_unused=True)) for gi in g])
+
+
+# --- linear regression: the Hessian is known -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 10, None])
+@pytest.mark.parametrize(("criterion", "factor"), [(half_mse, 1.0), (nn.MSELoss(), 2.0)], ids=["half", "torch"])
+def test_hessian_of_linear_regression_is_XtX_over_N(
+    criterion: Criterion, factor: float, chunk_size: int | None
+) -> None:
+    # N = 10 in chunks of 3 leaves a ragged last chunk of 1. torch's MSELoss (no 1/2, one output) has 2 X'X/N.
+    x, y = torch.randn(10, 4, dtype=DOUBLE), torch.randn(10, 1, dtype=DOUBLE)
+    loss = NetworkObjective(nn.Linear(4, 1), criterion, (x, y), chunk_size=chunk_size)
+    with_bias = torch.cat([x, torch.ones(10, 1, dtype=DOUBLE)], dim=1)
+    w = torch.randn(5, dtype=DOUBLE)
+    residual = with_bias @ w - y[:, 0]
+    assert torch.allclose(hessian(loss, w).dense(), factor * with_bias.T @ with_bias / 10, rtol=0, atol=1e-13)
+    assert torch.allclose(loss.grad(w), factor * with_bias.T @ residual / 10, rtol=0, atol=1e-13)
+    assert float(loss.value(w)) == pytest.approx(float(factor * residual.square().mean() / 2), rel=1e-13)
+    assert sum(weight for weight, _ in loss.parts(w)) == pytest.approx(1.0, rel=1e-14)
+    assert loss.third(w, w, w).abs().max() == 0
+
+
+def test_a_model_linear_in_w_with_a_linear_loss_has_hessian_zero() -> None:
+    loss = NetworkObjective(nn.Linear(3, 1), lambda f, y: (f - y).mean(), (torch.randn(5, 3), torch.randn(5, 1)))
+    w = torch.randn(4)
+    assert torch.equal(loss.hvp(w, w), torch.zeros(4))
+    assert torch.equal(hessian(loss, w) @ w, torch.zeros(4))
+    assert torch.equal(loss.third(w, w, w), torch.zeros(4))
+
+
+# --- networks: every layer the models use, against double backward by rows --------------------------------------------
+
+
+class Unused(nn.Module):
+    """A network with a parameter that the loss never sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = nn.Linear(4, 3), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.used(x))
+
+
+class Tied(nn.Module):
+    """f = W tanh(W x + b): one matrix twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4, bias=False)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.tanh(self.first(x)))
+
+
+def network(*middle: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 4), *middle, nn.Linear(4, 3))
+
+
+def frozen() -> nn.Sequential:
+    model = network(nn.Tanh())
+    model[0].weight.requires_grad_(False)
+    return model
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "tanh": lambda: network(nn.Tanh()),
+    "relu": lambda: network(nn.ReLU()),
+    "softplus": lambda: network(nn.Softplus()),
+    "group norm": lambda: network(nn.GroupNorm(2, 4), nn.Tanh()),
+    "layer norm": lambda: network(nn.LayerNorm(4), nn.Tanh()),
+    "batch norm": lambda: network(nn.BatchNorm1d(4), nn.Tanh()),
+    "frozen": frozen,
+    "unused": Unused,
+    "tied": Tied,
+}
+
+
+def case(name: str, examples: int = 7) -> tuple[nn.Module, Criterion, Tensor, Tensor]:
+    """A float64 network with all parameters and running statistics random, its loss, and data."""
+    generator = torch.Generator().manual_seed(1)
+    model = NETWORKS[name]().to(DOUBLE)
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.is_floating_point():
+            tensor.data.copy_(torch.randn(tensor.shape, generator=generator, dtype=DOUBLE))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d) and module.running_var is not None:
+            module.running_var.abs_().add_(0.1)
+    x = torch.randn(examples, 4, generator=generator, dtype=DOUBLE)
+    classes = 4 if name == "tied" else 3
+    y = torch.randint(classes, (examples,), generator=generator)
+    return model, CrossEntropyCriterion(0.1) if examples % 2 else MeanSquaredErrorCriterion(classes), x, y
+
+
+def assert_same(found: Tensor, truth: Tensor) -> None:
+    """Equal to 1e-10 of the largest entry: float64 round-off over a few hundred operations is 1e-13."""
+    assert (found - truth).abs().max() <= 1e-10 * max(1.0, float(truth.abs().max()))
+
+
+@pytest.mark.parametrize("examples", [1, 7, 8])
+@pytest.mark.parametrize("memory", [0, None], ids=["rebuilt", "kept"])
+@pytest.mark.parametrize("chunk_size", [None, 3])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_hessian_equals_double_backward_by_rows(
+    name: str, chunk_size: int | None, memory: int | None, examples: int
+) -> None:
+    model, criterion, x, y = case(name, examples)
+    loss = NetworkObjective(model, criterion, (x, y), chunk_size=chunk_size)
+    H = hessian(loss, loss.weights, memory=memory)
+    assert H.kept == (memory is None)
+    assert_same(H.dense(), hessian_by_rows(model.eval(), criterion, x, y))
+
+
+@pytest.mark.parametrize("memory", [0, None], ids=["rebuilt", "kept"])
+def test_hessian_of_train_mode_batch_norm_differentiates_through_the_batch_statistics(memory: int | None) -> None:
+    model, criterion, x, y = case("batch norm", 8)
+    loss = NetworkObjective(model, criterion, (x, y), batch_norm="train")
+    assert_same(hessian(loss, loss.weights, memory=memory).dense(), hessian_by_rows(model.train(), criterion, x, y))
+
+
+def test_hessian_of_a_tanh_network_equals_that_of_torch_func() -> None:
+    # No normalisation layer here: torch.func.hessian is silently wrong through an affine LayerNorm or train-mode BatchNorm.
+    model, criterion, x, y = case("tanh", 7)
+    places, loss = layout(model), NetworkObjective(model, criterion, (x, y), chunk_size=2)
+
+    def plain(w: Tensor) -> Tensor:
+        return criterion(torch.func.functional_call(model, places.unflatten(w), (x,)), y)
+
+    truth: Tensor = torch.func.hessian(plain)(loss.weights)  # type: ignore[assignment]
+    assert_same(hessian(loss, loss.weights).dense(), truth)
+
+
+def test_hessian_of_a_resnet_with_group_norm_equals_double_backward_by_rows() -> None:
+    model = ResNet(depth=8, norm="group", width=1, activation="relu").build((3, 8, 8), 3, seed=0).to(DOUBLE)
+    x = torch.randn(3, 3, 8, 8, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
+    y, criterion = torch.tensor([0, 1, 2]), CrossEntropyCriterion(0.0)
+    loss = NetworkObjective(model, criterion, (x, y), chunk_size=2)
+    assert_same(hessian(loss, loss.weights).dense(), hessian_by_rows(model.eval(), criterion, x, y))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_hessian_products_are_symmetric_and_linear(name: str) -> None:
+    model, criterion, x, y = case(name)
+    loss = NetworkObjective(model, criterion, (x, y), chunk_size=3)
+    w = loss.weights
+    u, v = torch.randn(2, len(w), dtype=DOUBLE, generator=torch.Generator().manual_seed(2))
+    assert float(u @ loss.hvp(w, v)) == pytest.approx(float(v @ loss.hvp(w, u)), rel=1e-10)
+    assert_same(loss.hvp(w, 2 * u - 3 * v), 2 * loss.hvp(w, u) - 3 * loss.hvp(w, v))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_gradient_equals_backward_and_its_value(name: str) -> None:
+    model, criterion, x, y = case(name)
+    loss = NetworkObjective(model, criterion, (x, y), chunk_size=3)
+    value, gradient = loss.value_and_grad(loss.weights)
+    direct = criterion(model.eval()(x), y)
+    direct.backward()
+    truth = torch.cat(
+        [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in model.parameters() if p.requires_grad]
+    )
+    assert_same(gradient, truth)
+    assert float(value.detach()) == pytest.approx(float(direct.detach()), rel=1e-12)
+    assert float(loss.value(loss.weights)) == pytest.approx(float(direct.detach()), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["tanh", "softplus", "group norm", "layer norm", "batch norm", "tied", "unused"])
+def test_third_derivative_equals_finite_differences_of_the_hessian(name: str) -> None:
+    # Central differences with step 1e-4 in float64: truncation 1e-8, round-off 1e-16 / 1e-4 = 1e-12, times curvature.
+    model, criterion, x, y = case(name)
+    loss = NetworkObjective(model, criterion, (x, y), chunk_size=3)
+    w = loss.weights
+    u, v = torch.randn(2, len(w), dtype=DOUBLE, generator=torch.Generator().manual_seed(2))
+    step = 1e-4 / float(u.norm())
+    truth = (loss.hvp(w + step * u, v) - loss.hvp(w - step * u, v)) / (2 * step)
+    third = loss.third(w, u, v)
+    assert (third - truth).abs().max() < 1e-5 * truth.abs().max()
+    assert_same(third, loss.third(w, v, u))
+
+
+class Cubic(Objective):
+    """L(w) = sum_ijk T_ijk w_i w_j w_k / 6 with a symmetric T, in two parts: third(w, u, v)_k = T_ijk u_i v_j."""
+
+    def __init__(self, size: int):
+        t = torch.randn(size, size, size, dtype=DOUBLE, generator=torch.Generator().manual_seed(5))
+        orders = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
+        self.t = torch.stack([t.permute(order) for order in orders]).mean(0)
+        self.num_params = size
+
+    def parts(self, w: Tensor) -> Iterator[tuple[float, Tensor]]:
+        cube = torch.einsum("ijk,i,j,k->", self.t, w, w, w) / 6
+        yield 0.25, 2 * cube
+        yield 0.75, cube * 2 / 3
+
+
+def test_third_derivative_of_a_cubic_is_its_tensor() -> None:
+    cubic = Cubic(4)
+    w, u, v = torch.randn(3, 4, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
+    assert_same(cubic.third(w, u, v), torch.einsum("ijk,i,j->k", cubic.t, u, v))
+    assert_same(cubic.hvp(w, v), torch.einsum("ijk,i,j->k", cubic.t, w, v))
+    leaf = w.clone().requires_grad_()
+    g = torch.autograd.grad(sum(a * b for a, b in cubic.parts(leaf)), leaf, create_graph=True)[0]  # type: ignore[arg-type]
+    hv = torch.autograd.grad(g @ u, leaf, create_graph=True)[0]
+    assert_same(cubic.third(w, u, v), torch.autograd.grad(hv @ v, leaf)[0])
+
+
+@pytest.mark.parametrize(
+    ("w", "eigenvalues"), [((0.0, 0.0), (-1.0, 1.0)), ((1.0, 0.0), (1.0, 2.0)), ((-1.0, 0.0), (1.0, 2.0))]
+)
+def test_double_well_has_its_saddle_and_minima(w: tuple, eigenvalues: tuple) -> None:
+    well = DoubleWell()
+    assert torch.linalg.eigvalsh(hessian(well, torch.tensor(w)).dense()).tolist() == list(eigenvalues)
+    assert well.grad(torch.tensor(w)).tolist() == [0.0, 0.0]
+    assert float(well.value(torch.tensor(w))) == (0.25 if w == (0.0, 0.0) else 0.0)
+
+
+# --- per-example gradients and mini-batches ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk_size", [None, 3, 1])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_mean_of_example_gradients_is_the_gradient(name: str, chunk_size: int | None) -> None:
+    model, criterion, x, y = case(name)
+    loss = NetworkObjective(model, criterion, (x, y), chunk_size=chunk_size)
+    w = loss.weights
+    grads = loss.example_grads(w)
+    assert grads.shape == (7, len(w))
+    assert not grads.requires_grad
+    assert_same(grads.mean(0), loss.grad(w))
+    assert_same(grads, torch.stack([loss.restrict(torch.tensor([i])).grad(w) for i in range(7)]))
+    index = torch.tensor([5, 0, 5])
+    assert_same(loss.example_grads(w, index), grads[index])
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_restrict_is_the_loss_over_those_examples_with_repeats(chunk_size: int | None) -> None:
+    model, criterion, x, y = case("tanh")
+    index = torch.tensor([6, 1, 1])
+    batch = NetworkObjective(model, criterion, (x, y), chunk_size=chunk_size).restrict(index)
+    assert batch.num_examples == 3
+    direct = criterion(model(x[index]), y[index])
+    assert float(batch.value(batch.weights)) == pytest.approx(float(direct.detach()), rel=1e-12)
+
+
+def test_the_mean_over_a_partition_is_the_whole_loss() -> None:
+    model, criterion, x, y = case("relu")
+    loss = NetworkObjective(model, criterion, (x, y))
+    w, pieces = loss.weights, torch.arange(7).split(3)
+    assert_same(torch.stack([len(i) / 7 * loss.restrict(i).grad(w) for i in pieces]).sum(0), loss.grad(w))
+
+
+def test_landscapes_have_no_examples() -> None:
+    with pytest.raises(TypeError, match="DoubleWell is not a mean over examples"):
+        DoubleWell().example_grads(torch.zeros(2))
+    with pytest.raises(TypeError, match="DoubleWell is not a mean over examples"):
+        DoubleWell().restrict(torch.tensor([0]))
+
+
+# --- ghost batches -------------------------------------------------------------------------------------------------------
+
+
+def test_train_mode_batch_norm_means_the_statistics_of_each_chunk() -> None:
+    # Chunks of 4 out of 10: ghost batches of 4, 4, 2, each normalised by itself, weighted by 4/10, 4/10, 2/10.
+    model, criterion, x, y = case("batch norm", 10)
+    loss = NetworkObjective(model, criterion, (x, y), chunk_size=4, batch_norm="train")
+    first, norm, last = (model[i] for i in (0, 1, 3))  # type: ignore[index]
+    total = torch.zeros((), dtype=DOUBLE)
+    for xs, ys in zip(x.split(4), y.split(4), strict=True):
+        z = first(xs)
+        z = (z - z.mean(0)) / (z.var(0, unbiased=False) + norm.eps).sqrt() * norm.weight + norm.bias
+        total = total + len(xs) / 10 * criterion(last(torch.tanh(z)), ys)
+    assert float(loss.value(loss.weights)) == pytest.approx(float(total.detach()), rel=1e-12)
+    params = list(model.parameters())
+    assert_same(loss.grad(loss.weights), torch.cat([g.flatten() for g in torch.autograd.grad(total, params)]))
+    whole = NetworkObjective(model, criterion, (x, y), batch_norm="train")
+    assert whole.chunk_size(whole.weights) == 10
+    assert abs(float(whole.value(whole.weights) - total.detach())) > 1e-3
+
+
+def test_eval_mode_batch_norm_does_not_depend_on_chunks() -> None:
+    model, criterion, x, y = case("batch norm", 10)
+    values = [
+        float(loss.value(loss.weights))
+        for size in (1, 4, 10)
+        if (loss := NetworkObjective(model, criterion, (x, y), chunk_size=size))
+    ]
+    assert values == pytest.approx([values[0]] * 3, rel=1e-13)
+
+
+def test_example_gradients_of_train_mode_batch_norm_are_refused() -> None:
+    model, criterion, x, y = case("batch norm")
+    with pytest.raises(ValueError, match='batch_norm="eval"'):
+        NetworkObjective(model, criterion, (x, y), batch_norm="train").example_grads(torch.zeros(1))
+
+
+def test_batch_norm_without_running_statistics_is_refused_in_eval_mode() -> None:
+    # It normalises by the statistics of whatever chunk it is given, in eval mode too: the value would depend on chunks.
+    model = network(nn.BatchNorm1d(4, track_running_stats=False))
+    with pytest.raises(ValueError, match="track_running_stats"):
+        NetworkObjective(model, nn.CrossEntropyLoss(), (torch.randn(6, 4), torch.zeros(6).long()))
+
+
+# --- nothing of the caller's is changed -----------------------------------------------------------------------------------
+
+
+def noisy() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 3)
+    )
+
+
+METHODS: dict[str, Callable[[NetworkObjective, Tensor], object]] = {
+    "value": lambda loss, w: loss.value(w),
+    "grad": lambda loss, w: loss.grad(w),
+    "hvp": lambda loss, w: loss.hvp(w, w),
+    "third": lambda loss, w: loss.third(w, w, w),
+    "kept hessian": lambda loss, w: hessian(loss, w) @ w,
+    "rebuilt hessian": lambda loss, w: hessian(loss, w, memory=0) @ w,
+    "restrict": lambda loss, w: loss.restrict(torch.tensor([1, 2])).grad(w),
+    "bytes": lambda loss, w: loss.bytes_per_example(w),
+    "example_grads": lambda loss, w: loss.example_grads(w) if loss.batch_norm == "eval" else None,
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("batch_norm", ["eval", "train"])
+@pytest.mark.parametrize("method", METHODS)
+def test_no_method_changes_buffers_flags_grads_weights_or_random_state(
+    method: str, batch_norm: str, training: bool
+) -> None:
+    model = noisy().train(training)
+    model[0].eval()  # a mixture of flags must come back as it was
+    x, y = torch.randn(8, 4), torch.randint(3, (8,))
+    functional.cross_entropy(model(x), y).backward()
+    loss = NetworkObjective(model, nn.CrossEntropyLoss(), (x, y), chunk_size=3, batch_norm=batch_norm)  # type: ignore[arg-type]
+    w = loss.weights
+    state, w_before = copy.deepcopy(model.state_dict()), w.clone()
+    grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    flags, random = [m.training for m in model.modules()], torch.get_rng_state()
+    METHODS[method](loss, w)
+    assert all(torch.equal(a, b) for a, b in zip(state.values(), model.state_dict().values(), strict=True))
+    assert all(torch.equal(g, p.grad) for g, p in zip(grads, model.parameters(), strict=True) if p.grad is not None)
+    assert [m.training for m in model.modules()] == flags
+    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.equal(w, w_before) and not w.requires_grad
+
+
+def test_flags_are_put_back_after_an_error() -> None:
+    model = noisy().train()
+    loss = NetworkObjective(model, nn.CrossEntropyLoss(), (torch.randn(4, 5), torch.zeros(4).long()))
+    with pytest.raises(RuntimeError):
+        loss.value(weights(model))
+    assert all(m.training for m in model.modules())
+
+
+@pytest.mark.parametrize("batch_norm", ["eval", "train"])
+def test_dropout_is_off(batch_norm: str) -> None:
+    model = noisy().train()
+    x, y = torch.randn(8, 4), torch.randint(3, (8,))
+    loss = NetworkObjective(model, nn.CrossEntropyLoss(), (x, y), batch_norm=batch_norm)  # type: ignore[arg-type]
+    value = loss.value(loss.weights)
+    assert torch.equal(value, loss.value(loss.weights))
+    for module in model.modules():
+        module.train(isinstance(module, nn.BatchNorm1d) and batch_norm == "train")
+    assert float(value) == pytest.approx(float(functional.cross_entropy(model(x), y).detach()), rel=1e-6)
+
+
+def test_the_models_own_weights_are_not_used_where_w_is_given() -> None:
+    model, criterion, x, y = case("tanh")
+    loss = NetworkObjective(model, criterion, (x, y))
+    w = loss.weights
+    before = loss.value(w)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1.0)
+    assert torch.equal(loss.value(w), before)
+
+
+# --- dtypes ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_norm", ["eval", "train"])
+def test_a_float64_w_gives_float64_results_on_a_float32_model(batch_norm: str) -> None:
+    model = network(nn.BatchNorm1d(4), nn.Tanh())
+    x, y = torch.randn(6, 4), torch.randint(3, (6,))
+    loss = NetworkObjective(model, nn.CrossEntropyLoss(), (x, y), chunk_size=4, batch_norm=batch_norm)  # type: ignore[arg-type]
+    w = loss.weights.double()
+    doubled = copy.deepcopy(model).double()
+    reference = NetworkObjective(doubled, nn.CrossEntropyLoss(), (x.double(), y), chunk_size=4, batch_norm=batch_norm)  # type: ignore[arg-type]
+    for found, truth in [
+        (loss.value(w), reference.value(w)),
+        (loss.grad(w), reference.grad(w)),
+        (loss.hvp(w, w), reference.hvp(w, w)),
+        (loss.third(w, w, w), reference.third(w, w, w)),
+        (hessian(loss, w).dense(), reference_dense := hessian(reference, w).dense()),
+    ]:
+        assert found.dtype == DOUBLE
+        assert torch.equal(found, truth)
+    assert not torch.equal(hessian(loss, w.float()).dense().double(), reference_dense)
+    assert next(model.parameters()).dtype == torch.float32
+
+
+def test_float_targets_follow_the_dtype_of_w_and_integer_labels_do_not() -> None:
+    loss = NetworkObjective(nn.Linear(2, 1), half_mse, (torch.randn(3, 2), torch.randn(3, 1)))
+    assert loss.value(torch.zeros(3, dtype=DOUBLE)).dtype == DOUBLE
+    loss = NetworkObjective(nn.Linear(2, 2), nn.CrossEntropyLoss(), (torch.randn(3, 2), torch.tensor([0, 1, 1])))
+    assert float(loss.value(torch.zeros(6, dtype=DOUBLE))) == pytest.approx(0.6931471805599453, rel=1e-14)
+
+
+# --- what is refused ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("criterion", "message"),
+    [
+        (nn.CrossEntropyLoss(reduction="sum"), "reduction='sum'"),
+        (nn.MSELoss(reduction="none"), "reduction='none'"),
+        (nn.CrossEntropyLoss(weight=torch.ones(3)), "class weights"),
+        (nn.NLLLoss(weight=torch.ones(3)), "class weights"),
+    ],
+    ids=str,
+)
+def test_losses_whose_chunk_means_do_not_average_are_refused(criterion: nn.Module, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        NetworkObjective(nn.Linear(2, 3), criterion, (torch.randn(4, 2), torch.zeros(4).long()))
+
+
+def test_targets_that_cross_entropy_ignores_are_refused() -> None:
+    # ignore_index divides by the number of kept targets: chunk means would be weighted wrongly.
+    y = torch.tensor([0, 1, -100, 1])
+    with pytest.raises(ValueError, match="ignore_index"):
+        NetworkObjective(nn.Linear(2, 3), nn.CrossEntropyLoss(), (torch.randn(4, 2), y))
+
+
+def test_a_loss_that_is_no_scalar_is_refused() -> None:
+    loss = NetworkObjective(nn.Linear(2, 1), lambda f, y: (f - y) ** 2, (torch.randn(4, 2), torch.randn(4, 1)))
+    with pytest.raises(ValueError, match=r"shape \(4, 1\); expected the mean, a scalar"):
+        loss.value(torch.zeros(3))
+
+
+@pytest.mark.parametrize(("inputs", "targets"), [(4, 3), (0, 0)])
+def test_empty_and_mismatched_data_are_refused(inputs: int, targets: int) -> None:
+    with pytest.raises(ValueError, match=f"{inputs} inputs and {targets} targets"):
+        NetworkObjective(nn.Linear(2, 1), half_mse, (torch.zeros(inputs, 2), torch.zeros(targets, 1)))
+
+
+@pytest.mark.parametrize("setting", [{"chunk_size": 0}, {"chunk_size": -3}, {"batch_norm": "frozen"}])
+def test_settings_out_of_range_are_refused_by_name(setting: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        NetworkObjective(nn.Linear(2, 1), half_mse, (torch.zeros(2, 2), torch.zeros(2, 1)), **setting)
+
+
+def test_an_objective_without_parts_says_so() -> None:
+    class Empty(Objective):
+        num_params = 1
+
+        def parts(self, w: Tensor) -> Iterator[tuple[float, Tensor]]:
+            return iter(())
+
+    with pytest.raises(ValueError, match="no parts"):
+        Empty().value(torch.zeros(1))
+
+
+# --- memory --------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_chunk_is_the_largest_whose_graph_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 3))
+    loss = NetworkObjective(model, nn.CrossEntropyLoss(), (torch.randn(100, 4), torch.randint(3, (100,))))
+    w = loss.weights
+    per_example = loss.bytes_per_example(w)
+    # At least the hidden layer, once forward and once backward, in float32; at most ten times that.
+    assert 2 * 64 * 4 <= per_example <= 20 * 64 * 4
+    monkeypatch.setattr("lab.objective.CHUNK_BYTES", 10 * per_example)
+    assert loss.chunk_size(w) == 10
+    assert len(list(loss.parts(w))) == 10
+    monkeypatch.setattr("lab.objective.CHUNK_BYTES", 1)
+    assert loss.chunk_size(w) == 1
