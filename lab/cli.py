@@ -121,8 +121,8 @@ def _known_settings() -> list[str]:
     for file in sorted(Path(config_dir()).glob("*/*.yaml")):
         group = file.parent.name if file.parent.name != "probe" else f"probe.{file.stem}"
         if file.parent.name != "experiment":
-            loaded = OmegaConf.load(file)
-            names += [f"{group}.{key}" for key in loaded if key != "_target_"] + [file.parent.name]
+            keys = [str(key) for key in OmegaConf.load(file)]  # type: ignore[union-attr]
+            names += [f"{group}.{key}" for key in keys if key != "_target_"] + [file.parent.name]
     return list(dict.fromkeys(names))
 
 
@@ -144,7 +144,9 @@ def quiet() -> None:
     import logging
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*`training_step` returned `None`.*", ".*GPU available but not.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*`training_step` returned `None`.*",
+        ".*GPU available but not.*",
+    ):
         warnings.filterwarnings("ignore", message=message)
-
-

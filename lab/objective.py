@@ -93,12 +93,13 @@ class Objective(ABC):
     @staticmethod
     def _mean(parts: Iterator[tuple[float, Tensor]]) -> Tensor:
         """The weighted sum, accumulated in float64, in the dtype of the losses."""
-        total, dtype = 0.0, None
+        total: Tensor | None = None
         for weight, loss in parts:
-            total, dtype = total + weight * loss.double(), loss.dtype
-        if dtype is None:
+            part = weight * loss.double()
+            total, dtype = part if total is None else total + part, loss.dtype
+        if total is None:
             raise ValueError("the objective has no parts: it averages over no examples")
-        return torch.as_tensor(total).to(dtype)
+        return total.to(dtype)
 
 
 def directional(g: Tensor, leaf: Tensor, v: Tensor) -> Tensor:
@@ -138,14 +139,17 @@ class NetworkObjective(Objective):
             raise ValueError(f'batch_norm={batch_norm!r}: expected "eval" or "train"')
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size={chunk_size}: expected a positive number of examples, or None")
-        _refuse_sums(criterion)
+        _refuse_sums(criterion, y)
         self.model, self.criterion, self.batch_norm = model, criterion, batch_norm
         self.x, self.y = x, y
         self.layout = layout(model)
         self.num_params, self.num_examples = self.layout.size, len(x)
-        self.has_batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self.has_batch_norm = bool(norms)
+        if batch_norm == "eval" and any(norm.running_mean is None for norm in norms):
+            raise ValueError('BatchNorm with track_running_stats=False has no eval mode; use batch_norm="train"')
         self._chunk_size = chunk_size
-        self._bytes_per_example: int | None = None
+        self._bytes_per_example: dict[torch.dtype, int] = {}
 
     @property
     def weights(self) -> Tensor:
@@ -169,9 +173,11 @@ class NetworkObjective(Objective):
 
     def restrict(self, index: Tensor) -> "NetworkObjective":
         data = self.x[index], self.y[index]
-        return NetworkObjective(
+        part = NetworkObjective(
             self.model, self.criterion, data, chunk_size=self._chunk_size, batch_norm=self.batch_norm
         )
+        part._bytes_per_example = self._bytes_per_example  # measured once for all mini-batches
+        return part
 
     def example_grads(self, w: Tensor, index: Tensor | None = None) -> Tensor:
         """Per-example gradients (b, P) by vmap, in chunks. Train-mode BatchNorm couples the examples: ValueError."""
@@ -191,11 +197,11 @@ class NetworkObjective(Objective):
 
     def bytes_per_example(self, w: Tensor) -> int:
         """Memory the twice differentiable graph takes per example: by how much it grows from 8 examples to 16."""
-        if self._bytes_per_example is None:
+        if w.dtype not in self._bytes_per_example:
             few = min(len(self.x) // 2, 8)
             grows = self._graph_bytes_of(w, 2 * few) - self._graph_bytes_of(w, few) if few else 0
-            self._bytes_per_example = max(1, grows // max(1, few))
-        return self._bytes_per_example
+            self._bytes_per_example[w.dtype] = max(1, grows // max(1, few))
+        return self._bytes_per_example[w.dtype]
 
     def _graph_bytes_of(self, w: Tensor, examples: int) -> int:
         """Bytes of the distinct tensors that a graph of the gradient over the first `examples` saves."""
@@ -206,7 +212,7 @@ class NetworkObjective(Objective):
             return tensor
 
         leaf = w.detach().requires_grad_()
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             loss = self._loss(leaf, self.x[:examples], self.y[:examples])
             graph = torch.autograd.grad(loss, leaf, create_graph=True, materialize_grads=True)
         del loss, graph
@@ -243,13 +249,18 @@ def _modes(model: nn.Module, *, train_batch_norm: bool) -> Iterator[None]:
             module.training = training
 
 
-def _refuse_sums(criterion: Callable[[Tensor, Tensor], Tensor]) -> None:
+def _refuse_sums(criterion: Callable[[Tensor, Tensor], Tensor], y: Tensor) -> None:
     """A loss whose chunk values do not average to the whole is refused, never silently wrong."""
     name = type(criterion).__name__
     if getattr(criterion, "reduction", "mean") != "mean":
         raise ValueError(f'{name} has reduction={criterion.reduction!r}; expected "mean" over examples')  # type: ignore[attr-defined]
     if getattr(criterion, "weight", None) is not None:
         raise ValueError(f"{name} has class weights: chunk means do not average to the mean; use an unweighted loss")
+    ignored = getattr(criterion, "ignore_index", None)
+    if ignored is not None and not y.is_floating_point() and bool((y == ignored).any()):
+        raise ValueError(
+            f"{name} ignores targets equal to ignore_index={ignored}: leave those examples out of the data"
+        )
 
 
 def physical_memory() -> int:

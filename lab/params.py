@@ -39,9 +39,7 @@ class Layout:
     def unflatten(self, w: Tensor) -> dict[str, Tensor]:
         """w (P,) as named tensors; differentiable."""
         pieces = w.split(self.sizes)
-        return {
-            name: piece.view(shape) for name, shape, piece in zip(self.names, self.shapes, pieces, strict=True)
-        }
+        return {name: piece.view(shape) for name, shape, piece in zip(self.names, self.shapes, pieces, strict=True)}
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Named tensors as one detached vector (P,)."""

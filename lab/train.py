@@ -1,7 +1,7 @@
 """python -m lab.train: train a network and measure its loss landscape while it trains.
 
 Settings come from `conf/` through Hydra; each group is one validated dataclass. Nothing is written before all of them
-are known to be sound. The same command again returns at once when the run is finished and resumes it when it was killed.
+are known to be sound. The same command again returns at once when the run is finished and resumes a killed one.
 """
 
 import warnings
@@ -127,7 +127,7 @@ class Run:
         except BaseException as error:
             interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
             reason = "interrupted" if interrupted else f"{type(error).__name__}: {error}"
-            folder.status("failed", step=folder.read("status").get("step", begin), reason=reason)
+            folder.status("failed", step=folder.read("status")["step"], reason=reason)
             raise
         finally:
             folder.close()
@@ -223,6 +223,13 @@ def flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return items
 
 
+def plain_settings(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as plain values, for provenance.json."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(name): value for name, value in plain.items()}
+
+
 def unchanged(folder: RunFolder, plain: dict[str, Any]) -> None:
     """Raises SettingError when the folder holds a run with other settings."""
     before = folder.read("provenance").get("settings")
@@ -232,7 +239,8 @@ def unchanged(folder: RunFolder, plain: dict[str, Any]) -> None:
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
             raise SettingError(
-                f"{folder.path} holds a run with {name}={old.get(name)}, not {new.get(name)}; choose another hydra.run.dir"
+                f"{folder.path} holds a run with {name}={old.get(name)}, not {new.get(name)}; "
+                "choose another hydra.run.dir"
             )
 
 
@@ -251,8 +259,7 @@ def train(cfg: DictConfig) -> float | None:
     folder = RunFolder(_relative(Path(runtime.runtime.output_dir)))
     try:
         settings = read_settings(cfg)
-        plain = OmegaConf.to_container(cfg, resolve=True)
-        assert isinstance(plain, dict)
+        plain = plain_settings(cfg)
         unchanged(folder, plain)
         status = folder.read("status").get("status")
         if status in ("finished", "diverged"):
@@ -277,7 +284,7 @@ def _relative(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def _title(runtime: DictConfig) -> str:
+def _title(runtime: Any) -> str:
     experiment, overrides = runtime.runtime.choices.get("experiment"), runtime.job.override_dirname
     return ": ".join(part for part in (experiment, overrides.replace(",", ", ")) if part) or "default settings"
 

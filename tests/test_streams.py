@@ -15,10 +15,7 @@ def test_the_same_key_gives_the_same_numbers() -> None:
 
 def test_the_numbers_are_those_of_the_first_release() -> None:
     # A stream is part of every stored run: a change of this list silently breaks resuming and comparing.
-    assert torch.randint(1000, (5,), generator=stream(0, "batches", 7)).tolist() == PINNED
-
-
-PINNED = [0, 0, 0, 0, 0]
+    assert torch.randint(1000, (5,), generator=stream(0, "batches", 7)).tolist() == [701, 568, 413, 112, 500]
 
 
 def test_seed_name_and_step_each_give_another_stream() -> None:

@@ -74,7 +74,9 @@ class ProbeCallback(pl.Callback):
         self.data = x, y.to(pl_module.device)
         show_layout(trainer.loggers)
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         step = _step(trainer, pl_module)
         if step == self._measured or not self.due(step):
             return
@@ -166,7 +168,9 @@ class ProbeCallback(pl.Callback):
             return None
         assert self.model is not None
         data = self.data[0][index.to(self.data[1].device)], self.data[1][index.to(self.data[1].device)]
-        return NetworkObjective(self.model, self.criterion, data, chunk_size=self.chunk_size, batch_norm=self.batch_norm)
+        return NetworkObjective(
+            self.model, self.criterion, data, chunk_size=self.chunk_size, batch_norm=self.batch_norm
+        )
 
     def _log(self, trainer: pl.Trainer, step: int, values: dict[str, Any]) -> None:
         scalars = {tag: value for tag, value in values.items() if isinstance(value, float) and math.isfinite(value)}

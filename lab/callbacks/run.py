@@ -18,7 +18,9 @@ class RunCallback(pl.Callback):
     makes it again, bit for bit.
     """
 
-    def __init__(self, folder: RunFolder, probes: ProbeCallback, *, evaluate_every: int | None, checkpoint_every: int | None):
+    def __init__(
+        self, folder: RunFolder, probes: ProbeCallback, *, evaluate_every: int | None, checkpoint_every: int | None
+    ):
         self.folder, self.probes = folder, probes
         self.evaluates, self.saves = every(evaluate_every), every(checkpoint_every, first=1)
 
@@ -26,7 +28,9 @@ class RunCallback(pl.Callback):
         """Whether there is something to do before update `step`."""
         return self.evaluates(step) or self.saves(step)
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Chunk, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Chunk, batch_idx: int
+    ) -> None:
         assert isinstance(pl_module, SupervisedModule)
         if self.saves(batch.begin):
             self.save(pl_module)

@@ -13,6 +13,7 @@ Cohen et al. 2021 (arXiv 2103.00065); Lewkowycz et al. 2020 (arXiv 2003.02218) f
 import math
 from collections.abc import Mapping
 from enum import StrEnum
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -93,11 +94,11 @@ class PhaseTracker:
         window = self.losses[max(0, end - steps - 1) : max(0, end)]
         if len(window) < 2:
             return 0.0
-        return sum(b > a for a, b in zip(window, window[1:], strict=False)) / (len(window) - 1)
+        return sum(b > a for a, b in pairwise(window)) / (len(window) - 1)
 
     def crossing_step(self) -> int | None:
         """The first step at which the interpolated ratio comes up to 1 from below."""
-        for (s0, r0), (s1, r1) in zip(self.ratios, self.ratios[1:], strict=False):
+        for (s0, r0), (s1, r1) in pairwise(self.ratios):
             if r0 < 1 <= r1:
                 return round(s0 + (1 - r0) / (r1 - r0) * (s1 - s0))
         return None
@@ -168,7 +169,9 @@ class PhaseTracker:
             "losses": torch.tensor(self.losses, dtype=torch.float64),
             "ratios": torch.tensor(self.ratios, dtype=torch.float64).reshape(-1, 2),
             "changes": torch.tensor([(step, phase.code) for step, phase in self.changes]).long().reshape(-1, 2),
-            "marks": torch.tensor([self._first_step, self._at_edge, -1 if self.entry_step is None else self.entry_step]),
+            "marks": torch.tensor(
+                [self._first_step, self._at_edge, -1 if self.entry_step is None else self.entry_step]
+            ),
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

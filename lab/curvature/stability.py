@@ -49,7 +49,11 @@ class UpdateRule:
     @property
     def plain(self) -> bool:
         """Whether the edge is one number for the eigenvalues of H itself: no preconditioner, no per-group differences."""
-        return self.preconditioner is None and not isinstance(self.edge, Tensor) and not isinstance(self.coupled_decay, Tensor)
+        return (
+            self.preconditioner is None
+            and not isinstance(self.edge, Tensor)
+            and not isinstance(self.coupled_decay, Tensor)
+        )
 
     @property
     def threshold(self) -> float:

@@ -107,7 +107,9 @@ def _join(rules: list[UpdateRule], sizes: list[int]) -> UpdateRule:
         values = [getattr(rule, name) for rule in rules]
         if all(value == values[0] for value in values):
             return values[0]
-        return torch.cat([torch.full((size,), float(value), dtype=torch.float64) for value, size in zip(values, sizes, strict=True)])
+        return torch.cat(
+            [torch.full((size,), float(value), dtype=torch.float64) for value, size in zip(values, sizes, strict=True)]
+        )
 
     diagonals = [rule.preconditioner for rule in rules if rule.preconditioner is not None]
     names = ("lr", "momentum", "dampening", "coupled_decay", "decoupled_decay")

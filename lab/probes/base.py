@@ -7,7 +7,7 @@ package and one card in `conf/probe/`.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -53,7 +53,7 @@ class Probe(ABC):
     tags are `group/quantity`; NaN means "not measured" and is not logged.
     """
 
-    name: str
+    name: ClassVar[str]
     every: int
 
     def due(self, step: int) -> bool:
@@ -68,7 +68,5 @@ class Probe(ABC):
         """The memory that later measurements build on (warm starts), so that a resumed run measures the same."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:  # noqa: B027 (nothing to take back is the rule)
         """Take a memory back."""
-
-

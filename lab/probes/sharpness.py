@@ -131,9 +131,8 @@ class Sharpness(Probe):
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        split = [(*key.split("/", 1), value) for key, value in state.items()]
-        self._starts = {rest: value for kind, rest, value in split if kind == "start"}
-        self._last = {int(rest): value for kind, rest, value in split if kind == "last"}
+        self._starts = {key.removeprefix("start/"): v for key, v in state.items() if key.startswith("start/")}
+        self._last = {int(key.removeprefix("last/")): w for key, w in state.items() if key.startswith("last/")}
 
 
 def _along(operator: LinearOperator, g: Tensor) -> float:

@@ -1,7 +1,7 @@
 """Checkpoints: tensors and plain values only, written whole or not at all, and verified before they are believed.
 
-`last.ckpt` is the newest state, `previous.ckpt` the one before, `last_finite.ckpt` the weights before a divergence. Files
-are zips made by `torch.save`; torch does not check their CRCs when it loads, so we do: one flipped bit is found.
+`last.ckpt` is the newest state, `previous.ckpt` the one before, `last_finite.ckpt` the weights before a divergence.
+Files are zips made by `torch.save`; torch does not check their CRCs when it loads, so we do: one flipped bit is found.
 """
 
 import io

@@ -1,0 +1,51 @@
+# make demo    quickstart on a fresh machine: environment, install, run
+# make test    the test suite        make check   format, lint, types, layers
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+WORKERS ?= 2
+
+.PHONY: demo test test-slow test-peers check format bench clean help
+
+help:
+	@grep -E '^# make' Makefile | cut -c3-
+
+# The stamps are touched by a finished installation; a second make does not install again.
+$(VENV)/.lab: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	  { echo "error: $$($(PYTHON) --version 2>&1) found, Python 3.11 to 3.13 needed; name one: make PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e . -c constraints.txt
+	@touch $@
+
+$(VENV)/.lab-dev: $(VENV)/.lab
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $@
+
+demo: $(VENV)/.lab
+	$(BIN)/python -m lab.train experiment=quickstart
+
+test: $(VENV)/.lab-dev
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+test-slow: $(VENV)/.lab-dev
+	$(BIN)/python -m pytest -m slow
+
+test-peers: $(VENV)/.lab-dev
+	$(BIN)/python -m pytest -m peer
+
+check: $(VENV)/.lab-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_layers.py
+
+format: $(VENV)/.lab-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.lab-dev
+	$(BIN)/python scripts/benchmarks/sharpness.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

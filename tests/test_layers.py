@@ -1,0 +1,73 @@
+"""Imports only point down, and the heavy frameworks stay in their rooms: the architecture, read off the source."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+FLOORS = {
+    0: ("settings", "streams", "params", "results", "objective"),
+    1: ("curvature", "noise", "landscapes", "walks", "flows", "escape", "geometry"),
+    2: ("models", "data", "optim"),
+    3: ("probes", "run"),
+    4: ("module", "callbacks"),
+    5: ("cli", "train", "measure", "simulate", "report"),
+}
+ROOMS = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
+ALLOWED = {
+    "pytorch_lightning": {"module", "callbacks", "data", "train"},
+    "hydra": {"cli", "train", "measure", "simulate", "report"},
+    "omegaconf": {"cli", "train", "measure", "simulate", "report"},
+}
+SOURCES = sorted((ROOT / "lab").rglob("*.py"))
+
+
+def room_of(file: Path) -> str:
+    return file.relative_to(ROOT / "lab").with_suffix("").parts[0]
+
+
+def imports(file: Path) -> list[str]:
+    names = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+def test_every_room_stands_on_a_floor() -> None:
+    rooms = {room_of(file) for file in SOURCES} - {"__init__"}
+    assert rooms <= ROOMS.keys(), f"no floor for {rooms - ROOMS.keys()}"
+
+
+def test_imports_only_point_down() -> None:
+    wrong = [
+        f"{file.relative_to(ROOT)} imports {name}"
+        for file in SOURCES
+        if room_of(file) != "__init__"
+        for name in imports(file)
+        if name.startswith("lab.") and ROOMS[name.split(".")[1]] > ROOMS[room_of(file)]
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_frameworks_stay_in_their_rooms() -> None:
+    wrong = [
+        f"{file.relative_to(ROOT)} imports {name}"
+        for file in SOURCES
+        for name in imports(file)
+        if name.split(".")[0] in ALLOWED and room_of(file) not in ALLOWED[name.split(".")[0]]
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_mathematics_touches_no_files() -> None:
+    wrong = [
+        f"{file.relative_to(ROOT)} imports {name}"
+        for file in SOURCES
+        if ROOMS.get(room_of(file), 9) <= 1
+        for name in imports(file)
+        if name.split(".")[0] in {"pathlib", "shutil", "tempfile", "json"}
+    ]
+    assert not wrong, "\n".join(wrong)
