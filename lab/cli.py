@@ -1,15 +1,18 @@
 """What the doors share: from Hydra's configuration to validated cards, and every slip of a user told in one line."""
 
 import difflib
+import logging
 import os
 import re
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 from hydra.errors import HydraException
 from hydra.utils import get_class
@@ -21,6 +24,8 @@ from lab.settings import SettingError
 
 LONGEST_NAME = 200
 """Characters of a folder name; a longer one is cut and ends in a hash of the whole."""
+PAGE_WIDTH = 112
+"""Characters of a line of the help page."""
 
 
 def config_dir() -> str:
@@ -29,93 +34,152 @@ def config_dir() -> str:
     return str(next((c for c in (package.parent / "conf", package / "conf") if c.is_dir()), package / "conf"))
 
 
-def register_resolvers() -> None:
-    """The names that conf/*.yaml uses for run folders."""
-    OmegaConf.register_new_resolver("lab.folder", lambda experiment: f"outputs/{experiment or 'train'}", replace=True)
-    OmegaConf.register_new_resolver("lab.cell", cell_name, replace=True)
+def choices(group: str) -> list[str]:
+    """The names of the cards of a group."""
+    return sorted(file.stem for file in (Path(config_dir()) / group).glob("*.yaml"))
 
 
 def cell_name(overrides: str) -> str:
-    """The folder name of a run from its overrides, e.g. "data.batch_size=8,optimizer.lr=0.1"; "default" without any."""
+    """The folder name of a run from its overrides, e.g. "data.batch_size=8,optimizer.lr=0.1"; "default" without any.
+
+    >>> cell_name("data.classes=[0,1],optimizer.lr=0.1"), cell_name("")
+    ('data.classes=[0,1],optimizer.lr=0.1', 'default')
+    """
     name = re.sub(r"[^\w.,=+\-\[\]]", "-", overrides or "default")
     if len(name) > LONGEST_NAME:
         name = f"{name[: LONGEST_NAME - 9]}-{sha256(overrides.encode()).hexdigest()[:8]}"
     return name
 
 
+def listed(group: str, indent: int) -> str:
+    """The cards of a group for a help page; lines after the first are indented."""
+    lines = textwrap.wrap(" | ".join(choices(group)), PAGE_WIDTH - indent)
+    return ("\n" + " " * indent).join(lines)
+
+
+# At import, not in a door: a worker process of a sweep imports this module and nothing else of ours before it resolves.
+OmegaConf.register_new_resolver("lab.folder", lambda experiment: f"outputs/{experiment or 'train'}", replace=True)
+OmegaConf.register_new_resolver("lab.cell", cell_name, replace=True)
+OmegaConf.register_new_resolver("lab.choices", listed, replace=True)
+
+
 def card(config: DictConfig | dict[str, Any] | None, where: str) -> Any:
     """The dataclass that a card names by `_target_`, with its settings. Raises SettingError in one line."""
-    plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else dict(config or {})
+    plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
     if not isinstance(plain, dict) or "_target_" not in plain:
-        raise SettingError(f"{where}: expected a card of conf/{where}/, e.g. {where}={_choices(where)[0]}")
+        raise SettingError(f"{where} is not a card; expected one of conf/{where}/, e.g. {where}={choices(where)[0]}")
     values = {str(name): value for name, value in plain.items()}
+    kind = get_class(values.pop("_target_"))
     try:
-        return get_class(values.pop("_target_"))(**values)
+        return kind(**values)
     except ValidationError as error:
         raise SettingError(validation_line(error, where)) from None
 
 
 def validation_line(error: ValidationError, where: str) -> str:
     """The first refused setting of a card: what came and what was expected."""
-    first = str(error.errors()[0]["loc"][0])
-    mine = [e for e in error.errors() if e["loc"] and str(e["loc"][0]) == first]
-    expected = list(dict.fromkeys(_expected(e["msg"]) for e in mine))
+    errors = [e for e in error.errors() if e["loc"]]
+    first = str(errors[0]["loc"][0])
+    mine = [e for e in errors if str(e["loc"][0]) == first]
     if mine[0]["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"{where}.{first} is not a setting of this card"
-    came = mine[0]["input"] if len(mine[0]["loc"]) == 1 else next((e["input"] for e in mine), None)
-    return f"{where}.{first}={came}: {' or '.join(expected)}"
+    # A union reports each of its types; an entry of a list, e.g. widths=[32,x], says more than that a list is no word.
+    inner = [e for e in mine if any(isinstance(part, int) for part in e["loc"])]
+    came = (inner or mine)[0]["input"]
+    entry = f" (entry {came})" if inner else ""
+    expected = list(dict.fromkeys(_expected(e) for e in (inner or mine)))
+    expected[1:] = [text.removeprefix("expected ") for text in expected[1:]]
+    whole = "" if inner else f"={typed(came)}"
+    return f"{where}.{first}{whole}{entry}: {' or '.join(expected)}"
 
 
-def _expected(message: str) -> str:
-    message = message.split(", unable to parse")[0].replace("Input should be", "expected")
-    return message[0].lower() + message[1:]
+def _expected(error: Any) -> str:
+    message = error["msg"].split(", unable to")[0].removeprefix("Value error, ")
+    message = re.sub(r"Input should be (a valid )?", "", message).replace("valid tuple", "list, e.g. [1,2]")
+    message = re.sub(r"^(greater|less|finite|number)", r"a number \1", message).replace("a number number", "a number")
+    return f"expected {message[0].lower() + message[1:]}"
+
+
+def typed(value: Any) -> str:
+    """A value as one types it: null, true, [1,2]."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return "[" + ",".join(map(typed, value)) + "]" if isinstance(value, list | tuple) else str(value)
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
+def one_line_errors(door: str) -> Iterator[None]:
     """A user's slip ends the program with one line on stderr and exit code 2, never with a traceback."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let Hydra raise, so that we can say it in one line
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra raise, so that we can say it in one line
     try:
-        yield
-    except (SettingError, HydraException, OmegaConfBaseException) as error:
-        print(f"error: {explain(error)}", file=sys.stderr)
+        with redirect_stderr(cast(TextIO, _WithoutHydra(sys.stderr))):
+            yield
+    except (SettingError, HydraException, OmegaConfBaseException, ValueError) as error:
+        if type(error) is ValueError and "Config group override" not in str(error):  # Hydra's, for optimizer=null
+            raise
+        for folder in Path("outputs").glob("*"):
+            remove_if_empty(folder)
+        print(f"error: {explain(error, door)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command resumes the run from its last checkpoint", file=sys.stderr)
         sys.exit(130)
 
 
-def explain(error: Exception) -> str:
+def explain(error: Exception, door: str) -> str:
     """One line for an error of ours, of Hydra or of OmegaConf."""
-    text = str(error)
+    text = " ".join(str(error).split())
     if isinstance(error, SettingError):
-        return " ".join(text.split())
-    if unknown := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_setting(unknown[1])
-    if choice := re.search(r"Could not find '(?:(.+)/)?([^'/]+)'", text):
-        group = choice[1] or ""
-        return f"{group}={choice[2]} does not exist; expected one of {', '.join(_choices(group))}"
-    if group := re.search(r"Could not override '?([\w/]+)'?.*No match in the defaults list", text, re.S):
-        return _unknown_setting(group[1])
-    if key := re.search(r"Key '([^']+)' is not in struct", text):
-        return _unknown_setting(key[1])
-    return " ".join(text.splitlines()[0].split())
+        return text
+    for pattern, say in (
+        (r"Could not override '([^']+)'", _unknown_setting),
+        (r"Key '([^']+)' is not in struct", _unknown_setting),
+        (r"Could not find '([^']+)'", _unknown_card),
+        (r"Could not load '([^']+)'", _unknown_card),
+    ):
+        if found := re.search(pattern, text):
+            return say(found[1], door)
+    if "Config group override" in text:
+        return "a group was set to null; expected the name of a card, e.g. optimizer=sgd, or a list, e.g. probe=[]"
+    if "override_grammar" in text:
+        return f"{_malformed(text)}; expected setting=value, e.g. optimizer.lr=0.1 model.widths=[32,32]"
+    return text
 
 
-def _unknown_setting(name: str) -> str:
-    probe = re.match(r"probe\.(\w+)", name)
-    known = _known_settings()
-    if probe and name not in known and probe[1] in _choices("probe"):
-        return f"probe.{probe[1]} has no such setting: {name}"
-    if probe and probe[1] in _choices("probe"):
-        return f"{name} is for a probe that is not selected; add it: probe=[{probe[1]}]"
+def _malformed(text: str) -> str:
+    """What Hydra's parser could not read; it names the override in some cases and only the position in others."""
+    text = text.partition(" See https://hydra.cc")[0]
+    if whole := re.search(r"Error parsing override '([^']*)'", text):
+        return f"{whole[1]} cannot be read"
+    told = [argument for argument in sys.argv[1:] if re.search(r"[\[({'\"]|^[^=]*$", argument)]
+    return f"{' '.join(told) or 'an override'} cannot be read ({text})"
+def _unknown_card(path: str, door: str) -> str:
+    group, _, name = path.rpartition("/")
+    known = choices(group)
+    if not known:
+        return f"{path} does not exist; see python -m lab.{door} --help"
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {group}={near[0]}?" if near else ""
+    return f"{group}={name} does not exist; expected one of {', '.join(known)}{hint}"
+
+
+def _unknown_setting(name: str, door: str) -> str:
+    group, _, rest = name.partition(".")
+    known, help_page = _known_settings(), f"see python -m lab.{door} --help"
+    if group == "probe" and rest:
+        probe = rest.partition(".")[0]
+        if probe not in choices("probe"):
+            return f"there is no probe {probe}; expected one of {', '.join(choices('probe'))}"
+        if name in known:
+            return f"{name} is for a probe that is not selected; add it: probe=[{probe}]"
+    elif name in known:
+        return f"{name} is not a setting of the chosen {group}; see python -m lab.{door} --cfg job"
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if name in known:
-        return f"{name} is not a setting of the chosen {name.split('.')[0]}; see python -m lab.train --cfg job"
-    return f"unknown setting {name}" + (f"; did you mean {near[0]}?" if near else "; see python -m lab.train --help")
+    return f"unknown setting {name}; " + (f"did you mean {near[0]}?" if near else help_page)
 
 
-def _known_settings() -> list[str]:
+@cache
+def _known_settings() -> tuple[str, ...]:
     """Every setting that some card offers."""
     names = ["steps", "epochs", "seed"]
     for file in sorted(Path(config_dir()).glob("*/*.yaml")):
@@ -123,30 +187,46 @@ def _known_settings() -> list[str]:
         if file.parent.name != "experiment":
             keys = [str(key) for key in OmegaConf.load(file)]  # type: ignore[union-attr]
             names += [f"{group}.{key}" for key in keys if key != "_target_"] + [file.parent.name]
-    return list(dict.fromkeys(names))
-
-
-def _choices(group: str) -> list[str]:
-    return sorted(file.stem for file in (Path(config_dir()) / group).glob("*.yaml"))
+    return tuple(dict.fromkeys(names))
 
 
 def remove_if_empty(folder: Path) -> None:
-    """Take away the folder that Hydra made for a run that was refused, and its parents as far as they are empty."""
+    """Take away the folder that Hydra made for a run that was refused, and its parents as far as they are empty.
+
+    A `multirun.yaml` without a single run beside it is what Hydra leaves of a refused sweep, and goes too.
+    """
     here = Path.cwd()
-    for path in (folder, *folder.parents):
-        if path == here or path in here.parents or not path.is_dir() or any(path.iterdir()):
+    for path in (folder.absolute(), *folder.absolute().parents):
+        if path == here or path in here.parents or not path.is_dir():
+            return
+        content = [file.name for file in path.iterdir()]
+        if content == ["multirun.yaml"]:
+            (path / "multirun.yaml").unlink()
+        elif content:
             return
         path.rmdir()
 
 
+class _WithoutHydra:
+    """A stream without the line by which Hydra announces a failed run: ours says what was wrong."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        return len(text) if text.startswith("Error executing job with overrides") else self.stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
 def quiet() -> None:
     """Silence the hints of Lightning that do not apply here: the data are tensors in memory, steps are ours."""
-    import logging
-
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
         ".*`training_step` returned `None`.*",
         ".*GPU available but not.*",
+        ".*isinstance.treespec, LeafSpec.*",
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -38,8 +38,8 @@ class SupervisedModule(pl.LightningModule):
     factor      learning-rate multiplier of a step.
     augment     random crop and flip of the batch.
     chunk_size  examples per forward pass; larger batches are summed over chunks weighted by examples.
-    max_loss    a larger loss counts as divergence, as does one that is not finite: training stops, the weights of the
-                last finite step are put back, `divergence` says why.
+    max_loss    a larger loss counts as divergence, as does one that is not finite: training stops, the weights before
+                update `finite_step`, the last with a good loss, are put back, `divergence` says why.
     """
 
     def __init__(
@@ -63,11 +63,11 @@ class SupervisedModule(pl.LightningModule):
         self.batches, self.agenda, self.factor = batches, agenda, factor
         self.augment, self.chunk_size, self.max_loss, self.seed = augment, chunk_size, max_loss, seed
         self.train_data, self.test_data = dataset.train, dataset.test
-        self.step = agenda.begin
+        self.step = self.finite_step = agenda.begin
         self.divergence = ""
         self.progress = Progress([], [])
         self._trainable = [p for p in model.parameters() if p.requires_grad]
-        self._state = [*self._trainable, *model.buffers()]
+        self._state: list[Tensor] = []
         self._last_finite: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
@@ -77,10 +77,12 @@ class SupervisedModule(pl.LightningModule):
         return self.optimizer
 
     def on_fit_start(self) -> None:
-        """The data go where the model is, once."""
+        """The data go where the model is, once; by now its tensors have their device and precision."""
         dtype = self._trainable[0].dtype
         self.train_data = _to(self.train_data, self.device, dtype)
         self.test_data = None if self.test_data is None else _to(self.test_data, self.device, dtype)
+        self._state = [*self._trainable, *self.model.buffers()]
+        self._last_finite = [tensor.detach().clone() for tensor in self._state]
         self.set_lr(self.step)
 
     def set_lr(self, step: int) -> None:
@@ -100,7 +102,7 @@ class SupervisedModule(pl.LightningModule):
             if not (math.isfinite(loss) and loss <= self.max_loss):
                 self._diverge(step, loss)
                 break
-            self._last_finite = [tensor.detach().clone() for tensor in self._state]
+            self._keep(step)
             self.optimizer.step()
             progress.losses.append((step, loss))
             if self.agenda.logs(step):
@@ -153,7 +155,7 @@ class SupervisedModule(pl.LightningModule):
     def _curves(self, loss: float, accuracy: float) -> dict[str, float]:
         """The training curves of the step just made: loss and accuracy of its batch, norms of gradient and update."""
         gradients = [p.grad for p in self._trainable if p.grad is not None]
-        moves = [p.detach() - old for p, old in zip(self._trainable, self._last_finite, strict=False)]
+        moves = [p.detach() - old for p, old in zip(self._trainable, self._last_finite, strict=False)]  # buffers come last
         return {
             "train/loss": loss,
             "train/accuracy": accuracy,
@@ -162,12 +164,19 @@ class SupervisedModule(pl.LightningModule):
             "train/lr": self.optimizer.param_groups[0]["lr"],
         }
 
+    @torch.no_grad()
+    def _keep(self, step: int) -> None:
+        """The state before update `step`, whose loss is finite."""
+        self.finite_step = step
+        for kept, tensor in zip(self._last_finite, self._state, strict=True):
+            kept.copy_(tensor)
+
     def _diverge(self, step: int, loss: float) -> None:
         """Back to the last state whose loss was finite."""
         limit = "" if not math.isfinite(loss) else f", above the bound {self.max_loss:g}"
         self.divergence = f"the training loss became {loss:g}{limit}"
         with torch.no_grad():
-            for tensor, old in zip(self._state, self._last_finite, strict=False):
+            for tensor, old in zip(self._state, self._last_finite, strict=True):
                 tensor.copy_(old)
         self.trainer.should_stop = True
 

@@ -5,7 +5,6 @@ Everything else (value, gradient, Hessian products, third derivatives) is writte
 alike. Parts are weighted by examples, so a ragged last chunk is right: the mean of chunk means is not the mean.
 """
 
-import gc
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -171,6 +170,16 @@ class NetworkObjective(Objective):
         for x, y in zip(self.x.split(size), self.y.split(size), strict=True):
             yield len(x) / len(self.x), self._loss(w, x, y)
 
+    def third(self, w: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """As `Objective.third`. LayerNorm (torch 2.15: silently wrong) and train-mode BatchNorm (none): ValueError."""
+        if any(isinstance(module, nn.LayerNorm) for module in self.model.modules()):
+            raise ValueError("torch has no right third derivative of LayerNorm; use GroupNorm")
+        if self.has_batch_norm and self.batch_norm == "train":
+            raise ValueError(
+                'torch has no third derivative of train-mode BatchNorm; use batch_norm="eval" or GroupNorm'
+            )
+        return super().third(w, u, v)
+
     def restrict(self, index: Tensor) -> "NetworkObjective":
         data = self.x[index], self.y[index]
         part = NetworkObjective(
@@ -209,14 +218,13 @@ class NetworkObjective(Objective):
 
         def note(tensor: Tensor) -> Tensor:
             storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
+            return tensor.detach()  # the tensor itself would leave a reference cycle
 
         leaf = w.detach().requires_grad_()
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             loss = self._loss(leaf, self.x[:examples], self.y[:examples])
             graph = torch.autograd.grad(loss, leaf, create_graph=True, materialize_grads=True)
         del loss, graph
-        gc.collect()  # hooks that hand back the tensor itself leave cycles behind
         return sum(storages.values())
 
     def _loss(self, w: Tensor, x: Tensor, y: Tensor) -> Tensor:

@@ -24,8 +24,8 @@ def half_mse(outputs: Tensor, targets: Tensor) -> Tensor:
     return 0.5 * (outputs - targets).square().sum(-1).mean()
 
 
-def hessian_by_rows(model: nn.Module, criterion: Criterion, x: Tensor, y: Tensor) -> Tensor:
-    """The truth: plain double backward through the module itself, one row at a time, in whatever mode it is."""
+def hessian_by_rows(model: nn.Module, criterion: Criterion, x: Tensor, y: Tensor, every: int = 1) -> Tensor:
+    """The truth: plain double backward through the module itself, row by (every n-th) row, in whatever mode it is."""
     params = [p for p in model.parameters() if p.requires_grad]
 
     def flat(grads: tuple[Tensor | None, ...]) -> Tensor:
@@ -36,10 +36,12 @@ def hessian_by_rows(model: nn.Module, criterion: Criterion, x: Tensor, y: Tensor
     g = flat(torch.autograd.grad(criterion(model(x), y), params, create_graph=True, allow_unused=True))
     if not g.requires_grad:
         return torch.zeros(len(g), len(g), dtype=g.dtype)
-    return torch.stack([flat(torch.autograd.grad(gi, params, retain_graph=True, allow_unused=True)) for gi in g])
+    return torch.stack(
+        [flat(torch.autograd.grad(gi, params, retain_graph=True, allow_unused=True)) for gi in g[::every]]
+    )
 
 
-# --- linear regression: the Hessian is known -----------------------------------------------------------------------
+# --- linear regression: the Hessian is known ----------
 
 
 @pytest.mark.parametrize("chunk_size", [1, 3, 10, None])
@@ -68,7 +70,7 @@ def test_a_model_linear_in_w_with_a_linear_loss_has_hessian_zero() -> None:
     assert torch.equal(loss.third(w, w, w), torch.zeros(4))
 
 
-# --- networks: every layer the models use, against double backward by rows --------------------------------------------
+# --- networks: every layer the models use, against double backward by rows ----------
 
 
 class Unused(nn.Module):
@@ -160,7 +162,7 @@ def test_hessian_of_train_mode_batch_norm_differentiates_through_the_batch_stati
 
 
 def test_hessian_of_a_tanh_network_equals_that_of_torch_func() -> None:
-    # No normalisation layer here: torch.func.hessian is silently wrong through an affine LayerNorm or train-mode BatchNorm.
+    # No normalisation layer: torch.func.hessian is silently wrong through an affine LayerNorm or train-mode BatchNorm.
     model, criterion, x, y = case("tanh", 7)
     places, loss = layout(model), NetworkObjective(model, criterion, (x, y), chunk_size=2)
 
@@ -176,7 +178,8 @@ def test_hessian_of_a_resnet_with_group_norm_equals_double_backward_by_rows() ->
     x = torch.randn(3, 3, 8, 8, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
     y, criterion = torch.tensor([0, 1, 2]), CrossEntropyCriterion(0.0)
     loss = NetworkObjective(model, criterion, (x, y), chunk_size=2)
-    assert_same(hessian(loss, loss.weights).dense(), hessian_by_rows(model.eval(), criterion, x, y))
+    H, rows = hessian(loss, loss.weights), torch.eye(loss.num_params, dtype=DOUBLE)[:, ::7]
+    assert_same((H @ rows).T, hessian_by_rows(model.eval(), criterion, x, y, every=7))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -204,7 +207,7 @@ def test_gradient_equals_backward_and_its_value(name: str) -> None:
     assert float(loss.value(loss.weights)) == pytest.approx(float(direct.detach()), rel=1e-12)
 
 
-@pytest.mark.parametrize("name", ["tanh", "softplus", "group norm", "layer norm", "batch norm", "tied", "unused"])
+@pytest.mark.parametrize("name", ["tanh", "softplus", "group norm", "batch norm", "tied", "unused"])
 def test_third_derivative_equals_finite_differences_of_the_hessian(name: str) -> None:
     # Central differences with step 1e-4 in float64: truncation 1e-8, round-off 1e-16 / 1e-4 = 1e-12, times curvature.
     model, criterion, x, y = case(name)
@@ -216,6 +219,18 @@ def test_third_derivative_equals_finite_differences_of_the_hessian(name: str) ->
     third = loss.third(w, u, v)
     assert (third - truth).abs().max() < 1e-5 * truth.abs().max()
     assert_same(third, loss.third(w, v, u))
+
+
+def test_third_derivatives_that_torch_gets_wrong_or_does_not_have_are_refused() -> None:
+    # Through LayerNorm torch 2.15 returns a third derivative that is off by 10 to 160 % and raises nothing.
+    model, criterion, x, y = case("layer norm")
+    loss = NetworkObjective(model, criterion, (x, y))
+    with pytest.raises(ValueError, match="LayerNorm; use GroupNorm"):
+        loss.third(loss.weights, loss.weights, loss.weights)
+    model, criterion, x, y = case("batch norm")
+    loss = NetworkObjective(model, criterion, (x, y), batch_norm="train")
+    with pytest.raises(ValueError, match='batch_norm="eval" or GroupNorm'):
+        loss.third(loss.weights, loss.weights, loss.weights)
 
 
 class Cubic(Objective):
@@ -254,7 +269,7 @@ def test_double_well_has_its_saddle_and_minima(w: tuple, eigenvalues: tuple) -> 
     assert float(well.value(torch.tensor(w))) == (0.25 if w == (0.0, 0.0) else 0.0)
 
 
-# --- per-example gradients and mini-batches ----------------------------------------------------------------------------
+# --- per-example gradients and mini-batches ----------
 
 
 @pytest.mark.parametrize("chunk_size", [None, 3, 1])
@@ -296,7 +311,7 @@ def test_landscapes_have_no_examples() -> None:
         DoubleWell().restrict(torch.tensor([0]))
 
 
-# --- ghost batches -------------------------------------------------------------------------------------------------------
+# --- ghost batches ----------
 
 
 def test_train_mode_batch_norm_means_the_statistics_of_each_chunk() -> None:
@@ -340,10 +355,10 @@ def test_batch_norm_without_running_statistics_is_refused_in_eval_mode() -> None
         NetworkObjective(model, nn.CrossEntropyLoss(), (torch.randn(6, 4), torch.zeros(6).long()))
 
 
-# --- nothing of the caller's is changed -----------------------------------------------------------------------------------
+# --- nothing of the caller's is changed ----------
 
 
-def noisy() -> nn.Module:
+def noisy() -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 3)
     )
@@ -353,7 +368,7 @@ METHODS: dict[str, Callable[[NetworkObjective, Tensor], object]] = {
     "value": lambda loss, w: loss.value(w),
     "grad": lambda loss, w: loss.grad(w),
     "hvp": lambda loss, w: loss.hvp(w, w),
-    "third": lambda loss, w: loss.third(w, w, w),
+    "third": lambda loss, w: loss.third(w, w, w) if loss.batch_norm == "eval" else None,
     "kept hessian": lambda loss, w: hessian(loss, w) @ w,
     "rebuilt hessian": lambda loss, w: hessian(loss, w, memory=0) @ w,
     "restrict": lambda loss, w: loss.restrict(torch.tensor([1, 2])).grad(w),
@@ -382,7 +397,8 @@ def test_no_method_changes_buffers_flags_grads_weights_or_random_state(
     assert all(torch.equal(g, p.grad) for g, p in zip(grads, model.parameters(), strict=True) if p.grad is not None)
     assert [m.training for m in model.modules()] == flags
     assert torch.equal(torch.get_rng_state(), random)
-    assert torch.equal(w, w_before) and not w.requires_grad
+    assert torch.equal(w, w_before)
+    assert not w.requires_grad
 
 
 def test_flags_are_put_back_after_an_error() -> None:
@@ -416,7 +432,7 @@ def test_the_models_own_weights_are_not_used_where_w_is_given() -> None:
     assert torch.equal(loss.value(w), before)
 
 
-# --- dtypes ----------------------------------------------------------------------------------------------------------------
+# --- dtypes ----------
 
 
 @pytest.mark.parametrize("batch_norm", ["eval", "train"])
@@ -431,7 +447,6 @@ def test_a_float64_w_gives_float64_results_on_a_float32_model(batch_norm: str) -
         (loss.value(w), reference.value(w)),
         (loss.grad(w), reference.grad(w)),
         (loss.hvp(w, w), reference.hvp(w, w)),
-        (loss.third(w, w, w), reference.third(w, w, w)),
         (hessian(loss, w).dense(), reference_dense := hessian(reference, w).dense()),
     ]:
         assert found.dtype == DOUBLE
@@ -447,7 +462,7 @@ def test_float_targets_follow_the_dtype_of_w_and_integer_labels_do_not() -> None
     assert float(loss.value(torch.zeros(6, dtype=DOUBLE))) == pytest.approx(0.6931471805599453, rel=1e-14)
 
 
-# --- what is refused ---------------------------------------------------------------------------------------------------------
+# --- what is refused ----------
 
 
 @pytest.mark.parametrize(
@@ -501,7 +516,7 @@ def test_an_objective_without_parts_says_so() -> None:
         Empty().value(torch.zeros(1))
 
 
-# --- memory --------------------------------------------------------------------------------------------------------------------
+# --- memory ----------
 
 
 def test_the_chunk_is_the_largest_whose_graph_fits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,13 @@ def show_figure(logger: Logger, tag: str, figure: Figure, step: int) -> None:
         logger.experiment.add_figure(tag, figure, global_step=step)
 
 
+def flush(loggers: Iterable[Logger]) -> None:
+    """What is logged is on disk: a killed run loses none of its curves up to here."""
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.flush()
+
+
 def show_settings(loggers: Iterable[Logger], settings: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
     """Hyper-parameters with the final metrics, once, at the end: a placeholder would draw a false line."""
     numbers = {f"final/{name}": float(value) for name, value in metrics.items() if isinstance(value, int | float)}

@@ -22,6 +22,7 @@ from lab.objective import NetworkObjective
 from lab.optim.rules import rule_of
 from lab.params import weights
 from lab.probes.base import Examples, Probe, Snapshot
+from lab.settings import SettingError
 from lab.streams import stream
 
 AUTO_ALL, AUTO_EXAMPLES = 5000, 2000
@@ -61,6 +62,22 @@ class ProbeCallback(pl.Callback):
         self._objectives: dict[Examples, NetworkObjective] = {}
         self._measured = -1
         self._rule_error = ""
+        self._saved: dict[str, dict[str, Tensor]] = {}
+        self._updates, self._micro_losses = 0, list[float]()
+
+    def require_sets(self) -> None:
+        """Raise SettingError, one line, for a probe set that the data cannot give."""
+        for probe in self.probes:
+            examples = getattr(probe, "examples", "auto")
+            if isinstance(examples, int) and examples > len(self.data[1]):
+                raise SettingError(
+                    f"probe.{probe.name}.examples={examples} is larger than the {len(self.data[1])} training examples; "
+                    f"use probe.{probe.name}.examples=all"
+                )
+            try:
+                self.objective(examples)
+            except SettingError as error:
+                raise SettingError(str(error).replace("data.examples", f"probe.{probe.name}.examples")) from None
 
     def due(self, step: int) -> bool:
         """Whether any probe wants the snapshot of `step`."""
@@ -72,7 +89,14 @@ class ProbeCallback(pl.Callback):
         x, y = self.data
         x = x.to(pl_module.device, dtype) if x.is_floating_point() else x.to(pl_module.device)
         self.data = x, y.to(pl_module.device)
+        self._objectives.clear()
+        for probe in self.probes:
+            memory = self._saved.get(type(probe).__name__, {})
+            probe.load_state_dict({name: tensor.to(pl_module.device) for name, tensor in memory.items()})
         show_layout(trainer.loggers)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._measured, self._updates = -1, trainer.global_step
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -109,8 +133,10 @@ class ProbeCallback(pl.Callback):
             if pl_module.divergence:
                 self.tracker.diverged(pl_module.step)
         elif outputs is not None:
-            loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-            self.tracker.add_loss(trainer.global_step - 1, float(loss))
+            self._micro_losses.append(float(outputs["loss"] if isinstance(outputs, dict) else outputs))
+            if trainer.global_step > self._updates:  # with accumulated gradients not every batch is an update
+                self.tracker.add_loss(self._updates, sum(self._micro_losses))
+                self._updates, self._micro_losses = trainer.global_step, []
 
     def objective(self, examples: Examples) -> NetworkObjective:
         """The loss on the fixed, class-balanced probe set of a size; built once."""
@@ -141,13 +167,15 @@ class ProbeCallback(pl.Callback):
         """The memory of the probes and of the phase, as tensors: warm starts and history survive a resume."""
         return {
             "phase": self.tracker.state_dict(),
+            "latest": dict(self.latest),
+            "formula": self.formula,
             "probes": {type(probe).__name__: probe.state_dict() for probe in self.probes},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take it back; the memory of the probes follows at the start of the fit, when the device is known."""
         self.tracker.load_state_dict(state["phase"])
-        for probe in self.probes:
-            probe.load_state_dict(state["probes"].get(type(probe).__name__, {}))
+        self.latest, self.formula, self._saved = state["latest"], state["formula"], state["probes"]
 
     def _rule(self, trainer: pl.Trainer) -> UpdateRule | None:
         """The rule of the live optimiser; None, said once, where its threshold is not known."""

@@ -15,10 +15,10 @@ LINE_SECONDS = 10.0
 
 
 class ProgressCallback(pl.Callback):
-    """A progress bar of `total` updates with loss and lambda / threshold."""
+    """A progress bar of `total` updates with loss and lambda / threshold; `bar` False: lines also on a terminal."""
 
-    def __init__(self, probes: ProbeCallback, total: int, console: Console | None = None):
-        self.probes, self.total = probes, total
+    def __init__(self, probes: ProbeCallback, total: int, *, bar: bool = True, console: Console | None = None):
+        self.probes, self.total, self.bar = probes, total, bar
         self.console = console or Console(stderr=True)
         self._bar = Progress(
             TextColumn("training"),
@@ -36,7 +36,8 @@ class ProgressCallback(pl.Callback):
         assert isinstance(pl_module, SupervisedModule)
         self._begin, self._first_step = monotonic(), pl_module.step
         self._line_due = self._begin + LINE_SECONDS
-        if self.console.is_terminal:
+        self.bar = self.bar and self.console.is_terminal
+        if self.bar:
             self._bar.start()
 
     def on_train_batch_end(
@@ -44,12 +45,12 @@ class ProgressCallback(pl.Callback):
     ) -> None:
         assert isinstance(pl_module, SupervisedModule)
         text = self.text(pl_module)
-        if self.console.is_terminal:
+        if self.bar:
             self._bar.update(self._task, completed=pl_module.step, text=text)
         elif monotonic() >= self._line_due:
             done = pl_module.step - self._first_step
             left = (monotonic() - self._begin) / max(1, done) * (self.total - pl_module.step)
-            self.console.print(f"step {pl_module.step}/{self.total}  {text}  {left:.0f} s to go", highlight=False)
+            self.console.print(f"step {pl_module.step}/{self.total}  {text}  {left:.0f} s to go", highlight=False, soft_wrap=True)
             self._line_due = monotonic() + LINE_SECONDS
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -4,10 +4,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from lab.callbacks.dashboard import flush
 from lab.callbacks.probe import ProbeCallback
 from lab.module import SupervisedModule
 from lab.run import checkpoints
 from lab.run.agenda import Chunk, every
+from lab.run.checkpoints import State
 from lab.run.folder import RunFolder
 
 
@@ -19,21 +21,36 @@ class RunCallback(pl.Callback):
     """
 
     def __init__(
-        self, folder: RunFolder, probes: ProbeCallback, *, evaluate_every: int | None, checkpoint_every: int | None
+        self,
+        folder: RunFolder,
+        probes: ProbeCallback,
+        *,
+        evaluate_every: int | None,
+        checkpoint_every: int | None,
+        state: State | None = None,
     ):
-        self.folder, self.probes = folder, probes
+        self.folder, self.probes, self.state = folder, probes, state
         self.evaluates, self.saves = every(evaluate_every), every(checkpoint_every, first=1)
 
     def due(self, step: int) -> bool:
         """Whether there is something to do before update `step`."""
         return self.evaluates(step) or self.saves(step)
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take up the checkpoint only now that the model has its device and precision: earlier, bits would be lost."""
+        assert isinstance(pl_module, SupervisedModule)
+        if self.state is not None:
+            pl_module.model.load_state_dict(self.state["model"])
+            pl_module.optimizer.load_state_dict(self.state["optimizer"])
+            self.probes.load_state_dict(self.state["probes"])
+            self.state = None
+
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Chunk, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, SupervisedModule)
         if self.saves(batch.begin):
-            self.save(pl_module)
+            self.save(trainer, pl_module)
         if self.evaluates(batch.begin):
             self.evaluate(trainer, pl_module)
 
@@ -45,13 +62,18 @@ class RunCallback(pl.Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(curves, step=step)
         if pl_module.divergence:
-            self.save(pl_module, name="last_finite.ckpt")
+            self.save_last_finite(pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, SupervisedModule)
         if not pl_module.divergence:
             self.evaluate(trainer, pl_module)
-            self.save(pl_module)
+            self.save(trainer, pl_module)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """SIGTERM arrives between two chunks, where the state is whole: nothing done so far is lost."""
+        if isinstance(exception, SystemExit) and isinstance(pl_module, SupervisedModule):
+            self.save(trainer, pl_module)
 
     def evaluate(self, trainer: pl.Trainer, module: SupervisedModule) -> dict[str, float]:
         """test/loss and test/accuracy of the present weights."""
@@ -63,13 +85,21 @@ class RunCallback(pl.Callback):
         self.probes.latest |= values
         return values
 
-    def save(self, module: SupervisedModule, name: str = "last.ckpt") -> None:
-        """Model, optimiser, probes and phase at the present step."""
+    def save(self, trainer: pl.Trainer, module: SupervisedModule) -> None:
+        """Model, optimiser, probes and phase at the present step, unless the weights have diverged unnoticed so far."""
+        if not all(bool(parameter.isfinite().all()) for parameter in module.model.parameters()):
+            return
         state = {
             "step": module.step,
             "model": module.model.state_dict(),
             "optimizer": module.optimizer.state_dict(),
             "probes": self.probes.state_dict(),
         }
-        checkpoints.save(self.folder.checkpoints / name, state)
+        checkpoints.save(self.folder.checkpoints / "last.ckpt", state)
         self.folder.status("running", step=module.step)
+        flush(trainer.loggers)
+
+    def save_last_finite(self, module: SupervisedModule) -> None:
+        """The weights before a divergence, which the module has put back."""
+        state = {"step": module.finite_step, "model": module.model.state_dict()}
+        checkpoints.save(self.folder.checkpoints / "last_finite.ckpt", state)

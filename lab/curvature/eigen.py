@@ -15,6 +15,7 @@ Tried on constructed spectra with clustered tops: `tests/curvature/test_eigen.py
 Parlett, The Symmetric Eigenvalue Problem (1998), chapters 11 and 13; Knyazev, LOBPCG (2001) for the choice of directions.
 """
 
+import math
 import warnings
 from dataclasses import dataclass
 
@@ -26,8 +27,14 @@ from lab.results import Eigenpairs
 
 GUARD = 2
 """Start vectors, and pairs watched, beyond the wanted ones: with fewer the stopping rule can be deceived."""
-RIVAL = 3.0
-"""A guard pair is a rival while theta + RIVAL ||r|| exceeds the last wanted value by more than the tolerance."""
+RIVAL = 6.0
+"""A guard pair that is not converged itself is a rival while theta + RIVAL ||r|| exceeds the last wanted value by more
+than the tolerance. On 1500 clustered spectra 3 gave 6 false claims (up to 14 tolerances off) at 21 products, 6 none at 23."""
+RIVAL_WARM = 1.0
+"""The same when every start vector comes from an earlier solve: its guards have been watched already."""
+BURN_IN = 2
+"""Rounds in which random start vectors are driven on whatever they show: at first they show nothing, for a random vector
+has a component of only 1/sqrt(P) in the top eigenspace and so a small residual."""
 _COLUMNS = 2**15
 """Entries multiplied at a time in the dtype of the vectors; the pieces are added in float64."""
 
@@ -64,15 +71,24 @@ def lanczos(
     """
     if min(top, bottom) < 0 or not 1 <= top + bottom <= operator.size:
         raise ValueError(f"top={top}, bottom={bottom}: expected between 1 and {operator.size} eigenpairs in all")
+    fewest = min(max(top, bottom) + GUARD, operator.size)
+    if max_matvecs < fewest or not tol >= 0:
+        raise ValueError(f"max_matvecs={max_matvecs}, tol={tol}: expected at least {fewest} products and tol >= 0")
+    if start is not None and (start.dim() != 2 or len(start) != operator.size):
+        raise ValueError(f"start of shape {tuple(start.shape)}: expected ({operator.size}, any number of vectors)")
     space = _Space(operator)
     for v in [] if start is None else start.unbind(1):
-        space.add(v.to(dtype=operator.dtype, device=operator.device))
+        if space.size < max_matvecs:
+            space.add(v.to(dtype=operator.dtype, device=operator.device))
+    warm, rounds = space.size >= fewest, 0
     generator = generator or torch.Generator().manual_seed(0)
-    while space.size < min(max(top, bottom) + GUARD, operator.size) and space.finite:
+    while space.size < fewest and space.finite:
         v = torch.randn(operator.size, generator=generator, dtype=torch.float64)
         space.add(v.to(dtype=operator.dtype, device=operator.device))
     while True:
-        ends = _End(space, top, tol), _End(space, bottom, tol, sign=-1)
+        reach = RIVAL_WARM if warm else RIVAL if rounds >= BURN_IN else math.inf
+        ends = _End(space, top, tol, reach), _End(space, bottom, tol, reach, sign=-1)
+        rounds += 1
         settled = all(end.certain for end in ends) or space.exhausted
         if settled or not space.finite:
             break
@@ -81,8 +97,10 @@ def lanczos(
         if not sum(space.add(r) for r in residuals):
             settled = room > 0  # no direction left: the space is invariant, its pairs are exact
             break
-    if not settled:
-        worst = max(float(end.errors.max()) for end in ends if end.wanted) / space.scale
+    if not space.finite:
+        warnings.warn("a product of the operator is not finite: every eigenvalue is NaN", stacklevel=2)
+    elif not settled:
+        worst = max(end.doubt for end in ends if end.wanted) / space.scale
         warnings.warn(
             f"eigenvalues not converged: error {worst:.1e} of the largest after {space.size} products, wanted "
             f"{tol:.1e}; raise max_matvecs={max_matvecs} or tol",
@@ -132,6 +150,8 @@ class _Space:
         if self.finite:
             theta, s = torch.linalg.eigh(t)
             self.theta, self.s = theta.flip(0), s.flip(1)
+        else:
+            self.theta, self.s = torch.full((self.size,), torch.nan, dtype=torch.float64), torch.eye(self.size).double()
         return True
 
     def lift(self, s: Tensor, *, image: bool = False) -> Tensor:
@@ -148,8 +168,8 @@ class _Space:
 class _End:
     """The wanted pairs and their guards at one end of the spectrum, with what is known of their errors."""
 
-    def __init__(self, space: _Space, wanted: int, tol: float, *, sign: int = 1):
-        self.space, self.sign = space, sign
+    def __init__(self, space: _Space, wanted: int, tol: float, reach: float, *, sign: int = 1):
+        self.space, self.sign, self.reach = space, sign, reach
         self.wanted = min(wanted, space.size)
         self.watched = min(wanted + GUARD, space.size) if wanted else 0
         order = slice(None) if sign > 0 else slice(None, None, -1)
@@ -159,16 +179,22 @@ class _End:
         self.residuals -= sign * self.theta[: self.watched, None].to(self.residuals) * self.vectors(self.watched).T
         self.norms = torch.tensor([_norm(r) for r in self.residuals], dtype=torch.float64)
         self._tolerance = tol * space.scale
-        self.errors = self._errors()
+        errors = self._errors()
+        self.errors = errors[: self.wanted]
         self.rivals = [
             j
             for j in range(self.wanted, self.watched)
-            if self.theta[j] + RIVAL * self.norms[j] > self.theta[self.wanted - 1] + self._tolerance
+            if errors[j] > self._tolerance and self._above(j) > self._tolerance
         ]
 
     @property
     def certain(self) -> bool:
         return not self.wanted or (not self.rivals and bool((self.errors <= self._tolerance).all()))
+
+    @property
+    def doubt(self) -> float:
+        """The largest error, or the farthest that a rival may reach above the last wanted value."""
+        return max([float(self.errors.max()), *map(self._above, self.rivals)])
 
     def residuals_to_add(self) -> list[Tensor]:
         """The residuals of the pairs that keep this end from being certain; the first of them in any case."""
@@ -187,9 +213,14 @@ class _End:
             values, converged = torch.full_like(values, torch.nan), False
         return Eigenpairs(values, self.vectors(k), self.norms[:k], self.errors, self.space.size, converged)
 
+    def _above(self, j: int) -> float:
+        """How far guard j may reach above the last wanted value."""
+        reach = float(self.norms[j]) * self.reach if self.norms[j] > 0 else 0.0
+        return float(self.theta[j] - self.theta[self.wanted - 1]) + reach
+
     def _errors(self) -> Tensor:
-        """min(||r_i||, min over clusters 0..j that hold i of sum ||r||^2 / gap below the cluster)."""
-        errors = self.norms[: self.wanted].clone()
+        """Of every watched pair: min(||r_i||, min over clusters 0..j that hold i of sum ||r||^2 / gap below the cluster)."""
+        errors = self.norms.clone()
         squares = self.norms.square().cumsum(0)
         for j in range(self.watched - 1):
             gap = self.theta[j] - self.theta[j + 1] - self.norms[j + 1]

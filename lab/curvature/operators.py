@@ -42,6 +42,7 @@ class Hessian(LinearOperator):
     """H(w) of an objective, with the value (scalar) and gradient (P,) that come with it for nothing."""
 
     def __init__(self, objective: Objective, w: Tensor, *, memory: int):
+        w = w.detach().clone()  # the optimiser updates its weights in place; this Hessian stays that at w
         self.kept = objective.graph_bytes(w) <= memory
         if self.kept:
             leaf = w.detach().requires_grad_()

@@ -22,12 +22,12 @@ class Chunk:
 @dataclass(frozen=True)
 class Agenda:
     """The updates begin..total - 1 of a run. `events` say whether something is due before a step; `log_every` is the
-    rhythm of the training curves, which needs no event."""
+    rhythm of the training curves (None: none), which needs no event."""
 
     begin: int
     total: int
     events: tuple[Callable[[int], bool], ...] = ()
-    log_every: int = 1
+    log_every: int | None = 1
 
     def __iter__(self) -> Iterator[Chunk]:
         begin = self.begin
@@ -40,7 +40,7 @@ class Agenda:
 
     def logs(self, step: int) -> bool:
         """Whether the training curves get a point at `step`."""
-        return step % self.log_every == 0
+        return self.log_every is not None and step % self.log_every == 0
 
 
 def every(period: int | None, *, first: int = 0) -> Callable[[int], bool]:

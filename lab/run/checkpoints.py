@@ -18,11 +18,11 @@ State = dict[str, Any]
 
 
 def save(file: Path, state: State) -> None:
-    """Write `state` to `file`; the file that stood there becomes `previous.ckpt` beside it."""
+    """Write `state` to `file`; a `last.ckpt` that stood there becomes `previous.ckpt` beside it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    if file.exists():
+    if file.name == "last.ckpt" and file.exists():
         file.replace(file.with_name("previous.ckpt"))
     replace(file, buffer.getvalue())
 

@@ -15,6 +15,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,11 +23,10 @@ from lab.settings import SettingError
 
 
 class RunFolder:
-    """The folder of one run. `open` before writing; every method may be called again after a kill."""
+    """The folder of one run. Write while it is `owned`; every method may be called again after a kill."""
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
-        self._lock: IO[str] | None = None
         self._metrics: IO[str] | None = None
 
     @property
@@ -37,25 +37,37 @@ class RunFolder:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
-    def open(self, *, resume_step: int = 0) -> None:
-        """Take the folder and drop the measurements from `resume_step` on, which will be made again.
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """The folder is ours alone, until the end of the block or of the process.
 
-        Raises SettingError when another live process writes to it.
+        Raises SettingError when another live process writes to it, or when it cannot be written.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / ".lock").open("a")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise SettingError(f"{self.path} is in use by another run; wait for it or set hydra.run.dir") from None
-        kept = [line for line in self._lines() if line["step"] < resume_step]
-        text = "".join(json.dumps(line) + "\n" for line in kept)
-        replace(self.path / "metrics.jsonl", text.encode())
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("a")
+        except OSError as error:
+            raise SettingError(f"{self.path} cannot be written ({error.strerror}); set hydra.run.dir") from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise SettingError(f"{self.path} is in use by another run; wait for it or set hydra.run.dir") from None
+            try:
+                yield
+            finally:
+                if self._metrics is not None:
+                    self._metrics.close()
+
+    def forget_from(self, step: int) -> None:
+        """Drop the measurements from `step` on, which will be made again, and be ready to `log`."""
+        kept = [line for line in self._lines() if line["step"] < step]
+        replace(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._metrics = (self.path / "metrics.jsonl").open("a")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Append finite numbers, a line each; what is not finite was not measured."""
-        assert self._metrics is not None, "open the folder first"
+        assert self._metrics is not None, "call forget_from first"
         for tag, value in values.items():
             if math.isfinite(value):
                 self._metrics.write(json.dumps({"step": step, "tag": tag, "value": float(value)}) + "\n")
@@ -82,16 +94,14 @@ class RunFolder:
     def read(self, name: str) -> dict[str, Any]:
         """`name`.json, empty where there is none."""
         file = self.path / f"{name}.json"
-        return json.loads(file.read_text()) if file.exists() else {}
+        try:
+            return json.loads(file.read_text()) if file.exists() else {}
+        except ValueError:
+            raise SettingError(f"{file} is damaged; remove it, or choose another hydra.run.dir") from None
 
     def status(self, state: str, *, step: int, reason: str = "") -> None:
         """How the run stands: running, finished, diverged or failed."""
         self.write("status", {"status": state, "step": step, "reason": reason, "pid": os.getpid()})
-
-    def close(self) -> None:
-        for file in (self._metrics, self._lock):
-            if file is not None:
-                file.close()
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         """The measurements on disk; a last line cut off by a kill is passed over."""

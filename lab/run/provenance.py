@@ -3,7 +3,6 @@
 import os
 import platform
 import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,11 @@ import torch
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy", "scipy", "scikit-learn")
 
 
-def provenance(settings: dict[str, Any], **facts: Any) -> dict[str, Any]:
-    """Everything needed to run this again: settings as plain values, and `facts` about data and model."""
+def provenance(command: str, settings: dict[str, Any], **facts: Any) -> dict[str, Any]:
+    """Everything needed to run this again: `command`, settings as plain values, `facts` about data and model."""
     code = Path(__file__).parents[2]
     return {
-        "command": " ".join([Path(sys.executable).name, *sys.argv]),
+        "command": command,
         "settings": settings,
         **facts,
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},

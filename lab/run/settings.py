@@ -3,10 +3,11 @@
 import os
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from lab.settings import CARD
+from lab.settings import CARD, SettingError
 
 Period = Annotated[int, Field(gt=0)] | None
 
@@ -21,9 +22,19 @@ class TrainerSettings:
     chunk_examples: Annotated[int, Field(gt=0)] | Literal["all"] = "all"
     batch_norm: Literal["train", "eval"] = "train"
     max_loss: Annotated[float, Field(gt=0)] = 1e6
-    log_every: Annotated[int, Field(gt=0)] = 1
+    log_every: Period = 1
     evaluate_every: Period = 100
     checkpoint_every: Period = 500
+
+    def require_accelerator(self) -> None:
+        """Raise SettingError when this machine has no such accelerator."""
+        has = {"gpu": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+        if self.accelerator in has and not has[self.accelerator]():
+            raise SettingError(
+                f"trainer.accelerator={self.accelerator}, but torch finds none here; use trainer.accelerator=cpu or auto"
+            )
+        if self.precision == "64-true" and self.accelerator == "mps":
+            raise SettingError("trainer.precision=64-true does not exist on mps; use trainer.accelerator=cpu")
 
     def num_threads(self, jobs: int = 1) -> int:
         """Threads of this process when `jobs` of them share the machine (auto: the cores divided among them)."""

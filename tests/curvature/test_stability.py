@@ -48,8 +48,8 @@ RULES = {
 
 @pytest.mark.parametrize(("rule", "threshold"), RULES.values(), ids=RULES)
 def test_threshold_is_where_the_spectral_radius_of_the_recursion_leaves_one(rule: UpdateRule, threshold: float) -> None:
-    # Below the threshold the radius is at most 1 - O(distance), above it at least 1 + O(distance): 1e-6 is far above the
-    # 1e-13 of the eigenvalues.
+    # Below the threshold the radius is at most 1 - O(distance), above it at least 1 + O(distance): 1e-6 is far above
+    # the 1e-13 of the eigenvalues.
     assert rule.plain
     assert rule.threshold == pytest.approx(threshold, rel=1e-12)
     below, above = (torch.tensor([[threshold * factor]], dtype=torch.float64) for factor in (1 - 1e-6, 1 + 1e-6))

@@ -58,7 +58,8 @@ def thresholds_by_bisection(build: Build, guess: Tensor) -> Tensor:
     """For each parameter (group) the curvature from which on |w| grows, looked for in 0.6 .. 1.8 times a guess."""
     low, high = 0.6 * guess, 1.8 * guess
     for _ in range(4):
-        curvatures = [torch.linspace(float(a), float(b), 33, dtype=torch.float64) for a, b in zip(low, high, strict=True)]
+        ends = zip(low.tolist(), high.tolist(), strict=True)
+        curvatures = [torch.linspace(a, b, 33, dtype=torch.float64) for a, b in ends]
         params = [nn.Parameter(torch.full((33,), START, dtype=torch.float64)) for _ in curvatures]
         optimizer = build(params)
         freeze(optimizer)
@@ -69,7 +70,7 @@ def thresholds_by_bisection(build: Build, guess: Tensor) -> Tensor:
             unstable = p.detach().abs() > before
             first = int(unstable.int().argmax())
             assert unstable[first:].all(), "stable above an unstable curvature"
-            assert 0 < first, "the threshold lies outside the bracket"
+            assert first > 0, "the threshold lies outside the bracket"
             low[i], high[i] = h[first - 1], h[first]
     return (low + high) / 2
 

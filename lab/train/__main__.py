@@ -1,0 +1,5 @@
+"""python -m lab.train"""
+
+from lab.train import main
+
+main()

@@ -1,0 +1,160 @@
+"""One run: the parts put together with Lightning, and carried out in a folder."""
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from torch import nn
+
+from lab.callbacks.dashboard import show_figure, show_settings
+from lab.callbacks.metrics import MetricsLogger
+from lab.callbacks.probe import ProbeCallback
+from lab.callbacks.progress import ProgressCallback
+from lab.callbacks.run import RunCallback
+from lab.models.losses import MeanSquaredError
+from lab.module import SupervisedModule
+from lab.params import layout
+from lab.run import checkpoints, figures
+from lab.run.agenda import Agenda
+from lab.run.folder import RunFolder
+from lab.run.provenance import provenance
+from lab.train.settings import Parts, flat
+
+TERMINATED = 143
+"""The exit code of a process that SIGTERM ended: 128 + 15."""
+
+
+class Run:
+    """One run: put together without touching the disk, then carried out in a folder."""
+
+    def __init__(self, parts: Parts, plain: dict[str, Any], *, title: str, command: str, bar: bool = True):
+        self.parts, self.settings, self.plain = parts, parts.settings, plain
+        self.title, self.command, self.bar = title, command, bar
+        trainer, train = parts.settings.trainer, parts.dataset.train
+        self.chunk_size = None if trainer.chunk_examples == "all" else trainer.chunk_examples
+        self.probes = ProbeCallback(
+            parts.settings.probes,
+            parts.criterion,
+            (train.x, train.y),
+            model=parts.model,
+            batch_norm=trainer.batch_norm,
+            chunk_size=self._measured_chunk(),
+            stochastic=not parts.batches.is_full,
+            seed=parts.settings.seed,
+        )
+        self.probes.require_sets()
+
+    def carry_out(self, folder: RunFolder, *, begin: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """Train from the newest checkpoint (or the start) to the end. Returns the summary, which is on disk too.
+
+        `begin` is called once the folder is ours. Raises SettingError when another process has it.
+        """
+        with folder.owned():
+            try:
+                begin()
+                return self._carry_out(folder)
+            except BaseException as error:
+                stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+                reason = "interrupted" if stopped else f"{type(error).__name__}: {error}"
+                folder.status("failed", step=folder.read("status").get("step", 0), reason=reason)
+                if isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns it into exit code 1
+                    raise KeyboardInterrupt from None
+                if isinstance(error, SystemExit):  # Lightning's SIGTERMException has no exit code of its own
+                    raise SystemExit(TERMINATED) from None
+                raise
+
+    def _carry_out(self, folder: RunFolder) -> dict[str, Any]:
+        state = checkpoints.newest(folder.checkpoints)
+        step = state["step"] if state else 0
+        folder.forget_from(step)
+        facts = {"data": self.parts.dataset.facts, "model": self._model_facts()}
+        folder.write("provenance", provenance(self.command, self.plain, **facts))
+        folder.status("running", step=step)
+        start = perf_counter()
+        module, loggers = self._train(folder, step, state)
+        summary = self._summary(module) | {"seconds": perf_counter() - start}
+        self._show(folder, summary, loggers)
+        folder.write("summary", summary)
+        folder.status("diverged" if module.divergence else "finished", step=module.step, reason=module.divergence)
+        return summary
+
+    def _train(
+        self, folder: RunFolder, begin: int, state: checkpoints.State | None
+    ) -> tuple[SupervisedModule, list[Logger]]:
+        parts, settings = self.parts, self.settings.trainer
+        keeper = RunCallback(
+            folder,
+            self.probes,
+            evaluate_every=settings.evaluate_every,
+            checkpoint_every=settings.checkpoint_every,
+            state=state,
+        )
+        agenda = Agenda(begin, parts.total, (self.probes.due, keeper.due), settings.log_every)
+        module = SupervisedModule(
+            parts.model,
+            parts.criterion,
+            parts.optimizer,
+            parts.dataset,
+            parts.batches,
+            agenda,
+            factor=lambda step: self.settings.schedule.factor(step, parts.total),
+            augment=getattr(self.settings.data, "augment", False),
+            chunk_size=self.chunk_size,
+            max_loss=settings.max_loss,
+            seed=self.settings.seed,
+        )
+        tensorboard = TensorBoardLogger(
+            folder.path, name="tensorboard", version="", default_hp_metric=False, purge_step=begin or None
+        )
+        trainer = pl.Trainer(
+            accelerator=settings.accelerator,
+            precision=settings.precision,
+            devices=1,
+            max_epochs=1,
+            logger=[tensorboard, MetricsLogger(folder)],
+            callbacks=[keeper, self.probes, ProgressCallback(self.probes, parts.total, bar=self.bar)],
+            enable_progress_bar=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            default_root_dir=folder.path,
+        )
+        trainer.fit(module, train_dataloaders=agenda)
+        return module, trainer.loggers
+
+    def _summary(self, module: SupervisedModule) -> dict[str, Any]:
+        latest = self.probes.latest
+        return self.probes.summary() | {
+            "steps": module.step,
+            "reason": module.divergence,
+            "test_loss": latest.get("test/loss"),
+            "test_accuracy": latest.get("test/accuracy"),
+            "title": self.title,
+            "loss_unit": "half squared error" if isinstance(self.settings.loss, MeanSquaredError) else "cross entropy",
+        }
+
+    def _show(self, folder: RunFolder, summary: dict[str, Any], loggers: list[Logger]) -> None:
+        """The figure, on disk and on the dashboard, and the settings beside the final metrics."""
+        figure = figures.edge_figure(folder.all_series(), summary)
+        figures.save(figure, folder.figures / "edge.png")
+        for logger in loggers:
+            show_figure(logger, "figures/edge", figure, summary["steps"])
+        show_settings(loggers, flat(self.plain), summary)
+        for logger in loggers:
+            logger.finalize("success")
+
+    def _measured_chunk(self) -> int | None:
+        """Examples per chunk of the measured loss: in train-mode BatchNorm the batch that training normalises over."""
+        batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.parts.model.modules())
+        if not (batch_norm and self.settings.trainer.batch_norm == "train"):
+            return None
+        batch_size = self.parts.batches.batch_size
+        return min(self.chunk_size or batch_size, batch_size)
+
+    def _model_facts(self) -> dict[str, Any]:
+        return {
+            "parameters": layout(self.parts.model).size,
+            "measured_batch_norm": self.settings.trainer.batch_norm,
+            "measured_chunk": self._measured_chunk(),
+        }

@@ -1,0 +1,266 @@
+"""What does one top eigenvalue of the Hessian cost, and how wrong is it? The lab beside its peers, interleaved in one run.
+
+    python scripts/benchmarks/sharpness.py --images DIR        (DIR/train/<class>/*, e.g. CIFAR-10; without it: noise images)
+
+Two workloads: a 3072-200-200-10 tanh MLP on 2000 images (full-batch gradient descent) and a ResNet-20 on 256 (SGD,
+measured with BatchNorm in eval mode, as the peers do). At each of several points along a real trajectory every method
+computes lambda_max once, in rotating order. Time is divided by that of one full gradient, measured at the same points;
+errors are against a float64 solve to 1e-7. `cold` knows nothing, `warm` starts from the eigenvectors five steps earlier.
+"""
+
+import argparse
+import platform
+import statistics
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lab.curvature.eigen import lanczos
+from lab.curvature.operators import hessian
+from lab.data.base import Split
+from lab.data.image_folder import ImageFolder
+from lab.models.losses import CrossEntropy, MeanSquaredError
+from lab.models.mlp import Mlp
+from lab.models.resnet import ResNet
+from lab.objective import NetworkObjective
+from lab.streams import stream
+
+Solve = Callable[["Point"], tuple[float, int]]
+"""One method: the top eigenvalue and the products it took."""
+
+
+@dataclass
+class Point:
+    """Weights on the trajectory, the loss to measure, and the eigenvectors of five steps earlier if there are any."""
+
+    w: Tensor
+    objective: NetworkObjective
+    earlier: Tensor | None = None
+
+
+@dataclass
+class Row:
+    times: list[float] = field(default_factory=list)
+    products: list[int] = field(default_factory=list)
+    errors: list[float] = field(default_factory=list)
+
+
+def lab_cold(point: Point) -> tuple[float, int]:
+    H = hessian(point.objective, point.w)
+    top = lanczos(H, start=H.gradient[:, None]).top
+    return float(top.values[0]), top.matvecs
+
+
+def lab_warm(point: Point) -> tuple[float, int]:
+    top = lanczos(hessian(point.objective, point.w), start=point.earlier).top
+    return float(top.values[0]), top.matvecs
+
+
+def pyhessian(point: Point) -> tuple[float, int]:
+    import importlib
+
+    source = importlib.import_module("pyhessian.hessian")
+    count, product = 0, source.hessian_vector_product
+
+    def counted(*args: object) -> object:
+        nonlocal count
+        count += 1
+        return product(*args)
+
+    source.hessian_vector_product = counted
+    try:
+        load(point)
+        point.objective.model.zero_grad()
+        data = (point.objective.x, point.objective.y)
+        values, _ = source.hessian(
+            point.objective.model, point.objective.criterion, data=data, cuda=False
+        ).eigenvalues()
+    finally:
+        source.hessian_vector_product = product
+        point.objective.model.zero_grad()
+    return values[0], count
+
+
+def eigsh(tol: float) -> Solve:
+    """ARPACK on products whose graph is rebuilt each time, cold, as the code of Cohen et al. 2021 does (tol 0)."""
+
+    def solve(point: Point) -> tuple[float, int]:
+        from scipy.sparse.linalg import LinearOperator as ScipyOperator
+        from scipy.sparse.linalg import eigsh as arpack
+
+        count, size = 0, point.w.numel()
+
+        def product(v: np.ndarray) -> np.ndarray:
+            nonlocal count
+            count += 1
+            return point.objective.hvp(point.w, torch.from_numpy(v.astype(np.float32).ravel())).numpy()
+
+        operator = ScipyOperator((size, size), matvec=product, dtype=np.float32)
+        return float(arpack(operator, 1, which="LM", tol=tol, return_eigenvectors=False)[0]), count
+
+    return solve
+
+
+def curvlinops(point: Point) -> tuple[float, int]:
+    from curvlinops import HessianLinearOperator
+    from scipy.sparse.linalg import LinearOperator as ScipyOperator
+    from scipy.sparse.linalg import eigsh as arpack
+
+    load(point)
+    model, x, y = point.objective.model, point.objective.x, point.objective.y
+    loss, target, scale = nn.CrossEntropyLoss(), y, 1.0
+    if isinstance(point.objective.criterion, type(MeanSquaredError().build(10))):
+        target, scale = nn.functional.one_hot(y, 10).float(), 5.0  # MSELoss is 2/K of the half squared error
+        loss = nn.MSELoss()
+    matrix = HessianLinearOperator(model, loss, list(model.parameters()), [(x, target)], check_deterministic=False)
+    inner, count = matrix.to_scipy(np.float32), 0
+
+    def product(v: np.ndarray) -> np.ndarray:
+        nonlocal count
+        count += 1
+        return inner @ v.ravel()
+
+    operator = ScipyOperator(inner.shape, matvec=product, dtype=np.float32)
+    return scale * float(arpack(operator, 1, which="LA", tol=1e-3, return_eigenvectors=False)[0]), count
+
+
+def eigenthings(point: Point) -> tuple[float, int]:
+    from hessian_eigenthings.algorithms.lanczos import lanczos as their_lanczos
+    from hessian_eigenthings.operators.hessian import HessianOperator
+
+    load(point)
+    o = point.objective
+    operator = HessianOperator(o.model, [(o.x, o.y)], lambda model, batch: o.criterion(model(batch[0]), batch[1]))
+    result = their_lanczos(operator, k=1, max_iter=20, which="LA", seed=0)
+    return float(result.eigenvalues[0]), 20
+
+
+METHODS: dict[str, Solve] = {
+    "lab, cold": lab_cold,
+    "lab, warm from 5 steps before": lab_warm,
+    "PyHessian eigenvalues(top_n=1)": pyhessian,
+    "scipy eigsh, tol 0 (edge-of-stability)": eigsh(0.0),
+    "scipy eigsh, tol 1e-3": eigsh(1e-3),
+    "curvlinops + eigsh, tol 1e-3": curvlinops,
+    "hessian-eigenthings Lanczos, 20 steps": eigenthings,
+}
+
+
+WARM = ("lab, warm from 5 steps before",)
+
+
+def load(point: Point) -> None:
+    """The weights of the point into the model, for peers that read them there."""
+    pieces = point.objective.layout.unflatten(point.w)
+    with torch.no_grad():
+        for name, parameter in point.objective.model.named_parameters():
+            parameter.copy_(pieces[name])
+    point.objective.model.eval()
+
+
+def mlp_points(data: Split, first: int, length: int) -> Iterator[tuple[int, Point]]:
+    """Gradient descent on all images at lr 0.05 (the threshold is 40); points every five steps from `first` on."""
+    model = Mlp(widths=(200, 200)).build(tuple(data.x.shape[1:]), 10, seed=0)
+    objective = NetworkObjective(model, MeanSquaredError().build(10), (data.x, data.y))
+    w = objective.weights
+    for step in range(first + 5 * (length - 1) + 1):
+        if step >= first and (step - first) % 5 == 0:
+            yield step, Point(w.clone(), objective)
+        w = w - 0.05 * objective.grad(w)
+
+
+def resnet_points(data: Split, first: int, length: int) -> Iterator[tuple[int, Point]]:
+    """SGD at lr 0.1, batch 128, BatchNorm in train mode; measured on all images with running statistics."""
+    model = ResNet().build(tuple(data.x.shape[1:]), 10, seed=0)
+    criterion = CrossEntropy().build(10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(first + 5 * (length - 1) + 1):
+        if step >= first and (step - first) % 5 == 0:
+            objective = NetworkObjective(model, criterion, (data.x, data.y))
+            yield step, Point(objective.weights, objective)
+        model.train()
+        index = torch.randperm(len(data), generator=stream(0, "batches", step))[:128]
+        optimizer.zero_grad()
+        criterion(model(data.x[index]), data.y[index]).backward()
+        optimizer.step()
+
+
+def measure(points: Iterator[tuple[int, Point]], methods: dict[str, Solve]) -> None:
+    """Every method at every point, then one table."""
+    rows = {name: Row() for name in methods}
+    earlier: tuple[int, Tensor] | None = None
+    order = list(methods)
+    for step, point in points:
+        reference = float(lanczos(hessian(point.objective, point.w.double()), tol=1e-7).top.values[0])
+        if earlier is not None and earlier[0] == step - 5:
+            point.earlier = earlier[1]
+        spent: dict[str, float] = {}
+        gradients = [seconds(point)]
+        for name in order:
+            if name in WARM and point.earlier is None:
+                continue
+            begin = perf_counter()
+            value, products = methods[name](point)
+            spent[name] = perf_counter() - begin
+            gradients.append(seconds(point))
+            rows[name].products.append(products)
+            rows[name].errors.append(abs(value - reference) / abs(reference))
+        gradient = statistics.median(gradients)
+        for name, time in spent.items():
+            rows[name].times.append(time / gradient)
+        extremes = lanczos(hessian(point.objective, point.w), start=point.earlier)
+        earlier, order = (step, extremes.start), order[1:] + order[:1]
+        print(f"  step {step}: lambda_max {reference:.5g}, one gradient {1e3 * gradient:.0f} ms", flush=True)
+    print(f"\n| {'method':40} | points | products | time / G: median [min, max] | largest relative error |")
+    print(f"|{'-' * 42}|---|---|---|---|")
+    for name, row in rows.items():
+        if row.times:
+            products = f"{statistics.median(row.products):.0f} [{min(row.products)}, {max(row.products)}]"
+            times = f"{statistics.median(row.times):.1f} [{min(row.times):.1f}, {max(row.times):.1f}]"
+            print(f"| {name:40} | {len(row.times)} | {products} | {times} | {max(row.errors):.1e} |")
+
+
+def seconds(point: Point) -> float:
+    """Wall time of one full gradient."""
+    begin = perf_counter()
+    point.objective.grad(point.w)
+    return perf_counter() - begin
+
+
+def images(folder: str | None, count: int, standardise: str) -> Split:
+    """`count` class-balanced training images, or noise with labels where there is no folder."""
+    if folder is None:
+        generator = stream(0, "noise images")
+        return Split(torch.randn(count, 3, 32, 32, generator=generator), torch.arange(count) % 10)
+    return ImageFolder(root=folder, examples=count, batch_size="full", standardise=standardise).load().train
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", help="image folder with train/<class>/*; default: noise")
+    parser.add_argument("--workload", choices=("mlp", "resnet", "both"), default="both")
+    parser.add_argument("--length", type=int, default=3, help="points per segment, five steps apart")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--lab-only", action="store_true", help="leave the peers out")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    warnings.filterwarnings("ignore", module="torch|pyhessian|curvlinops")
+    methods = {name: solve for name, solve in METHODS.items() if name.startswith("lab") or not options.lab_only}
+    source = "real images" if options.images else "noise images"
+    print(f"{platform.platform()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, {source}")
+    if options.workload in ("mlp", "both"):
+        for begin, where in ((30, "below the edge"), (300, "at the edge")):
+            print(f"\n## MLP 3072-200-200-10, 2000 images, {where}")
+            measure(mlp_points(images(options.images, 2000, "pixel"), begin, options.length), methods)
+    if options.workload in ("resnet", "both"):
+        print("\n## ResNet-20, width 16, BatchNorm in eval mode, 256 images")
+        measure(resnet_points(images(options.images, 256, "channel"), 30, options.length), methods)
+
+
+if __name__ == "__main__":
+    main()

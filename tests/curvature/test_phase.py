@@ -1,0 +1,271 @@
+"""The phase classifier on constructed series, where the right answer is known by construction."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+
+from lab.curvature.phase import FAR, QUIET, Phase, PhaseTracker
+
+Series = Callable[[int], float]
+
+
+def falling(step: int) -> float:
+    """A loss that falls at every step."""
+    return 0.99**step
+
+
+def oscillating(step: int) -> float:
+    """A loss that falls on average and rises at every other step."""
+    return 0.99**step * (1.1 if step % 2 else 1.0)
+
+
+def follow(
+    ratio: Series, loss: Series, *, steps: int, every: int = 5, tracker: PhaseTracker | None = None, begin: int = 0
+) -> PhaseTracker:
+    """The tracker of a run in which `ratio` is measured before the updates 0, every, 2 every, ..."""
+    tracker = tracker or PhaseTracker()
+    for step in range(begin, steps):
+        if step % every == 0:
+            tracker.add_ratio(step, ratio(step))
+        tracker.add_loss(step, loss(step))
+    return tracker
+
+
+def ramp(step: int) -> float:
+    """0.5 at the start, 1 at step 100, 1.25 from step 150 on."""
+    return min(0.5 + step / 200, 1.25)
+
+
+def test_a_constant_ratio_with_a_falling_loss_is_below_the_edge() -> None:
+    tracker = follow(lambda _: 0.5, falling, steps=200)
+    assert tracker.changes == [(0, Phase.BELOW)]
+    assert tracker.summary()["crossing_step"] is None
+    assert tracker.summary()["overshoot"] is None
+
+
+def test_a_growing_ratio_is_progressive_sharpening_up_to_one_and_above_while_the_loss_falls() -> None:
+    tracker = follow(ramp, falling, steps=300)
+    assert tracker.changes == [(0, Phase.BELOW), (5, Phase.SHARPENING)]
+    assert tracker.entry_step is None
+
+
+def test_an_oscillating_loss_far_below_one_is_not_the_edge() -> None:
+    assert follow(lambda _: 0.5, oscillating, steps=200).entry_step is None
+
+
+def test_the_edge_is_entered_when_both_signs_are_there() -> None:
+    # The loss rises at 121, 123, 125: more than 10 % of the last 20 steps at the third rise, known before update 126.
+    tracker = follow(ramp, lambda step: oscillating(step) if step > 120 else falling(step), steps=300)
+    assert tracker.entry_step == 126
+    assert tracker.changes[-1] == (130, Phase.EDGE)  # the first measurement thereafter
+
+
+def test_the_edge_is_found_when_the_oscillation_takes_the_ratio_down_before_a_tenth_of_the_steps_has_risen() -> None:
+    # At or above 1 at the steps 100 to 110 only; the loss rises at 109, 111, 113.
+    tracker = follow(
+        lambda step: 1.0 if 100 <= step <= 110 else 0.9,
+        lambda step: oscillating(step) if 108 < step < 120 else falling(step),
+        steps=300,
+    )
+    assert tracker.entry_step == 114
+
+
+def test_two_rises_in_twenty_steps_are_not_more_than_ten_per_cent() -> None:
+    tracker = follow(lambda _: 1.1, lambda step: falling(step) * (1.1 if step % 10 == 0 else 1.0), steps=200)
+    # The first ten steps hold too few losses to count as a share of twenty: one rise among them is at most one in ten.
+    assert tracker.entry_step is None
+
+
+def test_a_pause_between_bursts_is_not_leaving() -> None:
+    def bursts(step: int) -> float:
+        return oscillating(step) if step % QUIET < 30 else falling(step)
+
+    tracker = follow(lambda step: 1.05 if step % QUIET < 10 else 0.9, bursts, steps=5 * QUIET)
+    assert [phase for _, phase in tracker.changes].count(Phase.EDGE) == 1
+    assert tracker.phase == Phase.EDGE
+
+
+def test_the_edge_is_left_when_no_sign_was_seen_for_long_and_can_be_entered_again() -> None:
+    end, again = 200, 700
+    tracker = follow(
+        lambda step: 1.05 if step < end or step >= again else 0.95,
+        lambda step: oscillating(step) if step < end or step >= again else falling(step),
+        steps=900,
+        every=1,
+    )
+    left = next(step for step, phase in tracker.changes if step > end and phase != Phase.EDGE)
+    # The last rise, at 199, leaves "more than two of twenty" with the rises at 195 and 197, at step 215.
+    assert left == 215 + QUIET
+    assert tracker.phase == Phase.EDGE
+    assert tracker.changes[-1][0] > again
+
+
+def test_a_ratio_far_below_one_without_oscillation_leaves_the_edge_at_once() -> None:
+    # As when a schedule lowers the learning rate: the threshold jumps up.
+    tracker = follow(
+        lambda step: 1.05 if step < 200 else FAR - 0.1,
+        lambda step: oscillating(step) if step < 200 else falling(step),
+        steps=300,
+        every=1,
+    )
+    # Calm once only the rises at 197 and 199 are among the last twenty steps.
+    assert next(step for step, phase in tracker.changes if step >= 200) == 216
+
+
+def test_the_crossing_step_is_interpolated_between_measurements() -> None:
+    # The ramp is linear and comes up to 1 at step 100 exactly; the measurements at 91 and 104 do not hit it.
+    assert follow(ramp, falling, steps=300, every=13).summary()["crossing_step"] == 100
+
+
+def test_a_run_that_starts_above_one_crosses_only_after_it_was_below() -> None:
+    above = follow(lambda _: 1.2, falling, steps=100)
+    assert above.summary()["crossing_step"] is None
+    dipping = follow(lambda step: 1 + math.cos(2 * math.pi * step / 80) / 2, falling, steps=100, every=1)
+    assert dipping.summary()["crossing_step"] == 60
+
+
+def test_a_crossing_at_step_zero_has_an_overshoot() -> None:
+    tracker = PhaseTracker()
+    for step, ratio in ((0, 1 - 1e-9), (5, 2.0)):
+        tracker.add_ratio(step, ratio)
+    assert tracker.summary()["crossing_step"] == 0
+    assert tracker.summary()["overshoot"] == 2.0
+
+
+def test_level_and_overshoot_are_those_of_the_series() -> None:
+    # 0, .1, ... 2.0 at the steps 0, 10, ... 200, then 1.5 to the end: crossing 100, peak 2, last half all 1.5.
+    summary = follow(lambda step: step / 100 if step <= 200 else 1.5, falling, steps=611, every=10).summary()
+    assert summary["crossing_step"] == 100
+    assert summary["overshoot"] == summary["max_ratio"] == 2.0
+    assert (summary["level"], summary["level_low"], summary["level_high"]) == (1.5, 1.5, 1.5)
+    assert (summary["first_ratio"], summary["last_ratio"]) == (0.0, 1.5)
+    assert (summary["first_loss"], summary["last_loss"], summary["loss_rises"]) == (1.0, 0.99**610, 0.0)
+
+
+def test_loss_rises_is_the_share_of_rising_steps_in_the_last_half() -> None:
+    # 100 steps; of the last 50, every other one rises.
+    tracker = follow(lambda _: 1.1, lambda step: oscillating(step) if step >= 50 else falling(step), steps=100)
+    assert tracker.summary()["loss_rises"] == 0.5
+
+
+def test_a_loss_below_a_hundredth_that_never_met_the_edge_is_interpolated() -> None:
+    tracker = follow(lambda _: 0.6, falling, steps=600)
+    assert [phase for _, phase in tracker.changes] == [Phase.BELOW, Phase.INTERPOLATED]
+    # 0.99^step averaged over 20 steps is below 0.01 from step 469 on.
+    assert tracker.changes[-1][0] == 470
+
+
+def test_a_fitted_run_that_was_at_the_edge_is_not_interpolated_before_it() -> None:
+    tracker = follow(
+        lambda step: 1.1 if step < 100 else 0.6,
+        lambda step: oscillating(step) if step < 100 else falling(step),
+        steps=600,
+    )
+    assert tracker.entry_step is not None
+    assert tracker.phase == Phase.BELOW
+
+
+def thrown(step: int) -> float:
+    """1, 2, 3, then back below 1 at step 3 and falling."""
+    return (1.0, 2.0, 3.0)[step] if step < 3 else 0.5 * 0.99**step
+
+
+@pytest.mark.parametrize("every", [1, 2, 13], ids="every {}".format)
+def test_a_catapult_is_dated_by_the_losses_whatever_the_rhythm_of_the_measurements(every: int) -> None:
+    tracker = follow(lambda step: 3.0 if step < 13 else 0.7, thrown, steps=100, every=every)
+    # The loss of step 1 is known before update 2; that of step 3, back below the first, before update 4.
+    assert (2, Phase.CATAPULT) in tracker.changes
+    after = tracker.changes[tracker.changes.index((2, Phase.CATAPULT)) + 1]
+    assert 4 <= after[0] < 4 + every
+    assert after[1] != Phase.CATAPULT
+    assert tracker.entry_step == 4
+
+
+def test_the_edge_is_not_entered_during_a_catapult() -> None:
+    tracker = follow(lambda _: 3.0, lambda step: 1 + step % 2 + step / 100, steps=100)
+    assert tracker.phase == Phase.CATAPULT
+    assert tracker.entry_step is None
+
+
+def test_a_rise_of_the_loss_from_a_start_below_one_is_no_catapult() -> None:
+    # The start-up of momentum.
+    tracker = follow(lambda _: 0.5, thrown, steps=100)
+    assert Phase.CATAPULT not in [phase for _, phase in tracker.changes]
+
+
+def test_scattering_mini_batch_losses_are_no_catapult() -> None:
+    tracker = follow(
+        lambda _: 1.3, lambda step: 1.0 + 0.2 * (step % 2), steps=50, tracker=PhaseTracker(stochastic=True)
+    )
+    assert Phase.CATAPULT not in [phase for _, phase in tracker.changes]
+    thrown_far = follow(lambda _: 3.0, thrown, steps=50, tracker=PhaseTracker(stochastic=True))
+    assert (2, Phase.CATAPULT) in thrown_far.changes
+
+
+def test_with_mini_batches_the_ratio_alone_decides_with_a_margin_for_leaving() -> None:
+    def ratio(step: int) -> float:
+        return {0: 0.5, 1: 1.0, 2: 0.95, 3: 0.89, 4: 0.95, 5: 1.1}[step // 20]
+
+    tracker = follow(ratio, oscillating, steps=120, every=1, tracker=PhaseTracker(stochastic=True))
+    edges = [(step, phase == Phase.EDGE) for step, phase in tracker.changes]
+    # In at 1, not out at 0.95, out at 0.89, not in at 0.95, in at 1.1.
+    assert [step for (step, edge), (_, before) in zip(edges[1:], edges, strict=False) if edge != before] == [
+        20,
+        60,
+        100,
+    ]
+    assert tracker.entry_step == 20
+
+
+def test_divergence_ends_the_history() -> None:
+    tracker = follow(ramp, falling, steps=100)
+    assert tracker.diverged(100) == Phase.DIVERGED
+    assert tracker.summary()["phases"][-1] == [100, "diverged"]
+    assert tracker.summary()["phase"] == "diverged"
+
+
+@pytest.mark.parametrize("ratio", [math.nan, math.inf])
+def test_a_ratio_that_was_not_measured_leaves_everything_as_it_was(ratio: float) -> None:
+    tracker = follow(ramp, oscillating, steps=300)
+    before, phase = tracker.summary(), tracker.phase
+    assert tracker.add_ratio(300, ratio) == phase
+    assert tracker.summary() == before
+
+
+def test_a_run_without_measurements_or_losses_has_an_empty_summary() -> None:
+    summary = PhaseTracker().summary()
+    assert summary["phase"] == "below the edge"
+    assert {name for name, value in summary.items() if value is not None} == {"phase", "phases"}
+    assert math.isnan(PhaseTracker().ratio)
+
+
+RUNS: dict[str, tuple[Series, Series]] = {
+    "edge with pauses": (
+        lambda step: 1.05 if step % 230 < 10 else 0.9,
+        lambda step: oscillating(step) if step % 230 < 30 else falling(step),
+    ),
+    "catapult": (lambda step: 3.0 if step < 13 else ramp(step), thrown),
+    "sharpening into the edge": (ramp, lambda step: oscillating(step) if step > 120 else falling(step)),
+}
+
+
+@pytest.mark.parametrize("stochastic", [False, True], ids=["full batch", "mini-batches"])
+@pytest.mark.parametrize(("ratio", "loss"), RUNS.values(), ids=RUNS)
+def test_a_restored_tracker_has_the_same_future_wherever_it_was_cut(
+    ratio: Series, loss: Series, stochastic: bool
+) -> None:
+    def tracked(steps: int, begin: int = 0, tracker: PhaseTracker | None = None) -> PhaseTracker:
+        return follow(ratio, loss, steps=steps, begin=begin, tracker=tracker or PhaseTracker(stochastic=stochastic))
+
+    for start in (0, 10):  # a tracker may join late
+        whole = tracked(600, start)
+        for cut in (0, 1, 3, 5, 11, 15, 126, 131, 215, 245, 400):
+            first = tracked(cut, start)
+            second = follow(
+                falling, oscillating, steps=40, tracker=PhaseTracker(stochastic=stochastic)
+            )  # not a fresh one
+            second.load_state_dict(first.state_dict())
+            tracked(600, max(start, cut), second)
+            assert second.summary() == whole.summary(), f"start {start}, cut at {cut}"
+            assert second.changes == whole.changes
