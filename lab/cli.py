@@ -67,9 +67,15 @@ def card(config: DictConfig | dict[str, Any] | None, where: str) -> Any:
     """The dataclass that a card names by `_target_`, with its settings. Raises SettingError in one line."""
     plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
     if not isinstance(plain, dict) or "_target_" not in plain:
-        raise SettingError(f"{where} is not a card; expected one of conf/{where}/, e.g. {where}={choices(where)[0]}")
+        group, _, name = where.partition(".")
+        example = f"{group}=[{name}]" if name else f"{group}={choices(group)[0]}"
+        raise SettingError(f"{where}={typed(plain)} is not a card with its settings; choose one, e.g. {example}")
     values = {str(name): value for name, value in plain.items()}
-    kind = get_class(values.pop("_target_"))
+    target = str(values.pop("_target_"))
+    try:
+        kind = get_class(target)
+    except Exception:  # Hydra raises several kinds
+        raise SettingError(f"{where}._target_={target} names no class that can be imported") from None
     try:
         return kind(**values)
     except ValidationError as error:
@@ -94,8 +100,13 @@ def validation_line(error: ValidationError, where: str) -> str:
 
 
 def _expected(error: Any) -> str:
-    message = error["msg"].split(", unable to")[0].removeprefix("Value error, ")
-    message = re.sub(r"Input should be (a valid )?", "", message).replace("valid tuple", "list, e.g. [1,2]")
+    if error["type"] == "value_error":
+        return error["msg"].removeprefix("Value error, ")
+    message = error["msg"].split(", unable to")[0]
+    message = re.sub(r"Input should be (a valid )?", "", message)
+    message = {"tuple": "a list, e.g. [1,2]", "integer": "a whole number", "boolean": "true or false"}.get(
+        message, message
+    )
     message = re.sub(r"^(greater|less|finite|number)", r"a number \1", message).replace("a number number", "a number")
     return f"expected {message[0].lower() + message[1:]}"
 
@@ -112,11 +123,13 @@ def one_line_errors(door: str) -> Iterator[None]:
     """A user's slip ends the program with one line on stderr and exit code 2, never with a traceback."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra raise, so that we can say it in one line
     try:
-        with redirect_stderr(cast(TextIO, _WithoutHydra(sys.stderr))):
+        with redirect_stderr(cast(TextIO, _OneLine(sys.stderr))):
             yield
-    except (SettingError, HydraException, OmegaConfBaseException, ValueError) as error:
+    except (SettingError, HydraException, OmegaConfBaseException, ValueError, OSError) as error:
         if type(error) is ValueError and "Config group override" not in str(error):  # Hydra's, for optimizer=null
             raise
+        if type(error).__module__ == "builtins" and isinstance(error, OSError) and Path(error.filename or ".").exists():
+            raise  # not a run folder that cannot be made
         for folder in Path("outputs").glob("*"):
             remove_if_empty(folder)
         print(f"error: {explain(error, door)}", file=sys.stderr)
@@ -140,7 +153,11 @@ def explain(error: Exception, door: str) -> str:
         if found := re.search(pattern, text):
             return say(found[1], door)
     if "Config group override" in text:
-        return "a group was set to null; expected the name of a card, e.g. optimizer=sgd, or a list, e.g. probe=[]"
+        return (
+            "a group was not given the name of a card; expected e.g. optimizer=sgd, or for probes a list, e.g. probe=[]"
+        )
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename} cannot be written ({error.strerror}); choose another hydra.run.dir"
     if "override_grammar" in text:
         return f"{_malformed(text)}; expected setting=value, e.g. optimizer.lr=0.1 model.widths=[32,32]"
     return text
@@ -153,6 +170,8 @@ def _malformed(text: str) -> str:
         return f"{whole[1]} cannot be read"
     told = [argument for argument in sys.argv[1:] if re.search(r"[\[({'\"]|^[^=]*$", argument)]
     return f"{' '.join(told) or 'an override'} cannot be read ({text})"
+
+
 def _unknown_card(path: str, door: str) -> str:
     group, _, name = path.rpartition("/")
     known = choices(group)
@@ -207,14 +226,16 @@ def remove_if_empty(folder: Path) -> None:
         path.rmdir()
 
 
-class _WithoutHydra:
-    """A stream without the line by which Hydra announces a failed run: ours says what was wrong."""
+class _OneLine:
+    """A stream without the line by which Hydra announces a failed run and the usage that argparse puts before errors."""
 
     def __init__(self, stream: TextIO):
         self.stream = stream
 
     def write(self, text: str) -> int:
-        return len(text) if text.startswith("Error executing job with overrides") else self.stream.write(text)
+        if text.startswith(("Error executing job with overrides", "usage: ")):
+            return len(text)
+        return self.stream.write(re.sub(r"^.*: error: (.*)\n$", r"error: \1; see --help\n", text))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
@@ -228,5 +249,6 @@ def quiet() -> None:
         ".*`training_step` returned `None`.*",
         ".*GPU available but not.*",
         ".*isinstance.treespec, LeafSpec.*",
+        ".*`srun` command is available.*",
     ):
         warnings.filterwarnings("ignore", message=message)

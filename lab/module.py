@@ -155,7 +155,9 @@ class SupervisedModule(pl.LightningModule):
     def _curves(self, loss: float, accuracy: float) -> dict[str, float]:
         """The training curves of the step just made: loss and accuracy of its batch, norms of gradient and update."""
         gradients = [p.grad for p in self._trainable if p.grad is not None]
-        moves = [p.detach() - old for p, old in zip(self._trainable, self._last_finite, strict=False)]  # buffers come last
+        moves = [
+            p.detach() - old for p, old in zip(self._trainable, self._last_finite, strict=False)
+        ]  # buffers come last
         return {
             "train/loss": loss,
             "train/accuracy": accuracy,

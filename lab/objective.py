@@ -271,6 +271,8 @@ def _refuse_sums(criterion: Callable[[Tensor, Tensor], Tensor], y: Tensor) -> No
         )
 
 
-def physical_memory() -> int:
-    """Bytes of memory of this machine."""
+def memory_of(device: torch.device) -> int:
+    """Bytes of memory of the machine, or those still free on a CUDA device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

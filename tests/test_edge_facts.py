@@ -1,10 +1,10 @@
 """What a correct lab must measure at the edge of stability: whole runs, held against an independent implementation.
 
-Every fact is a run of `python -m lab.train` with the settings a user would type. `ratio` is sharpness / threshold of the live
-optimiser, the edge is 1; "level" is its mean over the last half of the run. "Reference" in a comment is what another
+Every fact is a run of `python -m lab.train` with the settings a user would type. "Ratio" is sharpness / threshold of the
+live optimiser, the edge is 1; "level" is its mean over the last half of the run. "Reference" in a comment is what another
 implementation (other eigensolver, other sampling) measured for the same setting; beside it stands why the band is as
-wide as it is. At the edge training is chaotic: a change of 1e-5 in the initial weights moves a level by `scatter`, which
-was measured with a bare training loop and SciPy's eigsh. Below the edge nothing is chaotic and bands are narrow.
+wide as it is. At the edge training is chaotic: "scatter" is the range of several runs whose initial weights differ by
+1e-5, made with a bare training loop and SciPy's eigsh. Below the edge nothing is chaotic and bands are narrow.
 
 Cohen et al. 2021 (arXiv 2103.00065) and 2022 (arXiv 2207.14484); Lewkowycz et al. 2020 (arXiv 2003.02218).
 """
@@ -115,7 +115,7 @@ def test_the_level_above_two_over_lr_grows_with_lr(run_of: Carry) -> None:
     run = run_of(*DIGITS, "data.examples=300", "optimizer.lr=1.2", "steps=600")
     # Reference 1.076 [1.054, 1.098], scatter 1.070 to 1.078 over 4 runs. Above 1.06, where lr 0.6 must be below.
     assert 1.06 < run.summary["level"] < 1.10
-    assert 1.01 < run.summary["level_low"]
+    assert run.summary["level_low"] > 1.01
     assert run.summary["level_high"] < 1.15
     # Reference 1.000 +- 0.012 per sample; 5 standard errors of 23.
     assert mean(run.over_threshold("sharpness/directional")) == pytest.approx(1.0, abs=0.0125)
@@ -250,6 +250,9 @@ def test_rmsprop_hovers_above_two_over_lr_in_preconditioned_sharpness_while_the_
     assert raw[1495] > 1.8 * raw[0]
     if lr == 0.001:
         assert raw[1495] == pytest.approx(6.4, abs=0.15)
+        # Step 13, all eigenvalues of the dense P^-1/2 H P^-1/2 in float64: 1.04325, then 1.01070. tol is 0.001. Between
+        # the two lies a Ritz value of small residual that a careless stopping rule takes for the largest.
+        assert run.summary["first_ratio"] == pytest.approx(1.04325, rel=0.002)
     assert run.summary["phase"] == "edge of stability"
 
 
@@ -269,11 +272,13 @@ def test_relu_touches_the_edge_and_leaves_it_again(run_of: Carry) -> None:
 
 @pytest.mark.slow
 def test_cross_entropy_loses_its_sharpness_and_never_enters_the_edge(run_of: Carry) -> None:
-    run = run_of("data=digits", "loss=cross_entropy", "model.widths=[32,32]", "optimizer.lr=1", "steps=1000")
-    # Reference .75 -> .94 -> .02 (at step 3000) of a threshold of 2. No chaos; .02 for the rhythm at the peak.
+    setting = ("data=digits", "loss=cross_entropy", "model.widths=[32,32]", "optimizer.lr=1", "steps=1000")
+    run = run_of(*setting, "probe.sharpness.every=20")
+    # Reference .75 -> .94 -> .02 (at step 3000) of a threshold of 2. No chaos: +-.01 is the last digit. The .94 is that of
+    # step 20; the peak, 1.067 at step 13, falls between such measurements.
     sharpness = run.ratios(tag="sharpness/lambda_max")
     assert sharpness[0] == pytest.approx(0.75, abs=0.01)
-    assert max(sharpness) == pytest.approx(0.94, abs=0.02)
+    assert max(sharpness) == pytest.approx(0.94, abs=0.01)
     assert 0.02 < sharpness[-1] < 0.10
     assert run.summary["entry_step"] is None
     assert run.summary["phase"] == "interpolated before the edge"
@@ -307,27 +312,40 @@ def test_on_cifar10_part_of_the_overshoot_is_oscillation_that_midpoints_average_
     setting = (*cifar, "data.examples=500", "model.init_scale=0.5", "optimizer.lr=0.05", "steps=1000")
     run = run_of(*setting, "probe.sharpness.midpoints=true")
     iterates, midpoints = run.summary["level"], mean(run.over_threshold("sharpness/midpoint"))
-    # Reference 1.354 at the iterates, 1.226 at the midpoints, for another subset of 500. BAND_E11
+    # Reference 1.354 at the iterates, 1.226 at the midpoints, for another subset of 500. Our subsets 0 to 3 give 1.298 to
+    # 1.399 (standard deviation .042) and 1.205 to 1.244 (.019): about +-5 of them. The differences are .09 to .16.
     assert 1.15 < iterates < 1.55
-    assert 1.05 < midpoints < iterates - 0.05
+    assert midpoints == pytest.approx(1.226, abs=0.1)
+    assert midpoints < iterates - 0.05
     assert run.summary["phase"] == "edge of stability"
     assert run.summary["crossing_step"] < run.summary["entry_step"]
 
 
-# lr; first ratio; level: reference
-CATAPULTS = [(0.05, 3.5, 1.34), (0.1, 7.0, 1.57)]
+@pytest.mark.slow
+def test_on_cifar10_a_small_lr_settles_close_to_the_edge(run_of: Carry, cifar: tuple[str, ...]) -> None:
+    setting = (*cifar, "data.examples=1000", "model.init_scale=0.5", "optimizer.lr=0.02", "steps=2500")
+    run = run_of(*setting, "probe.sharpness.every=25")
+    # Reference: crosses at 1313, last quarter 1.107, for another subset of 1000, which moves both: S(0) by 20 %. The level
+    # must lie between those of digits (1.02 to 1.08) and of lr 0.05 (1.30 to 1.40).
+    assert run.summary["crossing_step"] == pytest.approx(1313, abs=130)
+    assert 1.02 < mean(run.ratios(0.75)) < 1.17
+    assert run.summary["phase"] == "edge of stability"
+
+
+# lr; first ratio; level and its half width: reference
+CATAPULTS = [(0.05, 3.5, 1.34, 0.15), (0.1, 7.0, 1.57, 0.25)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("lr", "first", "level"), CATAPULTS)
+@pytest.mark.parametrize(("lr", "first", "level", "width"), CATAPULTS)
 def test_on_cifar10_a_too_sharp_start_is_a_catapult_that_survives_and_settles_above_the_edge(
-    run_of: Carry, cifar: tuple[str, ...], lr: float, first: float, level: float
+    run_of: Carry, cifar: tuple[str, ...], lr: float, first: float, level: float, width: float
 ) -> None:
     run = run_of(*cifar, "data.examples=1000", f"optimizer.lr={lr}", "steps=1000")
-    # Reference S(0) = 140 for another subset of 1000. BAND_E12a
+    # Reference S(0) = 140 for another subset of 1000; our subsets 0 to 2 give 140 to 168, and this is subset 0.
     assert run.summary["first_ratio"] == pytest.approx(first, rel=0.1)
-    # BAND_E12b
-    assert run.summary["level"] == pytest.approx(level, abs=0.2)
+    # Our subsets 0 to 2 give 1.35 to 1.42 (standard deviation .035) and 1.49 to 1.61 (.065): about 4 of them.
+    assert run.summary["level"] == pytest.approx(level, abs=width)
     assert max(run.losses[:20]) > run.losses[0] > run.losses[-1]
     assert run.phases.index("catapult") < run.phases.index("edge of stability")
     assert run.summary["phases"][run.phases.index("catapult")][0] <= 5  # dated by the losses, not by the measurements

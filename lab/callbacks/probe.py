@@ -68,7 +68,7 @@ class ProbeCallback(pl.Callback):
     def require_sets(self) -> None:
         """Raise SettingError, one line, for a probe set that the data cannot give."""
         for probe in self.probes:
-            examples = getattr(probe, "examples", "auto")
+            examples: Examples = getattr(probe, "examples", "auto")
             if isinstance(examples, int) and examples > len(self.data[1]):
                 raise SettingError(
                     f"probe.{probe.name}.examples={examples} is larger than the {len(self.data[1])} training examples; "
@@ -90,6 +90,7 @@ class ProbeCallback(pl.Callback):
         x = x.to(pl_module.device, dtype) if x.is_floating_point() else x.to(pl_module.device)
         self.data = x, y.to(pl_module.device)
         self._objectives.clear()
+        self.require_sets()
         for probe in self.probes:
             memory = self._saved.get(type(probe).__name__, {})
             probe.load_state_dict({name: tensor.to(pl_module.device) for name, tensor in memory.items()})

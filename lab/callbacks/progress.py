@@ -12,6 +12,8 @@ from lab.module import SupervisedModule
 
 LINE_SECONDS = 10.0
 """Seconds between lines when the output is not a terminal."""
+WIDE = 100
+"""Columns of a terminal from which on the bar has room for the name of the phase."""
 
 
 class ProgressCallback(pl.Callback):
@@ -21,11 +23,10 @@ class ProgressCallback(pl.Callback):
         self.probes, self.total, self.bar = probes, total, bar
         self.console = console or Console(stderr=True)
         self._bar = Progress(
-            TextColumn("training"),
-            BarColumn(),
+            BarColumn(bar_width=10),
             MofNCompleteColumn(),
             TextColumn("{task.fields[text]}"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True),
             console=self.console,
             transient=True,
         )
@@ -44,23 +45,32 @@ class ProgressCallback(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, SupervisedModule)
-        text = self.text(pl_module)
         if self.bar:
+            text = self.text(phase=self.console.width >= WIDE)
             self._bar.update(self._task, completed=pl_module.step, text=text)
         elif monotonic() >= self._line_due:
             done = pl_module.step - self._first_step
             left = (monotonic() - self._begin) / max(1, done) * (self.total - pl_module.step)
-            self.console.print(f"step {pl_module.step}/{self.total}  {text}  {left:.0f} s to go", highlight=False, soft_wrap=True)
+            self.console.print(
+                f"step {pl_module.step}/{self.total}  {self.text()}  {left:.0f} s to go",
+                highlight=False,
+                soft_wrap=True,
+            )
             self._line_due = monotonic() + LINE_SECONDS
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._bar.stop()
+        self._stop()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._bar.stop()
+        self._stop()
 
-    def text(self, module: SupervisedModule) -> str:
+    def _stop(self) -> None:
+        if self.bar:  # rich prints an empty line for a bar that never began
+            self._bar.stop()
+
+    def text(self, *, phase: bool = True) -> str:
         """loss, lambda / threshold and phase, as far as they are known."""
         tracker = self.probes.tracker
         loss = f"loss {tracker.losses[-1]:.4g}" if tracker.losses else ""
-        return f"{loss}  lambda/threshold {tracker.ratio:.3f}  {tracker.phase}" if tracker.ratios else loss
+        ratio = f"  lambda/threshold {tracker.ratio:.3f}" if tracker.ratios else ""
+        return loss + ratio + (f"  {tracker.phase}" if ratio and phase else "")

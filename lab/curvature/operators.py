@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lab.objective import Objective, directional, physical_memory
+from lab.objective import Objective, directional, memory_of
 
 
 class LinearOperator:
@@ -72,7 +72,7 @@ class Hessian(LinearOperator):
 def hessian(objective: Objective, w: Tensor, *, memory: int | None = None) -> Hessian:
     """The Hessian of `objective` at w as an operator.
 
-    memory: bytes the graph of the gradient may take (default: a quarter of the machine's memory); where the objective
+    memory: bytes the graph of the gradient may take (default: a quarter of what the device has); where the objective
     expects more, the graph is rebuilt for every product. Cost: 1 gradient now, then 1.1 (kept) or 2.2 per product.
 
     >>> from lab.landscapes.quadratic import Quadratic
@@ -80,7 +80,7 @@ def hessian(objective: Objective, w: Tensor, *, memory: int | None = None) -> He
     >>> H @ torch.tensor([1.0, 1.0])
     tensor([2., 5.])
     """
-    return Hessian(objective, w, memory=physical_memory() // 4 if memory is None else memory)
+    return Hessian(objective, w, memory=memory_of(w.device) // 4 if memory is None else memory)
 
 
 def preconditioned(operator: LinearOperator, diagonal: Tensor, shift: float | Tensor = 0.0) -> LinearOperator:

@@ -16,8 +16,9 @@ from lab.streams import stream
 class Batches:
     """The batches of a training set of `num_examples`, numbered by the step they belong to.
 
-    `batch_size` "full", or equal to `num_examples`, means gradient descent: the whole set in its own order, whatever
-    the sampling. Raises SettingError when a batch is larger than the set.
+    `batch_size` "full" means gradient descent, the whole set in its own order, whatever the sampling; so does a size equal
+    to `num_examples`, except with replacement, where that many draws are still random. Raises SettingError when a batch is
+    larger than the set.
     """
 
     def __init__(self, num_examples: int, batch_size: BatchSize, sampling: Sampling, seed: int) -> None:
@@ -26,13 +27,9 @@ class Batches:
         self.batch_size = num_examples if batch_size == "full" else batch_size
         self.sampling = sampling
         self.seed = seed
+        self.is_full = batch_size == "full" or (self.batch_size == num_examples and sampling != "with_replacement")
         self._epoch = -1
         self._epoch_batches: tuple[Tensor, ...] = ()
-
-    @property
-    def is_full(self) -> bool:
-        """Whether every batch is the whole training set."""
-        return self.batch_size == self.num_examples
 
     @property
     def steps_per_epoch(self) -> int:

@@ -35,8 +35,8 @@ class Sharpness(Probe):
     max_matvecs  Hessian products allowed per solve.
     examples     size of the fixed, class-balanced probe set; all; auto (all up to 5000, else 2000).
     midpoints    also lambda_max at (w_{t-2} + 2 w_{t-1} + w_t)/4, where the period-2 oscillation is averaged out.
-    Cost: one gradient, then about 4 products of 1.1 gradients away from the edge and 10 at it; 1.1 gradients more for
-    `directional` = g'Hg/|g|^2.
+    Cost: one gradient; 3 products of 1.1 gradients while the surface changes slowly, 6 to 30 at the edge, where the top
+    eigenvalues coincide; one more for `directional` = g'Hg/|g|^2. As reported in cost/sharpness/matvecs.
     """
 
     name: ClassVar[str] = "sharpness"

@@ -6,14 +6,14 @@ with events at `begin` only; chunks are also cut so that a progress bar moves.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 MAX_CHUNK = 50
 """Updates per chunk at most."""
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """The updates begin, ..., end - 1."""
+class Chunk(NamedTuple):
+    """The updates begin, ..., end - 1. A tuple: Lightning takes batches apart, and stumbles over frozen dataclasses."""
 
     begin: int
     end: int

@@ -17,11 +17,10 @@ def edge_figure(series: Series, summary: Mapping[str, Any]) -> Figure:
     FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
     steps, losses = series.get("train/loss", ([], []))
-    above.semilogy(steps, losses, color="0.25", lw=0.9, label="train loss")
+    above.semilogy(steps, losses, color="0.25", lw=0.9, marker=_dot(steps), label="train loss")
     if "test/loss" in series:
         above.semilogy(*series["test/loss"], color="tab:green", lw=1.2, marker=".", label="test loss")
     above.set_ylabel(f"loss ({summary['loss_unit']})")
-    above.legend(loc="upper right", frameon=False)
     above.set_title(f"{summary['title']}\n{summary['phase']}", fontsize=11)
 
     quantity = summary["quantity"]
@@ -38,15 +37,22 @@ def edge_figure(series: Series, summary: Mapping[str, Any]) -> Figure:
         below.plot(*series["sharpness/directional"], color="tab:orange", lw=0.8, alpha=0.8, label=r"$g'Hg/|g|^2$")
     if "sharpness/threshold" in series:
         label = f"threshold {summary['threshold_formula']}"
-        below.plot(*series["sharpness/threshold"], color="tab:red", ls="--", lw=1.5, label=label)
+        steps, thresholds = series["sharpness/threshold"]
+        below.plot(steps, thresholds, color="tab:red", ls="--", lw=1.5, marker=_dot(steps), label=label)
     if summary["entry_step"] is not None:
         below.axvline(summary["entry_step"], color="0.6", lw=0.8, ls=":", label="edge of stability reached")
     below.set(xlabel="step (updates)", ylabel="sharpness (1 / learning rate)")
     below.set_ylim(*_range(series, quantity))
-    below.legend(loc="lower right", frameon=False, ncols=2, fontsize=9)
-    for axis in (above, below):
+    for axis, place in ((above, "upper right"), (below, "lower right")):
         axis.grid(alpha=0.25)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(loc=place, frameon=False, ncols=2, fontsize=9)
     return figure
+
+
+def _dot(steps: list[int]) -> str:
+    """A marker where a single point would leave no line: a run that diverged at once."""
+    return "o" if len(steps) == 1 else ""
 
 
 def _range(series: Series, quantity: str) -> tuple[float, float]:

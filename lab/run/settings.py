@@ -28,8 +28,8 @@ class TrainerSettings:
 
     def require_accelerator(self) -> None:
         """Raise SettingError when this machine has no such accelerator."""
-        has = {"gpu": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-        if self.accelerator in has and not has[self.accelerator]():
+        has = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        if not has.get(self.accelerator, True):
             raise SettingError(
                 f"trainer.accelerator={self.accelerator}, but torch finds none here; use trainer.accelerator=cpu or auto"
             )

@@ -17,6 +17,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from lab.cli import config_dir, one_line_errors, quiet, remove_if_empty
+from lab.run.folder import RunFolder
+from lab.run.identity import require_unchanged
+from lab.run.summary import sentence
 from lab.settings import SettingError
 
 
@@ -40,22 +43,22 @@ def train(cfg: DictConfig) -> float | None:
 
 
 def _train(cfg: DictConfig, path: Path, runtime: Any, *, bar: bool) -> float | None:
-    """Check the settings, look what the folder holds, and only then load the heavy libraries and train."""
-    from lab.run.folder import RunFolder
-    from lab.train.settings import plain_settings, read_settings, require_unchanged
-
-    settings, plain, folder = read_settings(cfg), plain_settings(cfg), RunFolder(path)
+    """Look what the folder holds, check the settings, and only then load Lightning and train."""
+    folder, plain = RunFolder(path), _plain(cfg)
     require_unchanged(folder, plain)
     if folder.read("status").get("status") in ("finished", "diverged"):
         summary = folder.read("summary")
         report(folder, summary, again=True)
         return summary["last_loss"]
+    from lab.train.settings import read_settings
+
+    settings = read_settings(cfg)
     settings.use_threads(jobs=runtime.launcher.get("n_jobs", 1) or 1)
     parts = settings.build()
 
-    quiet()
     from lab.train.run import Run
 
+    quiet()
     command = f"python -m lab.train {shlex.join(runtime.overrides.task)}".strip()
     run = Run(parts, plain, title=_title(runtime), command=command, bar=bar)
     summary = run.carry_out(folder, begin=lambda: _keep_hydra(folder.path, cfg))
@@ -63,14 +66,19 @@ def _train(cfg: DictConfig, path: Path, runtime: Any, *, bar: bool) -> float | N
     return summary["last_loss"]
 
 
-def report(folder: Any, summary: dict[str, Any], *, again: bool = False) -> None:
+def report(folder: RunFolder, summary: dict[str, Any], *, again: bool = False) -> None:
     """The result in one plain paragraph, and where to look."""
-    from lab.run.summary import sentence
-
     print("\nThis run was already finished." if again else "")
     print(sentence(summary))
     print(f"\n  figure       {folder.figures / 'edge.png'}\n  run folder   {folder.path}")
     print(f"  dashboard    tensorboard --logdir {folder.path}    (Custom Scalars; set smoothing to 0)\n", flush=True)
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as plain values, for provenance.json."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(name): value for name, value in plain.items()}
 
 
 def _relative(path: Path) -> Path:

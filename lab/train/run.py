@@ -19,8 +19,9 @@ from lab.params import layout
 from lab.run import checkpoints, figures
 from lab.run.agenda import Agenda
 from lab.run.folder import RunFolder
+from lab.run.identity import flat
 from lab.run.provenance import provenance
-from lab.train.settings import Parts, flat
+from lab.train.settings import Parts
 
 TERMINATED = 143
 """The exit code of a process that SIGTERM ended: 128 + 15."""

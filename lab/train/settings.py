@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from lab.cli import card, typed
@@ -17,14 +17,11 @@ from lab.models.losses import Criterion
 from lab.optim.optimizers import OptimizerCard
 from lab.optim.schedules import Schedule
 from lab.probes.base import Probe
-from lab.run.folder import RunFolder
 from lab.run.settings import TrainerSettings
 from lab.settings import SettingError
 
 DEFAULT_STEPS = 1000
 CARDS = ("data", "model", "loss", "optimizer", "schedule", "trainer")
-PLACE = ("data.root", "trainer.threads")
-"""Settings that say where and how, not what: they may change between a run and its resumption."""
 
 
 @dataclass(frozen=True)
@@ -82,53 +79,14 @@ def read_settings(cfg: DictConfig) -> Settings:
     if unknown := [str(name) for name in cfg if name not in known]:
         raise SettingError(f"unknown setting {unknown[0]}; see python -m lab.train --help")
     for name, least in (("steps", 1), ("epochs", 1), ("seed", 0)):
-        value = cfg[name]
+        value = cfg.get(name)
         if value is None and name != "seed":
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise SettingError(f"{name}={typed(value)}: expected a whole number of at least {least}")
-    if cfg.steps is not None and cfg.epochs is not None:
-        raise SettingError(f"steps={cfg.steps} and epochs={cfg.epochs} contradict each other; set one of them to null")
-    cards = {name: card(cfg[name], name) for name in CARDS}
-    if cfg.probe is not None and not isinstance(cfg.probe, DictConfig):
-        raise SettingError(f"probe={cfg.probe}: expected a list of probes, e.g. probe=[sharpness], or probe=[]")
-    probes = [card(settings, f"probe.{name}") for name, settings in (cfg.probe or {}).items()]
-    return Settings(**cards, probes=probes, steps=cfg.steps, epochs=cfg.epochs, seed=cfg.seed)
-
-
-def plain_settings(cfg: DictConfig) -> dict[str, Any]:
-    """The configuration as plain values, for provenance.json."""
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(plain, dict)
-    return {str(name): value for name, value in plain.items()}
-
-
-def flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as {"optimizer.lr": 0.1, ...}."""
-    items: dict[str, Any] = {}
-    for name, value in plain.items():
-        if isinstance(value, dict):
-            items |= flat(value, f"{prefix}{name}.")
-        elif name != "_target_":
-            items[prefix + name] = value if isinstance(value, bool | int | float | str) else str(value)
-    return items
-
-
-def require_unchanged(folder: RunFolder, plain: dict[str, Any]) -> None:
-    """Raises SettingError when the folder holds a run with other settings."""
-    before = folder.read("provenance").get("settings")
-    if before is None:
-        return
-    old, new = ({k: v for k, v in flat(s).items() if k not in PLACE} | _targets(s) for s in (before, plain))
-    for name in sorted(old.keys() | new.keys()):
-        if old.get(name) != new.get(name):
-            raise SettingError(
-                f"{folder.path} holds a run with {name}={old.get(name)}, not {new.get(name)}; "
-                "choose another hydra.run.dir"
-            )
-
-
-def _targets(plain: dict[str, Any]) -> dict[str, Any]:
-    """Which class stands behind each card, e.g. {"optimizer": "Sgd"}: two of them may share all their settings."""
-    cards = {name: value for name, value in plain.items() if isinstance(value, dict) and "_target_" in value}
-    return {name: value["_target_"].rpartition(".")[2] for name, value in cards.items()}
+    steps, epochs = cfg.get("steps"), cfg.get("epochs")
+    if steps is not None and epochs is not None:
+        raise SettingError(f"steps={steps} and epochs={epochs} contradict each other; set one of them to null")
+    cards = {name: card(cfg.get(name), name) for name in CARDS}
+    probes = [card(settings, f"probe.{name}") for name, settings in (cfg.get("probe") or {}).items()]
+    return Settings(**cards, probes=probes, steps=steps, epochs=epochs, seed=cfg.seed)

@@ -109,9 +109,7 @@ def direct_sharpness(module: Strangers, weights: list[Tensor], data: tuple[Tenso
     parameters = list(net.parameters())
     loss = nn.functional.cross_entropy(net(data[0].double()), data[1])
     gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, parameters, create_graph=True)])
-    rows = [
-        torch.cat([r.reshape(-1) for r in torch.autograd.grad(g, parameters, retain_graph=True)]) for g in gradient
-    ]
+    rows = [torch.cat([r.reshape(-1) for r in torch.autograd.grad(g, parameters, retain_graph=True)]) for g in gradient]
     return float(torch.linalg.eigvalsh(torch.stack(rows))[-1])
 
 
@@ -171,7 +169,9 @@ def test_training_is_the_same_bit_for_bit(
 
 
 def test_a_probe_set_larger_than_the_data_is_refused(data: tuple[Tensor, Tensor]) -> None:
-    probe = ProbeCallback([Sharpness(examples=10_000)], criterion=nn.functional.cross_entropy, data=data, model=Strangers())
+    probe = ProbeCallback(
+        [Sharpness(examples=10_000)], criterion=nn.functional.cross_entropy, data=data, model=Strangers()
+    )
     with pytest.raises(ValueError, match=r"examples=10000 is larger than the 96 training examples"):
         probe.require_sets()
 
@@ -189,4 +189,4 @@ def test_tensorboard_draws_sharpness_and_threshold_in_one_chart(data: tuple[Tens
     pairs = [set(chart.multiline.tag) for category in page.category for chart in category.chart]
     assert pairs.count({"^sharpness/lambda_max$", "^sharpness/threshold$"}) == 1
     assert [event.value for event in events.Scalars("final/last_loss")] == [0.5]
-    assert "_hparams_/session_start_info" in events.SummaryMetadata.__self__.summary_metadata
+    assert "_hparams_/session_start_info" in events.summary_metadata

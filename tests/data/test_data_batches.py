@@ -47,9 +47,12 @@ def test_every_example_comes_exactly_once_per_epoch_with_a_ragged_last_batch(cou
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("size", ["full", 20])
-def test_a_full_batch_is_none_whatever_the_sampling(sampling: str, size: int | str) -> None:
+def test_a_full_batch_is_none_except_a_bootstrap_of_the_same_size(sampling: str, size: int | str) -> None:
     batches = Batches(20, size, sampling, seed=0)  # type: ignore[arg-type]
-    assert batches.is_full and batches.steps_per_epoch == 1 and batches.index(3) is None
+    bootstrap = sampling == "with_replacement" and size == 20
+    assert batches.steps_per_epoch == 1
+    assert batches.is_full is not bootstrap
+    assert (batches.index(3) is not None) is bootstrap
 
 
 @pytest.mark.parametrize("size", [1, 2, 24, 25, 26, 999])

@@ -1,0 +1,50 @@
+"""Every card in conf/ lists all settings of its class at their defaults, each with a comment; every experiment composes."""
+
+import dataclasses
+import importlib
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from lab.cli import choices, config_dir
+from lab.train.settings import CARDS, read_settings
+
+CONF = Path(config_dir())
+GROUPS = (*CARDS, "probe")
+FILES = [file for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_a_card_lists_every_setting_with_its_default_and_a_comment(file: Path) -> None:
+    text = file.read_text()
+    values = yaml.safe_load(text)
+    module, _, name = values.pop("_target_").rpartition(".")
+    kind = getattr(importlib.import_module(module), name)
+    assert set(values) == {field.name for field in dataclasses.fields(kind) if field.init}
+    assert kind(**values) == kind()
+    assert text.startswith("#")
+    assert all("#" in line for line in text.splitlines() if line.strip() and not line.startswith("_target_"))
+    if file.parent.name == "probe":
+        assert text.startswith(f"# @package probe.{file.stem}\n")
+        assert kind.name == file.stem, "the name of a probe is that of its card"
+
+
+@pytest.mark.parametrize("name", choices("experiment"))
+def test_an_experiment_composes_validates_and_opens_with_its_command(name: str) -> None:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir(), version_base=None):
+        settings = read_settings(compose("train", overrides=[f"experiment={name}"]))
+    assert settings.steps or settings.epochs
+    lines = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()
+    assert lines[0] == "# @package _global_"
+    assert lines[1].startswith("# python -m lab.train ")
+    assert f"experiment={name}" in lines[1]
+
+
+def test_every_card_belongs_to_a_group_with_a_default() -> None:
+    defaults = yaml.safe_load((CONF / "train.yaml").read_text())["defaults"]
+    named = {group for entry in defaults if isinstance(entry, dict) for group in entry}
+    assert named >= {*GROUPS, "experiment"}

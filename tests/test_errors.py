@@ -1,0 +1,144 @@
+"""Whatever a user gets wrong is told in ONE line on stderr, with exit code 2, and nothing is written."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from lab.data import cifar10
+from lab.train import main
+
+GRAMMAR = "cannot be read"
+SLIPS = [
+    # malformed overrides
+    ("foo", GRAMMAR),
+    ("=3", "expected e.g. optimizer=sgd"),
+    ("model.widths=[32", GRAMMAR),
+    ("steps", "steps cannot be read"),
+    ("--foo", "unrecognized arguments: --foo"),
+    ("~optimizer", "optimizer=null is not a card"),
+    # names
+    ("foo=1", "unknown setting foo"),
+    ("+foo=1", "unknown setting foo"),
+    ("optimzer.lr=0.1", "did you mean optimizer.lr?"),
+    ("optimizer.lrr=0.1", "did you mean optimizer.lr?"),
+    ("optimiser=adam", "did you mean optimizer?"),
+    ("optimizer=sgdd", "did you mean optimizer=sgd?"),
+    ("data=mnist", "data=mnist does not exist; expected one of cifar10"),
+    ("experiment=nope", "expected one of"),
+    ("model.depth=8", "model.depth is not a setting of the chosen model"),
+    ("data=digits data.root=x", "data.root is not a setting of the chosen data"),
+    ("loss=mse loss.label_smoothing=0.1", "not a setting of the chosen loss"),
+    ("optimizer=null", "name of a card"),
+    ("probe=[sharpnes]", "did you mean probe=sharpness?"),
+    ("probe=[] probe.sharpness.every=3", "is for a probe that is not selected; add it: probe=[sharpness]"),
+    ("probe.noisy.every=3", "there is no probe noisy"),
+    ("probe.sharpness.evry=3", "did you mean probe.sharpness.every?"),
+    ("probe.sharpness=3", "probe=[sharpness]"),
+    # types and ranges
+    ("optimizer.lr=", "expected a number"),
+    ("optimizer.lr=abc", "optimizer.lr=abc: expected a number"),
+    ("optimizer.lr=-1", "optimizer.lr=-1: expected a number greater than 0"),
+    ("optimizer.lr=0", "greater than 0"),
+    ("optimizer.lr=nan", "finite"),
+    ("optimizer.lr=[0.1]", "optimizer.lr=[0.1]: expected a number"),
+    ("optimizer=adam optimizer.betas=[0.9,1.5]", "optimizer.betas (entry 1.5): expected a number less than 1"),
+    ("optimizer.nesterov=maybe", "expected true or false"),
+    ("model.widths=[32,x]", "model.widths (entry x): expected a whole number"),
+    ("model.widths=32", "expected a list"),
+    ("model.activation=swish", "'tanh'"),
+    ("schedule=step schedule.milestones=[5,3]", "strictly increasing"),
+    ("steps=0", "steps=0: expected a whole number of at least 1"),
+    ("steps=ten", "steps=ten: expected a whole number"),
+    ("steps=true", "steps=true: expected a whole number"),
+    ("seed=null", "seed=null: expected a whole number of at least 0"),
+    ("seed=-1", "at least 0"),
+    ("trainer.threads=0", "greater than 0 or 'auto'"),
+    ("trainer.precision=16", "'32-true'"),
+    ("trainer.checkpoint_every=0", "greater than 0"),
+    ("probe.sharpness.every=0", "probe.sharpness.every=0: expected a number greater than 0"),
+    # settings that contradict each other, the data or the machine
+    ("steps=10 epochs=2", "contradict each other"),
+    ("optimizer.nesterov=true", "needs optimizer.momentum > 0"),
+    ("model=resnet", "model=resnet needs images"),
+    ("data.batch_size=100000", "use data.batch_size=full for gradient descent"),
+    ("data.examples=1", "at least two classes"),
+    ("data.classes=[0,zebra]", "asks for zebra"),
+    ("probe.sharpness.examples=99999", "larger than the 1797 training examples"),
+    ("trainer.accelerator=mps", "use trainer.accelerator=cpu or auto"),
+    ("hydra.run.dir=/proc/nope", "choose another hydra.run.dir"),
+    ("data=image_folder", "data.root is empty"),
+    ("data=image_folder data.root=/nonexistent", "holds no folder train"),
+    ("data=cifar10", "it cannot be downloaded there"),
+    # sweeps
+    ("-m optimizer.lr=-1,-2", "optimizer.lr=-1: optimizer.lr=-1: expected a number greater than 0"),
+    ("-m optimzer.lr=0.1,0.2", "did you mean optimizer.lr?"),
+    ("-m optimizer=sgd,sgdd", "optimizer=sgdd does not exist"),
+]
+
+
+def no_network(*arguments: object, **settings: object) -> None:
+    raise OSError("no network")
+
+
+@pytest.mark.parametrize(("line", "says"), SLIPS, ids=[line for line, _ in SLIPS])
+def test_a_slip_is_told_in_one_line_and_writes_nothing(
+    line: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lab.train", *shlex.split(line)])
+    monkeypatch.setattr(cifar10.CIFAR10, "download", no_network)
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    told = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert told.startswith("error: ")
+    assert told.count("\n") == 1, told
+    assert says in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_from_the_shell_too(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lab.train", "data.batch_size=2000"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: data.batch_size=2000 is larger than the 1797 training examples; "
+        "use data.batch_size=full for gradient descent\n"
+    )
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_is_a_page_with_the_real_cards(tmp_path: Path) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "lab.train", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True)
+    assert "$" not in done.stdout
+    assert all(len(line) <= 120 for line in done.stdout.splitlines())
+    for group in ("experiment", "data", "model", "loss", "optimizer", "schedule"):
+        for file in (Path(__file__).parents[1] / "conf" / group).glob("*.yaml"):
+            assert file.stem in done.stdout
+    assert " torch\n" not in done.stderr, "help must not wait for torch"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cfg_job_prints_all_settings_and_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lab.train", "experiment=quickstart", "--cfg", "job"])
+    GlobalHydra.instance().clear()
+    main()
+    assert "lr: 0.6" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def environment() -> dict[str, str]:
+    """The package from this checkout, whatever the current folder is."""
+
+    return os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
