@@ -126,19 +126,24 @@ class PhaseTracker:
         return None
 
     def summary(self) -> dict[str, Any]:
-        """What `summary.json` says of the run; None where there is nothing to say."""
+        """What `summary.json` says of the run; None where there is nothing to say.
+
+        level is the mean ratio over the last half of the run, or since the entry into the edge where that came later.
+        """
         crossing = self.crossing_step()
-        last_half = [r for s, r in self.ratios if s >= (self.ratios[0][0] + self.ratios[-1][0]) / 2]
-        mean = sum(last_half) / len(last_half) if last_half else None
+        half = (self.ratios[0][0] + self.ratios[-1][0]) / 2 if self.ratios else 0
+        since = max(half, self.entry_step or 0)
+        level = [r for s, r in self.ratios if s >= since]
         return {
             "phase": str(self.phase),
             "phases": [[step, str(phase)] for step, phase in self.changes],
             "crossing_step": crossing,
             "entry_step": self.entry_step,
             "overshoot": None if crossing is None else max(r for s, r in self.ratios if s >= crossing),
-            "level": mean,
-            "level_low": min(last_half, default=None),
-            "level_high": max(last_half, default=None),
+            "level_since": math.ceil(since),
+            "level": sum(level) / len(level) if level else None,
+            "level_low": min(level, default=None),
+            "level_high": max(level, default=None),
             "first_ratio": self.ratios[0][1] if self.ratios else None,
             "last_ratio": self.ratios[-1][1] if self.ratios else None,
             "max_ratio": max((r for _, r in self.ratios), default=None),

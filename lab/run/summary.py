@@ -12,7 +12,9 @@ def sentence(summary: Mapping[str, Any]) -> str:
         return f"The run diverged at step {summary['steps']}: {summary['reason']}. {_start(summary, sharpness, unit)}"
     if level is None:
         return f"Trained {summary['steps']} steps; loss {_loss(summary)}. Sharpness was not held against a threshold."
-    hover = f"{level:.2f} x {unit} ({summary['level_low']:.2f} to {summary['level_high']:.2f}) over the last half"
+    late = summary["entry_step"] is not None and summary["level_since"] <= summary["entry_step"]
+    span = f"({summary['level_low']:.2f} to {summary['level_high']:.2f})"
+    hover = f"{level:.2f} x {unit} {span} {'since then' if late else 'over the last half'}"
     rises = f"loss rose on {100 * summary['loss_rises']:.0f} % of the last steps and went {_loss(summary)}"
     if summary["entry_step"] is not None:
         left = "" if summary["phase"] == "edge of stability" else f", and has left it again (now {summary['phase']})"

@@ -53,8 +53,8 @@ def _train(cfg: DictConfig, path: Path, runtime: Any, *, bar: bool) -> float | N
     from lab.train.settings import read_settings
 
     settings = read_settings(cfg)
-    settings.use_threads(jobs=runtime.launcher.get("n_jobs", 1) or 1)
     parts = settings.build()
+    parts.use_threads(jobs=runtime.launcher.get("n_jobs", 1) or 1)
 
     from lab.train.run import Run
 

@@ -3,6 +3,7 @@
 Nothing here writes to disk or knows of Lightning; whatever cannot be right is refused here, in one line.
 """
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +17,14 @@ from lab.data.batches import Batches
 from lab.models.losses import Criterion
 from lab.optim.optimizers import OptimizerCard
 from lab.optim.schedules import Schedule
+from lab.params import layout
 from lab.probes.base import Probe
 from lab.run.settings import TrainerSettings
 from lab.settings import SettingError
 
 DEFAULT_STEPS = 1000
+SMALL = 2e8
+"""Weights times examples of a batch below which a step of an MLP takes some ten milliseconds on one thread."""
 CARDS = ("data", "model", "loss", "optimizer", "schedule", "trainer")
 
 
@@ -38,10 +42,6 @@ class Settings:
     steps: int | None
     epochs: int | None
     seed: int
-
-    def use_threads(self, *, jobs: int) -> None:
-        """Set the threads of torch for one of `jobs` parallel runs (-1: as many as there are cores)."""
-        torch.set_num_threads(self.trainer.num_threads(jobs if jobs > 0 else 10**6))
 
     def build(self) -> "Parts":
         """Load the data and make everything that is trained. Raises SettingError where settings and data disagree."""
@@ -71,6 +71,17 @@ class Parts:
     criterion: Criterion
     optimizer: torch.optim.Optimizer
     total: int
+
+    @property
+    def small(self) -> bool:
+        """Whether a step is too short to gain from a second thread: no convolution, few weights times examples."""
+        convolutions = any(isinstance(module, nn.Conv2d) for module in self.model.modules())
+        return not convolutions and layout(self.model).size * self.batches.batch_size < SMALL
+
+    def use_threads(self, *, jobs: int) -> None:
+        """Set the threads of torch for one of `jobs` parallel runs (-1: as many as there are cores)."""
+        jobs = jobs if jobs > 0 else os.cpu_count() or 1
+        torch.set_num_threads(self.settings.trainer.num_threads(jobs, small=self.small))
 
 
 def read_settings(cfg: DictConfig) -> Settings:
