@@ -140,7 +140,7 @@ class PhaseTracker:
             "crossing_step": crossing,
             "entry_step": self.entry_step,
             "overshoot": None if crossing is None else max(r for s, r in self.ratios if s >= crossing),
-            "level_since": math.ceil(since),
+            "level_since": math.ceil(since) if level else None,
             "level": sum(level) / len(level) if level else None,
             "level_low": min(level, default=None),
             "level_high": max(level, default=None),

@@ -163,15 +163,15 @@ def load(point: Point) -> None:
     point.objective.model.eval()
 
 
-def mlp_points(data: Split, first: int, length: int) -> Iterator[tuple[int, Point]]:
-    """Gradient descent on all images at lr 0.05 (the threshold is 40); points every five steps from `first` on."""
+def mlp_points(data: Split, lr: float, first: int, length: int) -> Iterator[tuple[int, Point]]:
+    """Gradient descent on all images; points every five steps from `first` on."""
     model = Mlp(widths=(200, 200)).build(tuple(data.x.shape[1:]), 10, seed=0)
     objective = NetworkObjective(model, MeanSquaredError().build(10), (data.x, data.y))
     w = objective.weights
     for step in range(first + 5 * (length - 1) + 1):
         if step >= first and (step - first) % 5 == 0:
             yield step, Point(w.clone(), objective)
-        w = w - 0.05 * objective.grad(w)
+        w = w - lr * objective.grad(w)
 
 
 def resnet_points(data: Split, first: int, length: int) -> Iterator[tuple[int, Point]]:
@@ -254,9 +254,9 @@ def main() -> None:
     source = "real images" if options.images else "noise images"
     print(f"{platform.platform()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, {source}")
     if options.workload in ("mlp", "both"):
-        for begin, where in ((30, "below the edge"), (300, "at the edge")):
-            print(f"\n## MLP 3072-200-200-10, 2000 images, {where}")
-            measure(mlp_points(images(options.images, 2000, "pixel"), begin, options.length), methods)
+        for lr, first, where in ((0.02, 100, "below the edge"), (0.05, 300, "at the edge")):
+            print(f"\n## MLP 3072-200-200-10, 2000 images, gradient descent at lr {lr}, {where} (2/lr = {2 / lr:.0f})")
+            measure(mlp_points(images(options.images, 2000, "pixel"), lr, first, options.length), methods)
     if options.workload in ("resnet", "both"):
         print("\n## ResNet-20, width 16, BatchNorm in eval mode, 256 images")
         measure(resnet_points(images(options.images, 256, "channel"), 30, options.length), methods)

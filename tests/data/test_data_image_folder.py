@@ -48,7 +48,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         return decode(path, image_size)
 
     monkeypatch.setattr(lab.data.image_folder, "_decode", counted)
-    yield paths
+    return paths
 
 
 def card(root: Path, **settings: object) -> ImageFolder:
