@@ -77,9 +77,23 @@ def card(config: DictConfig | dict[str, Any] | None, where: str) -> Any:
     except Exception:  # Hydra raises several kinds
         raise SettingError(f"{where}._target_={target} names no class that can be imported") from None
     try:
-        return kind(**values)
+        made = kind(**values)
     except ValidationError as error:
         raise SettingError(validation_line(error, where)) from None
+    for name, value in values.items():
+        require_kept(f"{where}.{name}", value, getattr(made, name))
+    return made
+
+
+def require_kept(setting: str, came: Any, became: Any) -> None:
+    """Raise SettingError where pydantic has turned a value into another kind: true into 1.0, 1 into true, "3" into 3."""
+    if isinstance(came, list):
+        for i, (one, other) in enumerate(zip(came, became, strict=True)):
+            require_kept(f"{setting}[{i}]", one, other)
+    elif type(came) is not type(became) and (type(came), type(became)) != (int, float):
+        expected = {bool: "true or false", int: "a whole number", float: "a number"}[type(became)]
+        shown, hint = (f'"{came}"', ", without quotes") if isinstance(came, str) else (typed(came), "")
+        raise SettingError(f"{setting}={shown}: expected {expected}{hint}")
 
 
 def validation_line(error: ValidationError, where: str) -> str:

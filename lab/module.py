@@ -39,7 +39,8 @@ class SupervisedModule(pl.LightningModule):
     augment     random crop and flip of the batch.
     chunk_size  examples per forward pass; larger batches are summed over chunks weighted by examples.
     max_loss    a larger loss counts as divergence, as does one that is not finite: training stops, the weights before
-                update `finite_step`, the last with a good loss, are put back, `divergence` says why.
+                update `finite_step`, the last with a good loss, are put back, `divergence` says why. The loss that the
+                last update leaves is looked at too.
     """
 
     def __init__(
@@ -99,8 +100,7 @@ class SupervisedModule(pl.LightningModule):
         self.progress = progress = Progress([], [])
         for step in range(chunk.begin, chunk.end):
             loss, accuracy = self._gradient(step)
-            if not (math.isfinite(loss) and loss <= self.max_loss):
-                self._diverge(step, loss)
+            if self._diverged(loss):
                 break
             self._keep(step)
             self.optimizer.step()
@@ -109,6 +109,8 @@ class SupervisedModule(pl.LightningModule):
                 progress.curves.append((step, self._curves(loss, accuracy)))
             self.step = step + 1
             self.set_lr(self.step)
+        if self.step == self.agenda.total and not self.divergence:
+            self._look_back()
 
     @torch.no_grad()
     def evaluate(self, data: Split, *, chunk_size: int = 1000) -> dict[str, float]:
@@ -173,13 +175,30 @@ class SupervisedModule(pl.LightningModule):
         for kept, tensor in zip(self._last_finite, self._state, strict=True):
             kept.copy_(tensor)
 
-    def _diverge(self, step: int, loss: float) -> None:
-        """Back to the last state whose loss was finite."""
+    def _look_back(self) -> None:
+        """What the last update did, which no step after it sees: the loss of the batch that would be next."""
+        buffers = [buffer.clone() for buffer in self.model.buffers()]
+        loss, _ = self._gradient(self.step)
+        for buffer, kept in zip(self.model.buffers(), buffers, strict=True):
+            buffer.copy_(kept)  # BatchNorm has counted a batch that is no part of the run
+        # Saturated units hide infinite weights from the loss.
+        if not self._diverged(loss) and not all(bool(p.isfinite().all()) for p in self._trainable):
+            self._diverge("a weight is no longer finite")
+
+    def _diverged(self, loss: float) -> bool:
+        """Whether the loss is not finite or too large; if so the run has diverged."""
+        if math.isfinite(loss) and loss <= self.max_loss:
+            return False
         limit = "" if not math.isfinite(loss) else f", above the bound {self.max_loss:g}"
-        self.divergence = f"the training loss became {loss:g}{limit}"
-        with torch.no_grad():
-            for tensor, old in zip(self._state, self._last_finite, strict=True):
-                tensor.copy_(old)
+        self._diverge(f"the training loss became {loss:g}{limit}")
+        return True
+
+    @torch.no_grad()
+    def _diverge(self, reason: str) -> None:
+        """Back to the last state whose loss was finite."""
+        self.divergence = reason
+        for tensor, old in zip(self._state, self._last_finite, strict=True):
+            tensor.copy_(old)
         self.trainer.should_stop = True
 
 
@@ -188,5 +207,5 @@ def _to(split: Split, device: torch.device, dtype: torch.dtype) -> Split:
 
 
 def _norm(tensors: list[Tensor]) -> float:
-    """Euclidean norm of all entries, summed in float64."""
-    return math.sqrt(sum(float(t.double().square().sum()) for t in tensors))
+    """Euclidean norm of all entries, summed in float64 on their device, which is waited for once."""
+    return math.sqrt(float(sum(t.double().square().sum() for t in tensors)))

@@ -139,6 +139,7 @@ class NetworkObjective(Objective):
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size={chunk_size}: expected a positive number of examples, or None")
         _refuse_sums(criterion, y)
+        self._known_mean = False
         self.model, self.criterion, self.batch_norm = model, criterion, batch_norm
         self.x, self.y = x, y
         self.layout = layout(model)
@@ -167,6 +168,8 @@ class NetworkObjective(Objective):
     def parts(self, w: Tensor) -> Iterator[tuple[float, Tensor]]:
         """One part a chunk, weighted by its share of the examples."""
         size = self.chunk_size(w)
+        if size < len(self.x):
+            self._require_mean()
         for x, y in zip(self.x.split(size), self.y.split(size), strict=True):
             yield len(x) / len(self.x), self._loss(w, x, y)
 
@@ -211,6 +214,24 @@ class NetworkObjective(Objective):
             grows = self._graph_bytes_of(w, 2 * few) - self._graph_bytes_of(w, few) if few else 0
             self._bytes_per_example[w.dtype] = max(1, grows // max(1, few))
         return self._bytes_per_example[w.dtype]
+
+    def _require_mean(self) -> None:
+        """Raise ValueError unless the criterion of a few examples is the mean over an uneven split of them; once."""
+        if self._known_mean:
+            return
+        with torch.no_grad(), _modes(self.model, train_batch_norm=False):
+            x, y = self.x[:5], self.y[:5]
+            dtype = next(self.model.parameters()).dtype
+            outputs = self.model(x.to(dtype) if x.is_floating_point() else x)
+            y = y.to(dtype) if y.is_floating_point() else y
+            whole, share = self.criterion(outputs, y), 1 / len(y)
+            split = share * self.criterion(outputs[:1], y[:1]) + (1 - share) * self.criterion(outputs[1:], y[1:])
+        if not torch.isclose(whole, split, rtol=1e-3, atol=1e-6):
+            raise ValueError(
+                f"the criterion of {len(y)} examples is {float(whole):g}, the mean over its parts {float(split):g}: it is "
+                "no mean over examples (a sum, class weights?) and cannot be added up over chunks; use a mean"
+            )
+        self._known_mean = True
 
     def _graph_bytes_of(self, w: Tensor, examples: int) -> int:
         """Bytes of the distinct tensors that a graph of the gradient over the first `examples` saves."""

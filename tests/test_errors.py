@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from lab.data import cifar10
@@ -48,6 +49,12 @@ SLIPS = [
     ("optimizer.lr=[0.1]", "optimizer.lr=[0.1]: expected a number"),
     ("optimizer=adam optimizer.betas=[0.9,1.5]", "optimizer.betas (entry 1.5): expected a number less than 1"),
     ("optimizer.nesterov=maybe", "expected true or false"),
+    ("optimizer.lr=true", "optimizer.lr=true: expected a number"),
+    ("optimizer=adam optimizer.betas=[0.9,false]", "optimizer.betas[1]=false: expected a number"),
+    ("optimizer.nesterov=1", "optimizer.nesterov=1: expected true or false"),
+    ("probe.sharpness.every=true", "probe.sharpness.every=true: expected a whole number"),
+    ("trainer.log_every=2.0", "trainer.log_every=2.0: expected a whole number"),
+    ("""optimizer.lr="'0.1'" """, 'optimizer.lr="0.1": expected a number, without quotes'),
     ("model.widths=[32,x]", "model.widths (entry x): expected a whole number"),
     ("model.widths=32", "expected a list"),
     ("model.activation=swish", "'tanh'"),
@@ -59,6 +66,7 @@ SLIPS = [
     ("seed=-1", "at least 0"),
     ("trainer.threads=0", "greater than 0 or 'auto'"),
     ("trainer.precision=16", "'32-true'"),
+    ("trainer.accelerator=mps", "expected 'cpu', 'gpu' or 'auto'"),
     ("trainer.checkpoint_every=0", "greater than 0"),
     ("probe.sharpness.every=0", "probe.sharpness.every=0: expected a number greater than 0"),
     # settings that contradict each other, the data or the machine
@@ -69,11 +77,17 @@ SLIPS = [
     ("data.examples=1", "at least two classes"),
     ("data.classes=[0,zebra]", "asks for zebra"),
     ("probe.sharpness.examples=99999", "larger than the 1797 training examples"),
-    ("trainer.accelerator=mps", "use trainer.accelerator=cpu or auto"),
+    ("trainer.accelerator=gpu", "use trainer.accelerator=cpu or auto"),
+    (
+        "probe.sharpness.k=5 probe.sharpness.max_matvecs=4",
+        "is too few for probe.sharpness.k=5; use probe.sharpness.max_matvecs=7",
+    ),
+    ("probe.sharpness.k=650 probe.sharpness.bottom=true model.widths=[]", "more eigenvalues than the 650 weights"),
     ("hydra.run.dir=/proc/nope", "choose another hydra.run.dir"),
     ("data=image_folder", "data.root is empty"),
     ("data=image_folder data.root=/nonexistent", "holds no folder train"),
     ("data=cifar10", "it cannot be downloaded there"),
+    ("data=cifar10 optimizer.nesterov=true", "needs optimizer.momentum > 0"),
     # sweeps
     ("-m optimizer.lr=-1,-2", "optimizer.lr=-1: optimizer.lr=-1: expected a number greater than 0"),
     ("-m optimzer.lr=0.1,0.2", "did you mean optimizer.lr?"),
@@ -92,6 +106,7 @@ def test_a_slip_is_told_in_one_line_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["lab.train", *shlex.split(line)])
     monkeypatch.setattr(cifar10.CIFAR10, "download", no_network)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     GlobalHydra.instance().clear()
     with pytest.raises(SystemExit) as stopped:
         main()

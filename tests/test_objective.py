@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -531,3 +532,21 @@ def test_the_chunk_is_the_largest_whose_graph_fits(monkeypatch: pytest.MonkeyPat
     assert len(list(loss.parts(w))) == 10
     monkeypatch.setattr("lab.objective.CHUNK_BYTES", 1)
     assert loss.chunk_size(w) == 1
+
+
+@pytest.mark.parametrize(
+    "criterion",
+    [
+        partial(nn.functional.cross_entropy, reduction="sum"),
+        partial(nn.functional.cross_entropy, weight=torch.tensor([1.0, 5.0, 2.0])),
+    ],
+    ids=["sum", "class weights"],
+)
+def test_a_function_that_is_no_mean_is_refused_once_it_is_cut_into_chunks(criterion: partial) -> None:
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(4, 3), torch.randn(9, 4), torch.arange(9) % 3
+    whole = NetworkObjective(model, criterion, (x, y), chunk_size=9)
+    assert float(whole.value(whole.weights)) == pytest.approx(float(criterion(model(x), y)))
+    cut = NetworkObjective(model, criterion, (x, y), chunk_size=4)
+    with pytest.raises(ValueError, match="no mean over examples"):
+        cut.value(cut.weights)

@@ -7,6 +7,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,12 +18,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lab.data.base import Dataset, Split
+from lab.data.batches import Batches
+from lab.module import SupervisedModule, _norm
 from lab.run import checkpoints
+from lab.run.agenda import Agenda
 from lab.run.folder import RunFolder
+from lab.run.settings import TrainerSettings
 from lab.train import main
 from lab.train.run import Run
 
@@ -239,6 +247,137 @@ def test_divergence_is_an_answer_not_a_failure(
         json.loads(file.read_text(), parse_constant=pytest.fail)  # no NaN, no Infinity
     train("run", *SMALL, "loss=mse", "steps=500", *settings)
     assert "already finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (("optimizer.lr=1e30",), "the training loss became inf"),
+        (("optimizer.lr=100", "trainer.max_loss=20"), "above the bound 20"),
+    ],
+)
+def test_a_divergence_of_the_last_update_is_seen(settings: tuple[str, ...], reason: str) -> None:
+    folder = train("run", *SMALL, "loss=mse", "steps=1", *settings)
+    status = folder.read("status")
+    assert (status["status"], status["step"]) == ("diverged", 1)
+    assert reason in status["reason"]
+    state = checkpoints.load(folder.checkpoints / "last_finite.ckpt")
+    assert state["step"] == 0
+    assert all(bool(tensor.isfinite().all()) for tensor in state["model"].values())
+
+
+def test_an_infinite_weight_that_the_loss_does_not_show_is_a_divergence() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Tanh())  # tanh(-inf) is -1
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    data = Split(torch.ones(2, 1), torch.zeros(2, dtype=torch.long))
+    sgd = torch.optim.SGD(model.parameters(), lr=1e38)
+    trained = SupervisedModule(
+        model,
+        lambda outputs, y: 1000 * outputs.sum(),
+        sgd,
+        Dataset(data, None, ("a",), {}),
+        Batches(2, "full", "epoch", 0),
+        Agenda(0, 1),
+    )
+    pl.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, barebones=True).fit(
+        trained, train_dataloaders=trained.agenda
+    )
+    assert trained.divergence == "a weight is no longer finite"
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+
+
+def test_a_test_loss_that_is_not_finite_was_not_measured() -> None:
+    # The training loss stays finite: every step is looked at, only the test set has examples that overflow.
+    def overflow(self: SupervisedModule, data: Split, **settings: int) -> dict[str, float]:
+        return {"loss": math.inf, "accuracy": 0.5}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SupervisedModule, "evaluate", overflow)
+        folder = train("run", *SMALL, "steps=3")
+    assert folder.read("status")["status"] == "finished"
+    assert folder.read("summary")["test_loss"] is None
+    assert folder.read("summary")["test_accuracy"] == 0.5
+
+
+def test_norms_are_read_from_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = list[torch.Tensor]()
+    read = torch.Tensor.__float__
+
+    def counted(tensor: torch.Tensor) -> float:
+        reads.append(tensor)
+        return read(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "__float__", counted)
+    assert _norm([torch.tensor([3.0]), torch.tensor([0.0, 4.0])]) == 5.0
+    assert len(reads) == 1
+    assert _norm([]) == 0.0
+
+
+def test_another_dataset_is_another_run(capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree("images", "others")
+    Image.new("RGB", (8, 8)).save("others/train/a/0.png")
+    image_run = ("data=image_folder", "data.batch_size=full", "model.widths=[4]", "steps=2", "trainer.threads=1")
+    command("-m", "data.root=images,others", *image_run, "probe=[]")
+    assert len(list(Path("outputs/train").glob("*/summary.json"))) == 2
+    train("run", *image_run)
+    with pytest.raises(SystemExit) as stopped:
+        command("hydra.run.dir=run", "data.root=others", *image_run)
+    assert stopped.value.code == 2
+    assert "run holds a run with data.root=images, not others" in capsys.readouterr().err
+
+
+def test_a_killed_run_is_not_resumed_on_data_that_changed(capsys: pytest.CaptureFixture[str]) -> None:
+    image_run = ("data=image_folder", "data.batch_size=full", "model.widths=[4]", "steps=2", "trainer.threads=1")
+    folder = train("run", *image_run)
+    folder.write("status", {"status": "running", "step": 1, "reason": "", "pid": 1})
+    before = {file: file.read_bytes() for file in folder.path.rglob("*") if file.is_file()}
+    Image.new("RGB", (8, 8)).save("images/train/a/0.png")
+    with pytest.raises(SystemExit) as stopped:
+        train("run", *image_run)
+    assert stopped.value.code == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("error: run holds a run on other data: ")
+    assert {file: file.read_bytes() for file in folder.path.rglob("*") if file.is_file()} == before
+
+
+def test_tensorboard_shows_every_step_once_after_a_kill_before_the_first_checkpoint() -> None:
+    settings = (*SMALL[:3], "steps=400", "trainer.checkpoint_every=null", "probe=[]")
+    child = in_child("run", *settings)
+    wait_for_lines("run", 400, child)
+    os.kill(child.pid or 0, signal.SIGINT)
+    child.join()
+    assert not (Path("run") / "checkpoints").exists()
+    time.sleep(1.1)  # event files are read in the order of the second in their names
+    folder = train("run", *settings)
+    assert len(list((folder.path / "tensorboard").glob("events.*"))) == 2
+    events = EventAccumulator(str(folder.path / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(400))
+
+
+def test_threads_are_those_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {2, 3, 5, 7}, raising=False)
+    assert TrainerSettings().num_threads() == 4
+    assert TrainerSettings().num_threads(2) == 2
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert TrainerSettings().num_threads() == 64
+
+
+def test_auto_is_cuda_or_cpu_and_never_what_lacks_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cuda, name in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        assert TrainerSettings(accelerator="auto").lightning_accelerator() == name
+        assert TrainerSettings().lightning_accelerator() == "cpu"
+
+
+def test_numbers_are_read_as_numbers() -> None:
+    settings = train("run", *SMALL, "steps=1", "optimizer.lr=1e-3", "optimizer.momentum=0").read("provenance")[
+        "settings"
+    ]
+    assert settings["optimizer"]["lr"] == 0.001
+    assert train("one", *SMALL, "steps=1", "optimizer.lr=1").series("train/lr")[1] == [1.0]
 
 
 def test_provenance_says_how_the_run_came_about() -> None:

@@ -113,14 +113,15 @@ class ProbeCallback(pl.Callback):
         """All due probes on one snapshot, then the phase."""
         assert self.model is not None
         rule = self._rule(trainer)
-        batch = self._batch(pl_module, step)
-        snapshot = Snapshot(step, weights(self.model), self.objective, rule, batch, self.seed)
+        w = weights(self.model)
+        snapshot = Snapshot(step, w, self.objective, rule, lambda: self._batch(pl_module, step), self.seed)
+        measured: dict[str, Any] = {}
         for probe in self.probes:
             if probe.due(step):
-                self._log(trainer, step, probe.measure(snapshot))
-        ratio = self.latest.get("sharpness/ratio")
-        if ratio is not None and snapshot.step % _rhythm(self.probes) == 0:
-            phase = self.tracker.add_ratio(step, ratio)
+                measured |= probe.measure(snapshot)
+        self._log(trainer, step, measured)
+        if math.isfinite(measured.get("sharpness/ratio", math.nan)):
+            phase = self.tracker.add_ratio(step, measured["sharpness/ratio"])
             self._log(trainer, step, {"sharpness/phase": float(phase.code)})
         if rule is not None:
             self.formula = rule.formula
@@ -134,7 +135,8 @@ class ProbeCallback(pl.Callback):
             if pl_module.divergence:
                 self.tracker.diverged(pl_module.step)
         elif outputs is not None:
-            self._micro_losses.append(float(outputs["loss"] if isinstance(outputs, dict) else outputs))
+            loss = outputs.get("loss", math.nan) if isinstance(outputs, dict) else outputs
+            self._micro_losses.append(float(loss))
             if trainer.global_step > self._updates:  # with accumulated gradients not every batch is an update
                 self.tracker.add_loss(self._updates, sum(self._micro_losses))
                 self._updates, self._micro_losses = trainer.global_step, []
@@ -149,7 +151,9 @@ class ProbeCallback(pl.Callback):
                 count = len(y) if len(y) <= AUTO_ALL else AUTO_EXAMPLES
             assert isinstance(count, int)
             if count < len(y):
-                index = class_balanced(y.cpu(), count, stream(self.seed, "probe set")).to(y.device)
+                labels = y.dim() == 1 and not y.is_floating_point()
+                choose = class_balanced if labels else _any_examples
+                index = choose(y.cpu(), count, stream(self.seed, "probe set")).to(y.device)
                 x, y = x[index], y[index]
             self._objectives[examples] = NetworkObjective(
                 self.model, self.criterion, (x, y), chunk_size=self.chunk_size, batch_norm=self.batch_norm
@@ -189,7 +193,7 @@ class ProbeCallback(pl.Callback):
             return None
 
     def _batch(self, pl_module: pl.LightningModule, step: int) -> NetworkObjective | None:
-        """The loss on the batch about to be used; None for a full batch or a foreign module."""
+        """The loss on the batch about to be used, unaugmented; None for a full batch or a foreign module."""
         if not isinstance(pl_module, SupervisedModule):
             return None
         index = pl_module.batch_index(step)
@@ -202,14 +206,19 @@ class ProbeCallback(pl.Callback):
         )
 
     def _log(self, trainer: pl.Trainer, step: int, values: dict[str, Any]) -> None:
-        scalars = {tag: value for tag, value in values.items() if isinstance(value, float) and math.isfinite(value)}
+        figures = {tag: value for tag, value in values.items() if isinstance(value, Figure)}
+        scalars = {tag: float(v) for tag, v in values.items() if tag not in figures and math.isfinite(v)}
         self.latest |= scalars
         for logger in trainer.loggers:
             if scalars:
                 logger.log_metrics(scalars, step=step)
-            for tag, value in values.items():
-                if isinstance(value, Figure):
-                    show_figure(logger, tag, value, step)
+            for tag, figure in figures.items():
+                show_figure(logger, tag, figure, step)
+
+
+def _any_examples(y: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` different examples of a set without class labels."""
+    return torch.randperm(len(y), generator=generator)[:count]
 
 
 def _step(trainer: pl.Trainer, pl_module: pl.LightningModule) -> int:

@@ -1,5 +1,6 @@
 """What a run leaves on disk while it trains: training curves, evaluations, checkpoints, status."""
 
+import math
 from typing import Any
 
 import pytorch_lightning as pl
@@ -82,7 +83,8 @@ class RunCallback(pl.Callback):
         values = {f"test/{name}": value for name, value in module.evaluate(module.test_data).items()}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=module.step)
-        self.probes.latest |= values
+        latest = self.probes.latest | values
+        self.probes.latest = {tag: value for tag, value in latest.items() if math.isfinite(value)}
         return values
 
     def save(self, trainer: pl.Trainer, module: SupervisedModule) -> None:

@@ -83,15 +83,18 @@ def lanczos(
             space.add(v.to(dtype=operator.dtype, device=operator.device))
     hinted = space.size > 0
     rounds = BURN_IN if space.size >= fewest else int(hinted)
-    generator = generator or torch.Generator().manual_seed(0)
+    generator, drawn = generator or torch.Generator().manual_seed(0), space.size < fewest
     while space.size < fewest and space.finite:
-        v = torch.randn(operator.size, generator=generator, dtype=torch.float64)
-        space.add(v.to(dtype=operator.dtype, device=operator.device))
+        space.add_random(generator)
     while True:
         reach = math.inf if rounds < BURN_IN else RIVAL_HINTED if hinted else RIVAL
         ends = _End(space, top, tol, reach), _End(space, bottom, tol, reach, sign=-1)
         rounds += 1
         settled = all(end.certain for end in ends) or space.exhausted
+        if settled and not drawn and space.size < max_matvecs and all(end.invariant for end in ends):
+            drawn, hinted, rounds = True, False, 0
+            if space.add_random(generator):  # the given vectors cannot lead out of their span
+                continue
         if settled or not space.finite:
             break
         room = max_matvecs - space.size
@@ -156,6 +159,10 @@ class _Space:
             self.theta, self.s = torch.full((self.size,), torch.nan, dtype=torch.float64), torch.eye(self.size).double()
         return True
 
+    def add_random(self, generator: torch.Generator) -> bool:
+        v = torch.randn(self.operator.size, generator=generator, dtype=torch.float64)
+        return self.add(v.to(dtype=self.operator.dtype, device=self.operator.device))
+
     def lift(self, s: Tensor, *, image: bool = False) -> Tensor:
         """Coordinates (m, k) as vectors (k, P), or their images under A."""
         basis = (self._aq if image else self._q)[: self.size]
@@ -192,6 +199,11 @@ class _End:
     @property
     def certain(self) -> bool:
         return not self.wanted or (not self.rivals and bool((self.errors <= self._tolerance).all()))
+
+    @property
+    def invariant(self) -> bool:
+        """Whether the residuals are mere round-off: the space maps into itself."""
+        return bool((self.norms <= 100 * torch.finfo(self.residuals.dtype).eps * self.space.scale).all())
 
     @property
     def doubt(self) -> float:

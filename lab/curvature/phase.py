@@ -65,7 +65,7 @@ class Phase(StrEnum):
 class PhaseTracker:
     """Fed with the loss of every step and the ratio of every measurement, it knows the present phase and the history.
 
-    stochastic: the losses are those of mini-batches.
+    stochastic: the losses are those of mini-batches, or of augmented examples.
     """
 
     def __init__(self, *, stochastic: bool = False):

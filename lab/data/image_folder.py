@@ -29,7 +29,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from lab.data.base import Dataset, ImageCard, Images
-from lab.settings import CARD, SettingError
+from lab.settings import CARD, SettingError, usable_cpus
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 CACHE_FORMAT = 1
@@ -162,7 +162,7 @@ def _decode_all(listing: _Listing, image_size: int | None, shape: tuple[int, ...
 
     tasks = [listing.files[i : i + FILES_PER_TASK] for i in range(0, len(listing.files), FILES_PER_TASK)]
     bar = Progress(console=Console(stderr=True), disable=not progress, transient=True)
-    with bar, ThreadPoolExecutor(min(len(tasks), os.cpu_count() or 1)) as pool:
+    with bar, ThreadPoolExecutor(min(len(tasks), usable_cpus())) as pool:
         task = bar.add_task(f"decoding {listing.split} images", total=len(listing.files))
         for files, block in zip(tasks, pool.map(decode_some, tasks), strict=True):
             yield block

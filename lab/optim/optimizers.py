@@ -31,9 +31,12 @@ class OptimizerCard(ABC):
 
     lr: Rate
 
+    def check(self) -> None:  # noqa: B027 (no contradictions is the rule)
+        """Raise SettingError, one line, for settings that contradict each other: it needs no data, so it comes first."""
+
     @abstractmethod
     def build(self, params: Iterable[Tensor]) -> optim.Optimizer:
-        """The torch optimiser of `params`. Raises SettingError, one line, for settings that contradict each other."""
+        """The torch optimiser of `params`. Raises SettingError as `check` does."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CARD)
@@ -46,7 +49,7 @@ class Sgd(OptimizerCard):
     dampening: Share = 0.0
     weight_decay: NonNegative = 0.0
 
-    def build(self, params: Iterable[Tensor]) -> optim.SGD:
+    def check(self) -> None:
         if self.nesterov and (self.momentum == 0 or self.dampening != 0):
             raise SettingError(
                 "optimizer.nesterov=true needs optimizer.momentum > 0 and optimizer.dampening=0; got "
@@ -57,6 +60,9 @@ class Sgd(OptimizerCard):
                 f"optimizer.dampening={self.dampening:g} does nothing without momentum; "
                 "set optimizer.momentum > 0 or optimizer.dampening=0"
             )
+
+    def build(self, params: Iterable[Tensor]) -> optim.SGD:
+        self.check()
         return optim.SGD(
             params,
             lr=self.lr,

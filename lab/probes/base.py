@@ -7,17 +7,19 @@ package and one card in `conf/probe/`.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, Union
 
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from lab.curvature.stability import UpdateRule
 from lab.objective import Objective
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 T = TypeVar("T")
-Value = float | Tensor | Figure
-"""A number for a curve, an array for `arrays/`, or a picture for the dashboard."""
+Value = Union[float, "Figure"]
+"""A number for a curve, or a picture for the dashboard."""
 Examples = int | Literal["all", "auto"]
 
 
@@ -26,16 +28,16 @@ class Snapshot:
     """The state at step t BEFORE update t: all that a probe may look at.
 
     w (P,) are the weights; `loss_on(examples)` the objective over the fixed, class-balanced probe set of that size
-    ("all": the training set, "auto": all of it up to 5000 examples, 2000 of a larger one); batch the loss over the
-    mini-batch about to be used (None where it is the whole set); rule the next update of the optimiser (None where its
-    threshold is not known); seed that of the run.
+    ("all": the training set, "auto": all of it up to 5000 examples, 2000 of a larger one); batch() the loss over the
+    mini-batch about to be used, unaugmented (None where it is the whole set); rule the next update of the optimiser (None
+    where its threshold is not known); seed that of the run.
     """
 
     step: int
     w: Tensor
     loss_on: Callable[[Examples], Objective]
     rule: UpdateRule | None = None
-    batch: Objective | None = None
+    batch: Callable[[], Objective | None] = lambda: None
     seed: int = 0
     _shared: dict[Any, Any] = field(default_factory=dict, repr=False)
 

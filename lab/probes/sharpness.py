@@ -9,7 +9,7 @@ preconditions, the ratio is that of lambda_max(P^-1/2 (H + c) P^-1/2). Cohen et 
 
 from dataclasses import field
 from time import perf_counter
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -22,6 +22,9 @@ from lab.probes.base import Probe, Snapshot, Value
 from lab.results import Eigenpairs
 from lab.settings import CARD
 from lab.streams import stream
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(kw_only=True, config=CARD)
@@ -56,7 +59,7 @@ class Sharpness(Probe):
         return step % self.every == 0 or (self.midpoints and -step % self.every <= 2)
 
     def measure(self, snapshot: Snapshot) -> dict[str, Value]:
-        """The tags sharpness/*, error/sharpness/*, cost/sharpness/*."""
+        """The tags sharpness/*, error/sharpness/*, cost/sharpness/*; a figure of the spectrum where k > 1."""
         if self.midpoints:
             self._last = {t: w for t, w in self._last.items() if t >= snapshot.step - 2}
             self._last[snapshot.step] = snapshot.w.clone()
@@ -84,6 +87,9 @@ class Sharpness(Probe):
             middle = hessian(loss, (w0 + 2 * w1 + w2) / 4)
             solves.append(self._solve("midpoint", middle, snapshot, middle.gradient).top)
             values["sharpness/midpoint"] = float(solves[-1].values[0])
+        values["sharpness/converged"] = float(all(solve.converged for solve in solves))
+        if self.k > 1:
+            values["sharpness/spectrum"] = _stems(ends.top, snapshot.step, values.get("sharpness/threshold"))
         values["cost/sharpness/matvecs"] = float(sum(solve.matvecs for solve in solves) + 1)
         values["cost/sharpness/seconds"] = perf_counter() - begin
         return values
@@ -133,6 +139,20 @@ class Sharpness(Probe):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self._starts = {key.removeprefix("start/"): v for key, v in state.items() if key.startswith("start/")}
         self._last = {int(key.removeprefix("last/")): w for key, w in state.items() if key.startswith("last/")}
+
+
+def _stems(top: Eigenpairs, step: int, threshold: Value | None) -> "Figure":
+    """The top eigenvalues as stems, beside the threshold."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3.5), layout="constrained")
+    axis = figure.subplots()
+    axis.stem(range(1, len(top.values) + 1), top.values.tolist(), basefmt=" ", label="eigenvalues of H")
+    if isinstance(threshold, float):
+        axis.axhline(threshold, color="tab:red", ls="--", label="stability threshold")
+    axis.set(xlabel="index", ylabel="eigenvalue (1 / learning rate)", title=f"top of the Hessian spectrum, step {step}")
+    axis.legend(frameon=False)
+    return figure
 
 
 def _along(operator: LinearOperator, g: Tensor) -> float:

@@ -4,7 +4,7 @@
     status.json       running | finished | diverged | failed, with step and reason
     metrics.jsonl     one line {"step": t, "tag": "...", "value": x} per step and tag
     summary.json      what the run amounts to
-    arrays/ figures/ checkpoints/ tensorboard/
+    figures/ checkpoints/ tensorboard/
 
 Every JSON file is replaced as a whole (written beside, flushed to disk, renamed), so a kill leaves the old or the new
 one. A lock on the folder keeps a second process out for as long as the first one lives.

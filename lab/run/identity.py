@@ -1,12 +1,13 @@
 """Is this command the run that the folder holds? Settings are compared as plain values, without loading torch."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from lab.run.folder import RunFolder
 from lab.settings import SettingError
 
-PLACE = ("data.root", "trainer.threads")
-"""Settings that say where and how, not what: they may change between a run and its resumption."""
+PLACE = ("trainer.threads",)
+"""Settings that say how, not what: they may change between a run and its resumption."""
 
 
 def flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -30,6 +31,19 @@ def require_unchanged(folder: RunFolder, plain: dict[str, Any]) -> None:
         if old.get(name) != new.get(name):
             raise SettingError(
                 f"{folder.path} holds a run with {name}={old.get(name)}, not {new.get(name)}; "
+                "choose another hydra.run.dir"
+            )
+
+
+def require_same_data(folder: RunFolder, facts: Mapping[str, Any]) -> None:
+    """Raises SettingError when the folder holds a run on other data: the files behind a setting may have changed."""
+    before = folder.read("provenance").get("data")
+    if before is None:
+        return
+    for name in sorted(before.keys() | facts.keys()):
+        if before.get(name) != facts.get(name):
+            raise SettingError(
+                f"{folder.path} holds a run on other data: {name} was {before.get(name)}, is now {facts.get(name)}; "
                 "choose another hydra.run.dir"
             )
 

@@ -1,13 +1,12 @@
 """How a run is carried out, as opposed to what is trained: `conf/trainer/`."""
 
-import os
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from lab.settings import CARD, SettingError
+from lab.settings import CARD, SettingError, usable_cpus
 
 Period = Annotated[int, Field(gt=0)] | None
 
@@ -16,7 +15,7 @@ Period = Annotated[int, Field(gt=0)] | None
 class TrainerSettings:
     """Accelerator, precision and threads; rhythms of logging, evaluation and checkpoints (in updates, null: never)."""
 
-    accelerator: Literal["cpu", "gpu", "mps", "auto"] = "cpu"
+    accelerator: Literal["cpu", "gpu", "auto"] = "cpu"
     precision: Literal["32-true", "64-true", "bf16-mixed"] = "32-true"
     threads: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
     chunk_examples: Annotated[int, Field(gt=0)] | Literal["all"] = "all"
@@ -28,19 +27,20 @@ class TrainerSettings:
 
     def require_accelerator(self) -> None:
         """Raise SettingError when this machine has no such accelerator."""
-        has = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-        if not has.get(self.accelerator, True):
+        if self.accelerator == "gpu" and not torch.cuda.is_available():
             raise SettingError(
-                f"trainer.accelerator={self.accelerator}, but torch finds none here; use trainer.accelerator=cpu or auto"
+                "trainer.accelerator=gpu, but torch finds no CUDA here; use trainer.accelerator=cpu or auto"
             )
-        if self.precision == "64-true" and self.accelerator == "mps":
-            raise SettingError("trainer.precision=64-true does not exist on mps; use trainer.accelerator=cpu")
+
+    def lightning_accelerator(self) -> Literal["cpu", "cuda"]:
+        """The name for Lightning, whose own gpu and auto may mean mps: that has no float64, which curvature needs."""
+        return "cuda" if self.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
 
     def num_threads(self, jobs: int = 1, *, small: bool = False) -> int:
-        """Threads of this process when `jobs` of them share the machine: as set, or the cores divided among them.
+        """Threads of this process when `jobs` of them share the machine: as set, or its CPUs divided among them.
 
         small: operations too short to be worth waking a second thread, which on a busy machine costs 8 ms each time.
         """
         if isinstance(self.threads, int):
             return self.threads
-        return 1 if small else max(1, (os.cpu_count() or 1) // max(1, jobs))
+        return 1 if small else max(1, usable_cpus() // max(1, jobs))

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lab.cli import config_dir, one_line_errors, quiet, remove_if_empty
 from lab.run.folder import RunFolder
-from lab.run.identity import require_unchanged
+from lab.run.identity import require_same_data, require_unchanged
 from lab.run.summary import sentence
 from lab.settings import SettingError
 
@@ -54,6 +54,7 @@ def _train(cfg: DictConfig, path: Path, runtime: Any, *, bar: bool) -> float | N
 
     settings = read_settings(cfg)
     parts = settings.build()
+    require_same_data(folder, parts.dataset.facts)
     parts.use_threads(jobs=runtime.launcher.get("n_jobs", 1) or 1)
 
     from lab.train.run import Run

@@ -42,7 +42,7 @@ class Run:
             model=parts.model,
             batch_norm=trainer.batch_norm,
             chunk_size=self._measured_chunk(),
-            stochastic=not parts.batches.is_full,
+            stochastic=not parts.batches.is_full or getattr(parts.settings.data, "augment", False),
             seed=parts.settings.seed,
         )
         self.probes.require_sets()
@@ -107,10 +107,10 @@ class Run:
             seed=self.settings.seed,
         )
         tensorboard = TensorBoardLogger(
-            folder.path, name="tensorboard", version="", default_hp_metric=False, purge_step=begin or None
+            folder.path, name="tensorboard", version="", default_hp_metric=False, purge_step=begin
         )
         trainer = pl.Trainer(
-            accelerator=settings.accelerator,
+            accelerator=settings.lightning_accelerator(),
             precision=settings.precision,
             devices=1,
             max_epochs=1,

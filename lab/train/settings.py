@@ -3,7 +3,6 @@
 Nothing here writes to disk or knows of Lightning; whatever cannot be right is refused here, in one line.
 """
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +11,16 @@ from omegaconf import DictConfig
 from torch import nn
 
 from lab.cli import card, typed
+from lab.curvature.eigen import GUARD
 from lab.data.base import DataCard, Dataset
 from lab.data.batches import Batches
 from lab.models.losses import Criterion
 from lab.optim.optimizers import OptimizerCard
 from lab.optim.schedules import Schedule
 from lab.params import layout
-from lab.probes.base import Probe
+from lab.probes import Probe, Sharpness
 from lab.run.settings import TrainerSettings
-from lab.settings import SettingError
+from lab.settings import SettingError, usable_cpus
 
 DEFAULT_STEPS = 1000
 SMALL = 2e8
@@ -49,6 +49,9 @@ class Settings:
         dataset = self.data.load()
         batches = Batches(len(dataset.train), self.data.batch_size, self.data.sampling, self.seed)
         model: nn.Module = self.model.build(dataset.input_shape, dataset.num_classes, self.seed)
+        for probe in self.probes:
+            if isinstance(probe, Sharpness):
+                _require_products(probe, layout(model).size)
         return Parts(
             self,
             dataset,
@@ -79,8 +82,8 @@ class Parts:
         return not convolutions and layout(self.model).size * self.batches.batch_size < SMALL
 
     def use_threads(self, *, jobs: int) -> None:
-        """Set the threads of torch for one of `jobs` parallel runs (-1: as many as there are cores)."""
-        jobs = jobs if jobs > 0 else os.cpu_count() or 1
+        """Set the threads of torch for one of `jobs` parallel runs (-1: as many as there are CPUs)."""
+        jobs = jobs if jobs > 0 else usable_cpus()
         torch.set_num_threads(self.settings.trainer.num_threads(jobs, small=self.small))
 
 
@@ -99,5 +102,22 @@ def read_settings(cfg: DictConfig) -> Settings:
     if steps is not None and epochs is not None:
         raise SettingError(f"steps={steps} and epochs={epochs} contradict each other; set one of them to null")
     cards = {name: card(cfg.get(name), name) for name in CARDS}
+    cards["optimizer"].check()
     probes = [card(settings, f"probe.{name}") for name, settings in (cfg.get("probe") or {}).items()]
     return Settings(**cards, probes=probes, steps=steps, epochs=epochs, seed=cfg.seed)
+
+
+def _require_products(probe: Sharpness, num_weights: int) -> None:
+    """Raise SettingError where the eigensolver could not even start on a model of `num_weights`."""
+    wanted = f"probe.sharpness.k={probe.k}" + (" and bottom=true" if probe.bottom else "")
+    if probe.k + probe.bottom > num_weights:
+        raise SettingError(
+            f"{wanted}: more eigenvalues than the {num_weights} weights of the model; "
+            f"use probe.sharpness.k={max(1, num_weights - probe.bottom)} or less"
+        )
+    fewest = min(probe.k + GUARD, num_weights)
+    if probe.max_matvecs < fewest:
+        raise SettingError(
+            f"probe.sharpness.max_matvecs={probe.max_matvecs} is too few for {wanted}; "
+            f"use probe.sharpness.max_matvecs={fewest} or more"
+        )

@@ -54,11 +54,8 @@ def test_curvlinops_with_arpack_agrees_to_1e_5(problem: tuple, truth: float) -> 
     curvlinops = pytest.importorskip("curvlinops")
     sparse = pytest.importorskip("scipy.sparse.linalg")
     model, criterion, x, y = problem
-    params = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    try:
-        operator = curvlinops.HessianLinearOperator(model, criterion, params, [(x, y)])
-    except (TypeError, AttributeError):  # before version 3 the parameters are a list
-        operator = curvlinops.HessianLinearOperator(model, criterion, list(params.values()), [(x, y)])
+    params = [p for p in model.parameters() if p.requires_grad]
+    operator = curvlinops.HessianLinearOperator(model, criterion, params, [(x, y)])
     theirs = float(sparse.eigsh(operator.to_scipy(), k=1, which="LA", tol=1e-7, return_eigenvectors=False)[0])
     loss = NetworkObjective(model, criterion, (x, y))
     ours = float(lanczos(hessian(loss, loss.weights), tol=1e-6).top.values)

@@ -1,0 +1,78 @@
+"""The laws of `lab.probes.base.Probe`, kept by every probe of the package: found by walking it, at its default settings."""
+
+import importlib
+import inspect
+import math
+import pkgutil
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+import lab.probes
+from lab.curvature.stability import UpdateRule
+from lab.objective import NetworkObjective
+from lab.probes.base import Examples, Probe, Snapshot
+
+MODULES = [importlib.import_module(f"lab.probes.{info.name}") for info in pkgutil.iter_modules(lab.probes.__path__)]
+PROBES = sorted(
+    {
+        found
+        for module in MODULES
+        for _, found in inspect.getmembers(module, inspect.isclass)
+        if issubclass(found, Probe) and not inspect.isabstract(found)
+    },
+    key=lambda probe: probe.__name__,
+)
+
+
+def snapshot(step: int, model: nn.Module, w: torch.Tensor) -> Snapshot:
+    x, y = torch.randn(30, 4, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 3
+
+    def loss_on(examples: Examples) -> NetworkObjective:
+        return NetworkObjective(model, nn.functional.cross_entropy, (x, y), batch_norm="train")
+
+    return Snapshot(step, w, loss_on, UpdateRule(lr=0.1))
+
+
+def network() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(), nn.Linear(8, 3))
+
+
+@pytest.mark.parametrize("kind", PROBES)
+def test_a_probe_returns_numbers_or_figures_under_group_and_quantity(kind: type[Probe]) -> None:
+    model, probe = network(), kind()
+    w = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert probe.due(0) is True
+    for tag, value in probe.measure(snapshot(0, model, w)).items():
+        assert "/" in tag
+        assert isinstance(value, float | Figure)
+    assert probe.name == kind.__name__.lower()
+
+
+@pytest.mark.parametrize("kind", PROBES)
+def test_a_probe_changes_nothing(kind: type[Probe]) -> None:
+    model, probe = network(), kind()
+    w = torch.cat([p.detach().flatten() for p in model.parameters()])
+    before, random = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+    held = w.clone()
+    probe.measure(snapshot(0, model, w))
+    assert w.equal(held)
+    assert all(v.equal(before[k]) for k, v in model.state_dict().items())
+    assert torch.get_rng_state().equal(random)
+    assert all(p.grad is None for p in model.parameters())
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("kind", PROBES)
+def test_a_probe_whose_memory_is_restored_measures_the_same(kind: type[Probe]) -> None:
+    model, first, second = network(), kind(), kind()
+    w = torch.cat([p.detach().flatten() for p in model.parameters()])
+    first.measure(snapshot(0, model, w))
+    second.load_state_dict(first.state_dict())
+    later = [probe.measure(snapshot(probe.every, model, w + 0.01)) for probe in (first, second)]
+    for tag, value in later[0].items():
+        if isinstance(value, float) and not tag.endswith("seconds"):
+            assert value == later[1][tag] or math.isnan(value)
