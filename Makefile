@@ -45,7 +45,7 @@ format: $(VENV)/.lab-dev
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.lab-dev
-	$(BIN)/python scripts/benchmarks/sharpness.py
+	$(BIN)/python scripts/benchmarks/sharpness.py $(if $(IMAGES),--images $(IMAGES))
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

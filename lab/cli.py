@@ -42,11 +42,15 @@ def choices(group: str) -> list[str]:
 def cell_name(overrides: str) -> str:
     """The folder name of a run from its overrides, e.g. "data.batch_size=8,optimizer.lr=0.1"; "default" without any.
 
+    A name that had to be changed (a slash, or too long) ends in a hash of the whole, so that no two runs share a folder.
+
     >>> cell_name("data.classes=[0,1],optimizer.lr=0.1"), cell_name("")
     ('data.classes=[0,1],optimizer.lr=0.1', 'default')
+    >>> cell_name("data.root=/a/b") == cell_name("data.root=-a-b")
+    False
     """
     name = re.sub(r"[^\w.,=+\-\[\]]", "-", overrides or "default")
-    if len(name) > LONGEST_NAME:
+    if len(name) > LONGEST_NAME or name != (overrides or "default"):
         name = f"{name[: LONGEST_NAME - 9]}-{sha256(overrides.encode()).hexdigest()[:8]}"
     return name
 
