@@ -5,7 +5,7 @@ and the batch still that of t. Values go to the loggers with their own step, for
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -224,8 +224,3 @@ def _any_examples(y: Tensor, count: int, generator: torch.Generator) -> Tensor:
 def _step(trainer: pl.Trainer, pl_module: pl.LightningModule) -> int:
     """Updates made so far: the lab's own counter, or the trainer's."""
     return pl_module.step if isinstance(pl_module, SupervisedModule) else trainer.global_step
-
-
-def _rhythm(probes: Iterable[Probe]) -> int:
-    """The rhythm of the probe that measures the ratio."""
-    return next((probe.every for probe in probes if probe.name == "sharpness"), 1)
