@@ -29,7 +29,7 @@ GUARD = 2
 """Start vectors, and pairs watched, beyond the wanted ones: with fewer the stopping rule can be deceived."""
 RIVAL = 6.0
 """A guard pair that is not converged itself is a rival while theta + RIVAL ||r|| exceeds the last wanted value by more
-than the tolerance. It is no proof: 3 of 3000 clustered spectra still deceive it, by up to 4.6 tolerances (3.0 in its place: by 14)."""
+than the tolerance. No proof: 3 of 3000 clustered spectra still deceive it, by up to 4.6 tolerances; with 3 it was 14."""
 RIVAL_HINTED = 1.0
 """The same when the caller gave start vectors, a gradient or those of an earlier solve: the top is not to be found from
 nothing. At 48 points along real trajectories no claim was false (worst 0.4 tolerances): 18 products cold, 9 warm."""
