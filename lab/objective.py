@@ -9,6 +9,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Literal
 
 import torch
@@ -84,6 +85,12 @@ class Objective(ABC):
     def restrict(self, index: Tensor) -> "Objective":
         """The loss over the examples `index` (b,) only: L_B. Raises TypeError where there are no examples."""
         raise TypeError(f"{type(self).__name__} is not a mean over examples: it has no mini-batches")
+
+    def composition(self, w: Tensor) -> Iterator[tuple[float, Tensor, Callable[[Tensor], Tensor]]]:
+        """Yield (weight, f, loss) with L(w) = sum of weight * loss(f) and outputs f differentiable in w: the split that
+        the Gauss-Newton matrix J' (d2 loss/df2) J, J = df/dw, is about. Raises TypeError where there is no such split.
+        """
+        raise TypeError(f"{type(self).__name__} is no loss of outputs: it has no Gauss-Newton matrix")
 
     def graph_bytes(self, w: Tensor) -> int:
         """About how much memory the graph of the gradient takes when kept for the whole sum (0: negligible)."""
@@ -167,11 +174,16 @@ class NetworkObjective(Objective):
 
     def parts(self, w: Tensor) -> Iterator[tuple[float, Tensor]]:
         """One part a chunk, weighted by its share of the examples."""
+        for weight, outputs, loss in self.composition(w):
+            yield weight, loss(outputs)
+
+    def composition(self, w: Tensor) -> Iterator[tuple[float, Tensor, Callable[[Tensor], Tensor]]]:
+        """One part a chunk: the network's outputs (examples, ...) and the criterion against their targets."""
         size = self.chunk_size(w)
         if size < len(self.x):
             self._require_mean()
         for x, y in zip(self.x.split(size), self.y.split(size), strict=True):
-            yield len(x) / len(self.x), self._loss(w, x, y)
+            yield len(x) / len(self.x), self._outputs(w, x), partial(self._criterion, y=y)
 
     def third(self, w: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """As `Objective.third`. LayerNorm (torch 2.15: silently wrong) and train-mode BatchNorm (none): ValueError."""
@@ -249,7 +261,10 @@ class NetworkObjective(Objective):
         return sum(storages.values())
 
     def _loss(self, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """The criterion on one chunk, with w in place of the parameters and copies in place of the buffers."""
+        return self._criterion(self._outputs(w, x), y=y)
+
+    def _outputs(self, w: Tensor, x: Tensor) -> Tensor:
+        """The network on one chunk, with w in place of the parameters and copies in place of the buffers."""
 
         def cast(tensor: Tensor) -> Tensor:
             return tensor.to(w.dtype) if tensor.is_floating_point() else tensor
@@ -258,8 +273,11 @@ class NetworkObjective(Objective):
         train = self.batch_norm == "train"
         buffers = {name: cast(b).clone() if train else cast(b) for name, b in self.model.named_buffers()}
         with _modes(self.model, train_batch_norm=train):
-            outputs = functional_call(self.model, (self.layout.unflatten(w), frozen, buffers), (cast(x),))
-            loss = self.criterion(outputs, cast(y))
+            outputs: Tensor = functional_call(self.model, (self.layout.unflatten(w), frozen, buffers), (cast(x),))
+        return outputs
+
+    def _criterion(self, outputs: Tensor, y: Tensor) -> Tensor:
+        loss = self.criterion(outputs, y.to(outputs.dtype) if y.is_floating_point() else y)
         if loss.dim() != 0:
             raise ValueError(f"the criterion returned shape {tuple(loss.shape)}; expected the mean, a scalar")
         return loss

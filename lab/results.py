@@ -20,3 +20,37 @@ class Eigenpairs:
     errors: Tensor
     matvecs: int
     converged: bool
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its standard error (0: exact up to round-off), its cost and the way it was got.
+
+    value, error floats; matvecs the products spent (or their equivalent in gradients, where no product was formed);
+    method says how in a word; converged: the error is within the tolerance asked for.
+    """
+
+    value: float
+    error: float
+    matvecs: int
+    method: str
+    converged: bool = True
+
+
+@dataclass(frozen=True)
+class Density:
+    """Spectral density phi(x) = sum_i delta(x - lambda_i) / P, smoothed, from several random vectors.
+
+    grid (n,) abscissae; values (n,) density, integrating to 1; low, high (n,) the band of one standard error over the
+    vectors; nodes, weights (vectors, steps) the Ritz values and Gauss weights behind it (weights of a vector sum to 1);
+    sigma the width of the smoothing, in the units of the eigenvalues; matvecs the products spent.
+    """
+
+    grid: Tensor
+    values: Tensor
+    low: Tensor
+    high: Tensor
+    nodes: Tensor
+    weights: Tensor
+    sigma: float
+    matvecs: int
