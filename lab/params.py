@@ -7,6 +7,7 @@ copy of P numbers per derivative and nothing else.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from math import prod
 
 import torch
@@ -35,6 +36,25 @@ class Layout:
             places[name] = slice(begin, begin + size)
             begin += size
         return places
+
+    def layers(self) -> dict[str, slice]:
+        """The place of every module that has parameters of its own (weight and bias together), by its name; the outermost
+        module is called "". A tied parameter lies where it is named first.
+        """
+        places: dict[str, slice] = {}
+        for name, place in self.slices().items():  # parameters of one module follow each other
+            layer = name.rpartition(".")[0]
+            places[layer] = slice(places[layer].start if layer in places else place.start, place.stop)
+        return places
+
+    def select(self, glob: str) -> Tensor:
+        """The places (k,) in w of all parameters whose name matches `glob`, as "blocks.0.*" or "*.bias". Raises
+        ValueError where none does.
+        """
+        chosen = [torch.arange(s.start, s.stop) for name, s in self.slices().items() if fnmatchcase(name, glob)]
+        if not chosen:
+            raise ValueError(f"no parameter matches {glob!r}; there are {', '.join(self.names)}")
+        return torch.cat(chosen)
 
     def unflatten(self, w: Tensor) -> dict[str, Tensor]:
         """w (P,) as named tensors; differentiable."""

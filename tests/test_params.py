@@ -68,3 +68,34 @@ def test_weights_are_a_copy() -> None:
 def test_a_module_without_trainable_parameters_is_refused() -> None:
     with pytest.raises(ValueError, match="Linear has no trainable parameter"):
         layout(nn.Linear(2, 2).requires_grad_(False))
+
+
+def test_a_layer_is_the_weight_and_bias_of_one_module() -> None:
+    module = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.Conv1d(1, 2, 3, bias=False), nn.GroupNorm(1, 2)))
+    module.register_parameter("scale", nn.Parameter(torch.tensor(3.0)))
+    places = layout(module)
+    assert places.layers() == {"": slice(0, 1), "0": slice(1, 10), "1.0": slice(10, 16), "1.1": slice(16, 20)}
+    assert layout(Tied()).layers() == {"first": slice(0, 12)}
+
+
+def test_the_layers_cover_w_once() -> None:
+    module = nn.TransformerEncoderLayer(4, 2, 4)
+    places, seen = layout(module), 0
+    for name, place in places.layers().items():
+        own = [p.numel() for p in module.get_submodule(name).parameters(recurse=False)]
+        assert place == slice(seen, seen + sum(own))
+        seen = place.stop
+    assert seen == places.size
+
+
+def test_select_finds_parameters_by_their_names() -> None:
+    places = layout(nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)))
+    assert places.select("0.*").tolist() == list(range(9))
+    assert places.select("*.bias").tolist() == [6, 7, 8, 12]
+    assert places.select("2.weight").tolist() == [9, 10, 11]
+    assert places.select("*").tolist() == list(range(13))
+
+
+def test_a_name_that_no_parameter_has_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ValueError, match=r"no parameter matches 'first\.\*'; there are weight, bias"):
+        layout(nn.Linear(2, 3)).select("first.*")

@@ -38,8 +38,10 @@ class Sharpness(Probe):
     max_matvecs  Hessian products allowed per solve.
     examples     size of the fixed, class-balanced probe set; all; auto (all up to 5000, else 2000).
     midpoints    also lambda_max at (w_{t-2} + 2 w_{t-1} + w_t)/4, where the period-2 oscillation is averaged out.
-    Cost: one gradient; 3 products of 1.1 gradients while the surface changes slowly, 6 to 30 at the edge, where the top
-    eigenvalues coincide; one more for `directional` = g'Hg/|g|^2. As reported in cost/sharpness/matvecs.
+    cold         measurements between two that start from random vectors; those in between start from the last vectors,
+                 which cannot see an eigenvalue that comes up in a direction of its own. 1: always cold.
+    Cost: one gradient; 5 products of 1.1 gradients while the surface changes slowly, 15 to 25 cold and at the edge, where
+    the top eigenvalues crowd; one more for `directional` = g'Hg/|g|^2. As reported in cost/sharpness/matvecs.
     """
 
     name: ClassVar[str] = "sharpness"
@@ -48,9 +50,10 @@ class Sharpness(Probe):
     k: Annotated[int, Field(gt=0)] = 1
     bottom: bool = False
     tol: Annotated[float, Field(gt=0, lt=1)] = 1e-3
-    max_matvecs: Annotated[int, Field(gt=3)] = 200
+    max_matvecs: Annotated[int, Field(gt=0)] = 200
     examples: Annotated[int, Field(gt=0)] | Literal["all", "auto"] = "auto"
     midpoints: bool = False
+    cold: Annotated[int, Field(gt=0)] = 20
     _starts: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     _last: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 
@@ -69,7 +72,9 @@ class Sharpness(Probe):
         loss = snapshot.loss_on(self.examples)
         H = snapshot.once(("hessian", self.examples), lambda: hessian(loss, snapshot.w))
 
-        ends = self._solve("iterate", H, snapshot, H.gradient)
+        if snapshot.step // self.every % self.cold == 0:
+            self._starts.clear()
+        ends = self._solve("iterate", H, snapshot)
         solves.append(ends.top)
         values["sharpness/loss"] = float(H.value)
         values["sharpness/lambda_max"] = float(ends.top.values[0])
@@ -85,7 +90,7 @@ class Sharpness(Probe):
         if self.midpoints and {snapshot.step - 1, snapshot.step - 2} <= self._last.keys():
             w0, w1, w2 = (self._last[snapshot.step - i] for i in (2, 1, 0))
             middle = hessian(loss, (w0 + 2 * w1 + w2) / 4)
-            solves.append(self._solve("midpoint", middle, snapshot, middle.gradient).top)
+            solves.append(self._solve("midpoint", middle, snapshot).top)
             values["sharpness/midpoint"] = float(solves[-1].values[0])
         values["sharpness/converged"] = float(all(solve.converged for solve in solves))
         if self.k > 1:
@@ -105,7 +110,7 @@ class Sharpness(Probe):
         if not bool(scaling.isfinite().all()) or not bool((scaling > 0).all()):
             return values  # an adaptive optimiser before its first update: no preconditioner yet
         scaled = preconditioned(H, scaling, shift=rule.coupled_decay)
-        pairs = self._solve("preconditioned", scaled, snapshot, scaling.rsqrt() * H.gradient).top
+        pairs = self._solve("preconditioned", scaled, snapshot).top
         solves.append(pairs)
         return values | {
             "sharpness/preconditioned": float(pairs.values[0]),
@@ -113,13 +118,13 @@ class Sharpness(Probe):
             "sharpness/ratio": float(pairs.values[0]) / rule.threshold,
         }
 
-    def _solve(self, what: str, operator: LinearOperator, snapshot: Snapshot, gradient: Tensor) -> Extremes:
-        """One eigensolve, warm from the last of its kind, else from the gradient (it lies mostly in the top eigenspace)."""
+    def _solve(self, what: str, operator: LinearOperator, snapshot: Snapshot) -> Extremes:
+        """One eigensolve, warm from the last of its kind if there is one."""
         ends = lanczos(
             operator,
             top=self._k(operator),
             bottom=int(self.bottom and what == "iterate"),
-            start=self._starts.get(what, gradient[:, None]),
+            start=self._starts.get(what),
             tol=self.tol,
             max_matvecs=self.max_matvecs,
             generator=stream(snapshot.seed, f"sharpness/{what}", snapshot.step),

@@ -75,12 +75,23 @@ def test_several_at_each_end_come_in_order_with_their_vectors(name: str, turned:
     check_residuals(operator, ends)
 
 
-def test_copies_of_a_repeated_eigenvalue_are_found_as_often_as_start_vectors_allow() -> None:
-    # From b start vectors a Krylov space sees at most b copies of an eigenvalue: 3 wanted plus 2 guards are 5.
+@pytest.mark.parametrize("top", [2, 3, 4, 7])
+def test_a_repeated_eigenvalue_is_found_as_often_as_it_occurs(top: int) -> None:
+    # From b start vectors a Krylov space sees b copies; one more is drawn as long as all of them have found one.
     operator, _ = rotated(SPECTRA["repeated"].double())
-    ends = lanczos(operator, top=3, tol=1e-10)
-    assert torch.allclose(ends.top.values, torch.full((3,), 4.0, dtype=torch.float64), atol=1e-9)
+    ends = lanczos(operator, top=top, bottom=1, tol=1e-10)
+    truth = torch.tensor([4.0, 4.0, 4.0, 1.0, 1.0, 1.0, 1.0], dtype=torch.float64)[:top]
+    assert torch.allclose(ends.top.values, truth, atol=1e-9)
+    assert ends.top.converged
     check_residuals(operator, ends)
+
+
+def test_copies_in_a_large_spectrum_are_found_unless_they_are_not_asked_for() -> None:
+    h = torch.cat([torch.tensor([9.0, 9.0, 9.0, 7.0]), torch.linspace(0, 3, 4996)]).double()
+    ends = lanczos(diagonal(h), top=4, tol=1e-6)
+    assert torch.allclose(ends.top.values, h[:4], atol=1e-5)
+    one_vector = lanczos(diagonal(h), top=4, tol=1e-6, copies=False)
+    assert one_vector.top.matvecs < ends.top.matvecs
 
 
 def test_the_top_is_the_algebraically_largest_even_beside_a_larger_negative_one() -> None:
@@ -99,11 +110,11 @@ def test_the_zero_operator_has_eigenvalues_zero(size: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("factor", [1.0, -2.0])
-def test_a_multiple_of_the_identity_takes_three_products(factor: float, dtype: torch.dtype) -> None:
+def test_a_multiple_of_the_identity_takes_one_product(factor: float, dtype: torch.dtype) -> None:
     ends = lanczos(diagonal(torch.full((50,), factor, dtype=dtype)), top=1)
     assert float(ends.top.values) == pytest.approx(factor, rel=1e-6)
     assert ends.top.converged
-    assert ends.top.matvecs == 3
+    assert ends.top.matvecs == 1
 
 
 @pytest.mark.parametrize("h", [[-3.0], [5.0, -3.0], [0.0, 0.0], [2.0, 2.0]], ids=str)
@@ -218,19 +229,11 @@ def test_the_budget_of_products_is_kept() -> None:
     operator = diagonal(torch.linspace(0, 1, 2000, dtype=torch.float64))
     start = torch.randn(2000, 30, dtype=torch.float64)
     with pytest.warns(UserWarning, match="not converged"):
-        lanczos(operator, top=5, bottom=5, max_matvecs=9, tol=1e-6, start=start)
-    assert operator.products == 9
+        lanczos(operator, top=5, bottom=5, max_matvecs=11, tol=1e-6, start=start)
+    assert operator.products == 11
 
 
-def test_a_rival_is_named_in_the_warning_where_the_errors_themselves_are_small() -> None:
-    # Equally spaced eigenvalues without a gap: the error estimate is within the tolerance, but a guard may be above.
-    with pytest.warns(UserWarning, match="not converged") as caught:
-        lanczos(diagonal(torch.linspace(0, 1, 2000, dtype=torch.float64)))
-    message = str(caught[0].message)
-    assert float(message.split("error ")[1].split()[0]) > 1e-3
-
-
-@pytest.mark.parametrize("after", [0, 1, 3, 6, 59])
+@pytest.mark.parametrize("after", [0, 1, 3, 6, 20])
 def test_a_product_that_is_not_finite_gives_nan_and_not_converged(after: int) -> None:
     h, calls = SPECTRA["spread"].double(), [0]
 
@@ -256,8 +259,9 @@ def test_a_product_that_is_not_finite_gives_nan_and_not_converged(after: int) ->
         {"top": -1, "bottom": 2},
         {"top": 61},
         {"top": 40, "bottom": 21},
-        {"max_matvecs": 2},
-        {"max_matvecs": 6, "top": 5},
+        {"max_matvecs": 0},
+        {"max_matvecs": 4, "top": 5},
+        {"max_vectors": 6},
         {"tol": -1.0},
         {"tol": float("nan")},
         {"start": torch.ones(60)},
@@ -290,6 +294,8 @@ def clustered_spectra(count: int, seed: int) -> Iterator[Tensor]:
             1 - rng.random(k) ** 2,
         ][rng.integers(5)]
         scale = np.abs(bulk).max() * (5 if rng.random() < 0.8 else 1.2)
+        if rng.random() < 0.1:  # copies, exact ones and almost
+            outliers = np.concatenate([outliers[:1], outliers[:1] * (1 - rng.choice([0, 1e-9, 1e-5])), outliers])
         h = np.concatenate([outliers * scale, bulk])[:size]
         if rng.random() < 0.2:
             h[-1] = -2 * scale
@@ -317,22 +323,70 @@ def test_converged_is_never_claimed_falsely_on_clustered_spectra(top: int, tol: 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:eigenvalues not converged")
 @pytest.mark.parametrize(
-    ("top", "bottom", "tol"), [(1, 0, 1e-3), (1, 1, 1e-3), (2, 0, 1e-3), (5, 0, 1e-3), (1, 0, 1e-2)]
+    ("top", "bottom", "tol"), [(1, 0, 1e-3), (1, 1, 1e-3), (2, 0, 1e-3), (5, 0, 1e-3), (1, 0, 1e-2), (10, 0, 1e-2)]
 )
-def test_false_claims_are_rare_on_three_thousand_spectra(top: int, bottom: int, tol: float) -> None:
-    # A stopping rule that sees products only can be deceived by a top eigenvalue that its start vectors hardly contain:
-    # at most 1 in 1000 here, and then by less than 5 tolerances.
-    false = []
+def test_false_claims_are_rarer_than_promised_on_three_thousand_spectra(top: int, bottom: int, tol: float) -> None:
+    # `DECEIVED` = 0.3 % bounds the rate for the worst operator; here it is at most 1 in 1000.
+    false, products = [], []
     for i, h in enumerate(clustered_spectra(3000, seed=1)):
         ends = lanczos(diagonal(h), top=top, bottom=bottom, tol=tol, generator=torch.Generator().manual_seed(i))
         ordered = h.sort(descending=True).values
         errors = torch.cat([ordered[:top] - ends.top.values, ends.bottom.values - ordered.flip(0)[:bottom]])
         error = float(errors.max() / h.abs().max())
+        products.append(ends.top.matvecs)
         if ends.top.converged and error > tol:
             false.append((i, len(h), error))
-    print(f"top={top} bottom={bottom} tol={tol}: {len(false)} false of 3000: {false}")
+    print(f"top={top} bottom={bottom} tol={tol}: {len(false)} false: {false}, median products {np.median(products)}")
     assert len(false) <= 3
-    assert all(error < 5 * tol for _, _, error in false)
+
+
+def moved(h: Tensor, seed: int) -> tuple[LinearOperator, Tensor]:
+    """diag(h) after a step of training: a symmetric change, 5 % of the top, that mixes the top 15 with 15 of the bulk."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.cat([h.argsort(descending=True)[:15], torch.randperm(len(h), generator=generator)[:15]]).unique()
+    e = torch.randn(len(chosen), len(chosen), dtype=h.dtype, generator=generator)
+    e = 0.05 * float(h.abs().max()) * (e + e.T) / (8 * len(chosen)) ** 0.5
+    a = torch.diag(h)
+    a[chosen[:, None], chosen[None, :]] += e
+    return LinearOperator(len(h), lambda v: a @ v, dtype=h.dtype, device=CPU), a
+
+
+@pytest.mark.filterwarnings("ignore:eigenvalues not converged")
+@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.slow)])
+def test_warm_claims_are_true_where_a_clustered_spectrum_has_moved(count: int) -> None:
+    false, cold, warm = [], [], []
+    for i, h in enumerate(h for h in clustered_spectra(3 * count, seed=2) if len(h) <= 300):
+        before = lanczos(diagonal(h), generator=torch.Generator().manual_seed(i))
+        operator, a = moved(h, seed=i)
+        after = lanczos(operator, start=before.start)
+        truth = torch.linalg.eigvalsh(a)
+        error = float((truth[-1] - after.top.values[0]) / truth.abs().max())
+        cold.append(before.top.matvecs)
+        warm.append(after.top.matvecs)
+        if after.top.converged and error > 1e-3:
+            false.append((i, error))
+    print(f"{len(warm)} spectra: {len(false)} false {false}; median products {np.median(warm)}, cold {np.median(cold)}")
+    assert not false
+    assert np.median(warm) < np.median(cold)
+
+
+@pytest.mark.parametrize("top", [1, 10])
+def test_few_vectors_suffice_for_the_same_values(top: int) -> None:
+    h = torch.cat([torch.linspace(5, 10, 10), torch.randn(1990, generator=torch.Generator().manual_seed(0))]).double()
+    most = lanczos(diagonal(h), top=top, tol=1e-4)
+    least = lanczos(diagonal(h), top=top, tol=1e-4, max_vectors=top + 6)
+    assert ((h.sort(descending=True).values[:top] - least.top.values).abs() <= 1e-3).all()
+    assert least.top.converged
+    assert most.top.matvecs <= least.top.matvecs
+    check_residuals(diagonal(h), least)
+
+
+def test_a_coarse_operator_saves_products_of_the_true_one() -> None:
+    h = torch.cat([torch.linspace(5, 10, 10), torch.randn(1990, generator=torch.Generator().manual_seed(0))]).double()
+    operator, coarse = diagonal(h), diagonal(h.bfloat16().double())
+    ends = lanczos(operator, coarse=coarse)
+    assert float(ends.top.values) == pytest.approx(10.0, rel=1e-3)
+    assert ends.top.matvecs == operator.products < coarse.products
 
 
 def test_vectors_of_a_million_float32_entries_are_orthonormal_to_1e_5() -> None:
