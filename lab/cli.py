@@ -103,6 +103,8 @@ def require_kept(setting: str, came: Any, became: Any) -> None:
 def validation_line(error: ValidationError, where: str) -> str:
     """The first refused setting of a card: what came and what was expected."""
     errors = [e for e in error.errors() if e["loc"]]
+    if not errors:  # settings that contradict each other: the message begins with the name of one of them
+        return f"{where}.{_expected(error.errors()[0])}"
     first = str(errors[0]["loc"][0])
     mine = [e for e in errors if str(e["loc"][0]) == first]
     if mine[0]["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
@@ -153,7 +155,8 @@ def one_line_errors(door: str) -> Iterator[None]:
         print(f"error: {explain(error, door)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; the same command resumes the run from its last checkpoint", file=sys.stderr)
+        resumes = "; the same command resumes the run from its last checkpoint" if door == "train" else ""
+        print(f"interrupted{resumes}", file=sys.stderr)
         sys.exit(130)
 
 

@@ -11,6 +11,8 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from lab.data import cifar10
+from lab.measure import main as measure
+from lab.models.mlp import Mlp
 from lab.train import main
 
 GRAMMAR = "cannot be read"
@@ -80,9 +82,16 @@ SLIPS = [
     ("trainer.accelerator=gpu", "use trainer.accelerator=cpu or auto"),
     (
         "probe.sharpness.k=5 probe.sharpness.max_matvecs=4",
-        "is too few for probe.sharpness.k=5; use probe.sharpness.max_matvecs=7",
+        "is too few for probe.sharpness.k=5; use probe.sharpness.max_matvecs=5",
     ),
     ("probe.sharpness.k=650 probe.sharpness.bottom=true model.widths=[]", "more eigenvalues than the 650 weights"),
+    (
+        "probe=[spectrum] probe.spectrum.max_matvecs=8",
+        "probe.spectrum.max_matvecs=8 is too few for the eigenpairs; use",
+    ),
+    ("probe=[spectrum] probe.spectrum.parameters=conv*", "probe.spectrum.parameters=conv*: no parameter matches"),
+    ("probe=[spectrum] probe.spectrum.engine=both", "probe.spectrum.engine=both: expected 'lab' or 'pyhessian'"),
+    ("probe=[spectrum] probe.spectrum.examples=99999", "probe.spectrum.examples=99999 is larger than the 1797"),
     ("hydra.run.dir=/proc/nope", "choose another hydra.run.dir"),
     ("data=image_folder", "data.root is empty"),
     ("data=image_folder data.root=/nonexistent", "holds no folder train"),
@@ -116,6 +125,84 @@ def test_a_slip_is_told_in_one_line_and_writes_nothing(
     assert told.count("\n") == 1, told
     assert says in told
     assert list(tmp_path.iterdir()) == []
+
+
+MEASURE_SLIPS = [
+    ("", "checkpoint= is missing"),
+    ("model=mlp", "checkpoint= is missing"),
+    ("checkpoint=nope.pt", "checkpoint=nope.pt: there is no such file"),
+    ("checkpoint='outputs/*/*'", "there is no such file"),
+    ("checkpoint=.", "is a folder without checkpoints/last.ckpt"),
+    ("checkpoint=w.pt", "lies in no run folder of lab.train; say which model it is"),
+    ("-m checkpoint=w.pt model=mlp", "has no sweeps; give a glob"),
+    ("checkpoint=w.pt model=mlp --run", "--run: of Hydra's"),
+    ("checkpoint=w.pt model=mlp --config-dir x", "--help and --cfg job"),
+    ("checkpoint=w.pt model=mlp foo", GRAMMAR),
+    ("checkpoint=w.pt model=mlp model.widths=[32", GRAMMAR),
+    ("checkpoint=w.pt model=mlp data=mnist", "data=mnist does not exist; expected one of cifar10"),
+    ("checkpoint=w.pt model=mlp experiment=quickstart", "unknown setting experiment"),
+    ("checkpoint=w.pt model=mlp probe=[sharpnes]", "did you mean probe=sharpness?"),
+    ("checkpoint=w.pt model=mlp probe=[spectrum] probe.sharpness.k=2", "is for a probe that is not selected"),
+    ("checkpoint=w.pt model=mlp probe.sharpness.evry=2", "did you mean probe.sharpness.every?"),
+    ("checkpoint=w.pt model=mlp probe.sharpness.every=2", "looks once: leave it out"),
+    ("checkpoint=w.pt model=mlp probe.sharpness.k=0", "probe.sharpness.k=0: expected a number greater than 0"),
+    ("checkpoint=w.pt model=mlp probe.sharpness.examples=99999", "larger than the 1797 training examples"),
+    ("checkpoint=w.pt model=mlp probe.sharpness.tol=1,2", "one value of a setting at a time"),
+    ("checkpoint=w.pt model=mlp trainer.accelerator=gpu", "use trainer.accelerator=cpu or auto"),
+    ("checkpoint=w.pt model=mlp hydra.run.dir=/proc/nope", "set hydra.run.dir"),
+    ("checkpoint=w.pt model=mlp model.widths=[8]", "w.pt does not fit the model: it has besides"),
+    ("checkpoint=w.pt model=mlp model.widths=[32,32,32]", "w.pt does not fit the model: it lacks"),
+    (
+        "checkpoint=w.pt model=mlp model.widths=[32,31]",
+        "2.weight has shape [32, 32] in the file, [31, 32] in the model",
+    ),
+    ("checkpoint=w.pt model=resnet", "model=resnet needs images"),
+    ("checkpoint=empty.pt model=mlp", "empty.pt"),
+    ("checkpoint=flipped.pt model=mlp", "flipped.pt is damaged"),
+    ("checkpoint=text.pt model=mlp", "text.pt"),
+    ("checkpoint=pickled.pt model=mlp", "it holds a torch.nn.modules.container.Sequential"),
+    ("checkpoint=numbers.pt model=mlp", "numbers.pt holds no weights by name"),
+    ("checkpoint=nan.pt model=mlp", "0.weight is not finite"),
+]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of weights, sound and otherwise."""
+    folder, model = tmp_path_factory.mktemp("weights"), Mlp().build((64,), 10, 0)
+    torch.save(model.state_dict(), folder / "w.pt")
+    flipped = bytearray((folder / "w.pt").read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    (folder / "flipped.pt").write_bytes(flipped)
+    (folder / "empty.pt").touch()
+    (folder / "text.pt").write_text("epoch,loss\n1,2\n")
+    torch.save(model, folder / "pickled.pt")
+    torch.save({"loss": 1.0}, folder / "numbers.pt")
+    torch.save(model.state_dict() | {"0.weight": torch.full((32, 64), torch.nan)}, folder / "nan.pt")
+    return folder
+
+
+@pytest.mark.parametrize(("line", "says"), MEASURE_SLIPS, ids=[line for line, _ in MEASURE_SLIPS])
+def test_a_slip_with_measure_is_told_in_one_line_too_and_writes_nothing(
+    line: str,
+    says: str,
+    weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(weights)
+    monkeypatch.setattr(sys, "argv", ["lab.measure", *shlex.split(line)])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    before = sorted(weights.rglob("*"))
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit) as stopped:
+        measure()
+    told = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert told.startswith("error: ")
+    assert told.count("\n") == 1, told
+    assert says in told
+    assert sorted(weights.rglob("*")) == before
 
 
 def test_from_the_shell_too(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ FLOORS = {
     2: ("models", "data", "optim"),
     3: ("probes", "run"),
     4: ("module", "callbacks"),
-    5: ("cli", "train", "measure", "simulate", "report"),
+    5: ("cli", "train", "measure", "selfcheck", "simulate", "report"),
 }
 ROOMS = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 ALLOWED = {

@@ -16,6 +16,13 @@ LAYOUT = {
         "lambda_max / threshold (the edge is 1)": ["Multiline", ["^sharpness/ratio$"]],
         "top eigenvalues": ["Multiline", ["^sharpness/lambda_"]],
     },
+    "Hessian spectrum": {
+        "largest eigenvalues and the threshold": ["Multiline", ["^spectrum/lambda_[0-9]+$", "^sharpness/threshold$"]],
+        "smallest eigenvalues": ["Multiline", ["^spectrum/lambda_min_"]],
+        "trace: Hessian = Gauss-Newton + residual": ["Multiline", ["^spectrum/(gauss_newton/|residual/)?trace$"]],
+        "top eigenspace: share of the gradient, overlap": ["Multiline", ["^spectrum/(gradient_share|overlap)$"]],
+        "negative mass": ["Multiline", ["^spectrum/negative_mass$"]],
+    },
     "Loss": {"train and test": ["Multiline", ["^train/loss$", "^test/loss$"]]},
 }
 """The custom-scalars page: TensorBoard cannot otherwise draw two tags in one chart."""

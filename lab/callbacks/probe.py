@@ -14,19 +14,15 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from lab.callbacks.dashboard import show_figure, show_layout
+from lab.callbacks.metrics import MetricsLogger
 from lab.curvature.phase import PhaseTracker
 from lab.curvature.stability import UpdateRule
-from lab.data.base import class_balanced
 from lab.module import SupervisedModule
 from lab.objective import NetworkObjective
 from lab.optim.rules import rule_of
 from lab.params import weights
 from lab.probes.base import Examples, Probe, Snapshot
-from lab.settings import SettingError
-from lab.streams import stream
-
-AUTO_ALL, AUTO_EXAMPLES = 5000, 2000
-"""Probe sets of size "auto": all of a training set up to the first, else the second number of examples."""
+from lab.probes.sets import probe_set, require_probe_sets
 
 
 class ProbeCallback(pl.Callback):
@@ -67,17 +63,7 @@ class ProbeCallback(pl.Callback):
 
     def require_sets(self) -> None:
         """Raise SettingError, one line, for a probe set that the data cannot give."""
-        for probe in self.probes:
-            examples: Examples = getattr(probe, "examples", "auto")
-            if isinstance(examples, int) and examples > len(self.data[1]):
-                raise SettingError(
-                    f"probe.{probe.name}.examples={examples} is larger than the {len(self.data[1])} training examples; "
-                    f"use probe.{probe.name}.examples=all"
-                )
-            try:
-                self.objective(examples)
-            except SettingError as error:
-                raise SettingError(str(error).replace("data.examples", f"probe.{probe.name}.examples")) from None
+        require_probe_sets(self.probes, len(self.data[1]), self.objective)
 
     def due(self, step: int) -> bool:
         """Whether any probe wants the snapshot of `step`."""
@@ -145,18 +131,9 @@ class ProbeCallback(pl.Callback):
         """The loss on the fixed, class-balanced probe set of a size; built once."""
         if examples not in self._objectives:
             assert self.model is not None
-            x, y = self.data
-            count = len(y) if examples == "all" else examples
-            if examples == "auto":
-                count = len(y) if len(y) <= AUTO_ALL else AUTO_EXAMPLES
-            assert isinstance(count, int)
-            if count < len(y):
-                labels = y.dim() == 1 and not y.is_floating_point()
-                choose = class_balanced if labels else _any_examples
-                index = choose(y.cpu(), count, stream(self.seed, "probe set")).to(y.device)
-                x, y = x[index], y[index]
+            data = probe_set(self.data, examples, self.seed)
             self._objectives[examples] = NetworkObjective(
-                self.model, self.criterion, (x, y), chunk_size=self.chunk_size, batch_norm=self.batch_norm
+                self.model, self.criterion, data, chunk_size=self.chunk_size, batch_norm=self.batch_norm
             )
         return self._objectives[examples]
 
@@ -207,18 +184,17 @@ class ProbeCallback(pl.Callback):
 
     def _log(self, trainer: pl.Trainer, step: int, values: dict[str, Any]) -> None:
         figures = {tag: value for tag, value in values.items() if isinstance(value, Figure)}
-        scalars = {tag: float(v) for tag, v in values.items() if tag not in figures and math.isfinite(v)}
+        arrays = {tag: value for tag, value in values.items() if isinstance(value, Tensor)}
+        numbers = {tag: value for tag, value in values.items() if tag not in figures | arrays}
+        scalars = {tag: float(value) for tag, value in numbers.items() if math.isfinite(value)}
         self.latest |= scalars
         for logger in trainer.loggers:
             if scalars:
                 logger.log_metrics(scalars, step=step)
             for tag, figure in figures.items():
                 show_figure(logger, tag, figure, step)
-
-
-def _any_examples(y: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`count` different examples of a set without class labels."""
-    return torch.randperm(len(y), generator=generator)[:count]
+            if isinstance(logger, MetricsLogger):
+                logger.log_others(arrays, figures, step)
 
 
 def _step(trainer: pl.Trainer, pl_module: pl.LightningModule) -> int:

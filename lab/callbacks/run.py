@@ -5,12 +5,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from lab.callbacks.dashboard import flush
+from lab.callbacks.dashboard import flush, show_figure
 from lab.callbacks.probe import ProbeCallback
 from lab.module import SupervisedModule
 from lab.run import checkpoints
 from lab.run.agenda import Chunk, every
 from lab.run.checkpoints import State
+from lab.run.figures import save, waterfall_figure
 from lab.run.folder import RunFolder
 
 
@@ -70,6 +71,12 @@ class RunCallback(pl.Callback):
         if not pl_module.divergence:
             self.evaluate(trainer, pl_module)
             self.save(trainer, pl_module)
+        measurements = self.folder.all_arrays("spectrum")
+        if len(measurements) > 1:
+            figure = waterfall_figure(measurements)
+            save(figure, self.folder.figures / "spectrum_waterfall.png")
+            for logger in trainer.loggers:
+                show_figure(logger, "spectrum/waterfall", figure, pl_module.step)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """SIGTERM arrives between two chunks, where the state is whole: nothing done so far is lost."""

@@ -2,5 +2,6 @@
 
 from lab.probes.base import Probe, Snapshot
 from lab.probes.sharpness import Sharpness
+from lab.probes.spectrum import Spectrum
 
-__all__ = ["Probe", "Sharpness", "Snapshot"]
+__all__ = ["Probe", "Sharpness", "Snapshot", "Spectrum"]

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 T = TypeVar("T")
-Value = Union[float, "Figure"]
-"""A number for a curve, or a picture for the dashboard."""
+Value = Union[float, "Figure", Tensor]
+"""A number for a curve, a picture for the dashboard, or an array for `arrays/` in the run folder."""
 Examples = int | Literal["all", "auto"]
 
 

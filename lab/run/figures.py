@@ -5,10 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 Series = Mapping[str, tuple[list[int], list[float]]]
+Arrays = Mapping[str, np.ndarray]
+
+EIGENVALUE = "eigenvalue (1 / learning rate)"
+THRESHOLD = "stability threshold"
+REACH = 2.5
+"""A threshold beyond so many times the largest eigenvalue is told and not drawn: it would squeeze the spectrum."""
 
 
 def edge_figure(series: Series, summary: Mapping[str, Any]) -> Figure:
@@ -48,6 +55,100 @@ def edge_figure(series: Series, summary: Mapping[str, Any]) -> Figure:
         if axis.get_legend_handles_labels()[0]:
             axis.legend(loc=place, frameon=False, ncols=2, fontsize=9)
     return figure
+
+
+def spectrum_figure(arrays: Arrays, title: str) -> Figure:
+    """The density of eigenvalues on a log scale, and how many lie above a value: plateaus are gaps in the spectrum.
+
+    arrays: as `probes.spectrum.Spectral.arrays`. Outliers are those of the top eigenvalues above the bulk edge.
+    """
+    figure = Figure(figsize=(7.5, 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    above, below = figure.subplots(2, 1, height_ratios=(3, 2))
+    grid, values, top, size = arrays["grid"], arrays["values"], arrays["top"], float(arrays["size"])
+    lone = 1 / (size * np.sqrt(2 * np.pi) * float(arrays["sigma"]))  # the peak that one eigenvalue makes
+    floor = lone / 20
+    above.semilogy(grid, values.clip(floor / 10), color="tab:blue", lw=1.3, label="density")
+    if np.isfinite(arrays["low"]).all():
+        low, high = arrays["low"].clip(floor / 10), arrays["high"].clip(floor / 10)
+        above.fill_between(grid, low, high, color="tab:blue", alpha=0.25, lw=0, label="one standard error")
+    outliers = top[top > arrays["edge"]]
+    if len(outliers):
+        marks = np.interp(outliers, grid, values.clip(lone)) * 1.6
+        label = f"{len(outliers)} outliers" if len(outliers) < len(top) else f"outliers (the {len(top)} computed)"
+        above.plot(outliers, marks, ls="", marker="v", ms=6, color="tab:orange", label=label)
+        above.axvline(float(arrays["edge"]), color="0.6", lw=0.8, ls=":", label="bulk edge")
+    above.set(xlabel=EIGENVALUE, ylabel="density of eigenvalues (learning rate)", title=title)
+    above.set_ylim(floor, values.max() * 40)
+    x, count = _count(arrays)
+    below.loglog(x, count, drawstyle="steps-pre", color="tab:blue", lw=1.3)
+    below.set(xlabel=EIGENVALUE, ylabel="eigenvalues above", ylim=(0.7, None))
+    below.set_xlim(left=float(arrays["sigma"]) / 4)  # closer to zero the quadrature does not see
+    _threshold_lines(above, below, arrays)
+    for axis in (above, below):
+        axis.grid(alpha=0.25)
+    above.legend(loc="upper right", ncols=2, fontsize=9, edgecolor="none")
+    return figure
+
+
+def waterfall_figure(measurements: Mapping[int, Arrays]) -> Figure:
+    """The density through training, one strip a measurement, with the top eigenvalues and the threshold on it.
+
+    measurements: step -> arrays, as `RunFolder.all_arrays("spectrum")`.
+    """
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    steps = list(measurements)
+    left = min(float(a["grid"].min()) for a in measurements.values())
+    right = max(float(a["grid"].max()) for a in measurements.values())
+    thresholds = [(t, float(a["threshold"])) for t, a in measurements.items() if "threshold" in a]
+    right = max([right, *(1.05 * x for _, x in thresholds if x < REACH * right)])
+    x = np.linspace(left, right, 1200)
+    rows = [np.interp(x, a["grid"], a["values"], left=0, right=0) * float(a["size"]) for a in measurements.values()]
+    lone = min(1 / (np.sqrt(2 * np.pi) * float(a["sigma"])) for a in measurements.values())
+    heights = np.log10(np.clip(np.stack(rows), lone / 20, None))
+    mesh = axis.pcolormesh(_edges(x), _edges(np.array(steps, float)), heights, cmap="viridis", rasterized=True)
+    figure.colorbar(mesh, ax=axis, label="log10 of eigenvalues per unit of curvature")
+    for i, (step, a) in enumerate(measurements.items()):
+        tops = a["top"][a["top"] > a["edge"]]
+        label = "outliers" if i == 0 else None
+        axis.plot(tops, [step] * len(tops), ls="", marker=".", ms=4, color="tab:orange", label=label, clip_on=False)
+    if thresholds:
+        axis.plot(*zip(*((y, t) for t, y in thresholds), strict=True), color="tab:red", ls="--", label=THRESHOLD)
+    axis.set(xlabel=EIGENVALUE, ylabel="step (updates)", title="Hessian spectrum through training", xlim=(left, right))
+    axis.set_ylim(bottom=max(0.0, _edges(np.array(steps, float))[0]))
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    return figure
+
+
+def _count(arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
+    """Positive values in ascending order and the number of eigenvalues at or above each, averaged over the vectors."""
+    nodes, weights = arrays["nodes"].ravel(), arrays["weights"].ravel()
+    order = np.argsort(nodes)[::-1]
+    x, count = nodes[order], np.cumsum(weights[order]) * float(arrays["size"]) / len(arrays["nodes"])
+    return x[x > 0][::-1], count[x > 0][::-1]
+
+
+def _threshold_lines(above: Axes, below: Axes, arrays: Arrays) -> None:
+    """The threshold, where it is not so far off that it would squeeze the spectrum; there the legend tells it."""
+    if "threshold" not in arrays:
+        return
+    threshold = float(arrays["threshold"])
+    below.axvline(threshold, color="tab:red", ls="--", lw=1.5)
+    label = f"{THRESHOLD} {threshold:.4g}"
+    if threshold < REACH * float(arrays["grid"].max()):
+        above.axvline(threshold, color="tab:red", ls="--", lw=1.5, label=label)
+    else:
+        above.plot([], [], color="tab:red", ls="--", lw=1.5, label=f"{label}, off to the right")
+
+
+def _edges(centres: np.ndarray) -> np.ndarray:
+    """Borders of the cells around `centres`, in their middle."""
+    if len(centres) == 1:
+        return np.array([centres[0] - 0.5, centres[0] + 0.5])
+    middle = (centres[1:] + centres[:-1]) / 2
+    return np.concatenate([[2 * centres[0] - middle[0]], middle, [2 * centres[-1] - middle[-1]]])
 
 
 def _dot(steps: list[int]) -> str:

@@ -4,13 +4,15 @@
     status.json       running | finished | diverged | failed, with step and reason
     metrics.jsonl     one line {"step": t, "tag": "...", "value": x} per step and tag
     summary.json      what the run amounts to
+    arrays/           <probe>_<step>.npz, what a probe measured beside numbers
     figures/ checkpoints/ tensorboard/
 
-Every JSON file is replaced as a whole (written beside, flushed to disk, renamed), so a kill leaves the old or the new
-one. A lock on the folder keeps a second process out for as long as the first one lives.
+Every JSON and npz file is replaced as a whole (written beside, flushed to disk, renamed), so a kill leaves the old or
+the new one. A lock on the folder keeps a second process out for as long as the first one lives.
 """
 
 import fcntl
+import io
 import json
 import math
 import os
@@ -18,6 +20,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+import numpy as np
 
 from lab.settings import SettingError
 
@@ -32,6 +36,10 @@ class RunFolder:
     @property
     def figures(self) -> Path:
         return self.path / "figures"
+
+    @property
+    def arrays(self) -> Path:
+        return self.path / "arrays"
 
     @property
     def checkpoints(self) -> Path:
@@ -63,6 +71,9 @@ class RunFolder:
         """Drop the measurements from `step` on, which will be made again, and be ready to `log`."""
         kept = [line for line in self._lines() if line["step"] < step]
         replace(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
+        for file in self.arrays.glob("*_*.npz"):
+            if _step_of(file) >= step:
+                file.unlink()
         self._metrics = (self.path / "metrics.jsonl").open("a")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -86,6 +97,23 @@ class RunFolder:
             steps.append(line["step"])
             values.append(line["value"])
         return series
+
+    def log_arrays(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Arrays by tag `probe/name`, under `name` in arrays/<probe>_<step>.npz, one file a probe."""
+        files: dict[str, dict[str, np.ndarray]] = {}
+        for tag, array in arrays.items():
+            probe, _, name = tag.partition("/")
+            files.setdefault(probe, {})[name] = array
+        for probe, named in files.items():
+            self.arrays.mkdir(exist_ok=True)
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, **named)  # type: ignore[arg-type]
+            replace(self.arrays / f"{probe}_{step:07d}.npz", buffer.getvalue())
+
+    def all_arrays(self, probe: str) -> dict[int, dict[str, np.ndarray]]:
+        """What `probe` left in arrays/, by step in ascending order."""
+        files = sorted(self.arrays.glob(f"{probe}_*.npz"), key=_step_of)
+        return {_step_of(file): dict(np.load(file)) for file in files}
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Replace `name`.json as a whole."""
@@ -113,6 +141,10 @@ class RunFolder:
                 yield json.loads(line)
             except json.JSONDecodeError:
                 continue
+
+
+def _step_of(file: Path) -> int:
+    return int(file.stem.rpartition("_")[2])
 
 
 def replace(file: Path, content: bytes) -> None:

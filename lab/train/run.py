@@ -6,7 +6,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
-from torch import nn
 
 from lab.callbacks.dashboard import show_figure, show_settings
 from lab.callbacks.metrics import MetricsLogger
@@ -34,14 +33,13 @@ class Run:
         self.parts, self.settings, self.plain = parts, parts.settings, plain
         self.title, self.command, self.bar = title, command, bar
         trainer, train = parts.settings.trainer, parts.dataset.train
-        self.chunk_size = None if trainer.chunk_examples == "all" else trainer.chunk_examples
         self.probes = ProbeCallback(
             parts.settings.probes,
             parts.criterion,
             (train.x, train.y),
             model=parts.model,
             batch_norm=trainer.batch_norm,
-            chunk_size=self._measured_chunk(),
+            chunk_size=parts.measured_chunk,
             stochastic=not parts.batches.is_full or getattr(parts.settings.data, "augment", False),
             seed=parts.settings.seed,
         )
@@ -102,7 +100,7 @@ class Run:
             agenda,
             factor=lambda step: self.settings.schedule.factor(step, parts.total),
             augment=getattr(self.settings.data, "augment", False),
-            chunk_size=self.chunk_size,
+            chunk_size=parts.chunk_size,
             max_loss=settings.max_loss,
             seed=self.settings.seed,
         )
@@ -145,17 +143,9 @@ class Run:
         for logger in loggers:
             logger.finalize("success")
 
-    def _measured_chunk(self) -> int | None:
-        """Examples per chunk of the measured loss: in train-mode BatchNorm the batch that training normalises over."""
-        batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.parts.model.modules())
-        if not (batch_norm and self.settings.trainer.batch_norm == "train"):
-            return None
-        batch_size = self.parts.batches.batch_size
-        return min(self.chunk_size or batch_size, batch_size)
-
     def _model_facts(self) -> dict[str, Any]:
         return {
             "parameters": layout(self.parts.model).size,
             "measured_batch_norm": self.settings.trainer.batch_norm,
-            "measured_chunk": self._measured_chunk(),
+            "measured_chunk": self.parts.measured_chunk,
         }

@@ -11,14 +11,13 @@ from omegaconf import DictConfig
 from torch import nn
 
 from lab.cli import card, typed
-from lab.curvature.eigen import GUARD
 from lab.data.base import DataCard, Dataset
 from lab.data.batches import Batches
 from lab.models.losses import Criterion
 from lab.optim.optimizers import OptimizerCard
 from lab.optim.schedules import Schedule
-from lab.params import layout
-from lab.probes import Probe, Sharpness
+from lab.params import Layout, layout
+from lab.probes import Probe, Sharpness, Spectrum
 from lab.run.settings import TrainerSettings
 from lab.settings import SettingError, usable_cpus
 
@@ -52,6 +51,8 @@ class Settings:
         for probe in self.probes:
             if isinstance(probe, Sharpness):
                 _require_products(probe, layout(model).size)
+            elif isinstance(probe, Spectrum):
+                _require_parameters(probe, layout(model))
         return Parts(
             self,
             dataset,
@@ -80,6 +81,21 @@ class Parts:
         """Whether a step is too short to gain from a second thread: no convolution, few weights times examples."""
         convolutions = any(isinstance(module, nn.Conv2d) for module in self.model.modules())
         return not convolutions and layout(self.model).size * self.batches.batch_size < SMALL
+
+    @property
+    def chunk_size(self) -> int | None:
+        """Examples per forward pass of a training step; None: all."""
+        chunk = self.settings.trainer.chunk_examples
+        return None if chunk == "all" else chunk
+
+    @property
+    def measured_chunk(self) -> int | None:
+        """Examples per chunk of the measured loss: in train-mode BatchNorm the batch that training normalises over."""
+        batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.modules())
+        if not (batch_norm and self.settings.trainer.batch_norm == "train"):
+            return None
+        batch_size = self.batches.batch_size
+        return min(self.chunk_size or batch_size, batch_size)
 
     def use_threads(self, *, jobs: int) -> None:
         """Set the threads of torch for one of `jobs` parallel runs (-1: as many as there are CPUs)."""
@@ -115,9 +131,17 @@ def _require_products(probe: Sharpness, num_weights: int) -> None:
             f"{wanted}: more eigenvalues than the {num_weights} weights of the model; "
             f"use probe.sharpness.k={max(1, num_weights - probe.bottom)} or less"
         )
-    fewest = min(probe.k + GUARD, num_weights)
+    fewest = probe.k + probe.bottom
     if probe.max_matvecs < fewest:
         raise SettingError(
             f"probe.sharpness.max_matvecs={probe.max_matvecs} is too few for {wanted}; "
             f"use probe.sharpness.max_matvecs={fewest} or more"
         )
+
+
+def _require_parameters(probe: Spectrum, layout: Layout) -> None:
+    """Raise SettingError where the probe's glob names no parameter. (Its numbers of eigenpairs are cut to what there is.)"""
+    try:
+        layout.select(probe.parameters)
+    except ValueError as error:
+        raise SettingError(f"probe.spectrum.parameters={probe.parameters}: {error}") from None

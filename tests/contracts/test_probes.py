@@ -42,13 +42,13 @@ def network() -> nn.Module:
 
 
 @pytest.mark.parametrize("kind", PROBES)
-def test_a_probe_returns_numbers_or_figures_under_group_and_quantity(kind: type[Probe]) -> None:
+def test_a_probe_returns_numbers_figures_or_arrays_under_group_and_quantity(kind: type[Probe]) -> None:
     model, probe = network(), kind()
     w = torch.cat([p.detach().flatten() for p in model.parameters()])
     assert probe.due(0) is True
     for tag, value in probe.measure(snapshot(0, model, w)).items():
         assert "/" in tag
-        assert isinstance(value, float | Figure)
+        assert isinstance(value, float | Figure | torch.Tensor)
     assert probe.name == kind.__name__.lower()
 
 

@@ -326,7 +326,7 @@ def test_converged_is_never_claimed_falsely_on_clustered_spectra(top: int, tol: 
     ("top", "bottom", "tol"), [(1, 0, 1e-3), (1, 1, 1e-3), (2, 0, 1e-3), (5, 0, 1e-3), (1, 0, 1e-2), (10, 0, 1e-2)]
 )
 def test_false_claims_are_rarer_than_promised_on_three_thousand_spectra(top: int, bottom: int, tol: float) -> None:
-    # `DECEIVED` = 0.3 % bounds the rate for the worst operator; here it is at most 1 in 1000.
+    # `DECEIVED` = 0.1 % bounds the rate for the worst operator.
     false, products = [], []
     for i, h in enumerate(clustered_spectra(3000, seed=1)):
         ends = lanczos(diagonal(h), top=top, bottom=bottom, tol=tol, generator=torch.Generator().manual_seed(i))
@@ -340,24 +340,33 @@ def test_false_claims_are_rarer_than_promised_on_three_thousand_spectra(top: int
     assert len(false) <= 3
 
 
-def moved(h: Tensor, seed: int) -> tuple[LinearOperator, Tensor]:
-    """diag(h) after a step of training: a symmetric change, 5 % of the top, that mixes the top 15 with 15 of the bulk."""
+def moved(h: Tensor, seed: int, by: float) -> tuple[LinearOperator, Tensor]:
+    """diag(h) after some training: a symmetric change, `by` of the top, that mixes the top 15 with 15 of the bulk."""
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.cat([h.argsort(descending=True)[:15], torch.randperm(len(h), generator=generator)[:15]]).unique()
     e = torch.randn(len(chosen), len(chosen), dtype=h.dtype, generator=generator)
-    e = 0.05 * float(h.abs().max()) * (e + e.T) / (8 * len(chosen)) ** 0.5
+    e = by * float(h.abs().max()) * (e + e.T) / (8 * len(chosen)) ** 0.5
     a = torch.diag(h)
     a[chosen[:, None], chosen[None, :]] += e
     return LinearOperator(len(h), lambda v: a @ v, dtype=h.dtype, device=CPU), a
 
 
 @pytest.mark.filterwarnings("ignore:eigenvalues not converged")
-@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.slow)])
-def test_warm_claims_are_true_where_a_clustered_spectrum_has_moved(count: int) -> None:
+@pytest.mark.parametrize(
+    ("by", "count", "most"),
+    [
+        (0.01, 100, 0),
+        pytest.param(0.01, 1000, 1, marks=pytest.mark.slow),
+        pytest.param(0.05, 1000, 9, marks=pytest.mark.slow),
+    ],
+)
+def test_warm_claims_are_true_where_a_clustered_spectrum_has_moved(by: float, count: int, most: int) -> None:
+    # No theorem here: what is promised is a rate, below 1 in 100 where the top has moved by 5 %, twice its own spacing.
     false, cold, warm = [], [], []
-    for i, h in enumerate(h for h in clustered_spectra(3 * count, seed=2) if len(h) <= 300):
+    spectra = (h for h in clustered_spectra(4 * count, seed=2) if len(h) <= 300)
+    for i, h in zip(range(count), spectra, strict=False):
         before = lanczos(diagonal(h), generator=torch.Generator().manual_seed(i))
-        operator, a = moved(h, seed=i)
+        operator, a = moved(h, i, by)
         after = lanczos(operator, start=before.start)
         truth = torch.linalg.eigvalsh(a)
         error = float((truth[-1] - after.top.values[0]) / truth.abs().max())
@@ -366,8 +375,19 @@ def test_warm_claims_are_true_where_a_clustered_spectrum_has_moved(count: int) -
         if after.top.converged and error > 1e-3:
             false.append((i, error))
     print(f"{len(warm)} spectra: {len(false)} false {false}; median products {np.median(warm)}, cold {np.median(cold)}")
-    assert not false
+    assert len(warm) == count
+    assert len(false) <= most
     assert np.median(warm) < np.median(cold)
+
+
+@pytest.mark.parametrize(("level", "count"), [(8.0, 5), (5.5, 10), (20.0, 1), (4.0, 12)])
+def test_as_many_pairs_are_tracked_as_lie_above_a_level_and_one_below(level: float, count: int) -> None:
+    h = torch.cat([torch.linspace(5, 10, 10), torch.tensor([4.5]), torch.linspace(0, 2, 989)]).double()
+    ends = lanczos(diagonal(h), above=level)
+    assert len(ends.top.values) == count
+    assert torch.allclose(ends.top.values, h.sort(descending=True).values[:count], atol=1e-2)
+    assert (ends.top.values[:-1] > level).all()
+    assert ends.top.values[-1] <= level
 
 
 @pytest.mark.parametrize("top", [1, 10])

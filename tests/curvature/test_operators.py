@@ -17,6 +17,7 @@ from lab.curvature.operators import (
     projected,
     residual,
     restricted,
+    rounded,
     shifted,
 )
 from lab.landscapes.double_well import DoubleWell
@@ -242,3 +243,15 @@ def test_the_hessian_of_a_layer_is_that_of_a_network_with_the_others_frozen() ->
     truth = hessian(last, last.weights).dense()
     for entries in (loss.layout.select("2.*"), layers["2"]):
         assert (restricted(hessian(loss, w), entries).dense() - truth).abs().max() < 1e-14
+
+
+def test_products_in_bfloat16_are_near_those_in_float32_and_take_vectors_in_float32() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(64, 20, generator=generator), torch.randint(3, (64,), generator=generator)
+    model = nn.Sequential(nn.Linear(20, 32), nn.Tanh(), nn.Linear(32, 3))
+    loss = NetworkObjective(model, nn.CrossEntropyLoss(), (x, y))
+    H, H16 = hessian(loss, loss.weights), rounded(loss, loss.weights)
+    v = torch.randn(loss.num_params, generator=generator)
+    assert (H16 @ v).dtype == torch.float32
+    # bfloat16 has 8 bits: 4e-3 for one rounding, a few of them in a product
+    assert 0 < float((H @ v - H16 @ v).norm() / (H @ v).norm()) < 2e-2

@@ -1,0 +1,5 @@
+"""python -m lab.measure"""
+
+from lab.measure import main
+
+main()

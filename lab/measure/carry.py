@@ -1,0 +1,140 @@
+"""One measurement: the saved weights in their model, on the probe set of the run, before the eyes of the probes."""
+
+import math
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from lab.curvature.operators import Hessian, hessian
+from lab.curvature.stability import UpdateRule
+from lab.measure.progress import Progress
+from lab.measure.weights import Saved, load_into
+from lab.objective import NetworkObjective
+from lab.optim.rules import rule_of
+from lab.params import weights
+from lab.probes.base import Examples, Probe, Snapshot
+from lab.probes.sets import probe_set, require_probe_sets
+from lab.settings import SettingError
+from lab.train.settings import Parts
+
+PER_SOLVE = 20
+"""Hessian products that a cold solve takes at the edge of stability: for the expected time only."""
+
+
+@dataclass
+class Result:
+    """What was measured at `step`: numbers by tag, whatever else by tag, and what the numbers are held against."""
+
+    step: int
+    formula: str
+    num_weights: int
+    values: dict[str, float] = field(default_factory=dict)
+    others: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class OptimizerUse:
+    """Whether the sharpness is held against an optimiser (`known`), whether that is the one whose state was `saved`,
+    and which of its settings were typed and win over the state."""
+
+    known: bool
+    saved: bool
+    typed: frozenset[str]
+
+
+class Measurement:
+    """The parts of a run with saved weights in them. Raises SettingError where the two do not belong together."""
+
+    def __init__(self, parts: Parts, saved: Saved, optimizer: OptimizerUse):
+        settings = parts.settings
+        self.parts, self.saved = parts, saved
+        load_into(parts.model, saved)
+        device = torch.device(settings.trainer.lightning_accelerator())
+        dtype = torch.float64 if settings.trainer.precision == "64-true" else torch.float32
+        parts.model.to(device=device, dtype=dtype)
+        train = parts.dataset.train
+        self.data = train.x.to(device=device, dtype=dtype), train.y.to(device)
+        self.rule = self._rule(optimizer) if optimizer.known else None
+        self._objectives: dict[Examples, NetworkObjective] = {}
+        require_probe_sets(settings.probes, len(train), self.objective)
+
+    def carry_out(self, name: str) -> Result:
+        """All probes, with progress on stderr."""
+        w, begin = weights(self.parts.model), perf_counter()
+        step, seed = self.saved.step, self.parts.settings.seed
+        snapshot = Snapshot(step, w, self.objective, self.rule, self._batch, seed)
+        result = Result(step, self.rule.formula if self.rule else "", w.numel())
+        for probe in self.parts.settings.probes:
+            begun = perf_counter()
+            H = self._hessian(probe, snapshot)
+            gradient = perf_counter() - begun
+            expected = self._products(probe)
+            what = f"{probe.name} of {name} (step {step}, {w.numel()} weights, {self._examples(probe)} examples)"
+            with Progress(what, expected, gradient * expected, lambda H=H: H.products):  # type: ignore[misc]
+                measured = probe.measure(snapshot)
+            for tag, value in measured.items():
+                number = isinstance(value, float | int)
+                if not number:
+                    result.others[tag] = value
+                elif math.isfinite(value):  # type: ignore[arg-type]
+                    result.values[tag] = float(value)  # type: ignore[arg-type]
+        result.seconds = perf_counter() - begin
+        return result
+
+    def objective(self, examples: Examples) -> NetworkObjective:
+        """The loss on the probe set of a size: the set that a run with this seed and these data looks at."""
+        if examples not in self._objectives:
+            self._objectives[examples] = self._loss(probe_set(self.data, examples, self.parts.settings.seed))
+        return self._objectives[examples]
+
+    def _loss(self, data: tuple[torch.Tensor, torch.Tensor]) -> NetworkObjective:
+        parts = self.parts
+        return NetworkObjective(
+            parts.model,
+            parts.criterion,
+            data,
+            chunk_size=parts.measured_chunk,
+            batch_norm=parts.settings.trainer.batch_norm,
+        )
+
+    def _batch(self) -> NetworkObjective | None:
+        """The loss on the mini-batch of the step; None for the full batch."""
+        index = self.parts.batches.index(self.saved.step)
+        if index is None:
+            return None
+        index = index.to(self.data[1].device)
+        return self._loss((self.data[0][index], self.data[1][index]))
+
+    def _rule(self, use: OptimizerUse) -> UpdateRule:
+        """The next update: the optimiser as it was saved, else at the learning rate of its schedule; what is typed wins."""
+        optimizer, settings = self.parts.optimizer, self.parts.settings
+        built = [dict(group) for group in optimizer.param_groups]
+        if use.saved and self.saved.optimizer is not None:
+            try:
+                optimizer.load_state_dict(self.saved.optimizer)
+            except (ValueError, KeyError) as error:
+                text = f"{self.saved.file}: the optimiser in it is another one ({error}); choose optimizer="
+                raise SettingError(text) from None
+        else:
+            for group in optimizer.param_groups:
+                group["lr"] *= settings.schedule.factor(self.saved.step, self.parts.total)
+        for name in use.typed:
+            for group, fresh in zip(optimizer.param_groups, built, strict=True):
+                group[name] = fresh[name]
+        return rule_of(optimizer)
+
+    def _hessian(self, probe: Probe, snapshot: Snapshot) -> Hessian:
+        """The Hessian that the probe will ask the snapshot for, made here so that its products can be watched."""
+        examples: Examples = getattr(probe, "examples", "auto")
+        return snapshot.once(("hessian", examples), lambda: hessian(self.objective(examples), snapshot.w))
+
+    def _examples(self, probe: Probe) -> int:
+        return self.objective(getattr(probe, "examples", "auto")).num_examples or 0
+
+    def _products(self, probe: Probe) -> int:
+        """About how many Hessian products a probe will take."""
+        solves = 1 + (self.rule is not None and not self.rule.plain)
+        return PER_SOLVE * solves + getattr(probe, "vectors", 0) * getattr(probe, "steps", 0)

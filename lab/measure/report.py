@@ -1,0 +1,105 @@
+"""A measurement in words and in a table, and on disk."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from lab.measure.carry import Result
+from lab.run import figures
+from lab.run.folder import RunFolder
+from lab.run.provenance import provenance
+
+COLUMNS = 6
+"""Quantities in a table at most."""
+LEADING = (
+    "sharpness/preconditioned",
+    "sharpness/lambda_max",
+    "sharpness/threshold",
+    "sharpness/ratio",
+    "spectrum/lambda_1",
+    "spectrum/lambda_min_1",
+    "spectrum/trace",
+    "spectrum/outliers",
+    "spectrum/negative_mass",
+    "spectrum/effective_rank",
+)
+"""The quantities that come first where they were measured."""
+
+
+def sentence(result: Result) -> str:
+    """The result in one plain sentence."""
+    values, formula = result.values, result.formula
+    said = []
+    scaled = "sharpness/preconditioned" in values
+    sharpness = "sharpness/preconditioned" if scaled else "sharpness/lambda_max"
+    if sharpness in values:
+        name = "preconditioned lambda_max" if scaled else "lambda_max"
+        text = f"{name} = {values[sharpness]:.5g} +- {values[f'error/{sharpness}']:.1g}"
+        if "sharpness/ratio" in values:
+            ratio, threshold = values["sharpness/ratio"], values["sharpness/threshold"]
+            text += f", {ratio:.3f} x the threshold {threshold:.5g} = {formula} ({_where(ratio)})"
+        said.append(text)
+    said += [f"{tag} = {values[tag]:.5g}" for tag in leading(result) if not tag.startswith("sharpness/")][:COLUMNS]
+    sure = all(value for tag, value in values.items() if tag.endswith("/converged"))
+    unsure = "" if sure else "; NOT all within tol: raise max_matvecs"
+    return f"At step {result.step}: {'; '.join(said) or 'nothing was measured'}{unsure}."
+
+
+def _where(ratio: float) -> str:
+    return "above the edge" if ratio > 1.15 else "at the edge of stability" if ratio > 0.95 else "below the edge"
+
+
+def leading(result: Result) -> list[str]:
+    """The tags of the quantities, the well-known ones first; no errors, no costs."""
+    tags = [
+        t for t in result.values if not t.startswith(("error/", "cost/")) and not t.endswith(("/converged", "/loss"))
+    ]
+    return sorted(tags, key=lambda tag: LEADING.index(tag) if tag in LEADING else len(LEADING))
+
+
+def table(rows: Sequence[tuple[Path, Result]]) -> Table:
+    """One line a checkpoint, one column a quantity."""
+    tags = list(dict.fromkeys(tag for _, result in rows for tag in leading(result)))[:COLUMNS]
+    made = Table("checkpoint", "step", *[tag.replace("sharpness/", "") for tag in tags], box=None)
+    for file, result in rows:
+        cells = [f"{result.values[tag]:.5g}" if tag in result.values else "" for tag in tags]
+        made.add_row(str(file), str(result.step), *cells)
+    return made
+
+
+def show(made: Table) -> None:
+    """The table on stdout, not folded where no terminal limits it."""
+    console = Console()
+    (console if console.is_terminal else Console(width=240)).print(made)
+
+
+def keep(
+    folder: RunFolder, result: Result, *, file: Path, command: str, plain: dict[str, Any], facts: dict[str, Any]
+) -> None:
+    """metrics.jsonl, summary.json, provenance.json, arrays and figures; what lay there is replaced."""
+    folder.forget_from(0)
+    folder.log(result.step, result.values)
+    arrays = {tag: value for tag, value in result.others.items() if isinstance(value, Tensor)}
+    folder.log_arrays(result.step, {tag: array.detach().cpu().numpy() for tag, array in arrays.items()})
+    for tag, value in result.others.items():
+        if isinstance(value, Figure):
+            figures.save(value, folder.figures / f"{tag.replace('/', '_')}.png")
+    folder.write("provenance", provenance(command, plain, checkpoint=str(file.absolute()), data=facts))
+    folder.write(
+        "summary",
+        {
+            "checkpoint": str(file),
+            "step": result.step,
+            "sentence": sentence(result),
+            "values": result.values,
+            "threshold_formula": result.formula,
+            "weights": result.num_weights,
+            "seconds": result.seconds,
+        },
+    )
+    folder.status("finished", step=result.step)

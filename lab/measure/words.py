@@ -1,0 +1,168 @@
+"""What was typed, and what the run behind a checkpoint says before it: settings as Hydra overrides, no torch here."""
+
+import glob
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import OmegaConf
+
+from lab.cli import cell_name, choices, config_dir, typed
+from lab.run.folder import RunFolder
+from lab.settings import SettingError
+
+GROUPS = ("data", "model", "loss", "optimizer", "schedule", "trainer")
+NUMBERS = ("steps", "epochs", "seed")
+PLACE = ("trainer.threads", "trainer.accelerator")
+"""Settings that say how and not what: they are no part of a folder's name."""
+LAST = "checkpoints/last.ckpt"
+FLAGS = ("--help", "-h", "--cfg", "-c", "--resolve")
+
+
+@dataclass(frozen=True)
+class Words:
+    """The command line: which checkpoints, which overrides, which flags (--help, --cfg job)."""
+
+    checkpoint: str
+    overrides: tuple[str, ...]
+    flags: tuple[str, ...]
+
+    @staticmethod
+    def of(arguments: list[str]) -> "Words":
+        """Sort the words. A path goes past Hydra, whose grammar stumbles over the names of run folders."""
+        paths = [word.partition("=")[2] for word in arguments if word.startswith("checkpoint=")]
+        flagged = any(word.startswith("-") for word in arguments)
+        flags = [word for word in arguments if flagged and "=" not in word]
+        rest = [word for word in arguments if not word.startswith("checkpoint=") and word not in flags]
+        if {"-m", "--multirun"} & {*flags}:
+            raise SettingError("lab.measure has no sweeps; give a glob: checkpoint='outputs/*/*'")
+        if unknown := [word for word in flags if word.startswith("-") and word not in FLAGS]:
+            raise SettingError(f"{unknown[0]}: of Hydra's flags lab.measure knows --help and --cfg job")
+        return Words(paths[-1].strip("'\"") if paths else "", tuple(rest), tuple(flags))
+
+    @cached_property
+    def parsed(self) -> list[Override]:
+        """The overrides as Hydra reads them."""
+        parsed = OverridesParser.create().parse_overrides(list(self.overrides))
+        for override in parsed:
+            if override.is_sweep_override():
+                raise SettingError(f"{override.input_line}: lab.measure takes one value of a setting at a time")
+            if override.key_or_group.startswith("probe.") and override.key_or_group.endswith(".every"):
+                raise SettingError(
+                    f"{override.key_or_group} is the rhythm of a run; lab.measure looks once: leave it out"
+                )
+        return parsed
+
+    @cached_property
+    def names(self) -> set[str]:
+        """The settings and groups that were typed."""
+        return {override.key_or_group for override in self.parsed}
+
+    @property
+    def probes(self) -> list[str]:
+        """The selected probes."""
+        chosen = [override.value() for override in self.parsed if override.key_or_group == "probe"]
+        if not chosen:
+            return ["sharpness"]
+        return [str(name) for name in chosen[-1]] if isinstance(chosen[-1], list) else [str(chosen[-1])]
+
+    def files(self) -> list[Path]:
+        """The checkpoints meant: a file, a run folder, or whatever a glob finds. Raises SettingError where nothing is."""
+        if not self.checkpoint:
+            raise SettingError(
+                "checkpoint= is missing: name a file, a run folder or a glob, e.g. checkpoint=outputs/quickstart/default"
+            )
+        path = Path(self.checkpoint).expanduser()
+        found = [path] if path.exists() else [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+        files = [place / LAST if (place / LAST).exists() else place for place in found]
+        if not files:
+            raise SettingError(f"checkpoint={self.checkpoint}: there is no such file")
+        if len(files) == 1 and not files[0].is_file():
+            raise SettingError(f"checkpoint={self.checkpoint} is a folder without {LAST}; name a file or a run folder")
+        return [file for file in files if file.is_file()]
+
+    def results(self, file: Path, run: "RunOf | None", place: str, *, several: bool) -> Path:
+        """The folder of the results: `place` where one was chosen (a folder in it for each of several checkpoints)."""
+        told = [
+            str(o.input_line)
+            for o in self.parsed
+            if not o.key_or_group.startswith("hydra") and o.key_or_group not in PLACE
+        ]
+        if place:
+            return Path(place) / _unique(file) if several else Path(place)
+        if run is not None:
+            return run.folder.path / "measure" / cell_name(",".join([file.stem, *told]))
+        return Path("outputs/measure") / cell_name(",".join([_unique(file), *told]))
+
+
+@dataclass(frozen=True)
+class RunOf:
+    """The run of `lab.train` that left a checkpoint, with its settings as plain values."""
+
+    folder: RunFolder
+    settings: Mapping[str, Any]
+
+    @staticmethod
+    def find(file: Path) -> "RunOf | None":
+        """The run whose folder holds checkpoints/`file`; None for other weights."""
+        folder = RunFolder(file.parent.parent)
+        settings = folder.read("provenance").get("settings") if file.parent.name == "checkpoints" else None
+        return RunOf(folder, settings) if isinstance(settings, dict) else None
+
+    def keeps(self, group: str, words: Words) -> bool:
+        """Whether the card of the run is the one meant: no other one was typed."""
+        if group not in self.settings:
+            return False
+        cards = [override.value() for override in words.parsed if override.key_or_group == group]
+        return not cards or cards[-1] == _card_of(group, self.settings[group]["_target_"])
+
+    def overrides(self, words: Words) -> list[str]:
+        """What the run says of all that was not chosen anew: its cards, their settings, its seed and length."""
+        said: list[str] = []
+        for group in GROUPS:
+            if self.keeps(group, words):
+                values = dict(self.settings[group])
+                said.append(f"{group}={_card_of(group, values.pop('_target_'))}")
+                said += [f"{group}.{name}={literal(value)}" for name, value in _here(group, values).items()]
+        for probe in words.probes:
+            values = dict(self.settings.get("probe", {}).get(probe, {}))
+            said += [f"probe.{probe}.{n}={literal(v)}" for n, v in values.items() if n not in ("_target_", "every")]
+        return said + [f"{name}={literal(self.settings[name])}" for name in NUMBERS if name in self.settings]
+
+
+def literal(value: Any) -> str:
+    """A plain value as Hydra's grammar has it.
+
+    >>> literal("it's"), literal([1, None, True, 1e-3])
+    ("'it\\\\'s'", '[1,null,true,0.001]')
+    """
+    if isinstance(value, str):
+        return "'" + value.replace("'", "\\'") + "'"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(literal, value)) + "]"
+    return typed(value)
+
+
+def _here(group: str, values: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a card, less those that speak of the machine of the run."""
+    if group != "trainer":
+        return values
+    return {name: value for name, value in values.items() if f"trainer.{name}" not in PLACE}
+
+
+def _card_of(group: str, target: str) -> str:
+    """The name of the card in `conf/` that stands for a class."""
+    for name in choices(group):
+        if OmegaConf.load(Path(config_dir()) / group / f"{name}.yaml")["_target_"] == target:  # type: ignore[index]
+            return name
+    raise SettingError(f"the run was made with {target}, which no card in conf/{group}/ names; choose {group}=")
+
+
+def _unique(file: Path) -> str:
+    """A name for a file somewhere: its stem and a hash of its place."""
+    return f"{file.stem}-{sha256(str(file.absolute()).encode()).hexdigest()[:6]}"
