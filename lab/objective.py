@@ -106,7 +106,7 @@ class Objective(ABC):
 
     def slope(self, f: Tensor, leaf: Tensor, along: Tensor | None = None) -> Tensor:
         """d(f'along)/d leaf with its graph, for differentiating again; `along` may be left out for a scalar f."""
-        with _again():
+        with differentiating_again():
             return torch.autograd.grad(f, leaf, along, create_graph=True, materialize_grads=True)[0]
 
     def graph_bytes(self, w: Tensor) -> int:
@@ -134,12 +134,12 @@ def directional(g: Tensor, leaf: Tensor, v: Tensor) -> Tensor:
     """d(g'v)/d leaf from a gradient whose graph exists; zero where g does not depend on the leaf. The graph is kept."""
     if not g.requires_grad:
         return torch.zeros_like(leaf)
-    with _again():
+    with differentiating_again():
         return torch.autograd.grad(g, leaf, v, retain_graph=True, materialize_grads=True)[0]
 
 
 @contextmanager
-def _again() -> Iterator[None]:
+def differentiating_again() -> Iterator[None]:
     """Say in one line where a kernel has no further derivative: ValueError."""
     try:
         yield
@@ -150,7 +150,7 @@ def _again() -> Iterator[None]:
         raise ValueError(f"the loss cannot be differentiated again: {cause}") from error
 
 
-def _require_graph(g: Tensor) -> None:
+def require_graph(g: Tensor) -> None:
     """Raise ValueError where the graph of g holds a node of `SILENTLY_WRONG`."""
     seen, waiting = set(), [g.grad_fn]
     while waiting:
@@ -279,7 +279,7 @@ class NetworkObjective(Objective):
         g = super().slope(f, leaf, along)
         kind = along is None, leaf.dim() == 1 and len(leaf) == self.num_params
         if kind not in self._walked:
-            _require_graph(g)
+            require_graph(g)
             self._walked.add(kind)
         return g
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lab.curvature.eigen import _dot, _norm
 from lab.curvature.operators import LinearOperator
+from lab.curvature.vectors import dot, norm
 from lab.results import Density, Eigenpairs, Estimate
 
 METHOD = "Lanczos quadrature"
@@ -221,12 +221,12 @@ class _Lanczos:
         alpha, beta = (torch.zeros(self.steps, dtype=torch.float64) for _ in range(2))
         v = torch.randn(self.operator.size, generator=generator, dtype=torch.float64)
         v = self._clean(v.to(dtype=self.operator.dtype, device=self.operator.device), self.exact)
-        v /= _norm(v)
+        v /= norm(v)
         carried, room, scale, begin, taken = False, False, 0.0, self.exact, self.steps
         for j in range(self.steps):
             self._basis[begin + j] = v
             image = self.operator @ v
-            alpha[j] = _dot(v[None], image)
+            alpha[j] = dot(v[None], image)
             if not alpha[j].isfinite():
                 return alpha.fill_(torch.nan), beta.fill_(torch.nan)
             if j + 1 == self.steps:
@@ -234,24 +234,24 @@ class _Lanczos:
             image = image.sub(v, alpha=float(alpha[j]))
             if j:
                 image.sub_(self._basis[begin + j - 1], alpha=float(beta[j - 1]))
-            norm = _norm(image)
-            scale = max(scale, abs(float(alpha[j])), norm)
+            length = norm(image)
+            scale = max(scale, abs(float(alpha[j])), length)
             if room:
                 room = False
             else:
                 overlaps = self._basis[: begin + j + 1] @ image
                 worst = float(overlaps.abs().max())
-                room = worst * (2 * scale / norm) ** 2 <= self._limit * norm if norm > 0 else False
-                fault = worst > self._limit * norm
+                room = worst * (2 * scale / length) ** 2 <= self._limit * length if length > 0 else False
+                fault = worst > self._limit * length
                 if fault or carried:
                     image = self._clean(image, begin + j + 1, overlaps)
-                    norm = _norm(image)
+                    length = norm(image)
                 carried = fault and not carried
-            beta[j], v = norm, image
-            if norm <= 100 * torch.finfo(v.dtype).eps * scale:
+            beta[j], v = length, image
+            if length <= 100 * torch.finfo(v.dtype).eps * scale:
                 taken = j + 1
                 break
-            v /= norm
+            v /= length
         return self._gauss(alpha, beta, taken)
 
     def _gauss(self, alpha: Tensor, beta: Tensor, taken: int) -> tuple[Tensor, Tensor]:
@@ -265,9 +265,9 @@ class _Lanczos:
         """v without its components in the first `size` vectors of the basis; again where most of it was taken away."""
         basis = self._basis[:size]
         for _ in range(2):
-            before = _norm(v)
+            before = norm(v)
             v, overlaps = v.addmv(basis.T, basis @ v if overlaps is None else overlaps, alpha=-1), None
-            if _norm(v) > 0.7 * before:
+            if norm(v) > 0.7 * before:
                 break
         return v
 

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from lab.curvature.operators import LinearOperator
+from lab.curvature.vectors import COLUMNS, dot, dots, norm
 from lab.results import Eigenpairs
 
 DECEIVED = 0.001
@@ -48,8 +49,6 @@ COARSE_OVERLAP = 0.7
 """The same from the vectors of a coarse operator, which was searched as thoroughly as this one would have been."""
 NEAR = 0.02
 """Pairs of a coarse operator handed on beside the wanted ones: those within this of them, relative to the largest."""
-_COLUMNS = 2**15
-"""Entries multiplied at a time in the dtype of the vectors; the pieces are added in float64."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,8 @@ def lanczos(
     copies       whether a repeated eigenvalue must be found as often as it occurs. False: one random vector whatever is
                  wanted, a quarter fewer products; right where no eigenvalue is repeated, as a rule in trained networks.
     tol          wanted error of each value, relative to the largest |theta| found.
-    max_vectors  vectors of P numbers that a cold solve may keep; fewer cost more products (thick restart).
+    max_vectors  vectors of P numbers that a cold solve may hold, work space included (thick restart): 16 for the top 10
+                 with copies=False cost a tenth more products, with copies=True thrice as many.
     generator    of the random vectors (default: a fixed seed).
     Cost: one product a vector, as reported in `matvecs` (those of `coarse` not counted); memory m P numbers for m products.
     A large negative eigenvalue is never returned as the top one. Not converged within `max_matvecs`: one
@@ -98,8 +98,8 @@ def lanczos(
         raise ValueError(
             f"max_matvecs={max_matvecs}, tol={tol}: expected at least {top + bottom} products and tol >= 0"
         )
-    if max_vectors is not None and max_vectors < top + bottom + 3 * COPIES:
-        least = top + bottom + 3 * COPIES
+    block = COPIES if copies and (max(top, bottom) > 1 or above is not None) else 1
+    if max_vectors is not None and max_vectors < (least := top + bottom + 6 * block):
         raise ValueError(f"max_vectors={max_vectors}: expected at least {least} for {top + bottom} pairs")
     if start is not None and (start.dim() != 2 or len(start) != operator.size):
         raise ValueError(f"start of shape {tuple(start.shape)}: expected ({operator.size}, any number of vectors)")
@@ -107,7 +107,7 @@ def lanczos(
     if coarse is not None:
         first = _Krylov(coarse, space.generator)
         first.overlap = OVERLAP
-        _, wanted = _search(first, top, bottom, above, start, copies, tol, max_matvecs, max_vectors)
+        _, wanted = _search(first, top, bottom, above, start, block, tol, max_matvecs, max_vectors)
         if first.finite:
             near = NEAR * first.scale
             kept = (
@@ -115,7 +115,7 @@ def lanczos(
             )
             kept |= (first.theta <= first.theta[-bottom:].max() + near) if bottom else torch.zeros_like(kept)
             start, space.overlap = first.lift(first.s[:, kept]).T.to(operator.dtype), COARSE_OVERLAP
-    certain, top = _search(space, top, bottom, above, start, copies, tol, max_matvecs, max_vectors)
+    certain, top = _search(space, top, bottom, above, start, block, tol, max_matvecs, max_vectors)
     if not space.finite:
         warnings.warn("a product of the operator is not finite: every eigenvalue is NaN", stacklevel=2)
         return _nothing(top, bottom, space)
@@ -144,7 +144,7 @@ def _search(
     bottom: int,
     above: float | None,
     start: Tensor | None,
-    copies: bool,
+    block: int,
     tol: float,
     max_matvecs: int,
     max_vectors: int | None,
@@ -152,9 +152,12 @@ def _search(
     """Let `space` grow until both ends are certain (True) or the products are spent (False); and how many at the top."""
     for v in [] if start is None else start.unbind(1)[:max_matvecs]:
         space.begin(v)
+    wanted, limit = top, math.inf
+    if max_vectors is not None:
+        limit = max_vectors - 2 * max(block, space.size_of_next)  # images of a block, and what is subtracted from them
+        space.reserve(int(limit))
     if space.size_of_next == 0:
-        space.draw(COPIES if copies and (max(top, bottom) > 1 or above is not None) else 1)
-    wanted = top
+        space.draw(block)
     while True:
         space.expand()
         if not space.finite:
@@ -168,8 +171,8 @@ def _search(
             return True, wanted
         if space.size_of_next + space.products > max_matvecs:
             return False, min(wanted, len(space.theta))
-        if max_vectors is not None and len(space.theta) + 2 * space.size_of_next > max_vectors:
-            space.restart(wanted, bottom, max_vectors)
+        if len(space.theta) + 2 * space.size_of_next > limit:
+            space.restart(wanted, bottom, int(limit))
         if space.size_of_next == 0 or space.saturated:  # an invariant subspace, or a copy for every vector drawn
             space.draw(1)
 
@@ -221,19 +224,25 @@ class _Krylov:
         """Whether Q is a basis of the whole space: the pairs are exact."""
         return self._done >= self.operator.size
 
+    def reserve(self, rows: int) -> None:
+        """Room for so many vectors in all, at once: growing needs room for the old and the new basis together."""
+        if rows > len(self._basis):
+            more = self._basis.new_empty(rows - len(self._basis), self.operator.size)
+            self._basis = torch.cat([self._basis, more]) if len(self._basis) else more
+
     def begin(self, v: Tensor) -> None:
         """A given vector into the first block, unless it is zero, not finite or in the span of those before."""
         v = v.to(dtype=self.operator.dtype, device=self.operator.device)
         kept = 1.0
         for _ in range(2):
-            norm = _norm(v)
-            if not 0 < norm < math.inf:
+            length = norm(v)
+            if not 0 < length < math.inf:
                 return
-            v = v / norm
-            v = v - _dot(self._basis[: self._rows], v).to(v.dtype) @ self._basis[: self._rows]
-            kept *= _norm(v)
+            v = v / length
+            v = v - dot(self._basis[: self._rows], v).to(v.dtype) @ self._basis[: self._rows]
+            kept *= norm(v)
         if kept > torch.finfo(v.dtype).eps ** 0.5 and self._rows < self.operator.size:
-            self._append(v / _norm(v))
+            self._append(v / norm(v))
             self._now.begun.append(self._given)
             self._given += 1
 
@@ -244,10 +253,10 @@ class _Krylov:
             v = v.to(dtype=self.operator.dtype, device=self.operator.device)
             coordinates = torch.zeros(self._rows + 1, dtype=torch.float64)
             for _ in range(2):
-                inside = _dot(self._basis[: self._rows], v)
+                inside = dot(self._basis[: self._rows], v)
                 v = v - inside.to(v.dtype) @ self._basis[: self._rows]
                 coordinates[:-1] += inside.cpu()
-            coordinates[-1] = _norm(v)
+            coordinates[-1] = norm(v)
             self._append(v / coordinates[-1].to(v))
             self._now.random.append(coordinates)
 
@@ -259,7 +268,7 @@ class _Krylov:
         new = torch.stack([self.operator @ q for q in self._basis[begin:end]])
         self.products += len(new)
         for rows in (slice(local, end), slice(0, end)):  # all but round-off is in the last blocks
-            inside = _dots(self._basis[rows], new)
+            inside = dots(self._basis[rows], new)
             new -= inside.T.to(new) @ self._basis[rows]
             t[rows, begin:end] += inside.cpu()
         t[begin:end, begin:end] = (t[begin:end, begin:end] + t[begin:end, begin:end].T) / 2
@@ -276,18 +285,18 @@ class _Krylov:
         for j, v in enumerate(new):
             accepted = self._basis[end : self._rows]
             for _ in range(2):
-                inside = _dot(accepted, v)
+                inside = dot(accepted, v)
                 v = v - inside.to(v.dtype) @ accepted
                 c[begin + j, : len(accepted)] += inside.cpu()
-            norm = _norm(v)
-            v = v / norm if norm > smallest else v
-            if smallest < norm < 1e-2 * self.scale:  # what is left may be round-off along the basis
-                v = v - _dot(self._basis[: self._rows], v).to(v.dtype) @ self._basis[: self._rows]
-            if norm > smallest and _norm(v) > 0.7 and self._rows < self.operator.size:
-                c[begin + j, len(accepted)] = norm
-                self._append(v / _norm(v))
+            length = norm(v)
+            v = v / length if length > smallest else v
+            if smallest < length < 1e-2 * self.scale:  # what is left may be round-off along the basis
+                v = v - dot(self._basis[: self._rows], v).to(v.dtype) @ self._basis[: self._rows]
+            if length > smallest and norm(v) > 0.7 and self._rows < self.operator.size:
+                c[begin + j, len(accepted)] = length
+                self._append(v / norm(v))
             else:  # within the span up to round-off: counted, not followed
-                c[begin + j, len(new) + j] = norm
+                c[begin + j, len(new) + j] = length
         self._now.c = c
         self.norms = (c.T @ self.s).norm(dim=0)
 
@@ -317,17 +326,17 @@ class _Krylov:
         self.saturated = any(copies >= self._draws + self._given for _, copies in checks)
         return all(self._ruled_out(sign * value, copies) for value, copies in checks)
 
-    def restart(self, top: int, bottom: int, max_vectors: int) -> None:
+    def restart(self, top: int, bottom: int, limit: int) -> None:
         """Keep the Ritz vectors at the wanted ends and the next block, forget the rest (Wu and Simon 2000)."""
-        rest = max_vectors - 3 * self.size_of_next - top - bottom  # of it the half is kept
+        rest = limit - 3 * self.size_of_next - top - bottom  # of it the half is kept
         more = max(0, rest // 2)
         upper = top + (more if bottom == 0 else more // 2 if top else 0)
         lower = bottom + (more if top == 0 else more // 2 if bottom else 0)
         count = len(self.theta)
         kept = [i for i in range(count) if i < upper or i >= count - lower]
         turn = self.s[:, kept].T.to(self._basis)
-        for begin in range(0, self.operator.size, _COLUMNS):
-            piece = slice(begin, begin + _COLUMNS)
+        for begin in range(0, self.operator.size, COLUMNS):
+            piece = slice(begin, begin + COLUMNS)
             moved = torch.cat([turn @ self._basis[:count, piece], self._basis[count : self._rows, piece]])
             self._basis[: len(moved), piece] = moved
         following = self.size_of_next
@@ -368,8 +377,7 @@ class _Krylov:
 
     def _append(self, v: Tensor) -> None:
         if self._rows == len(self._basis):
-            more = torch.empty(max(8, self._rows // 2), *v.shape, dtype=v.dtype, device=v.device)
-            self._basis = torch.cat([self._basis, more])
+            self.reserve(self._rows + max(4, self._rows // 4))
         self._basis[self._rows] = v
         self._rows += 1
 
@@ -382,21 +390,3 @@ def _errors(theta: Tensor, norms: Tensor) -> Tensor:
         if gap > 0:
             errors[: j + 1] = torch.minimum(errors[: j + 1], squares[j] / gap)
     return errors
-
-
-def _norm(v: Tensor) -> float:
-    return float(_dot(v[None], v)) ** 0.5
-
-
-def _dot(rows: Tensor, v: Tensor) -> Tensor:
-    """rows (m, P) times v (P,) in float64 (m,)."""
-    return _dots(rows, v[None])[:, 0]
-
-
-def _dots(rows: Tensor, vectors: Tensor) -> Tensor:
-    """rows (m, P) times vectors (k, P) in float64 (m, k): float32 sums over millions of entries lose four digits."""
-    total = torch.zeros(len(rows), len(vectors), dtype=torch.float64, device=rows.device)
-    for begin in range(0, rows.shape[1], _COLUMNS):
-        piece = slice(begin, begin + _COLUMNS)
-        total += (rows[:, piece] @ vectors[:, piece].T).double()
-    return total

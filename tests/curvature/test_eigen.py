@@ -390,11 +390,11 @@ def test_as_many_pairs_are_tracked_as_lie_above_a_level_and_one_below(level: flo
     assert ends.top.values[-1] <= level
 
 
-@pytest.mark.parametrize("top", [1, 10])
-def test_few_vectors_suffice_for_the_same_values(top: int) -> None:
+@pytest.mark.parametrize(("top", "copies", "vectors"), [(1, True, 7), (10, True, 22), (10, False, 16)])
+def test_few_vectors_suffice_for_the_same_values(top: int, copies: bool, vectors: int) -> None:
     h = torch.cat([torch.linspace(5, 10, 10), torch.randn(1990, generator=torch.Generator().manual_seed(0))]).double()
-    most = lanczos(diagonal(h), top=top, tol=1e-4)
-    least = lanczos(diagonal(h), top=top, tol=1e-4, max_vectors=top + 6)
+    most = lanczos(diagonal(h), top=top, tol=1e-4, copies=copies)
+    least = lanczos(diagonal(h), top=top, tol=1e-4, copies=copies, max_vectors=vectors)
     assert ((h.sort(descending=True).values[:top] - least.top.values).abs() <= 1e-3).all()
     assert least.top.converged
     assert most.top.matvecs <= least.top.matvecs

@@ -574,3 +574,34 @@ def test_a_diverged_network_has_no_trace(activation: nn.Module) -> None:
     with pytest.warns(UserWarning, match="trace not converged: nan"):
         found = hessian_trace(objective, w)
     assert not found.converged and found.value != found.value
+
+
+class OnceOnly(torch.autograd.Function):
+    """x^2 whose backward must not be differentiated: torch says nothing of it where only some inputs are asked for."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, slope: Tensor) -> Tensor:  # type: ignore[override]
+        return 2 * ctx.saved_tensors[0] * slope
+
+
+@pytest.mark.parametrize("method", ["auto", "signs", "hutchinson"])
+def test_a_function_without_a_second_derivative_is_refused_not_left_out(method: str) -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(OnceOnly.apply(self.first(x)))
+
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randn(20, 4, generator=generator), torch.randint(3, (20,), generator=generator)
+    loss = NetworkObjective(Network(), nn.CrossEntropyLoss(), data)
+    with pytest.raises(ValueError, match="once_differentiable"):
+        hessian_trace(loss, loss.weights, method=method)

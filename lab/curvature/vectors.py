@@ -1,0 +1,34 @@
+"""Inner products of long vectors, accumulated in float64.
+
+A float32 sum over millions of entries loses four digits. Here pieces of `COLUMNS` entries are multiplied in the dtype of
+the vectors, as fast as ever, and the pieces are added up in float64.
+"""
+
+import torch
+from torch import Tensor
+
+COLUMNS = 2**15
+"""Entries multiplied at a time in the dtype of the vectors; the pieces are added in float64."""
+
+
+def norm(v: Tensor) -> float:
+    """|v| of v (P,).
+
+    >>> norm(torch.full((10**6,), 0.5))
+    500.0
+    """
+    return float(dot(v[None], v)) ** 0.5
+
+
+def dot(rows: Tensor, v: Tensor) -> Tensor:
+    """rows (m, P) times v (P,): (m,) float64."""
+    return dots(rows, v[None])[:, 0]
+
+
+def dots(rows: Tensor, vectors: Tensor) -> Tensor:
+    """rows (m, P) times vectors (k, P): every inner product, (m, k) float64."""
+    total = torch.zeros(len(rows), len(vectors), dtype=torch.float64, device=rows.device)
+    for begin in range(0, rows.shape[1], COLUMNS):
+        piece = slice(begin, begin + COLUMNS)
+        total += (rows[:, piece] @ vectors[:, piece].T).double()
+    return total
