@@ -45,7 +45,7 @@ format: $(VENV)/.lab-dev
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.lab-dev
-	$(BIN)/python scripts/benchmarks/sharpness.py $(if $(IMAGES),--images $(IMAGES))
+	$(BIN)/python scripts/benchmarks/curvature.py $(if $(IMAGES),--images $(IMAGES)) --write docs/benchmarks.md
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

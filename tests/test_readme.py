@@ -55,6 +55,29 @@ def test_every_train_command_of_readme_runs(command: str, tmp_path: Path, images
         assert (tmp_path / "outputs/quickstart/default/figures/edge.png").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize("command", commands("python -m lab.measure"))
+def test_every_measure_command_of_readme_runs(command: str, tmp_path: Path) -> None:
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+
+    trained = run("-m", "lab.train", "experiment=quickstart", "steps=20")
+    assert trained.returncode == 0, trained.stderr
+    made = next((tmp_path / "outputs/quickstart").iterdir())
+    made.rename(made.with_name("default"))
+    done = run(*shlex.split(command)[1:])
+    assert done.returncode == 0, done.stderr
+    assert "spectrum" in done.stdout
+    assert list((tmp_path / "outputs/quickstart/default/measure").rglob("*.png"))
+
+
+@pytest.mark.parametrize("command", commands("python -m lab.selfcheck"))
+def test_every_selfcheck_command_of_readme_exists(command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, *shlex.split(command)[1:], "--help"], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("snippet", blocks("python"), ids=lambda snippet: snippet.splitlines()[0])
 def test_every_snippet_of_readme_runs(snippet: str, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, timeout=300)

@@ -51,6 +51,10 @@ NEAR = 0.02
 """Pairs of a coarse operator handed on beside the wanted ones: those within this of them, relative to the largest."""
 
 
+ROOM = 64
+"""Vectors for which room is made at first on a CPU, where memory that is not written to costs nothing."""
+
+
 @dataclass(frozen=True)
 class Extremes:
     """Both ends of a spectrum: the `top` pairs in descending, the `bottom` pairs in ascending order."""
@@ -377,7 +381,7 @@ class _Krylov:
 
     def _append(self, v: Tensor) -> None:
         if self._rows == len(self._basis):
-            self.reserve(self._rows + max(4, self._rows // 4))
+            self.reserve(max(ROOM, 2 * self._rows) if v.device.type == "cpu" else self._rows + max(4, self._rows // 2))
         self._basis[self._rows] = v
         self._rows += 1
 
