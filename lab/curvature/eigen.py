@@ -43,8 +43,8 @@ COPIES = 2
 """Cold: random start vectors when more than one pair is wanted at an end, so that an eigenvalue and its copy are told
 apart; one more is drawn whenever as many copies have been seen as vectors were drawn."""
 OVERLAP = 0.1
-"""Warm: the share that an unseen eigenvector above may have in the span of the start vectors. Among 1500 clustered spectra
-moved by 5 % of the top it was deceived 6 times; each product more halves that, each less doubles it."""
+"""Warm: the share that an unseen eigenvector above may have in the span of the start vectors. In 1000 clustered spectra
+moved by 1 % of the top it was deceived 4 times, moved by 5 % twice, by 3.4 tolerances at most."""
 COARSE_OVERLAP = 0.7
 """The same from the vectors of a coarse operator, which was searched as thoroughly as this one would have been."""
 NEAR = 0.02
@@ -140,6 +140,16 @@ def lanczos(
             stacklevel=2,
         )
     return Extremes(ends[0], ends[1], torch.cat([end.vectors for end in ends], dim=1))
+
+
+def predicted(last: Tensor, before: Tensor) -> Tensor:
+    """Where eigenvectors (P, k) are going: 2 last - before R, with R the rotation that takes `before` nearest to `last`.
+
+    Linear extrapolation of two measurements at equal distances, as a `start` for the third: where the surface changes
+    smoothly 2 or 3 products in the place of 5; at the edge of stability neither better nor worse than `last`.
+    """
+    u, _, v = torch.linalg.svd(before.double().T @ last.double())
+    return 2 * last - before @ (u @ v).to(before)
 
 
 def _search(

@@ -15,7 +15,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from lab.curvature.eigen import Extremes, lanczos
+from lab.curvature.eigen import Extremes, lanczos, predicted
 from lab.curvature.operators import Hessian, LinearOperator, hessian, preconditioned
 from lab.curvature.stability import UpdateRule
 from lab.probes.base import Probe, Snapshot, Value
@@ -40,8 +40,8 @@ class Sharpness(Probe):
     midpoints    also lambda_max at (w_{t-2} + 2 w_{t-1} + w_t)/4, where the period-2 oscillation is averaged out.
     cold         measurements between two that start from random vectors; those in between start from the last vectors,
                  which cannot see an eigenvalue that comes up in a direction of its own. 1: always cold.
-    Cost: one gradient; 5 products of 1.1 gradients while the surface changes slowly, 15 to 25 cold and at the edge, where
-    the top eigenvalues crowd; one more for `directional` = g'Hg/|g|^2. As reported in cost/sharpness/matvecs.
+    Cost: one gradient; 2 to 5 products of 1.1 gradients while the surface changes smoothly, 15 to 25 cold and at the edge,
+    where the top eigenvalues crowd; one more for `directional` = g'Hg/|g|^2. As reported in cost/sharpness/matvecs.
     """
 
     name: ClassVar[str] = "sharpness"
@@ -119,17 +119,21 @@ class Sharpness(Probe):
         }
 
     def _solve(self, what: str, operator: LinearOperator, snapshot: Snapshot) -> Extremes:
-        """One eigensolve, warm from the last of its kind if there is one."""
+        """One eigensolve, warm from the last of its kind, or from where the last two point."""
+        start, before = self._starts.get(what), self._starts.get(f"{what}/before")
+        if start is not None and before is not None and start.shape == before.shape:
+            start = predicted(start, before)
         ends = lanczos(
             operator,
             top=self._k(operator),
             bottom=int(self.bottom and what == "iterate"),
-            start=self._starts.get(what),
+            start=start,
             tol=self.tol,
             max_matvecs=self.max_matvecs,
             generator=stream(snapshot.seed, f"sharpness/{what}", snapshot.step),
         )
         if bool(ends.start.isfinite().all()):
+            self._starts |= {f"{what}/before": self._starts[what]} if what in self._starts else {}
             self._starts[what] = ends.start
         return ends
 

@@ -18,7 +18,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 
@@ -27,7 +26,7 @@ import torch
 from sharpness import METHODS, WARM, Point, images, mlp_points, resnet_points, seconds
 
 from lab.curvature.density import density
-from lab.curvature.eigen import lanczos
+from lab.curvature.eigen import lanczos, predicted
 from lab.curvature.operators import hessian, rounded
 from lab.curvature.pyhessian import PyHessian
 from lab.curvature.trace import gauss_newton_trace, hessian_trace
@@ -179,7 +178,7 @@ MLP = [
         "lab <= 20 G, bfloat16 <= 12 G",
     ),
     Task(
-        "the same, warm from five steps before, at the edge",
+        "the same, warm from five and ten steps before, at the edge",
         {name: TOP[name] for name in WARM} | {"scipy LOBPCG, warm": lobpcg_warm},
         true_top,
         "<= 9 G",
@@ -212,7 +211,7 @@ MLP = [
     ),
 ]
 CALM = Task(
-    "top eigenvalue to 1e-3, warm from five steps before, below the edge (lr 0.02, from step 100 on)",
+    "top eigenvalue to 1e-3, warm from five and ten steps before, below the edge (lr 0.02, from step 100 on)",
     {name: TOP[name] for name in WARM} | {"scipy LOBPCG, warm": lobpcg_warm},
     true_top,
     "<= 6 G",
@@ -227,7 +226,7 @@ RESNET = [
         points=2,
     ),
     Task(
-        "the same, warm from five steps before",
+        "the same, warm from five and ten steps before",
         {name: method for name, method in SINGLE.items() if name in WARM},
         true_top,
         "<= 9 G",
@@ -305,12 +304,12 @@ def _error(found: float | torch.Tensor, truth: float | torch.Tensor) -> float:
 
 
 def _trajectory(points: Iterator[tuple[int, Point]]) -> list[Point]:
-    """The points, each with the eigenvector of the one before."""
-    kept: list[Point] = []
-    for _, point in points:
-        kept.append(point)
-    for before, point in pairwise(kept):
-        point.earlier = lanczos(hessian(before.objective, before.w)).start
+    """The points, each from the third on with the eigenvector that the two before it point to."""
+    kept, vectors = [point for _, point in points], list[torch.Tensor]()
+    for point in kept:
+        if len(vectors) > 1:
+            point.earlier = predicted(vectors[-1], vectors[-2])
+        vectors.append(lanczos(hessian(point.objective, point.w)).start)
     return kept
 
 
@@ -344,14 +343,14 @@ def main() -> None:
     say(f"{platform.machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, {source}.")
     if options.workload in ("mlp", "all"):
         data = images(options.images, 2000, "pixel")
-        points = _trajectory(mlp_points(data, 0.05, 300, 4))
+        points = _trajectory(mlp_points(data, 0.05, 300, 5))
         say(f"\n## tanh MLP 3072-200-200-10, P = {points[0].w.numel():,}, 2000 images, at the edge of stability")
         products(points[0], say, "<= 1.15 G")
         for task in MLP:
             measure(task, points, say)
-        measure(CALM, _trajectory(mlp_points(data, 0.02, 100, 4)), say)
+        measure(CALM, _trajectory(mlp_points(data, 0.02, 100, 5)), say)
     if options.workload in ("resnet", "all"):
-        points = _trajectory(resnet_points(images(options.images, 256, "channel"), 30, 3))
+        points = _trajectory(resnet_points(images(options.images, 256, "channel"), 30, 4))
         say(f"\n## ResNet-20, width 16, P = {points[0].w.numel():,}, 256 images, BatchNorm in eval mode")
         products(points[0], say, "<= 2.6 G")
         for task in RESNET:

@@ -5,8 +5,8 @@
 Two workloads: a 3072-200-200-10 tanh MLP on 2000 images (full-batch gradient descent) and a ResNet-20 on 256 (SGD,
 measured with BatchNorm in eval mode, as the peers do). At each of several points along a real trajectory every method
 computes lambda_max once, in rotating order. Time is divided by that of one full gradient, measured at the same points;
-errors are against a float64 solve to 1e-6. `cold` knows nothing, `warm` starts from the eigenvector five steps earlier;
-`bfloat16` searches on products in that precision and lets the true ones decide.
+errors are against a float64 solve to 1e-6. `cold` knows nothing, `warm` starts from the eigenvectors five and ten steps
+earlier, extrapolated; `bfloat16` searches on products in that precision and lets the true ones decide.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lab.curvature.eigen import lanczos
+from lab.curvature.eigen import lanczos, predicted
 from lab.curvature.operators import hessian, rounded
 from lab.data.base import Split
 from lab.data.image_folder import ImageFolder
@@ -37,7 +37,7 @@ Solve = Callable[["Point"], tuple[float, int]]
 
 @dataclass
 class Point:
-    """Weights on the trajectory, the loss to measure, and the eigenvectors of five steps earlier if there are any."""
+    """Weights on the trajectory, the loss to measure, and the eigenvector expected there from the points before."""
 
     w: Tensor
     objective: NetworkObjective
@@ -142,7 +142,7 @@ def eigenthings(point: Point) -> tuple[float, int]:
 METHODS: dict[str, Solve] = {
     "lab, cold": lab_solve(),
     "lab, cold, bfloat16": lab_solve(half=True),
-    "lab, warm from 5 steps before": lab_solve(warm=True),
+    "lab, warm from 5 and 10 steps before": lab_solve(warm=True),
     "lab, warm, bfloat16": lab_solve(warm=True, half=True),
     "PyHessian eigenvalues(top_n=1)": pyhessian,
     "scipy eigsh, tol 0 (edge-of-stability)": eigsh(0.0),
@@ -194,12 +194,12 @@ def resnet_points(data: Split, first: int, length: int) -> Iterator[tuple[int, P
 def measure(points: Iterator[tuple[int, Point]], methods: dict[str, Solve]) -> None:
     """Every method at every point, then one table."""
     rows = {name: Row() for name in methods}
-    earlier: tuple[int, Tensor] | None = None
+    earlier: list[Tensor] = []
     order = list(methods)
     for step, point in points:
         reference = float(lanczos(hessian(point.objective, point.w.double()), tol=1e-6).top.values[0])
-        if earlier is not None and earlier[0] == step - 5:
-            point.earlier = earlier[1]
+        if earlier:
+            point.earlier = earlier[-1] if len(earlier) == 1 else predicted(earlier[-1], earlier[-2])
         spent: dict[str, float] = {}
         gradients = [seconds(point)]
         for name in order:
@@ -215,7 +215,7 @@ def measure(points: Iterator[tuple[int, Point]], methods: dict[str, Solve]) -> N
         for name, time in spent.items():
             rows[name].times.append(time / gradient)
         extremes = lanczos(hessian(point.objective, point.w), start=point.earlier)
-        earlier, order = (step, extremes.start), order[1:] + order[:1]
+        earlier, order = [*earlier[-1:], extremes.start], order[1:] + order[:1]
         print(f"  step {step}: lambda_max {reference:.5g}, one gradient {1e3 * gradient:.0f} ms", flush=True)
     print(f"\n| {'method':40} | points | products | time / G: median [min, max] | largest relative error |")
     print(f"|{'-' * 42}|---|---|---|---|")
