@@ -6,17 +6,15 @@ from typing import Any
 from matplotlib.figure import Figure
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
+EDGE, SPECTRUM, PRECONDITIONED = "Edge of stability", "Hessian spectrum", "preconditioned lambda_max and its threshold"
 LAYOUT = {
-    "Edge of stability": {
+    EDGE: {
         "lambda_max and its threshold": ["Multiline", ["^sharpness/lambda_max$", "^sharpness/threshold$"]],
-        "preconditioned lambda_max and its threshold": [
-            "Multiline",
-            ["^sharpness/preconditioned$", "^sharpness/threshold$"],
-        ],
+        PRECONDITIONED: ["Multiline", ["^sharpness/preconditioned$", "^sharpness/threshold$"]],
         "lambda_max / threshold (the edge is 1)": ["Multiline", ["^sharpness/ratio$"]],
         "top eigenvalues": ["Multiline", ["^sharpness/lambda_"]],
     },
-    "Hessian spectrum": {
+    SPECTRUM: {
         "largest eigenvalues and the threshold": ["Multiline", ["^spectrum/lambda_[0-9]+$", "^sharpness/threshold$"]],
         "smallest eigenvalues": ["Multiline", ["^spectrum/lambda_min_"]],
         "trace: Hessian = Gauss-Newton + residual": ["Multiline", ["^spectrum/(gauss_newton/|residual/)?trace$"]],
@@ -26,13 +24,19 @@ LAYOUT = {
     "Loss": {"train and test": ["Multiline", ["^train/loss$", "^test/loss$"]]},
 }
 """The custom-scalars page: TensorBoard cannot otherwise draw two tags in one chart."""
+PAGES = {EDGE: "sharpness", SPECTRUM: "spectrum"}
+"""The probe that fills a page; one without a probe is always shown."""
 
 
-def show_layout(loggers: Iterable[Logger]) -> None:
-    """Lay out the custom-scalars page of every TensorBoard logger."""
+def show_layout(loggers: Iterable[Logger], probes: Iterable[str], *, preconditioned: bool) -> None:
+    """Lay out the custom-scalars page of every TensorBoard logger, with the charts that these probes fill."""
+    unused = {name for name, page in PAGES.items() if page not in set(probes)}
+    layout = {name: dict(charts) for name, charts in LAYOUT.items() if name not in unused}
+    if not preconditioned and EDGE in layout:
+        del layout[EDGE][PRECONDITIONED]
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_custom_scalars(LAYOUT)
+            logger.experiment.add_custom_scalars(layout)
 
 
 def show_figure(logger: Logger, tag: str, figure: Figure, step: int) -> None:

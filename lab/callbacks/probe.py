@@ -80,10 +80,12 @@ class ProbeCallback(pl.Callback):
         for probe in self.probes:
             memory = self._saved.get(type(probe).__name__, {})
             probe.load_state_dict({name: tensor.to(pl_module.device) for name, tensor in memory.items()})
-        show_layout(trainer.loggers)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._measured, self._updates = -1, trainer.global_step
+        rule = self._rule(trainer)
+        names = [probe.name for probe in self.probes]
+        show_layout(trainer.loggers, names, preconditioned=rule is not None and not rule.plain)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

@@ -71,7 +71,10 @@ def report(folder: RunFolder, summary: dict[str, Any], *, again: bool = False) -
     """The result in one plain paragraph, and where to look."""
     print("\nThis run was already finished." if again else "")
     print(sentence(summary))
-    print(f"\n  figure       {folder.figures / 'edge.png'}\n  run folder   {folder.path}")
+    print()
+    for figure in sorted(folder.figures.glob("*.png")):
+        print(f"  figure       {figure}")
+    print(f"  run folder   {folder.path}")
     print(f"  dashboard    tensorboard --logdir {folder.path}    (Custom Scalars; set smoothing to 0)\n", flush=True)
 
 
