@@ -156,8 +156,8 @@ def density(
     rest = operator.size - exact
     generator, before = generator or torch.Generator().manual_seed(0), operator.products
     start = torch.zeros(0, dtype=torch.float64) if known is None else known.values.double().cpu()
-    nodes, weights = torch.zeros(vectors, exact), torch.ones(vectors, exact) / operator.size
-    nodes, weights = start.expand(vectors, exact), weights.double()
+    nodes = start.expand(vectors, exact)
+    weights = torch.full_like(nodes, 1 / operator.size)
     if rest:
         runs = _Lanczos(operator, min(steps, rest), known)
         found = [runs.quadrature(generator) for _ in range(vectors)]
@@ -219,7 +219,7 @@ class _Lanczos:
     def quadrature(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Nodes and weights (steps,), float64, from one random vector; the weight of a node that was not needed is 0."""
         alpha, beta = (torch.zeros(self.steps, dtype=torch.float64) for _ in range(2))
-        v = torch.randn(self.operator.size, generator=generator, dtype=torch.float64)
+        v = torch.randn(self.operator.size, generator=generator, dtype=torch.float64, device=generator.device)
         v = self._clean(v.to(dtype=self.operator.dtype, device=self.operator.device), self.exact)
         v /= norm(v)
         carried, room, scale, begin, taken = False, False, 0.0, self.exact, self.steps

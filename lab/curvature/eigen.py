@@ -13,9 +13,9 @@ next block, and any eigenvector u of eigenvalue lambda obeys, with E = Q X,
 
 so an eigenvector that has not been seen confines the Gaussian vector X'u ~ N(0, 1_b) to an ellipsoid that shrinks by a
 factor with every product. The solve ends when that has probability below `DECEIVED` for every lambda above the last
-wanted Ritz value + tol, except within tol of a Ritz value: a bound on false claims for ANY operator, a posteriori, where
-Kuczynski and Wozniakowski (SIAM J. Matrix Anal. 13, 1992) give one a priori. An eigenvalue as often repeated as b can be
-told from its copies, so b = 1 serves one wanted pair, b = 3 several.
+wanted Ritz value + tol, except within tol of a Ritz value: for each wanted pair a bound on false claims for ANY operator,
+a posteriori, where Kuczynski and Wozniakowski (SIAM J. Matrix Anal. 13, 1992) give one a priori. Up to b copies of an
+eigenvalue can be seen and b - 1 told to be all, so b = 1 serves one wanted pair, b = 2 several.
 
 WARM (start vectors that are nearly the wanted eigenvectors, those of a nearby operator): the same recursion from these
 vectors, made orthonormal. Now |X'u| is the share of u in their span, and the solve ends when an unseen eigenvector above
@@ -32,6 +32,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lab.curvature.operators import LinearOperator
 from lab.curvature.vectors import COLUMNS, dot, dots, norm
@@ -83,7 +84,7 @@ def lanczos(
 
     above        more than `top` where more lie above this level: as many, and the first one below it.
     start        (P, any) vectors near the wanted ones, e.g. `Extremes.start` of a nearby operator: warm, few products.
-                 None: cold, a claim that is false with probability `DECEIVED` at most, whatever the operator.
+                 None: cold, a claim that is false with probability `DECEIVED` a pair, whatever the operator.
     coarse       a cheap operator near this one (products in bfloat16, or on a part of the examples): the search is made
                  on it, and `operator` itself has the last word, starting from what was found.
     copies       whether a repeated eigenvalue must be found as often as it occurs. False: one random vector whatever is
@@ -93,14 +94,14 @@ def lanczos(
                  with copies=False cost a tenth more products, with copies=True thrice as many.
     generator    of the random vectors (default: a fixed seed).
     Cost: one product a vector, as reported in `matvecs` (those of `coarse` not counted); memory m P numbers for m products.
-    A large negative eigenvalue is never returned as the top one. Not converged within `max_matvecs`: one
-    warning, and `converged=False`. A product that is not finite makes every value NaN.
+    A large negative eigenvalue is never returned as the top one. Not converged within `max_matvecs`: one warning,
+    `converged=False`, and NaN for pairs there was no room for. A product that is not finite makes every value NaN.
     """
     if min(top, bottom) < 0 or not 1 <= top + bottom <= operator.size:
         raise ValueError(f"top={top}, bottom={bottom}: expected between 1 and {operator.size} eigenpairs in all")
-    if max_matvecs < top + bottom or not tol >= 0:
+    if max_matvecs < top + bottom or not 0 <= tol < math.inf:
         raise ValueError(
-            f"max_matvecs={max_matvecs}, tol={tol}: expected at least {top + bottom} products and tol >= 0"
+            f"max_matvecs={max_matvecs}, tol={tol}: expected at least {top + bottom} products and a finite tol >= 0"
         )
     block = COPIES if copies and (max(top, bottom) > 1 or above is not None) else 1
     if max_vectors is not None and max_vectors < (least := top + bottom + 6 * block):
@@ -110,30 +111,22 @@ def lanczos(
     space = _Krylov(operator, generator or torch.Generator().manual_seed(0))
     if coarse is not None:
         first = _Krylov(coarse, space.generator)
-        first.overlap = OVERLAP
-        _, wanted = _search(first, top, bottom, above, start, block, tol, max_matvecs, max_vectors)
+        searched, wanted = _search(first, top, bottom, above, start, block, tol, max_matvecs, max_vectors)
         if first.finite:
-            near = NEAR * first.scale
-            kept = (
-                (first.theta >= first.theta[:wanted].min() - near) if wanted else torch.zeros_like(first.theta).bool()
+            start, space.overlap = (
+                first.ends(wanted, bottom).to(operator.dtype),
+                COARSE_OVERLAP if searched else OVERLAP,
             )
-            kept |= (first.theta <= first.theta[-bottom:].max() + near) if bottom else torch.zeros_like(kept)
-            start, space.overlap = first.lift(first.s[:, kept]).T.to(operator.dtype), COARSE_OVERLAP
     certain, top = _search(space, top, bottom, above, start, block, tol, max_matvecs, max_vectors)
+    upper = min(top, len(space.theta))
+    lower = min(bottom, len(space.theta) - upper)
+    most = tol * space.scale if certain else math.inf
+    ends = _end(space, 1, top, upper, most), _end(space, -1, bottom, lower, most)
     if not space.finite:
         warnings.warn("a product of the operator is not finite: every eigenvalue is NaN", stacklevel=2)
-        return _nothing(top, bottom, space)
-    ends = []
-    for wanted, sign in ((top, 1), (bottom, -1)):
-        order = torch.arange(len(space.theta))[:wanted] if sign > 0 else len(space.theta) - 1 - torch.arange(wanted)
-        theta = sign * (space.theta if sign > 0 else space.theta.flip(0))
-        errors = _errors(theta, space.norms if sign > 0 else space.norms.flip(0))[: len(order)]
-        if certain:
-            errors = errors.clamp(max=tol * space.scale)
-        vectors = space.lift(space.s[:, order]).T
-        ends.append(Eigenpairs(space.theta[order], vectors, space.norms[order], errors, space.products, certain))
-    if not certain:
-        worst = max(float(end.errors.max()) for end in ends if len(end.errors)) / space.scale
+    elif not certain:
+        errors = torch.cat([ends[0].errors[:upper], ends[1].errors[:lower]])
+        worst = float(errors.max()) / (space.scale or 1.0)
         warnings.warn(
             f"eigenvalues not converged: error {max(worst, 1.01 * tol):.1e} of the largest after {space.products} "
             f"products, wanted {tol:.1e}; raise max_matvecs={max_matvecs} or tol",
@@ -171,7 +164,7 @@ def _search(
         limit = max_vectors - 2 * max(block, space.size_of_next)  # images of a block, and what is subtracted from them
         space.reserve(int(limit))
     if space.size_of_next == 0:
-        space.draw(block)
+        space.draw(min(block, max_matvecs))
     while True:
         space.expand()
         if not space.finite:
@@ -183,22 +176,26 @@ def _search(
             enough and space.certain(wanted, tolerance) and space.certain(bottom, tolerance, sign=-1)
         ):
             return True, wanted
-        if space.size_of_next + space.products > max_matvecs:
-            return False, min(wanted, len(space.theta))
+        more = space.size_of_draw
+        if space.products + space.size_of_next + more > max_matvecs:
+            return False, max(top, min(wanted, len(space.theta) - bottom))
         if len(space.theta) + 2 * space.size_of_next > limit:
             space.restart(wanted, bottom, int(limit))
-        if space.size_of_next == 0 or space.saturated:  # an invariant subspace, or a copy for every vector drawn
-            space.draw(1)
+        space.draw(more)
 
 
-def _nothing(top: int, bottom: int, space: "_Krylov") -> Extremes:
-    """The answer where a product is not finite."""
-    ends = []
-    for count in (top, bottom):
-        nan = torch.full((count,), torch.nan, dtype=torch.float64)
-        vectors = torch.full((space.operator.size, count), torch.nan, dtype=space.operator.dtype)
-        ends.append(Eigenpairs(nan, vectors.to(space.operator.device), nan, nan, space.products, False))
-    return Extremes(ends[0], ends[1], torch.cat([end.vectors for end in ends], dim=1))
+def _end(space: "_Krylov", sign: int, wanted: int, found: int, most: float) -> Eigenpairs:
+    """The `found` pairs at the top (sign 1) or bottom (-1), errors at most `most`; NaN for the rest of the `wanted`."""
+    inwards = torch.arange(len(space.theta))
+    inwards = inwards if sign > 0 else inwards.flip(0)
+    order = inwards[:found]
+    errors = _errors(sign * space.theta[inwards], space.norms[inwards])[:found].clamp(max=most)
+    values, residuals, vectors = space.theta[order], space.norms[order], space.lift(space.s[:, order]).T
+    if found < wanted:
+        values, residuals, errors, vectors = (
+            functional.pad(each, (0, wanted - found), value=math.nan) for each in (values, residuals, errors, vectors)
+        )
+    return Eigenpairs(values, vectors, residuals, errors, space.products, math.isfinite(most))
 
 
 @dataclass
@@ -230,8 +227,13 @@ class _Krylov:
         return self._rows - self._done
 
     @property
+    def size_of_draw(self) -> int:
+        """Random vectors wanted in the next block: for an invariant subspace, or a copy for every vector there was."""
+        return int((self.size_of_next == 0 or self.saturated) and self._rows < self.operator.size)
+
+    @property
     def scale(self) -> float:
-        return float(self.theta.abs().max())
+        return float(self.theta.abs().max()) if self.finite else math.nan
 
     @property
     def exhausted(self) -> bool:
@@ -263,7 +265,8 @@ class _Krylov:
     def draw(self, count: int) -> None:
         """Random vectors, N(0, 1), into the next block."""
         for _ in range(min(count, self.operator.size - self._rows)):
-            v = torch.randn(self.operator.size, generator=self.generator, dtype=torch.float64)
+            device = self.generator.device
+            v = torch.randn(self.operator.size, generator=self.generator, dtype=torch.float64, device=device)
             v = v.to(dtype=self.operator.dtype, device=self.operator.device)
             coordinates = torch.zeros(self._rows + 1, dtype=torch.float64)
             for _ in range(2):
@@ -290,7 +293,7 @@ class _Krylov:
         self._now.t, self._done, self._local = t, end, begin
         self.finite = bool(t.isfinite().all())
         if not self.finite:
-            self.theta = torch.full((end,), torch.nan, dtype=torch.float64)
+            self.theta, self.norms, self.s = self.theta[:0], self.norms[:0], self.s[:0, :0]
             return
         theta, s = torch.linalg.eigh(t)
         self.theta, self.s = theta.flip(0), s.flip(1)
@@ -318,11 +321,14 @@ class _Krylov:
         """Whether every eigenvalue beyond the last of the `wanted` is within `tolerance` of a Ritz value, copies counted."""
         if wanted == 0:
             return True
-        if self.scale == 0.0:  # random vectors have no image: the operator is zero
-            return True
+        if self.scale == 0.0:  # where random vectors have no image the operator is zero; given ones prove nothing
+            return self._draws > 0
         theta = sign * (self.theta if sign > 0 else self.theta.flip(0))
         tolerance = max(tolerance, 1e-12 * self.scale)
         level = float(theta[wanted - 1]) + tolerance
+        if bool(((theta - level).abs() < 1e-3 * tolerance).any()):  # beside another Ritz value, not at it
+            level += 2e-3 * tolerance
+        vectors = self._draws or self._given
         near = (theta[:, None] - theta[None, :]).abs() <= tolerance
         gaps = (
             theta[: wanted - 1] - theta[1:wanted]
@@ -330,14 +336,14 @@ class _Krylov:
         checks = [(level, 0)]
         for i in range(wanted):
             value = float(theta[i])
-            if value > level and self._draws + self._given > 1 and bool((gaps[i:] > tolerance).any()):
+            if value > level and vectors > 1 and bool((gaps[i:] > tolerance).any()):
                 checks.append((value + 1e-3 * tolerance, int(near[i].sum())))
             checks += [
                 (edge, 0)
                 for edge in (value - 1.001 * tolerance, value + 1.001 * tolerance)
                 if edge > level and not bool(((theta - edge).abs() < tolerance).any())
             ]
-        self.saturated = any(copies >= self._draws + self._given for _, copies in checks)
+        self.saturated = any(copies >= vectors for _, copies in checks)
         return all(self._ruled_out(sign * value, copies) for value, copies in checks)
 
     def restart(self, top: int, bottom: int, limit: int) -> None:
@@ -360,6 +366,15 @@ class _Krylov:
         empty = torch.zeros(len(kept), 0, dtype=torch.float64)
         self._now = _Cycle(torch.diag(self.theta[kept]), empty, list(range(len(kept), self._rows)))
 
+    def ends(self, top: int, bottom: int) -> Tensor:
+        """Ritz vectors (P, k) of the wanted ends and those `NEAR` them."""
+        near, kept = NEAR * self.scale, torch.zeros(len(self.theta), dtype=torch.bool)
+        if top:
+            kept |= self.theta >= self.theta[:top].min() - near
+        if bottom:
+            kept |= self.theta <= self.theta[-bottom:].max() + near
+        return self.lift(self.s[:, kept]).T
+
     def lift(self, s: Tensor) -> Tensor:
         """Coordinates (m, k) as vectors (k, P)."""
         return s.T.to(self._basis) @ self._basis[: len(s)]
@@ -373,7 +388,10 @@ class _Krylov:
         rows = None
         for cycle in (*self._past, self._now):
             size = len(cycle.t)
-            through = torch.linalg.solve(value * torch.eye(size, dtype=torch.float64) - cycle.t, cycle.c)
+            shifted = value * torch.eye(size, dtype=torch.float64) - cycle.t
+            through, singular = torch.linalg.solve_ex(shifted, cycle.c)
+            if int(singular):  # a Ritz value of this cycle to the last bit
+                return False
             parts = [through[cycle.begun] if rows is None else rows @ through[cycle.begun]]
             rows = torch.cat(parts + [(x @ through[: len(x)])[None] for x in cycle.random])
         assert rows is not None
@@ -383,7 +401,10 @@ class _Krylov:
             if freedom <= 0 or copies >= len(lengths):
                 return freedom > 0
             half = torch.tensor(freedom / 2, dtype=torch.float64)
-            return float(torch.special.gammainc(half, lengths[copies] ** 2 / 2)) <= DECEIVED
+            hidden = float(torch.special.gammainc(half, lengths[copies] ** 2 / 2))
+            return (
+                hidden * (copies + 1) <= DECEIVED
+            )  # the copies' own directions are random: 1.6 measured for one of two
         if self.size_of_next == 0:  # an invariant subspace tells nothing of the rest
             return False
         shares = torch.linalg.svdvals(rows)

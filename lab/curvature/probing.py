@@ -66,13 +66,16 @@ class Probes:
 
     def extend_range(self, Y: Tensor) -> None:
         """Q and Z for the span of Y too. What stays of a column beside its round-off decides the rank."""
-        sizes = torch.linalg.vector_norm(Y, dim=0)
-        rest = Y / sizes.clamp(min=torch.finfo(Y.dtype).tiny)
+        tiny = torch.finfo(Y.dtype).tiny
+        rest = Y / Y.abs().amax(0).clamp(
+            min=tiny
+        )  # first by the largest entry: squares might leave the range of floats
+        rest = rest / torch.linalg.vector_norm(rest, dim=0).clamp(min=tiny)
         for _ in range(2):  # once leaves round-off of the size eps |Y|, which may be all there is
             rest = rest - self.Q @ _inner(self.Q, rest).to(rest.dtype)
         basis, upper = torch.linalg.qr(rest)
         small = 20 * torch.finfo(Y.dtype).eps
-        if bool((upper.diagonal().abs() <= small).any()):
+        if bool((upper.diagonal().abs() <= small).any()) and bool(rest.isfinite().all()):
             self.low_rank = True
             left, singular, _ = torch.linalg.svd(rest, full_matrices=False)
             basis = left[:, singular > small]
@@ -86,6 +89,11 @@ class Probes:
     def captured(self) -> Tensor:
         """Q'AQ (k, k) float64."""
         return _inner(self.Q, self.Z)
+
+    def exact(self, method: str) -> Estimate:
+        """Tr Q'AQ, which is Tr A where `low_rank`."""
+        value = float(self.captured.trace())
+        return Estimate(value, 0.0, self.spent, method, math.isfinite(value))
 
 
 def automatic(probes: Probes, tol: float, most: int) -> Estimate:
@@ -141,7 +149,7 @@ def hutch_plus_plus(probes: Probes, tol: float, most: int) -> Estimate:
         forms = _inner(G, AG) - 2 * inside.T @ _inner(probes.Q, AG) + inside.T @ probes.captured @ inside
         found = interval(forms.diagonal()[:, None]).plus(float(probes.captured.trace()))
         if probes.low_rank:
-            return Estimate(float(probes.captured.trace()), 0.0, probes.spent, "hutch++")
+            return probes.exact("hutch++")
         num = min(G.shape[1] // 2 + 1, (most - probes.spent) // 3)
         if found.within(tol) or num < 1:
             return found.estimate(tol, probes.spent, "hutch++")
@@ -153,7 +161,7 @@ def xtrace(probes: Probes, tol: float, most: int) -> Estimate:
     while True:
         probes.sketch(num)
         if probes.low_rank:
-            return Estimate(float(probes.captured.trace()), 0.0, probes.spent, "xtrace")
+            return probes.exact("xtrace")
         found = _left_out(probes)
         num = min(probes.S.shape[1] // 2 + 1, (most - probes.spent) // 2)
         if found.within(tol) or num < 1:
@@ -170,7 +178,7 @@ def _left_out(probes: Probes) -> "Interval":
     if probes.low_rank:
         return Interval(float(H.trace()), 0.0, math.inf)
     R = _inner(Q, probes.Y)
-    normal = torch.linalg.inv(R).T
+    normal = torch.linalg.inv_ex(R).inverse.T  # inv would raise where products are not finite
     normal = normal / torch.linalg.vector_norm(normal, dim=0)
     W = _inner(Q, S)
     inside = W - normal * (normal * W).sum(0)  # (1 - r r') Q's, column by column

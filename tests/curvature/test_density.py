@@ -108,6 +108,7 @@ def test_known_pairs_leave_the_traces_right_and_shrink_their_errors(tol: float) 
     whole = density(operator, vectors=3, generator=stream(3, "known"))
     phi = density(operator, vectors=3, known=ends(operator, 10, 3, tol), generator=stream(3, "known"))
     assert phi.exact == 13
+    assert bool((phi.weights[:, :13] == 1 / phi.size).all())  # exact, not to float32
     for name, truth in (("trace", values.sum()), ("frobenius", values.norm())):
         found = getattr(phi, name)
         assert abs(found.value - float(truth)) <= 4 * found.error

@@ -188,6 +188,41 @@ def test_a_start_of_exact_eigenvectors_that_are_not_the_top_is_left() -> None:
     assert float(ends.top.values) == pytest.approx(5.0, rel=1e-3)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-23, 1e20, 1e35])
+def test_values_whose_squares_leave_float32_are_found_all_the_same(scale: float) -> None:
+    # Squared residuals of 0, or infinite, would mean exact at once, or never.
+    ends = lanczos(diagonal(torch.linspace(-1, 1, 1000) * scale), tol=1e-4)
+    assert float(ends.top.values) == pytest.approx(scale, rel=2e-4)
+    assert ends.top.converged
+
+
+def test_a_start_in_the_null_space_does_not_make_the_operator_zero() -> None:
+    h, start = torch.linspace(0, 5, 200, dtype=torch.float64), torch.eye(200, dtype=torch.float64)[:, :1]
+    ends = lanczos(diagonal(h), start=start)
+    assert float(ends.top.values) == pytest.approx(5.0, rel=1e-3)
+    operator = diagonal(h)
+    with pytest.warns(UserWarning, match="not converged"):
+        ends = lanczos(operator, start=start, max_matvecs=1)
+    assert operator.products == 1
+    assert not ends.top.converged
+
+
+def test_a_start_of_the_exact_eigenvectors_is_confirmed_by_a_few_random_vectors() -> None:
+    # Two random vectors tell a value from a copy of it; with one alone the solve could never end.
+    h = torch.cat([torch.tensor([20.0, 15.0, 10.0]), torch.linspace(0, 5, 200)]).double()
+    ends = lanczos(diagonal(h), top=3, start=torch.eye(203, dtype=torch.float64)[:, :3])
+    assert ends.top.values.tolist() == pytest.approx([20.0, 15.0, 10.0], rel=1e-12)
+    assert ends.top.converged
+    assert ends.top.matvecs < 15
+
+
+def test_ritz_values_exactly_a_tolerance_apart_are_no_singular_matrix() -> None:
+    h = torch.cat([torch.tensor([1024.0, 1023.0]), torch.linspace(0, 500, 98)]).double()
+    ends = lanczos(diagonal(h), top=2, start=torch.eye(100, dtype=torch.float64)[:, :2], tol=2.0**-10)
+    assert ends.top.values.tolist() == pytest.approx([1024.0, 1023.0], abs=1e-9)
+    assert ends.top.converged
+
+
 def test_a_start_of_another_dtype_is_cast() -> None:
     ends = lanczos(diagonal(SPECTRA["spread"]), start=torch.ones(60, 1, dtype=torch.float64))
     assert ends.top.vectors.dtype == torch.float32
@@ -233,6 +268,31 @@ def test_the_budget_of_products_is_kept() -> None:
     assert operator.products == 11
 
 
+@pytest.mark.parametrize(("top", "bottom", "vectors"), [(5, 0, 0), (5, 5, 3), (0, 8, 5)])
+def test_pairs_that_the_products_do_not_suffice_for_are_nan(top: int, bottom: int, vectors: int) -> None:
+    # Whole blocks only: top + bottom products need not give as many pairs. None is given at both ends.
+    operator = diagonal(torch.linspace(0, 1, 200, dtype=torch.float64))
+    start = torch.randn(200, vectors, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(UserWarning, match="not converged: error [0-9]"):
+        ends = lanczos(
+            operator, top=top, bottom=bottom, max_matvecs=top + bottom, start=start if vectors else None, tol=1e-9
+        )
+    assert (len(ends.top.values), len(ends.bottom.values)) == (top, bottom)
+    values = torch.cat([ends.top.values, ends.bottom.values])
+    found = values.isfinite()
+    assert 0 < found.sum() == ends.top.matvecs == operator.products < top + bottom
+    assert len(values[found].unique()) == found.sum()
+    assert torch.equal(ends.start.isfinite().all(0), found)
+    assert not ends.top.converged
+
+
+def test_a_budget_of_one_product_is_kept_though_two_vectors_would_be_drawn() -> None:
+    operator = diagonal(torch.linspace(0, 1, 200, dtype=torch.float64))
+    with pytest.warns(UserWarning, match="not converged"):
+        lanczos(operator, above=0.5, max_matvecs=1)
+    assert operator.products == 1
+
+
 @pytest.mark.parametrize("after", [0, 1, 3, 6, 20])
 def test_a_product_that_is_not_finite_gives_nan_and_not_converged(after: int) -> None:
     h, calls = SPECTRA["spread"].double(), [0]
@@ -264,6 +324,7 @@ def test_a_product_that_is_not_finite_gives_nan_and_not_converged(after: int) ->
         {"max_vectors": 6},
         {"tol": -1.0},
         {"tol": float("nan")},
+        {"tol": float("inf")},
         {"start": torch.ones(60)},
         {"start": torch.ones(59, 1)},
     ],
@@ -407,6 +468,17 @@ def test_a_coarse_operator_saves_products_of_the_true_one() -> None:
     ends = lanczos(operator, coarse=coarse)
     assert float(ends.top.values) == pytest.approx(10.0, rel=1e-3)
     assert ends.top.matvecs == operator.products < coarse.products
+
+
+@pytest.mark.filterwarnings("ignore:eigenvalues not converged")
+def test_a_search_on_a_coarse_operator_that_was_cut_short_is_no_search() -> None:
+    # In these spectra ten products of the coarse operator miss the top one: that its vectors come from a search is no
+    # reason to be content with a larger share of what they may have missed.
+    for i, h in enumerate(clustered_spectra(139, seed=3)):
+        if i in (7, 25, 76, 138):
+            generator = torch.Generator().manual_seed(i)
+            ends = lanczos(diagonal(h), coarse=diagonal(h), max_matvecs=10, generator=generator)
+            assert not ends.top.converged
 
 
 def test_vectors_of_a_million_float32_entries_are_orthonormal_to_1e_5() -> None:

@@ -133,6 +133,33 @@ def test_a_zero_operator_has_trace_zero() -> None:
         assert (found.value, found.error, found.converged) == (0.0, 0.0, True)
 
 
+@pytest.mark.parametrize("method", ["auto", "hutchinson", "hutch++", "xtrace"])
+@pytest.mark.parametrize("scale", [1e-30, 1e25])
+def test_products_whose_squares_leave_float32_are_traced_all_the_same(method: str, scale: float) -> None:
+    # Of an infinite norm every column was zero, the rank zero, and the trace "exactly" 0.
+    matrix = torch.diag(torch.tensor([2.0, -1.0, 4.0] + 37 * [0.0])) * scale
+    found = trace(operator_of(matrix), method=method)  # type: ignore[arg-type]
+    assert found.value == pytest.approx(5 * scale, rel=1e-5)
+    assert found.converged
+
+
+@pytest.mark.parametrize("size", [3, 40])
+@pytest.mark.parametrize("method", ["auto", "hutchinson", "hutch++", "xtrace"])
+@unconverged
+def test_products_that_turn_nan_never_converge(method: str, size: int) -> None:
+    operator = operator_of(torch.zeros(size, size))
+    calls, zero = [0], operator._apply
+
+    def apply(v: Tensor) -> Tensor:
+        calls[0] += 1
+        return zero(v) if calls[0] < 3 else torch.full_like(v, torch.nan)
+
+    operator._apply = apply
+    found = trace(operator, method=method)  # type: ignore[arg-type]
+    assert found.value != found.value
+    assert not found.converged
+
+
 def test_not_converged_warns_once_and_says_so() -> None:
     with pytest.warns(UserWarning, match=r"trace not converged: .* by hutchinson after 20 products") as caught:
         found = trace(operator_of(DECAYING), method="hutchinson", tol=1e-4, max_matvecs=20)
