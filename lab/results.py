@@ -11,7 +11,8 @@ class Eigenpairs:
 
     values (k,) float64 Ritz values; vectors (P, k) orthonormal; residuals (k,) ||A v - theta v||_2, so an eigenvalue of A
     lies within residual of each value; errors (k,) the estimated distance to the eigenvalue it stands for, never larger
-    than the residual; matvecs the products spent on the whole solve; converged: every error is within the tolerance.
+    than the residual nor smaller than round-off; matvecs the products spent on the whole solve; converged: every error is
+    within the tolerance. NaN where a pair was not found.
     """
 
     values: Tensor

@@ -157,9 +157,15 @@ MEASURE_SLIPS = [
         "2.weight has shape [32, 32] in the file, [31, 32] in the model",
     ),
     ("checkpoint=w.pt model=resnet", "model=resnet needs images"),
-    ("checkpoint=empty.pt model=mlp", "empty.pt"),
+    ("checkpoint=empty.pt model=mlp", "empty.pt is empty; name another checkpoint"),
+    ("checkpoint=cut.pt model=mlp", "cut.pt is no torch file, or was cut off; name another checkpoint"),
+    ("checkpoint=w.pt model=mlp probe=[]", "probe=[]: there is nothing to measure"),
+    ("checkpoint=list/checkpoints/last.ckpt", "provenance.json does not hold the settings of the run"),
+    ("checkpoint=none/checkpoints/last.ckpt", "provenance.json does not hold the settings of the run"),
+    ("checkpoint=word/checkpoints/last.ckpt", "provenance.json does not hold the settings of the run"),
+    ("checkpoint=half/checkpoints/last.ckpt", "provenance.json does not hold the settings of the run"),
     ("checkpoint=flipped.pt model=mlp", "flipped.pt is damaged"),
-    ("checkpoint=text.pt model=mlp", "text.pt"),
+    ("checkpoint=text.pt model=mlp", "text.pt is no torch file, or was cut off"),
     ("checkpoint=pickled.pt model=mlp", "it holds a torch.nn.modules.container.Sequential"),
     ("checkpoint=numbers.pt model=mlp", "numbers.pt holds no weights by name"),
     ("checkpoint=nan.pt model=mlp", "0.weight is not finite"),
@@ -175,6 +181,16 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     flipped[len(flipped) // 2] ^= 1
     (folder / "flipped.pt").write_bytes(flipped)
     (folder / "empty.pt").touch()
+    (folder / "cut.pt").write_bytes((folder / "w.pt").read_bytes()[:3000])
+    for name, told in (
+        ("list", "[]"),
+        ("none", '{"settings": {}}'),
+        ("word", '{"settings": {"model": "x"}}'),
+        ("half", "{"),
+    ):
+        (folder / name / "checkpoints").mkdir(parents=True)
+        torch.save({"model": model.state_dict()}, folder / name / "checkpoints/last.ckpt")
+        (folder / name / "provenance.json").write_text(told)
     (folder / "text.pt").write_text("epoch,loss\n1,2\n")
     torch.save(model, folder / "pickled.pt")
     torch.save({"loss": 1.0}, folder / "numbers.pt")

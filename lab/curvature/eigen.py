@@ -189,7 +189,8 @@ def _end(space: "_Krylov", sign: int, wanted: int, found: int, most: float) -> E
     inwards = torch.arange(len(space.theta))
     inwards = inwards if sign > 0 else inwards.flip(0)
     order = inwards[:found]
-    errors = _errors(sign * space.theta[inwards], space.norms[inwards])[:found].clamp(max=most)
+    least = torch.finfo(space.operator.dtype).eps * space.scale  # round-off of the values themselves
+    errors = _errors(sign * space.theta[inwards], space.norms[inwards])[:found].clamp(max=most).clamp(min=least)
     values, residuals, vectors = space.theta[order], space.norms[order], space.lift(space.s[:, order]).T
     if found < wanted:
         values, residuals, errors, vectors = (

@@ -64,6 +64,8 @@ def measure(words: Words, file: Path, *, several: bool = False) -> "Result":
             f"{file} lies in no run folder of lab.train; say which model it is, e.g. model=mlp data=digits"
         )
     cfg = _compose(words, run)
+    if not cfg.get("probe"):
+        raise SettingError("probe=[]: there is nothing to measure; choose one or more, e.g. probe=[sharpness,spectrum]")
     place = str(cfg.hydra.run.dir)
     with open_dict(cfg):
         del cfg["hydra"], cfg["checkpoint"]

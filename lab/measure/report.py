@@ -43,6 +43,8 @@ def sentence(result: Result) -> str:
         if "sharpness/ratio" in values:
             ratio, threshold = values["sharpness/ratio"], values["sharpness/threshold"]
             text += f", {ratio:.3f} x the threshold {threshold:.5g} = {formula} ({_where(ratio)})"
+        elif "sharpness/threshold" in values:
+            text += " (no ratio to the threshold: the file holds no state of this optimizer, hence no preconditioner)"
         said.append(text)
     said += [f"{tag} = {values[tag]:.5g}" for tag in leading(result) if not tag.startswith("sharpness/")][:COLUMNS]
     sure = all(value for tag, value in values.items() if tag.endswith("/converged"))

@@ -1,5 +1,6 @@
 """Saved weights: read from a file without running any code of it, and put into a model by their names."""
 
+import errno
 import pickle
 import re
 import zipfile
@@ -81,6 +82,13 @@ def _load(file: Path) -> Any:
         ) from None
     except (ValueError, RuntimeError, EOFError, KeyError, IndexError, AttributeError) as error:
         text = " ".join(str(error).split())
-        raise SettingError(text if str(file) in text else f"{file} is damaged ({text[:100]})") from None
+        raise SettingError(text if str(file) in text else _no_checkpoint(file)) from None
     except OSError as error:
-        raise SettingError(f"{file} cannot be read ({error.strerror})") from None
+        cut = error.errno == errno.EINVAL  # torch seeks beyond the end of a file that was cut off
+        raise SettingError(_no_checkpoint(file) if cut else f"{file} cannot be read ({error.strerror})") from None
+
+
+def _no_checkpoint(file: Path) -> str:
+    what = "is empty" if not file.stat().st_size else "is no torch file, or was cut off"
+    previous = file.with_name("previous.ckpt")
+    return f"{file} {what}; " + (f"use {previous}" if previous.exists() else "name another checkpoint")

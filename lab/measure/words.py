@@ -1,6 +1,7 @@
 """What was typed, and what the run behind a checkpoint says before it: settings as Hydra overrides, no torch here."""
 
 import glob
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -111,8 +112,20 @@ class RunOf:
     def find(file: Path) -> "RunOf | None":
         """The run whose folder holds checkpoints/`file`; None for other weights."""
         folder = RunFolder(file.parent.parent)
-        settings = folder.read("provenance").get("settings") if file.parent.name == "checkpoints" else None
-        return RunOf(folder, settings) if isinstance(settings, dict) else None
+        told = folder.path / "provenance.json"
+        if file.parent.name != "checkpoints" or not told.exists():
+            return None
+        try:
+            settings = json.loads(told.read_text())["settings"]
+            complete = all(isinstance(settings[group]["_target_"], str) for group in GROUPS)
+        except (ValueError, KeyError, TypeError, OSError):
+            complete = False
+        if not complete:
+            raise SettingError(
+                f"{told} does not hold the settings of the run that left {file.name}; to measure the weights with settings "
+                "of your own, copy the file elsewhere and set model= and data="
+            )
+        return RunOf(folder, settings)
 
     def keeps(self, group: str, words: Words) -> bool:
         """Whether the card of the run is the one meant: no other one was typed."""
