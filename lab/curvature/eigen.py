@@ -62,8 +62,12 @@ class Extremes:
 
     top: Eigenpairs
     bottom: Eigenpairs
-    start: Tensor
-    """(P, top + bottom) Ritz vectors, to start the solve of a nearby operator from."""
+
+    @property
+    def start(self) -> Tensor:
+        """(P, top + bottom) Ritz vectors, to start the solve of a nearby operator from; no copy where one end is empty."""
+        ends = [pairs.vectors for pairs in (self.top, self.bottom) if pairs.vectors.shape[1]]
+        return ends[0] if len(ends) == 1 else torch.cat(ends, dim=1)
 
 
 def lanczos(
@@ -132,7 +136,7 @@ def lanczos(
             f"products, wanted {tol:.1e}; raise max_matvecs={max_matvecs} or tol",
             stacklevel=2,
         )
-    return Extremes(ends[0], ends[1], torch.cat([end.vectors for end in ends], dim=1))
+    return Extremes(ends[0], ends[1])
 
 
 def predicted(last: Tensor, before: Tensor) -> Tensor:
@@ -287,7 +291,7 @@ class _Krylov:
         self.products += len(new)
         for rows in (slice(local, end), slice(0, end)):  # all but round-off is in the last blocks
             inside = dots(self._basis[rows], new)
-            new -= inside.T.to(new) @ self._basis[rows]
+            new.addmm_(inside.T.to(new), self._basis[rows], alpha=-1)
             t[rows, begin:end] += inside.cpu()
         t[begin:end, begin:end] = (t[begin:end, begin:end] + t[begin:end, begin:end].T) / 2
         t[begin:end, :begin] = t[:begin, begin:end].T

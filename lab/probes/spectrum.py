@@ -229,7 +229,7 @@ class Spectrum(Probe):
         phi = SpectralDensity(**vars(peer.density(steps=self.steps, vectors=self.vectors)), size=len(w))
         nothing = torch.zeros(0, dtype=torch.float64)
         bottom = Eigenpairs(nothing, top.vectors[:, :0], nothing, nothing, 0, True)
-        return Extremes(top, bottom, top.vectors), phi, whole, peer.products
+        return Extremes(top, bottom), phi, whole, peer.products
 
     def _index(self, objective: Objective) -> Tensor | None:
         """The places of the chosen parameters; None for all."""

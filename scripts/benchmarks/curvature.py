@@ -11,7 +11,6 @@ process while the top 10 of a ResNet-18 are sought, over one vector of P numbers
 
 import argparse
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -290,11 +289,19 @@ def memory() -> None:
     x, y = torch.randn(2, 3, 32, 32, generator=stream(0, "noise images")), torch.arange(2)
     objective = NetworkObjective(model, CrossEntropy().build(10), (x, y))
     H = hessian(objective, objective.weights)
-    H @ H.gradient
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    top = lanczos(H, top=10, tol=1e-2, copies=False, max_vectors=16, max_matvecs=40).top
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / (4 * H.size)
-    print(f"{grown:.1f} vectors of P = {H.size:,} beyond the graph and one product ({top.matvecs} products)")
+    once = _peak(lambda: H @ H.gradient)
+    spent = H.products
+    grown = _peak(lambda: lanczos(H, top=10, tol=1e-2, copies=False, max_vectors=16, max_matvecs=40)) - once
+    vectors, products = grown / (4 * H.size), H.products - spent
+    print(f"{vectors:.1f} vectors of P = {H.size:,} beyond the graph and one product ({products} products)")
+
+
+def _peak(work: Callable[[], object]) -> int:
+    """The most bytes that this process held while it worked (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")  # forget the highest mark so far
+    work()
+    mark = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return 1024 * int(mark.split()[1])
 
 
 def _error(found: float | torch.Tensor, truth: float | torch.Tensor) -> float:
