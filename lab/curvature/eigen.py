@@ -125,6 +125,8 @@ def lanczos(
     upper = min(top, len(space.theta))
     lower = min(bottom, len(space.theta) - upper)
     most = tol * space.scale if certain else math.inf
+    if max_vectors is not None and space.finite:
+        space.turn([*range(upper), *range(len(space.theta) - 1, len(space.theta) - 1 - lower, -1)])
     ends = _end(space, 1, top, upper, most), _end(space, -1, bottom, lower, most)
     if not space.finite:
         warnings.warn("a product of the operator is not finite: every eigenvalue is NaN", stacklevel=2)
@@ -195,7 +197,7 @@ def _end(space: "_Krylov", sign: int, wanted: int, found: int, most: float) -> E
     order = inwards[:found]
     least = torch.finfo(space.operator.dtype).eps * space.scale  # round-off of the values themselves
     errors = _errors(sign * space.theta[inwards], space.norms[inwards])[:found].clamp(max=most).clamp(min=least)
-    values, residuals, vectors = space.theta[order], space.norms[order], space.lift(space.s[:, order]).T
+    values, residuals, vectors = space.theta[order], space.norms[order], space.pairs(order).T
     if found < wanted:
         values, residuals, errors, vectors = (
             functional.pad(each, (0, wanted - found), value=math.nan) for each in (values, residuals, errors, vectors)
@@ -222,6 +224,7 @@ class _Krylov:
         self._basis = torch.empty(0, operator.size, dtype=operator.dtype, device=operator.device)
         self._rows, self._done, self._local = 0, 0, 0  # rows: Q and N; done: Q; local: where the last block begins
         self._past: list[_Cycle] = []
+        self._turned: list[int] | None = None
         self._now = _Cycle(torch.zeros(0, 0, dtype=torch.float64), torch.zeros(0, 0, dtype=torch.float64))
         self._given = 0
         self.theta = self.norms = torch.zeros(0, dtype=torch.float64)
@@ -383,6 +386,21 @@ class _Krylov:
     def lift(self, s: Tensor) -> Tensor:
         """Coordinates (m, k) as vectors (k, P)."""
         return s.T.to(self._basis) @ self._basis[: len(s)]
+
+    def pairs(self, order: Tensor) -> Tensor:
+        """The Ritz vectors of these pairs (k, P): lifted, or where the basis was turned, rows of it."""
+        if self._turned is None:
+            return self.lift(self.s[:, order])
+        begin = self._turned.index(int(order[0])) if len(order) else 0
+        return self._basis[begin : begin + len(order)]
+
+    def turn(self, order: list[int]) -> None:
+        """The basis into the Ritz vectors of these pairs, in place: the end of a solve that may hold few vectors."""
+        turn, count = self.s[:, order].T.to(self._basis), len(self.theta)
+        for begin in range(0, self.operator.size, COLUMNS):
+            piece = slice(begin, begin + COLUMNS)
+            self._basis[: len(order), piece] = turn @ self._basis[:count, piece]
+        self._turned = order
 
     @property
     def _draws(self) -> int:
