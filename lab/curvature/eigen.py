@@ -95,7 +95,7 @@ def lanczos(
                  wanted, a quarter fewer products; right where no eigenvalue is repeated, as a rule in trained networks.
     tol          wanted error of each value, relative to the largest |theta| found.
     max_vectors  vectors of P numbers that a cold solve may hold, work space included (thick restart): 16 for the top 10
-                 with copies=False cost a tenth more products, with copies=True thrice as many.
+                 with copies=False cost a tenth more products, 22 with copies=True two to three times as many.
     generator    of the random vectors (default: a fixed seed).
     Cost: one product a vector, as reported in `matvecs` (those of `coarse` not counted); memory m P numbers for m products.
     A large negative eigenvalue is never returned as the top one. Not converged within `max_matvecs`: one warning,
