@@ -16,13 +16,13 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 import torch
-from sharpness import METHODS, WARM, Point, images, mlp_points, resnet_points, seconds
+from sharpness import METHODS, WARM, Point, Row, images, mlp_points, resnet_points, seconds
 
 from lab.curvature.density import density
 from lab.curvature.eigen import lanczos, predicted
@@ -48,13 +48,6 @@ class Task:
     reference: Reference
     wanted: str
     points: int = 3
-
-
-@dataclass
-class Row:
-    times: list[float] = field(default_factory=list)
-    products: list[float] = field(default_factory=list)
-    errors: list[float] = field(default_factory=list)
 
 
 # --- methods ----------

@@ -47,7 +47,7 @@ class Point:
 @dataclass
 class Row:
     times: list[float] = field(default_factory=list)
-    products: list[int] = field(default_factory=list)
+    products: list[float] = field(default_factory=list)
     errors: list[float] = field(default_factory=list)
 
 
@@ -221,7 +221,7 @@ def measure(points: Iterator[tuple[int, Point]], methods: dict[str, Solve]) -> N
     print(f"|{'-' * 42}|---|---|---|---|")
     for name, row in rows.items():
         if row.times:
-            products = f"{statistics.median(row.products):.0f} [{min(row.products)}, {max(row.products)}]"
+            products = f"{statistics.median(row.products):.0f} [{min(row.products):.0f}, {max(row.products):.0f}]"
             times = f"{statistics.median(row.times):.1f} [{min(row.times):.1f}, {max(row.times):.1f}]"
             print(f"| {name:40} | {len(row.times)} | {products} | {times} | {max(row.errors):.1e} |")
 
