@@ -338,9 +338,8 @@ class _Krylov:
             level += 2e-3 * tolerance
         vectors = self._draws or self._given
         near = (theta[:, None] - theta[None, :]).abs() <= tolerance
-        gaps = (
-            theta[: wanted - 1] - theta[1:wanted]
-        )  # a copy missed shifts the ranks below it: harmless where these are small
+        # A copy that is missed shifts the ranks below it: harmless where the gaps there are small.
+        gaps = theta[: wanted - 1] - theta[1:wanted]
         checks = [(level, 0)]
         for i in range(wanted):
             value = float(theta[i])
@@ -360,14 +359,11 @@ class _Krylov:
         more = max(0, rest // 2)
         upper = top + (more if bottom == 0 else more // 2 if top else 0)
         lower = bottom + (more if top == 0 else more // 2 if bottom else 0)
-        count = len(self.theta)
+        count, following = len(self.theta), self.size_of_next
         kept = [i for i in range(count) if i < upper or i >= count - lower]
-        turn = self.s[:, kept].T.to(self._basis)
-        for begin in range(0, self.operator.size, COLUMNS):
-            piece = slice(begin, begin + COLUMNS)
-            moved = torch.cat([turn @ self._basis[:count, piece], self._basis[count : self._rows, piece]])
-            self._basis[: len(moved), piece] = moved
-        following = self.size_of_next
+        self._rotate(kept)
+        for i in range(following):
+            self._basis[len(kept) + i] = self._basis[count + i]
         self._now.c = self._now.c[:, :following]
         self._past.append(self._now)
         self._done, self._rows, self._local = len(kept), len(kept) + following, 0
@@ -396,10 +392,7 @@ class _Krylov:
 
     def turn(self, order: list[int]) -> None:
         """The basis into the Ritz vectors of these pairs, in place: the end of a solve that may hold few vectors."""
-        turn, count = self.s[:, order].T.to(self._basis), len(self.theta)
-        for begin in range(0, self.operator.size, COLUMNS):
-            piece = slice(begin, begin + COLUMNS)
-            self._basis[: len(order), piece] = turn @ self._basis[:count, piece]
+        self._rotate(order)
         self._turned = order
 
     @property
@@ -425,13 +418,19 @@ class _Krylov:
                 return freedom > 0
             half = torch.tensor(freedom / 2, dtype=torch.float64)
             hidden = float(torch.special.gammainc(half, lengths[copies] ** 2 / 2))
-            return (
-                hidden * (copies + 1) <= DECEIVED
-            )  # the copies' own directions are random: 1.6 measured for one of two
+            # The directions of the copies are random too: a factor of 1.6 was measured for one copy of two vectors.
+            return hidden * (copies + 1) <= DECEIVED
         if self.size_of_next == 0:  # an invariant subspace tells nothing of the rest
             return False
         shares = torch.linalg.svdvals(rows)
         return copies < self._given and (copies >= len(shares) or float(shares[copies]) <= self.overlap)
+
+    def _rotate(self, order: list[int]) -> None:
+        """The first rows of the basis become the Ritz vectors of these pairs, piece by piece: no second basis is held."""
+        turn, count = self.s[:, order].T.to(self._basis), len(self.theta)
+        for begin in range(0, self.operator.size, COLUMNS):
+            piece = slice(begin, begin + COLUMNS)
+            self._basis[: len(order), piece] = turn @ self._basis[:count, piece]
 
     def _append(self, v: Tensor) -> None:
         if self._rows == len(self._basis):

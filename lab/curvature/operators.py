@@ -11,6 +11,7 @@ gradient more) where it does not. J v is the derivative of u -> J'u, which is li
 gradient itself that is differentiated, so value and gradient come for nothing there too.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -52,7 +53,7 @@ class LinearOperator:
 # --- curvature of an objective ----------
 
 
-class Curvature(LinearOperator):
+class Curvature(LinearOperator, ABC):
     """A sum over the parts of an objective, sum of weight * A_part, at w.
 
     kept      whether the graphs are kept, or rebuilt for every product
@@ -89,9 +90,9 @@ class Curvature(LinearOperator):
         super().__init__(w.numel(), apply, dtype=w.dtype, device=w.device)
 
     @staticmethod
+    @abstractmethod
     def parts(objective: Objective, leaf: Tensor) -> Iterator[tuple[float, Tensor, Tensor, Product]]:
         """Yield (weight, loss, gradient, v -> A_part v), with the graph of the gradient in the product."""
-        raise NotImplementedError
 
 
 class Hessian(Curvature):
