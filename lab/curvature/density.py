@@ -166,7 +166,7 @@ def density(
     return smoothed(
         nodes,
         weights,
-        sigma=sigma or _span(nodes) * WIDTH / steps,
+        sigma=sigma or spanned(nodes) * WIDTH / steps,
         grid=grid,
         size=operator.size,
         exact=exact,
@@ -272,7 +272,7 @@ class _Lanczos:
         return v
 
 
-def _span(nodes: Tensor) -> float:
+def spanned(nodes: Tensor) -> float:
     """The range of the nodes; where they are all one value, that value (or 1, when it is zero)."""
     span = float(nodes.max() - nodes.min())
     return span or float(nodes.abs().max()) or 1.0

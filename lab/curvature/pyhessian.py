@@ -24,17 +24,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lab.curvature.density import WIDTH, SpectralDensity, smoothed, spanned
 from lab.objective import NetworkObjective, Objective
 from lab.params import flatten
-from lab.results import Density, Eigenpairs, Estimate
+from lab.results import Eigenpairs, Estimate
 
 METHOD = "PyHessian"
-GRID, SPAN = 1024, 5.0
-"""Points of the grid of a density, and how many sigma it reaches beyond the extreme Ritz values."""
+GRID = 1024
+"""Points of the grid of a density."""
 UNUSED = ("to be a torch.Tensor", "not have been used in the graph", "does not require grad")
 """What torch says when PyHessian asks it for the derivative of a gradient that is not there."""
-WIDTH = 0.8
-"""Smoothing of the density: sigma = WIDTH / steps of the range."""
 
 
 class PyHessian:
@@ -80,21 +79,14 @@ class PyHessian:
         value = float(draws.mean())
         return Estimate(value, error, self.products - before, METHOD, error <= tol * abs(value))
 
-    def density(self, *, steps: int = 80, vectors: int = 3) -> Density:
-        """Its `density(iter=steps, n_v=vectors)`, smoothed with Gaussians of 0.8 / steps of the range."""
+    def density(self, *, steps: int = 80, vectors: int = 3) -> SpectralDensity:
+        """Its `density(iter=steps, n_v=vectors)`, smoothed as ours is."""
         before = self.products
         with self._peer() as peer:
             found, shares = peer.density(iter=min(steps, self.objective.num_params), n_v=vectors)
         nodes, weights = torch.tensor(found, dtype=torch.float64), torch.tensor(shares, dtype=torch.float64)
-        width = float(nodes.max() - nodes.min()) or max(1.0, abs(float(nodes.max())))
-        sigma = WIDTH * width / steps
-        grid = torch.linspace(float(nodes.min()) - SPAN * sigma, float(nodes.max()) + SPAN * sigma, GRID).double()
-        bumps = torch.exp(-0.5 * ((grid[:, None, None] - nodes) / sigma) ** 2) / (math.sqrt(2 * math.pi) * sigma)
-        each = (bumps * weights).sum(2)
-        spread = each.std(1) / math.sqrt(vectors) if vectors > 1 else torch.full_like(grid, torch.nan)
-        values = each.mean(1)
-        low, high = (values - spread).clamp(min=0), values + spread
-        return Density(grid, values, low, high, nodes, weights, sigma, self.products - before)
+        sigma, size = spanned(nodes) * WIDTH / steps, self.objective.num_params
+        return smoothed(nodes, weights, sigma=sigma, grid=GRID, size=size, matvecs=self.products - before)
 
     @contextmanager
     def _peer(self) -> Iterator[Any]:

@@ -226,7 +226,7 @@ class Spectrum(Probe):
         peer = PyHessian(objective, w, generator=draw("pyhessian"))
         top = peer.top(min(self.k, len(w)), tol=self.tol, max_matvecs=self.max_matvecs)
         whole = peer.trace(tol=self.tol, max_matvecs=self.max_matvecs)
-        phi = SpectralDensity(**vars(peer.density(steps=self.steps, vectors=self.vectors)), size=len(w))
+        phi = peer.density(steps=self.steps, vectors=self.vectors)
         nothing = torch.zeros(0, dtype=torch.float64)
         bottom = Eigenpairs(nothing, top.vectors[:, :0], nothing, nothing, 0, True)
         return Extremes(top, bottom), phi, whole, peer.products
