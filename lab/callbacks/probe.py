@@ -18,6 +18,7 @@ from lab.callbacks.metrics import MetricsLogger
 from lab.curvature.phase import PhaseTracker
 from lab.curvature.stability import UpdateRule
 from lab.module import SupervisedModule
+from lab.noise.sampling import Sampling
 from lab.objective import NetworkObjective
 from lab.optim.rules import rule_of
 from lab.params import weights
@@ -35,6 +36,8 @@ class ProbeCallback(pl.Callback):
     batch_norm  "train": batch statistics, the loss that training descends; "eval": running statistics.
     chunk_size  examples per chunk (in train-mode BatchNorm part of the definition: give the batch size).
     stochastic  whether training uses mini-batches; default: yes for a LightningModule of your own.
+    batch_size  examples in a batch of training (None: all), and how they are drawn, for the probes of the noise: `sampling`
+                epoch | with_replacement | without_replacement.
     Training is bit-identical with and without it. After (and during) training: `tracker`, `summary()`.
     """
 
@@ -48,10 +51,13 @@ class ProbeCallback(pl.Callback):
         batch_norm: Literal["train", "eval"] = "train",
         chunk_size: int | None = None,
         stochastic: bool = True,
+        batch_size: int | None = None,
+        sampling: Sampling = "epoch",
         seed: int = 0,
     ):
         self.probes, self.criterion, self.data, self.seed = list(probes), criterion, data, seed
         self.model, self.batch_norm, self.chunk_size = model, batch_norm, chunk_size
+        self.batch_size, self.sampling = batch_size, sampling
         self.tracker = PhaseTracker(stochastic=stochastic)
         self.latest: dict[str, float] = {}
         self.formula = "the threshold"
@@ -102,7 +108,17 @@ class ProbeCallback(pl.Callback):
         assert self.model is not None
         rule = self._rule(trainer)
         w = weights(self.model)
-        snapshot = Snapshot(step, w, self.objective, rule, lambda: self._batch(pl_module, step), self.seed)
+        snapshot = Snapshot(
+            step,
+            w,
+            self.objective,
+            rule,
+            lambda: self._batch(pl_module, step),
+            self.seed,
+            batch_size=self.batch_size,
+            sampling=self.sampling,
+            num_train=len(self.data[1]),
+        )
         measured: dict[str, Any] = {}
         for probe in self.probes:
             if probe.due(step):

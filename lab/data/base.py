@@ -22,13 +22,13 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from lab.noise.sampling import Sampling
 from lab.settings import CARD, SettingError
 from lab.streams import stream
 
 Count = Annotated[int, Field(gt=0, strict=True)]
 Examples = Count | Literal["all"]
 BatchSize = Count | Literal["full"]
-Sampling = Literal["epoch", "with_replacement", "without_replacement"]
 Standardise = Literal["channel", "pixel", "none"]
 ClassIndex = Annotated[int, Field(ge=0, strict=True)]
 Classes = Literal["all"] | Annotated[int, Field(ge=2, strict=True)] | tuple[ClassIndex | str, ...]

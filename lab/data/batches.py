@@ -9,7 +9,8 @@ without_replacement   each batch is a fresh draw of b different examples (C / b 
 import torch
 from torch import Tensor
 
-from lab.data.base import BatchSize, Sampling, check_batch_size
+from lab.data.base import BatchSize, check_batch_size
+from lab.noise.sampling import Sampling
 from lab.streams import stream
 
 

@@ -65,7 +65,18 @@ class Measurement:
         """All probes, with progress on stderr."""
         w, begin = weights(self.parts.model), perf_counter()
         step, seed = self.saved.step, self.parts.settings.seed
-        snapshot = Snapshot(step, w, self.objective, self.rule, self._batch, seed)
+        batches = self.parts.batches
+        snapshot = Snapshot(
+            step,
+            w,
+            self.objective,
+            self.rule,
+            self._batch,
+            seed,
+            batch_size=None if batches.is_full else batches.batch_size,
+            sampling=batches.sampling,
+            num_train=len(self.data[1]),
+        )
         result = Result(step, self.rule.formula if self.rule else "", w.numel())
         for probe in self.parts.settings.probes:
             begun = perf_counter()

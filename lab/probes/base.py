@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, Union
 from torch import Tensor
 
 from lab.curvature.stability import UpdateRule
+from lab.noise.sampling import Sampling
 from lab.objective import Objective
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ class Snapshot:
     w (P,) are the weights; `loss_on(examples)` the objective over the fixed, class-balanced probe set of that size
     ("all": the training set, "auto": all of it up to 5000 examples, 2000 of a larger one); batch() the loss over the
     mini-batch about to be used, unaugmented (None where it is the whole set); rule the next update of the optimiser (None
-    where its threshold is not known); seed that of the run.
+    where its threshold is not known); seed that of the run. Training draws batches of `batch_size` (None: the whole set)
+    out of `num_train` examples by `sampling`.
     """
 
     step: int
@@ -39,6 +41,9 @@ class Snapshot:
     rule: UpdateRule | None = None
     batch: Callable[[], Objective | None] = lambda: None
     seed: int = 0
+    batch_size: int | None = None
+    sampling: Sampling = "epoch"
+    num_train: int | None = None
     _shared: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def once(self, key: Any, compute: Callable[[], T]) -> T:

@@ -41,6 +41,8 @@ class Run:
             batch_norm=trainer.batch_norm,
             chunk_size=parts.measured_chunk,
             stochastic=not parts.batches.is_full or getattr(parts.settings.data, "augment", False),
+            batch_size=None if parts.batches.is_full else parts.batches.batch_size,
+            sampling=parts.batches.sampling,
             seed=parts.settings.seed,
         )
         self.probes.require_sets()
