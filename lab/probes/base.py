@@ -71,6 +71,10 @@ class Probe(ABC):
     def measure(self, snapshot: Snapshot) -> dict[str, Value]:
         """The values to log at `snapshot.step`, by tag."""
 
+    def finding(self, values: dict[str, float]) -> str:
+        """What the last values of a run, by tag, say about it, in one plain sentence; "" where there is nothing to say."""
+        return ""
+
     def state_dict(self) -> dict[str, Tensor]:
         """The memory that later measurements build on (warm starts), so that a resumed run measures the same."""
         return {}
