@@ -37,11 +37,12 @@ Solve = Callable[["Point"], tuple[float, int]]
 
 @dataclass
 class Point:
-    """Weights on the trajectory, the loss to measure, and the eigenvector expected there from the points before."""
+    """Weights on the trajectory, the loss to measure, the eigenvector the points before it point to, and the truth."""
 
     w: Tensor
     objective: NetworkObjective
     earlier: Tensor | None = None
+    truth: float | Tensor | None = None
 
 
 @dataclass
