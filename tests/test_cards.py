@@ -14,7 +14,7 @@ from lab.train.settings import CARDS, read_settings
 
 CONF = Path(config_dir())
 GROUPS = (*CARDS, "probe")
-FILES = [file for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
+FILES = [file for group in (*GROUPS, "landscape") for file in sorted((CONF / group).glob("*.yaml"))]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")

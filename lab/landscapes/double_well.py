@@ -1,20 +1,50 @@
-"""L(x, y) = (x^2 - 1)^2 / 4 + y^2 / 2: two wells at (+-1, 0) and a saddle between them at the origin."""
+"""L(x, y) = (x^2 - 1)^2 / 4 + k y^2 / 2: two wells at (+-1, 0) and a saddle between them at the origin."""
 
-from collections.abc import Iterator
-
+import torch
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from lab.objective import Objective
+from lab.landscapes.base import Critical, Landscape
+from lab.settings import CARD
 
 
-class DoubleWell(Objective):
-    """L(x, y) = (x^2 - 1)^2/4 + y^2/2.
+@dataclass(config=CARD)
+class DoubleWell(Landscape):
+    """L(x, y) = (x^2 - 1)^2/4 + 1/2 sum_i k_i y_i^2, P = 1 + number of `stiffness` k.
 
-    Minima (+-1, 0) with Hessian eigenvalues (2, 1) and L = 0; saddle (0, 0) with eigenvalues (1, -1) and L = 1/4.
+    Minima (+-1, 0) with Hessian eigenvalues (2, k) and L = 0; saddle at 0 with eigenvalues (-1, k) and L = 1/4, which is
+    the barrier.
     """
 
-    num_params = 2
+    stiffness: tuple[float, ...] = (1.0,)
 
-    def parts(self, w: Tensor) -> Iterator[tuple[float, Tensor]]:
-        x, y = w
-        yield 1.0, (x * x - 1) ** 2 / 4 + y * y / 2
+    def __post_init__(self) -> None:
+        self.num_params = 1 + len(self.stiffness)
+        if any(k <= 0 for k in self.stiffness):
+            raise ValueError(f"stiffness={list(self.stiffness)}: expected positive curvatures")
+
+    @property
+    def barrier(self) -> float:
+        """L(saddle) - L(minimum)."""
+        return 0.25
+
+    def energy(self, x: Tensor) -> Tensor:
+        across, along = x[..., 1:], x[..., 0]
+        return (along * along - 1) ** 2 / 4 + 0.5 * (self._k(x) * across * across).sum(-1)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        along = x[..., :1]
+        return torch.cat([along * (along * along - 1), self._k(x) * x[..., 1:]], dim=-1)
+
+    @property
+    def critical_points(self) -> tuple[Critical, ...]:
+        rest, k = (0.0,) * len(self.stiffness), self.stiffness
+        wells = tuple(Critical((x, *rest), 0.0, tuple(sorted((2.0, *k)))) for x in (-1.0, 1.0))
+        return (*wells, Critical((0.0, *rest), 0.25, tuple(sorted((-1.0, *k)))))
+
+    @property
+    def learning_coefficient(self) -> tuple[float, int]:
+        return self.num_params / 2, 1
+
+    def _k(self, x: Tensor) -> Tensor:
+        return torch.tensor(self.stiffness, dtype=x.dtype, device=x.device)

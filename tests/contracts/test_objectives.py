@@ -1,18 +1,21 @@
 """The laws that every objective of `lab.landscapes` keeps, found by walking the package.
 
-A new landscape is added to `INSTANCES`; until then `test_every_landscape_has_an_instance` fails.
+Each has a card in `conf/landscape/`, from which it is made here; one without fails `test_every_landscape_has_a_card`.
 """
 
 import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 import lab.landscapes
+from lab.cli import config_dir
 from lab.objective import Objective
 
 DOUBLE = torch.float64
@@ -37,11 +40,17 @@ def quadratic() -> Objective:
     return Quadratic(torch.tensor([3.0, -1.0, 0.0, 0.5], dtype=DOUBLE))
 
 
-@instance("double_well.DoubleWell")
-def double_well() -> Objective:
-    from lab.landscapes.double_well import DoubleWell
+def _of_card(file: Path) -> tuple[str, Callable[[], Objective]]:
+    """A landscape as its card has it."""
+    values = yaml.safe_load(file.read_text())
+    module, _, name = values.pop("_target_").rpartition(".")
+    path = f"{module.removeprefix('lab.landscapes.')}.{name}"
+    return path, lambda: getattr(importlib.import_module(module), name)(**values)
 
-    return DoubleWell()
+
+for _file in sorted(Path(config_dir(), "landscape").glob("*.yaml")):
+    _path, _make = _of_card(_file)
+    INSTANCES.setdefault(_path, _make)
 
 
 def landscapes() -> set[str]:
@@ -55,8 +64,8 @@ def landscapes() -> set[str]:
     return found
 
 
-def test_every_landscape_has_an_instance() -> None:
-    assert landscapes() == set(INSTANCES), "list a small instance of each landscape in INSTANCES"
+def test_every_landscape_has_a_card() -> None:
+    assert landscapes() == set(INSTANCES), "every landscape needs a card in conf/landscape/"
 
 
 @pytest.fixture(params=sorted(INSTANCES))

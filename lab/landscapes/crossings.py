@@ -1,0 +1,123 @@
+"""Valleys of minima that cross, or end in a cusp: where the set of minima is no smooth curve.
+
+Do singular points attract? By Gibbs they hold no more than their share of low energy, and Langevin dynamics is Gibbs
+whatever the kink; what a simulation shows beyond it is its step size or the little time it ran. What singular learning
+theory (Watanabe 2009) counts is lambda: volume{L < e} ~ e^lambda (log 1/e)^(m - 1).
+
+    MinCrossing        a min((x - b)^2, (y - b)^2)   lambda = 1/2, m = 1: the same as at any other point of the valleys
+    ProductCrossing    a x^2 y^2                     lambda = 1/2, m = 2: more by a logarithm
+    ThreeLines         a x^2 y^2 (x + y)^2           lambda = 1/3: truly preferred
+    Cusp               a (y^2 - x^3)^2               lambda = 5/12
+"""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from lab.landscapes.base import Critical, Landscape
+from lab.settings import CARD
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Real = Annotated[float, Field(allow_inf_nan=False)]
+
+
+@dataclass(config=CARD)
+class MinCrossing(Landscape):
+    """L(x, y) = alpha min((x - centre)^2, (y - centre)^2): two lines of minima that cross at (centre, centre).
+
+    Often printed as min(x - b^2, (y - b)^2), which has no lower bound: the square belongs outside the bracket. The kink
+    on the diagonals has measure zero; where the two agree the gradient taken is that of x.
+    """
+
+    alpha: Positive = 100.0
+    centre: Real = 0.0
+    num_params = 2
+
+    def energy(self, x: Tensor) -> Tensor:
+        return self.alpha * (x - self.centre).square().amin(-1)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        d = x - self.centre
+        first = d[..., :1].abs() <= d[..., 1:].abs()
+        return 2 * self.alpha * d * torch.cat([first, ~first], dim=-1)
+
+    @property
+    def critical_points(self) -> tuple[Critical, ...]:
+        """One of each valley; at the crossing L has no Hessian."""
+        b, steep = self.centre, 2 * self.alpha
+        return Critical((b, b + 1), 0.0, (0.0, steep)), Critical((b + 1, b), 0.0, (0.0, steep))
+
+    @property
+    def learning_coefficient(self) -> tuple[float, int]:
+        return 0.5, 1
+
+
+@dataclass(config=CARD)
+class ProductCrossing(Landscape):
+    """L(x, y) = alpha x^2 y^2: both axes are minima, the flatter the nearer to their crossing, where the Hessian is 0."""
+
+    alpha: Positive = 400.0
+    num_params = 2
+
+    def energy(self, x: Tensor) -> Tensor:
+        return self.alpha * x.square().prod(-1)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        return 2 * self.alpha * x * x.flip(-1).square()
+
+    @property
+    def critical_points(self) -> tuple[Critical, ...]:
+        return Critical((0.0, 0.0), 0.0, (0.0, 0.0)), Critical((1.0, 0.0), 0.0, (0.0, 2 * self.alpha))
+
+    @property
+    def learning_coefficient(self) -> tuple[float, int]:
+        return 0.5, 2
+
+
+@dataclass(config=CARD)
+class ThreeLines(Landscape):
+    """L(x, y) = alpha x^2 y^2 (x + y)^2: three lines of minima through 0, lambda = 1/3 there and 1/2 elsewhere on them."""
+
+    alpha: Positive = 400.0
+    num_params = 2
+
+    def energy(self, x: Tensor) -> Tensor:
+        return self.alpha * (x.prod(-1) * x.sum(-1)).square()
+
+    def gradient(self, x: Tensor) -> Tensor:
+        product, total = x.prod(-1, keepdim=True), x.sum(-1, keepdim=True)
+        return 2 * self.alpha * product * total * (x.flip(-1) * total + product)
+
+    @property
+    def critical_points(self) -> tuple[Critical, ...]:
+        return Critical((0.0, 0.0), 0.0, (0.0, 0.0)), Critical((1.0, 0.0), 0.0, (0.0, 2 * self.alpha))
+
+    @property
+    def learning_coefficient(self) -> tuple[float, int]:
+        return 1 / 3, 1
+
+
+@dataclass(config=CARD)
+class Cusp(Landscape):
+    """L(x, y) = alpha (y^2 - x^3)^2: a curve of minima that turns back at 0; lambda = (1/2)(1/2 + 1/3) = 5/12."""
+
+    alpha: Positive = 400.0
+    num_params = 2
+
+    def energy(self, x: Tensor) -> Tensor:
+        return self.alpha * (x[..., 1] ** 2 - x[..., 0] ** 3) ** 2
+
+    def gradient(self, x: Tensor) -> Tensor:
+        error = 2 * self.alpha * (x[..., 1] ** 2 - x[..., 0] ** 3)
+        return error[..., None] * torch.stack([-3 * x[..., 0] ** 2, 2 * x[..., 1]], dim=-1)
+
+    @property
+    def critical_points(self) -> tuple[Critical, ...]:
+        return Critical((0.0, 0.0), 0.0, (0.0, 0.0)), Critical((1.0, 1.0), 0.0, (0.0, 26 * self.alpha))
+
+    @property
+    def learning_coefficient(self) -> tuple[float, int]:
+        return 5 / 12, 1

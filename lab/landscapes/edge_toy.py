@@ -1,0 +1,55 @@
+"""L(x, y) = y x^2 / 2 + k (y - y*)^2 / 2: the edge of stability in two variables.
+
+The curvature of x is y, which the loss draws to y* > 2/lr, past the edge. Gradient descent holds y at 2/lr instead: x
+oscillates with x^2 = 2 k (y* - 2/lr), the very amplitude at which its push on y cancels the pull. The central flow
+(Cohen et al. 2025) predicts it exactly.
+"""
+
+import math
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from lab.landscapes.base import Critical, Landscape
+from lab.settings import CARD
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+@dataclass(config=CARD)
+class EdgeToy(Landscape):
+    """L(x, y) = y x^2/2 + k (y - y*)^2/2 with `pull` k and `goal` y*. Minimum (0, y*), eigenvalues (y*, k), for y* > 0."""
+
+    pull: Positive = 0.05
+    goal: Positive = 22.0
+    num_params = 2
+
+    def energy(self, x: Tensor) -> Tensor:
+        return 0.5 * x[..., 1] * x[..., 0] ** 2 + 0.5 * self.pull * (x[..., 1] - self.goal) ** 2
+
+    def gradient(self, x: Tensor) -> Tensor:
+        return torch.stack([x[..., 0] * x[..., 1], 0.5 * x[..., 0] ** 2 + self.pull * (x[..., 1] - self.goal)], dim=-1)
+
+    def cycle(self, lr: float) -> tuple[float, float]:
+        """(x^2, y) of the cycle of period 2 of gradient descent: (2 k (y* - 2/lr), 2/lr); stable while lr (y* - 2/lr) < 1/2.
+
+        NaN where y* is not past the edge: gradient descent then goes to the minimum.
+        """
+        past = self.goal - 2 / lr
+        return (2 * self.pull * past, 2 / lr) if past > 0 else (math.nan, math.nan)
+
+    @property
+    def critical_points(self) -> tuple[Critical, ...]:
+        """The minimum; and two saddles at y = 0, x^2 = 2 k y*, with eigenvalues (k -+ sqrt(k^2 + 8 k y*))/2."""
+        k, root = self.pull, math.sqrt(self.pull**2 + 8 * self.pull * self.goal)
+        minimum = Critical((0.0, self.goal), 0.0, tuple(sorted((self.goal, k))))
+        x = math.sqrt(2 * k * self.goal)
+        value = 0.5 * k * self.goal**2
+        return minimum, *(Critical((sign * x, 0.0), value, ((k - root) / 2, (k + root) / 2)) for sign in (-1, 1))
+
+    @property
+    def learning_coefficient(self) -> tuple[float, int]:
+        return 1.0, 1
