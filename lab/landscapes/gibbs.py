@@ -39,12 +39,13 @@ def gibbs(
     high: Sequence[float],
     *,
     at: Sequence[Sequence[float]] = (),
+    cuts: Sequence[Sequence[float]] = (),
     panels: int = 16,
 ) -> Gibbs:
     """exp(-L/temperature) on the box from `low` to `high`, which must be short sequences of P = 1 or 2 numbers.
 
-    at        for each variable the places where L or what is averaged has kinks or peaks: the panels begin there, and
-              shrink towards them. An indicator function is integrated exactly when its edges are among them.
+    at        for each variable the places where exp(-L/T) is narrow: the panels shrink towards them.
+    cuts      for each variable the places where panels begin: the edges of indicator functions, which are exact then.
     panels    equal panels beside these, at least.
     Error: that of 8-point Gauss rules, far below 1e-6 where L/T is smooth in each panel; float64. Raises ValueError for
     another number of variables or a temperature that is not positive.
@@ -57,9 +58,10 @@ def gibbs(
     if not temperature > 0 or not math.isfinite(temperature):
         raise ValueError(f"temperature={temperature}: expected a positive number")
     size = landscape.num_params
-    if size not in (1, 2) or not size == len(low) == len(high) or (at and len(at) != size):
+    at, cuts = at or [()] * size, cuts or [()] * size
+    if size not in (1, 2) or not size == len(low) == len(high) == len(at) == len(cuts):
         raise ValueError(f"quadrature in {size} variables with {len(low)} bounds: expected 1 or 2, and as many bounds")
-    rules = [_rule(a, b, places, panels) for a, b, places in zip(low, high, at or [()] * size, strict=True)]
+    rules = [_rule(*each, panels) for each in zip(low, high, at, cuts, strict=True)]
     points = torch.cartesian_prod(*(x for x, _ in rules)).reshape(-1, size)
     weights = torch.cartesian_prod(*(w for _, w in rules)).reshape(-1, size).prod(-1)
     logs = -landscape.energy(points) / temperature + weights.log()
@@ -72,11 +74,13 @@ def inside(low: Sequence[float], high: Sequence[float]) -> Callable[[Tensor], Te
     return lambda x: ((x >= torch.tensor(low).to(x)) & (x <= torch.tensor(high).to(x))).all(-1).to(x)
 
 
-def _rule(low: float, high: float, places: Sequence[float], panels: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights on [low, high]: equal panels, cut again by halves towards each of the places."""
+def _rule(
+    low: float, high: float, places: Sequence[float], cuts: Sequence[float], panels: int
+) -> tuple[Tensor, Tensor]:
+    """Nodes and weights on [low, high]: equal panels, cut again at `cuts`, and by halves towards each of the places."""
     if not low < high:
         raise ValueError(f"a range from {low} to {high}: expected low < high")
-    edges = set(np.linspace(low, high, panels + 1))
+    edges = {*np.linspace(low, high, panels + 1), *cuts}
     for place in places:
         distances = (high - low) * 2.0 ** -np.arange(math.ceil(-math.log2(FINEST)) + 1)
         edges |= {place, *(place - distances), *(place + distances)}

@@ -41,7 +41,7 @@ def test_gibbs_mass_of_a_box_at_the_crossing_and_on_a_valley(
             for side in (-1, 1)
         }
     )
-    law = gibbs(landscape, 1.0, [-1, -1], [1, 1], at=[(0.0, *edges)] * 2, panels=20)
+    law = gibbs(landscape, 1.0, [-1, -1], [1, 1], at=[(0.0,)] * 2, cuts=[edges] * 2, panels=20)
     # The kink of the minimum on the diagonals lies inside panels: what is left of it is below 1e-5.
     assert law.mean(inside([-0.1, -0.1], [0.1, 0.1])) == pytest.approx(origin, rel=2e-4)
     # The mean over the four boxes that tile an arm between .1 and .9.
@@ -70,7 +70,7 @@ def test_the_cold_limit_of_the_mean_energy_over_temperature(
 def test_three_lines_are_preferred_where_they_cross() -> None:
     # On the unit disc at 1e2, 1e4: .2144, .2958, towards 1/3 and not 1/2; the third line crosses the panels.
     for beta, expected in ((1e2, 0.2144), (1e4, 0.2958)):
-        law = gibbs(ThreeLines(alpha=1.0), 1 / beta, [-1, -1], [1, 1], at=[(0.0,), (0.0,)], panels=200)
+        law = gibbs(ThreeLines(alpha=1.0), 1 / beta, [-1, -1], [1, 1], at=[(0.0,), (0.0,)], panels=100)
         disc = (law.points.square().sum(1) <= 1).double() * law.shares
         found = beta * float((disc * ThreeLines(alpha=1.0).energy(law.points)).sum() / disc.sum())
         assert found == pytest.approx(expected, abs=3e-3)
@@ -93,7 +93,7 @@ def test_what_cannot_be_integrated_is_refused(
 
 
 def test_masses_of_boxes_add_up() -> None:
-    law = gibbs(ProductCrossing(), 1.0, [-1, -1], [1, 1], at=[(-0.5, 0.0), (0.25,)])
+    law = gibbs(ProductCrossing(), 1.0, [-1, -1], [1, 1], at=[(0.0,), ()], cuts=[(-0.5,), (0.25,)])
     left = law.mean(inside([-1, -1], [-0.5, 1])) + law.mean(inside([-0.5, -1], [0.0, 1]))
     assert left == pytest.approx(law.mean(inside([-1, -1], [0.0, 1])), rel=1e-12)
     assert left == pytest.approx(0.5, rel=1e-12)

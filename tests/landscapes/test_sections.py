@@ -1,0 +1,49 @@
+"""Sections through w-space: their values, the projection of trajectories, and the picture."""
+
+import pytest
+import torch
+
+from lab.landscapes.double_well import DoubleWell
+from lab.landscapes.quadratic import Quadratic
+from lab.landscapes.sections import contours, section, window
+
+DOUBLE = torch.float64
+
+
+def test_a_section_of_a_quadratic_is_the_quadratic_of_its_coordinates() -> None:
+    landscape = Quadratic((4.0, 2.0, 1.0))
+    origin, u, v = torch.tensor([[0.5, 0, 0], [1.0, 0, 1.0], [0, 2.0, 0]], dtype=DOUBLE)
+    a, b = torch.linspace(-1, 1, 5, dtype=DOUBLE), torch.linspace(0, 1, 3, dtype=DOUBLE)
+    shown = section(landscape, origin, u, v, columns=a, rows=b)
+    truth = 2 * (0.5 + a[None]) ** 2 + (2 * b[:, None]) ** 2 + 0.5 * a[None] ** 2
+    torch.testing.assert_close(shown.values, truth)
+    points = origin + torch.tensor([[0.3, 0.7]], dtype=DOUBLE) @ torch.stack([u, v])
+    torch.testing.assert_close(shown.coordinates(points), torch.tensor([[0.3, 0.7]], dtype=DOUBLE))
+
+
+def test_coordinates_of_a_point_off_the_plane_are_those_of_its_projection() -> None:
+    shown = window(Quadratic((1.0, 1.0)), [-1, -1], [1, 1], points=3)
+    assert shown.values.tolist() == [[1.0, 0.5, 1.0], [0.5, 0.0, 0.5], [1.0, 0.5, 1.0]]
+    plane = section(
+        Quadratic((1.0, 1.0, 1.0)),
+        torch.zeros(3, dtype=DOUBLE),
+        *torch.eye(3, dtype=DOUBLE)[:2],
+        columns=torch.zeros(1, dtype=DOUBLE),
+        rows=torch.zeros(1, dtype=DOUBLE),
+    )
+    assert plane.coordinates(torch.tensor([0.2, -0.4, 9.0], dtype=DOUBLE)).tolist() == pytest.approx([0.2, -0.4])
+
+
+def test_contours_draw_every_trajectory_from_its_dot_to_its_star() -> None:
+    path = torch.tensor([[0.1, 0.9], [0.5, 0.4], [1.0, 0.0]], dtype=DOUBLE)
+    figure = contours(window(DoubleWell(), [-1.6, -1.2], [1.6, 1.2], points=31), {"descent": path}, title="two wells")
+    lines = figure.axes[0].get_lines()
+    assert [line.get_label() for line in lines][0] == "descent"
+    assert lines[0].get_xydata().tolist() == path.tolist()
+    assert (lines[1].get_marker(), lines[2].get_marker()) == ("o", "*")
+    assert figure.axes[0].get_title() == "two wells"
+
+
+def test_a_window_is_for_two_variables() -> None:
+    with pytest.raises(ValueError, match="3 variables"):
+        window(Quadratic((1.0, 1.0, 1.0)), [-1, -1], [1, 1])
