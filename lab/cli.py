@@ -212,6 +212,10 @@ def _unknown_setting(name: str, door: str) -> str:
             return f"there is no probe {probe}; expected one of {', '.join(choices('probe'))}"
         if name in known:
             return f"{name} is for a probe that is not selected; add it: probe=[{probe}]"
+    elif group == "noise" and name in known:
+        folder = Path(config_dir()) / "optimizer" / "noise"
+        cards = [card for card in choices("optimizer/noise") if rest in OmegaConf.load(folder / f"{card}.yaml")]
+        return f"{name} is not a setting of the chosen noise; choose optimizer/noise= one of {', '.join(cards)}"
     elif name in known:
         return f"{name} is not a setting of the chosen {group}; see python -m lab.{door} --cfg job"
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
@@ -221,10 +225,10 @@ def _unknown_setting(name: str, door: str) -> str:
 @cache
 def _known_settings() -> tuple[str, ...]:
     """Every setting that some card offers."""
-    names = ["steps", "epochs", "seed"]
-    for file in sorted(Path(config_dir()).glob("*/*.yaml")):
+    names = ["steps", "epochs", "seed", "optimizer/noise"]
+    for file in sorted([*Path(config_dir()).glob("*/*.yaml"), *Path(config_dir()).glob("optimizer/noise/*.yaml")]):
         group = file.parent.name if file.parent.name != "probe" else f"probe.{file.stem}"
-        if file.parent.name != "experiment":
+        if file.parent.name not in ("experiment", "simulation", "landscape"):
             keys = [str(key) for key in OmegaConf.load(file)]  # type: ignore[union-attr]
             names += [f"{group}.{key}" for key in keys if key != "_target_"] + [file.parent.name]
     return tuple(dict.fromkeys(names))
@@ -263,7 +267,10 @@ class _OneLine:
 
 
 def quiet() -> None:
-    """Silence the hints of Lightning that do not apply here: the data are tensors in memory, steps are ours."""
+    """Silence the hints of Lightning that do not apply here (the data are tensors in memory, steps are ours), and say what
+    is left in one line, without the place in the code that Python puts before it.
+    """
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",

@@ -6,8 +6,10 @@ updates in `step`. Batches and augmentation are functions of (seed, step): a res
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from time import perf_counter, process_time
 
 import pytorch_lightning as pl
 import torch
@@ -16,10 +18,13 @@ from torch import Tensor, nn
 from lab.data.augment import crop_and_flip
 from lab.data.base import Dataset, Split
 from lab.data.batches import Batches
+from lab.optim.noise import GradientNoise
 from lab.run.agenda import Agenda, Chunk
 from lab.streams import stream
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
+TIMED, TIMED_SECONDS = 25, 2.0
+"""What noise costs is timed on so many steps with it and as many without, or for so long."""
 
 
 @dataclass
@@ -41,6 +46,8 @@ class SupervisedModule(pl.LightningModule):
     max_loss    a larger loss counts as divergence, as does one that is not finite: training stops, the weights before
                 update `finite_step`, the last with a good loss, are put back, `divergence` says why. The loss that the
                 last update leaves is looked at too.
+    noise       what is added to the gradient before the optimiser has it; `noise_cost` says in the end how many steps
+                without it a step took.
     """
 
     def __init__(
@@ -57,6 +64,7 @@ class SupervisedModule(pl.LightningModule):
         chunk_size: int | None = None,
         max_loss: float = math.inf,
         seed: int = 0,
+        noise: GradientNoise | None = None,
     ):
         super().__init__()
         self.automatic_optimization = False
@@ -66,6 +74,8 @@ class SupervisedModule(pl.LightningModule):
         self.train_data, self.test_data = dataset.train, dataset.test
         self.step = self.finite_step = agenda.begin
         self.divergence = ""
+        self.noise, self.noise_cost = noise, math.nan
+        self._noise_norm, self._rest_seconds = math.nan, math.inf
         self.progress = Progress([], [])
         self._trainable = [p for p in model.parameters() if p.requires_grad]
         self._state: list[Tensor] = []
@@ -99,9 +109,10 @@ class SupervisedModule(pl.LightningModule):
         """The updates of one chunk; what they did is in `progress`."""
         self.progress = progress = Progress([], [])
         for step in range(chunk.begin, chunk.end):
-            loss, accuracy = self._gradient(step)
+            loss, accuracy = self._gradient(step, self.noise, measured=self.agenda.logs(step))
             if self._diverged(loss):
                 break
+            begin = self._clock()
             self._keep(step)
             self.optimizer.step()
             progress.losses.append((step, loss))
@@ -109,8 +120,11 @@ class SupervisedModule(pl.LightningModule):
                 progress.curves.append((step, self._curves(loss, accuracy)))
             self.step = step + 1
             self.set_lr(self.step)
+            self._rest_seconds = min(self._rest_seconds, self._clock() - begin)
         if self.step == self.agenda.total and not self.divergence:
             self._look_back()
+            if self.noise is not None:
+                self._time_noise(self.noise)
 
     @torch.no_grad()
     def evaluate(self, data: Split, *, chunk_size: int = 1000) -> dict[str, float]:
@@ -128,20 +142,33 @@ class SupervisedModule(pl.LightningModule):
         """The examples of the batch of `step`, None for all of them."""
         return self.batches.index(step)
 
-    def _gradient(self, step: int) -> tuple[float, float]:
-        """Loss and accuracy of the batch of `step`, its gradient left in `.grad`."""
+    def _gradient(
+        self, step: int, noise: GradientNoise | None = None, *, measured: bool = False
+    ) -> tuple[float, float]:
+        """Loss and accuracy of the batch of `step`, its gradient left in `.grad`, with noise where one is given."""
         x, y = self._batch(step)
         self.optimizer.zero_grad()
+        draw = None
+        if noise is not None:
+            lr = self.optimizer.param_groups[0]["lr"]
+            draw = noise.draw(step, x, y, lr=lr, chunk_size=self.chunk_size, measured=measured)
         size = self.chunk_size or len(y)
         loss = torch.zeros((), dtype=torch.float64, device=y.device)
         correct = torch.zeros((), dtype=torch.long, device=y.device)
-        for xs, ys in zip(x.split(size), y.split(size), strict=True):
+        for i, (xs, ys) in enumerate(zip(x.split(size), y.split(size), strict=True)):
             outputs = self.model(xs)
             part = self.criterion(outputs, ys)
             share = len(ys) / len(y)
-            (part * share if share < 1 else part).backward()
+            weighted = part * share if share < 1 else part
+            if draw is None:
+                weighted.backward()
+            else:
+                draw.backward(weighted, outputs, slice(i * size, i * size + len(ys)))
             loss += part.detach() * share
             correct += (outputs.detach().argmax(1) == ys).sum()
+        if draw is not None:
+            draw.finish()
+            self._noise_norm = draw.norm
         return float(loss), float(correct) / len(y)
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
@@ -160,13 +187,14 @@ class SupervisedModule(pl.LightningModule):
         moves = [
             p.detach() - old for p, old in zip(self._trainable, self._last_finite, strict=False)
         ]  # buffers come last
+        noise = {"train/noise_norm": self._noise_norm} if math.isfinite(self._noise_norm) else {}
         return {
             "train/loss": loss,
             "train/accuracy": accuracy,
             "train/grad_norm": _norm(gradients),
             "train/update_norm": _norm(moves),
             "train/lr": self.optimizer.param_groups[0]["lr"],
-        }
+        } | noise
 
     @torch.no_grad()
     def _keep(self, step: int) -> None:
@@ -177,13 +205,39 @@ class SupervisedModule(pl.LightningModule):
 
     def _look_back(self) -> None:
         """What the last update did, which no step after it sees: the loss of the batch that would be next."""
-        buffers = [buffer.clone() for buffer in self.model.buffers()]
-        loss, _ = self._gradient(self.step)
-        for buffer, kept in zip(self.model.buffers(), buffers, strict=True):
-            buffer.copy_(kept)  # BatchNorm has counted a batch that is no part of the run
+        with self._buffers_kept():
+            loss, _ = self._gradient(self.step)
         # Saturated units hide infinite weights from the loss.
         if not self._diverged(loss) and not all(bool(p.isfinite().all()) for p in self._trainable):
             self._diverge("a weight is no longer finite")
+
+    def _time_noise(self, noise: GradientNoise) -> None:
+        """`noise_cost`: gradients with and without noise in turn, beside the rest of a step, each at its fastest: whatever
+        else the machine does only makes them slower.
+        """
+        took: dict[bool, list[float]] = {False: [], True: []}
+        with self._buffers_kept():
+            for _ in range(TIMED):
+                for noisy in took:
+                    begin = self._clock()
+                    self._gradient(self.step - 1, noise if noisy else None)
+                    took[noisy].append(self._clock() - begin)
+                if sum(map(sum, took.values())) > TIMED_SECONDS:
+                    break
+        rest = self._rest_seconds if math.isfinite(self._rest_seconds) else 0.0  # no step was made: a resumed end
+        self.noise_cost = (min(took[True]) + rest) / (min(took[False]) + rest)
+
+    def _clock(self) -> float:
+        """Seconds of this process, which other ones do not lengthen; on a GPU those of the clock on the wall."""
+        return perf_counter() if self.device.type == "cuda" else process_time()
+
+    @contextmanager
+    def _buffers_kept(self) -> Iterator[None]:
+        """Put the buffers back: BatchNorm counts batches that are no part of the run."""
+        buffers = [buffer.clone() for buffer in self.model.buffers()]
+        yield
+        for buffer, kept in zip(self.model.buffers(), buffers, strict=True):
+            buffer.copy_(kept)
 
     def _diverged(self, loss: float) -> bool:
         """Whether the loss is not finite or too large; if so the run has diverged."""

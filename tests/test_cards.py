@@ -13,7 +13,7 @@ from lab.cli import choices, config_dir
 from lab.train.settings import CARDS, read_settings
 
 CONF = Path(config_dir())
-GROUPS = (*CARDS, "probe")
+GROUPS = (*CARDS, "probe", "scaling", "compare")
 FILES = [file for group in (*GROUPS, "landscape") for file in sorted((CONF / group).glob("*.yaml"))]
 
 

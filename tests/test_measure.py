@@ -291,6 +291,32 @@ def test_progress_tells_what_how_far_and_how_long_still() -> None:
     assert console.file.getvalue() == "measuring sharpness of w.pt: about 90 s\n"  # type: ignore[attr-defined]
 
 
+def test_progress_of_what_nobody_can_foretell_tells_the_time_spent() -> None:
+    done = 0
+    console = Console(file=io.StringIO(), width=200)
+    with Progress("noise of w.pt", 0, 0.0, lambda: done, console=console) as progress:
+        assert progress.text() == "noise of w.pt: 1 s so far"
+        done = 7
+        assert progress.text() == "noise of w.pt: 7 products, 1 s so far"
+    assert console.file.getvalue() == "measuring noise of w.pt\n"  # type: ignore[attr-defined]
+
+
+@pytest.mark.filterwarnings("ignore:.*no sign of the edge")
+def test_batch_sharpness_of_a_checkpoint_is_that_of_the_run_at_its_step(
+    scratch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    probes = ("probe=[sharpness,batch_sharpness]", f"probe.batch_sharpness.every={STEP}", "data.batch_size=16")
+    folder = run(scratch / "run", *MLP, *probes, "optimizer.momentum=0.9")
+    logged = {tag: dict(zip(*points, strict=True))[STEP] for tag, points in folder.all_series().items() if "/ba" in tag}
+    measure(f"checkpoint={folder.checkpoints / 'previous.ckpt'}", probes[0], "hydra.run.dir=there")
+    found = values("there")
+    assert {"sharpness/batch", "sharpness/batch_generalised"} <= logged.keys()
+    assert f"sharpness/batch = {found['sharpness/batch']:.5g}" in capsys.readouterr().out
+    for tag in logged.keys() - {t for t in logged if t.startswith("cost/")}:
+        # The same batches, and the momentum of the file: single precision, and its cancellations.
+        assert found[tag] == pytest.approx(logged[tag], rel=1e-4), tag
+
+
 def digits_sharpness(model: nn.Module, examples: int) -> float:
     """lambda_max of the cross-entropy on the first digits, without anything of lab.measure."""
     train = Digits(examples=examples).load().train

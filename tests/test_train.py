@@ -429,7 +429,8 @@ def test_full_batch_resnet_without_rhythms_and_in_epochs(drawn: None) -> None:
     assert folder.read("status")["step"] == 3
     assert {line["tag"] for line in metrics(folder)} == {"test/loss", "test/accuracy"}
     assert {line["step"] for line in metrics(folder)} == {3}
-    assert (folder.figures / "edge.png").exists()
+    assert [file.name for file in folder.figures.iterdir()] == ["training.png"], "no edge was looked for"
+    assert folder.read("summary")["phase"] is None
     assert not (folder.checkpoints / "previous.ckpt").exists()
 
 

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
 EDGE, SPECTRUM, PRECONDITIONED = "Edge of stability", "Hessian spectrum", "preconditioned lambda_max and its threshold"
+NOISE, STOCHASTIC, FISHER, LINEAR = "Gradient noise", "Edge of stochastic stability", "Fisher", "Linear stability"
 LAYOUT = {
     EDGE: {
         "lambda_max and its threshold": ["Multiline", ["^sharpness/lambda_max$", "^sharpness/threshold$"]],
@@ -21,10 +22,43 @@ LAYOUT = {
         "top eigenspace: share of the gradient, overlap": ["Multiline", ["^spectrum/(gradient_share|overlap)$"]],
         "negative mass": ["Multiline", ["^spectrum/negative_mass$"]],
     },
+    STOCHASTIC: {
+        "sharpness along batch gradients and the threshold": [
+            "Multiline",
+            ["^sharpness/batch$", "^sharpness/batch_mean_of_ratios$", "^sharpness/threshold$"],
+        ],
+        "batch sharpness / threshold (the edge is 1)": ["Multiline", ["^sharpness/batch_ratio$", "^sharpness/ratio$"]],
+        "generalised, for any optimiser (the edge is 2)": ["Multiline", ["^sharpness/batch_generalised$"]],
+    },
+    NOISE: {
+        "Tr D: of one example, of the batch in use": ["Multiline", ["^noise/trace$", "^noise/trace_batch$"]],
+        "noise scale Tr D / |g|^2": ["Multiline", ["^noise/scale$"]],
+        "largest eigenvalues of D": ["Multiline", ["^noise/lambda_"]],
+        "D against H: cosine, fitted slope": ["Multiline", ["^noise/cosine$", "^noise/slope$"]],
+        "tail index of the noise": ["Multiline", ["^noise/tail_index$"]],
+    },
+    FISHER: {
+        "traces": ["Multiline", ["^fisher/trace_"]],
+        "cosines with the true Fisher": ["Multiline", ["^fisher/cosine_true_"]],
+    },
+    LINEAR: {
+        "sharpness and non-uniformity": ["Multiline", ["^linear_stability/(sharpness|non_uniformity)$"]],
+        "growth a step: second moment, typical run": [
+            "Multiline",
+            ["^linear_stability/second_moment_radius$", "^linear_stability/lyapunov$"],
+        ],
+    },
     "Loss": {"train and test": ["Multiline", ["^train/loss$", "^test/loss$"]]},
 }
 """The custom-scalars page: TensorBoard cannot otherwise draw two tags in one chart."""
-PAGES = {EDGE: "sharpness", SPECTRUM: "spectrum"}
+PAGES = {
+    EDGE: "sharpness",
+    SPECTRUM: "spectrum",
+    STOCHASTIC: "batch_sharpness",
+    NOISE: "noise",
+    FISHER: "fisher",
+    LINEAR: "linear_stability",
+}
 """The probe that fills a page; one without a probe is always shown."""
 
 

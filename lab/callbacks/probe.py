@@ -20,6 +20,7 @@ from lab.curvature.stability import UpdateRule
 from lab.module import SupervisedModule
 from lab.noise.sampling import Sampling
 from lab.objective import NetworkObjective
+from lab.optim.direction import direction_of
 from lab.optim.rules import rule_of
 from lab.params import weights
 from lab.probes.base import Examples, Probe, Snapshot
@@ -118,6 +119,7 @@ class ProbeCallback(pl.Callback):
             batch_size=self.batch_size,
             sampling=self.sampling,
             num_train=len(self.data[1]),
+            direction=direction_of(trainer.optimizers[0], (p for p in self.model.parameters() if p.requires_grad)),
         )
         measured: dict[str, Any] = {}
         for probe in self.probes:

@@ -89,17 +89,15 @@ class Curvature(LinearOperator, ABC):
 
         super().__init__(w.numel(), apply, dtype=w.dtype, device=w.device)
 
-    @staticmethod
     @abstractmethod
-    def parts(objective: Objective, leaf: Tensor) -> Iterator[tuple[float, Tensor, Tensor, Product]]:
+    def parts(self, objective: Objective, leaf: Tensor) -> Iterator[tuple[float, Tensor, Tensor, Product]]:
         """Yield (weight, loss, gradient, v -> A_part v), with the graph of the gradient in the product."""
 
 
 class Hessian(Curvature):
     """H(w) of an objective."""
 
-    @staticmethod
-    def parts(objective: Objective, leaf: Tensor) -> Iterator[tuple[float, Tensor, Tensor, Product]]:
+    def parts(self, objective: Objective, leaf: Tensor) -> Iterator[tuple[float, Tensor, Tensor, Product]]:
         for weight, loss in objective.parts(leaf):
             g = objective.slope(loss, leaf)
             yield weight, loss, g, partial(directional, g, leaf)
@@ -108,8 +106,7 @@ class Hessian(Curvature):
 class GaussNewton(Curvature):
     """G(w) of an objective: positive semidefinite wherever the loss is convex in the outputs."""
 
-    @staticmethod
-    def parts(objective: Objective, leaf: Tensor) -> Iterator[tuple[float, Tensor, Tensor, Product]]:
+    def parts(self, objective: Objective, leaf: Tensor) -> Iterator[tuple[float, Tensor, Tensor, Product]]:
         for weight, outputs, criterion in objective.composition(leaf):
             f = outputs.detach().requires_grad_()
             loss = criterion(f)

@@ -1,7 +1,7 @@
 """What every data set is once loaded, the settings all data cards share, how examples are chosen and scaled.
 
 A card of `conf/data/` is one frozen pydantic dataclass with `load() -> Dataset`. A training set is made in this order:
-keep the chosen classes, choose the examples, check the batch size, standardise. For images
+keep the chosen classes, choose the examples, check the batch size, permute labels, standardise. For images
 
     x = (pixel / 255 - mean) / std,
 
@@ -84,12 +84,18 @@ class Images:
 
 @dataclass(frozen=True, kw_only=True, config=CARD)
 class DataCard(ABC):
-    """The settings every data set has. A restricted `classes` renumbers the labels 0..K-1 in the order given."""
+    """The settings every data set has. A restricted `classes` renumbers the labels 0..K-1 in the order given.
+
+    random_labels  share of the training examples whose labels are permuted among themselves (Zhang et al. 2017).
+    subset_seed    of whatever is drawn at random of the data, independent of the run's seed.
+    """
 
     examples: Examples = "all"
     classes: Classes = "all"
     batch_size: BatchSize = "full"
     sampling: Sampling = "epoch"
+    random_labels: Annotated[float, Field(ge=0, le=1)] = 0.0
+    subset_seed: Annotated[int, Field(ge=0, strict=True)] = 0
 
     @abstractmethod
     def load(self, progress: bool = True) -> Dataset:
@@ -98,13 +104,20 @@ class DataCard(ABC):
         Raises SettingError, one line, for settings the data cannot satisfy and for data that cannot be had.
         """
 
+    def labels(self, y: Tensor) -> tuple[Tensor, Facts]:
+        """The labels to train on, from the true ones of the chosen examples, and what is to be said of them."""
+        if self.random_labels == 0:
+            return y, {}
+        given = permuted(y, self.random_labels, stream(self.subset_seed, "random labels"))
+        changed = int((given != y).sum())
+        return given, {"random_labels": self.random_labels, "labels_changed": changed, "subset_seed": self.subset_seed}
+
 
 @dataclass(frozen=True, kw_only=True, config=CARD)
 class ImageCard(DataCard):
     """The settings every set of images has; `assemble` turns raw images into a `Dataset` by these settings."""
 
     batch_size: BatchSize = 128
-    subset_seed: Annotated[int, Field(ge=0, strict=True)] = 0
     root: str = ""
     augment: bool = False
     standardise: Standardise = "channel"
@@ -125,6 +138,7 @@ class ImageCard(DataCard):
             index, y = index[drawn], y[drawn]
             facts |= {"subset": "class-balanced", "subset_seed": self.subset_seed, "subset_sha256": index_hash(index)}
         check_batch_size(self.batch_size, len(y))
+        y, told = self.labels(y)
 
         mean, std = image_statistics(train.pixels, self.standardise)
         test_index, test_y = keep_classes(test.y, chosen) if test is not None else (index[:0], y[:0])
@@ -139,6 +153,7 @@ class ImageCard(DataCard):
             "standardise": self.standardise,
             "statistics": describe_statistics(self.standardise, mean, std, len(train.y)),
         }
+        facts |= told
         return Dataset(Split(standardised(train.pixels, index, mean, std), y), test_split, names, facts)
 
 
@@ -162,6 +177,17 @@ def class_balanced(y: Tensor, count: int, generator: torch.Generator) -> Tensor:
     chosen = shuffled[torch.argsort(number, stable=True)[:count]]
     require_two_classes(y[chosen], count)
     return chosen[torch.randperm(count, generator=generator)]
+
+
+def permuted(y: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """The labels y with those of round(share N) random examples permuted among themselves: every class keeps its size.
+
+    A permuted label may be the old one: of K equal classes one in K is.
+    """
+    moved = torch.randperm(len(y), generator=generator)[: round(share * len(y))]
+    given = y.clone()
+    given[moved] = y[moved[torch.randperm(len(moved), generator=generator)]]
+    return given
 
 
 def require_two_classes(y: Tensor, examples: int | str) -> None:

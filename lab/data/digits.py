@@ -44,6 +44,7 @@ class Digits(DataCard):
             )
         require_two_classes(y[:count], self.examples)
         check_batch_size(self.batch_size, count)
+        given, told = self.labels(y[:count])
         names = tuple(class_names[i] for i in chosen)
         facts: dict[str, int | float | str] = {
             "examples": count,
@@ -53,5 +54,6 @@ class Digits(DataCard):
             "standardise": "(pixel/16 - per-pixel mean) / one scalar",
             "statistics": f"all {len(pixels)} images: scalar {scale:.6f}",
         }
+        facts |= told
         test = Split(x[count:], y[count:]) if count < len(y) else None
-        return Dataset(Split(x[:count], y[:count]), test, names, facts)
+        return Dataset(Split(x[:count], given), test, names, facts)

@@ -1,19 +1,23 @@
 """One measurement: the saved weights in their model, on the probe set of the run, before the eyes of the probes."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from lab.curvature.operators import Hessian, hessian
+from lab.curvature.operators import LinearOperator, hessian
 from lab.curvature.stability import UpdateRule
 from lab.measure.progress import Progress
 from lab.measure.weights import Saved, load_into
 from lab.objective import NetworkObjective
+from lab.optim.direction import direction_of
 from lab.optim.rules import rule_of
 from lab.params import weights
+from lab.probes import Sharpness, Spectrum
 from lab.probes.base import Examples, Probe, Snapshot
 from lab.probes.sets import probe_set, require_probe_sets
 from lab.settings import SettingError
@@ -32,6 +36,7 @@ class Result:
     num_weights: int
     values: dict[str, float] = field(default_factory=dict)
     others: dict[str, Any] = field(default_factory=dict)
+    findings: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -66,7 +71,7 @@ class Measurement:
         w, begin = weights(self.parts.model), perf_counter()
         step, seed = self.saved.step, self.parts.settings.seed
         batches = self.parts.batches
-        snapshot = Snapshot(
+        snapshot = Watched(
             step,
             w,
             self.objective,
@@ -76,15 +81,12 @@ class Measurement:
             batch_size=None if batches.is_full else batches.batch_size,
             sampling=batches.sampling,
             num_train=len(self.data[1]),
+            direction=self._direction(),
         )
         result = Result(step, self.rule.formula if self.rule else "", w.numel())
         for probe in self.parts.settings.probes:
-            begun = perf_counter()
-            H = self._hessian(probe, snapshot)
-            gradient = perf_counter() - begun
-            expected = self._products(probe)
             what = f"{probe.name} of {name} (step {step}, {w.numel()} weights, {self._examples(probe)} examples)"
-            with Progress(what, expected, gradient * expected, lambda H=H: H.products):  # type: ignore[misc]
+            with self._progress(what, probe, snapshot):
                 measured = probe.measure(snapshot)
             for tag, value in measured.items():
                 number = isinstance(value, float | int)
@@ -92,6 +94,7 @@ class Measurement:
                     result.others[tag] = value
                 elif math.isfinite(value):  # type: ignore[arg-type]
                     result.values[tag] = float(value)  # type: ignore[arg-type]
+        result.findings = [told for probe in self.parts.settings.probes if (told := probe.finding(result.values))]
         result.seconds = perf_counter() - begin
         return result
 
@@ -137,15 +140,36 @@ class Measurement:
                 group[name] = fresh[name]
         return rule_of(optimizer)
 
-    def _hessian(self, probe: Probe, snapshot: Snapshot) -> Hessian:
-        """The Hessian that the probe will ask the snapshot for, made here so that its products can be watched."""
-        examples: Examples = getattr(probe, "examples", "auto")
-        return snapshot.once(("hessian", examples), lambda: hessian(self.objective(examples), snapshot.w))
+    def _direction(self) -> Callable[[Tensor], Tensor] | None:
+        """The step of the optimiser whose rule is known."""
+        if self.rule is None:
+            return None
+        return direction_of(self.parts.optimizer, (p for p in self.parts.model.parameters() if p.requires_grad))
+
+    def _progress(self, what: str, probe: Probe, snapshot: "Watched") -> Progress:
+        """Watches the products of the Hessian; it is made here, and timed, where the probe will take many."""
+        before, expected, seconds = snapshot.products, self._products(probe), 0.0
+        if expected:
+            examples: Examples = getattr(probe, "examples", "auto")
+            begun = perf_counter()
+            snapshot.once(("hessian", examples), lambda: hessian(self.objective(examples), snapshot.w))
+            seconds = (perf_counter() - begun) * expected
+        return Progress(what, expected, seconds, lambda: snapshot.products - before)
 
     def _examples(self, probe: Probe) -> int:
         return self.objective(getattr(probe, "examples", "auto")).num_examples or 0
 
     def _products(self, probe: Probe) -> int:
-        """About how many Hessian products a probe will take."""
+        """About how many Hessian products a probe will take; 0 where that is not known beforehand."""
+        if not isinstance(probe, Sharpness | Spectrum):
+            return 0
         solves = 1 + (self.rule is not None and not self.rule.plain)
         return PER_SOLVE * solves + getattr(probe, "vectors", 0) * getattr(probe, "steps", 0)
+
+
+class Watched(Snapshot):
+    """A snapshot that tells how many products its operators have formed."""
+
+    @property
+    def products(self) -> int:
+        return sum(shared.products for shared in list(self._shared.values()) if isinstance(shared, LinearOperator))

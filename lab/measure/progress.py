@@ -18,6 +18,7 @@ GLANCE_SECONDS = 0.2
 class Progress:
     """While the block runs, tells how many of about `expected` Hessian products are done, and the time that is left.
 
+    expected  0: nobody knows; then it tells the time spent.
     products  how many are done; asked from a thread of its own.
     seconds   what the whole may take, as long as no product has told better.
     """
@@ -43,10 +44,10 @@ class Progress:
     def __enter__(self) -> "Progress":
         self._begin = monotonic()
         if self.console.is_terminal:
-            self._task = self._bar.add_task(escape(self.what), total=self.expected, pace=self.pace())
+            self._task = self._bar.add_task(escape(self.what), total=self._total(), pace=self.pace())
             self._bar.start()
         else:
-            self._print(f"measuring {self.text()}")
+            self._print(f"measuring {self.text() if self.expected else self.what}")
         self._thread.start()
         return self
 
@@ -63,17 +64,22 @@ class Progress:
     def pace(self) -> str:
         """How far it is, and the time left by the pace so far."""
         done, spent = self.products(), monotonic() - self._begin
+        if not self.expected:
+            return f"{f'{done} products, ' if done else ''}{_time(spent)} so far"
         if not done:
             return f"about {_time(self.seconds)}"
         total = max(self.expected, done + 1)
         return f"{done} of about {total} products, {_time(spent / done * (total - done))} to go"
 
+    def _total(self) -> int | None:
+        """What the bar is drawn against; None: a bar that only moves."""
+        return max(self.expected, self.products() + 1) if self.expected else None
+
     def _watch(self) -> None:
         line_due = self._begin + LINE_SECONDS
         while not self._stop.wait(GLANCE_SECONDS):
             if self._task is not None:
-                total = max(self.expected, self.products() + 1)
-                self._bar.update(self._task, completed=self.products(), total=total, pace=self.pace())
+                self._bar.update(self._task, completed=self.products(), total=self._total(), pace=self.pace())
             elif monotonic() >= line_due:
                 self._print(self.text())
                 line_due = monotonic() + LINE_SECONDS

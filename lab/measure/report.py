@@ -13,6 +13,7 @@ from lab.measure.carry import Result
 from lab.run import figures
 from lab.run.folder import RunFolder
 from lab.run.provenance import provenance
+from lab.run.summary import joined
 
 COLUMNS = 6
 """Quantities in a table at most."""
@@ -32,7 +33,7 @@ LEADING = (
 
 
 def sentence(result: Result) -> str:
-    """The result in one plain sentence."""
+    """The result in one plain sentence, and what the probes found."""
     values, formula = result.values, result.formula
     said = []
     scaled = "sharpness/preconditioned" in values
@@ -46,10 +47,17 @@ def sentence(result: Result) -> str:
         elif "sharpness/threshold" in values:
             text += " (no ratio to the threshold: the file holds no state of this optimizer, hence no preconditioner)"
         said.append(text)
-    said += [f"{tag} = {values[tag]:.5g}" for tag in leading(result) if not tag.startswith("sharpness/")][:COLUMNS]
+    said += [f"{tag} = {values[tag]:.5g}" for tag in leading(result) if not _told(tag)][:COLUMNS]
     sure = all(value for tag, value in values.items() if tag.endswith("/converged"))
     unsure = "" if sure else "; NOT all within tol: raise max_matvecs"
-    return f"At step {result.step}: {'; '.join(said) or 'nothing was measured'}{unsure}."
+    told = f"At step {result.step}: {'; '.join(said) or 'nothing was measured'}{unsure}."
+    return joined([told, *result.findings])
+
+
+def _told(tag: str) -> bool:
+    """Whether a quantity belongs to the sentence about sharpness, or is an end of an interval."""
+    sharpness = tag.startswith("sharpness/") and not tag.startswith(("sharpness/batch", "sharpness/gni"))
+    return sharpness or tag.endswith(("_low", "_high"))
 
 
 def _where(ratio: float) -> str:

@@ -32,7 +32,8 @@ class Snapshot:
     ("all": the training set, "auto": all of it up to 5000 examples, 2000 of a larger one); batch() the loss over the
     mini-batch about to be used, unaugmented (None where it is the whole set); rule the next update of the optimiser (None
     where its threshold is not known); seed that of the run. Training draws batches of `batch_size` (None: the whole set)
-    out of `num_train` examples by `sampling`.
+    out of `num_train` examples by `sampling`. direction(g) is the step (P,) that the optimiser as it is would make for the
+    gradient g (P,) (None where there is none); ask for it while the optimiser is at this step.
     """
 
     step: int
@@ -44,6 +45,7 @@ class Snapshot:
     batch_size: int | None = None
     sampling: Sampling = "epoch"
     num_train: int | None = None
+    direction: Callable[[Tensor], Tensor] | None = None
     _shared: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def once(self, key: Any, compute: Callable[[], T]) -> T:

@@ -23,12 +23,7 @@ def edge_figure(series: Series, summary: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=(8, 6.4), layout="constrained")
     FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
-    steps, losses = series.get("train/loss", ([], []))
-    above.semilogy(steps, losses, color="0.25", lw=0.9, marker=_dot(steps), label="train loss")
-    if "test/loss" in series:
-        above.semilogy(*series["test/loss"], color="tab:green", lw=1.2, marker=".", label="test loss")
-    above.set_ylabel(f"loss ({summary['loss_unit']})")
-    above.set_title(f"{summary['title']}\n{summary['phase']}", fontsize=11)
+    _losses(above, series, summary)
 
     quantity = summary["quantity"]
     preconditioned = quantity == "sharpness/preconditioned"
@@ -50,6 +45,25 @@ def edge_figure(series: Series, summary: Mapping[str, Any]) -> Figure:
         below.axvline(summary["entry_step"], color="0.6", lw=0.8, ls=":", label="edge of stability reached")
     below.set(xlabel="step (updates)", ylabel="sharpness (1 / learning rate)")
     below.set_ylim(*_range(series, quantity))
+    for axis, place in ((above, "upper right"), (below, "lower right")):
+        axis.grid(alpha=0.25)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(loc=place, frameon=False, ncols=2, fontsize=9)
+    return figure
+
+
+def training_figure(series: Series, summary: Mapping[str, Any]) -> Figure:
+    """Loss above, accuracy below, over the steps of a run whose sharpness was not measured."""
+    figure = Figure(figsize=(8, 5.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    above, below = figure.subplots(2, 1, sharex=True)
+    _losses(above, series, summary)
+    for tag, color, label in (("train", "0.25", "train, batch of the step"), ("test", "tab:green", "test")):
+        if f"{tag}/accuracy" in series:
+            steps, accuracies = series[f"{tag}/accuracy"]
+            marker = "." if tag == "test" else _dot(steps)
+            below.plot(steps, accuracies, color=color, lw=1, marker=marker, label=label)
+    below.set(xlabel="step (updates)", ylabel="accuracy (share of examples)", ylim=(0, 1.05))
     for axis, place in ((above, "upper right"), (below, "lower right")):
         axis.grid(alpha=0.25)
         if axis.get_legend_handles_labels()[0]:
@@ -120,6 +134,16 @@ def waterfall_figure(measurements: Mapping[int, Arrays]) -> Figure:
     axis.set_ylim(bottom=max(0.0, _edges(np.array(steps, float))[0]))
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure
+
+
+def _losses(axis: Axes, series: Series, summary: Mapping[str, Any]) -> None:
+    """Train and test loss on a log scale, under the title of the run and its phase."""
+    steps, losses = series.get("train/loss", ([], []))
+    axis.semilogy(steps, losses, color="0.25", lw=0.9, marker=_dot(steps), label="train loss")
+    if "test/loss" in series:
+        axis.semilogy(*series["test/loss"], color="tab:green", lw=1.2, marker=".", label="test loss")
+    axis.set_ylabel(f"loss ({summary['loss_unit']})")
+    axis.set_title("\n".join(filter(None, (summary["title"], summary["phase"]))), fontsize=11)
 
 
 def _count(arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:

@@ -21,12 +21,17 @@ from lab.run.folder import RunFolder
 from lab.run.identity import require_same_data, require_unchanged
 from lab.run.summary import sentence
 from lab.settings import SettingError
+from lab.train.scaling import scaled
+from lab.train.sweep import DONE, CellError, Watch, announce, require_comparable
 
 
 def main() -> None:
     """The command line."""
+    Watch.sweep = None
     with one_line_errors("train"):
         hydra.main(version_base=None, config_path=config_dir(), config_name="train")(train)()
+        if Watch.sweep is not None:
+            Watch.sweep.compare()
 
 
 def train(cfg: DictConfig) -> float | None:
@@ -35,9 +40,14 @@ def train(cfg: DictConfig) -> float | None:
     sweep = runtime.mode == RunMode.MULTIRUN
     folder = _relative(Path(runtime.runtime.output_dir))
     try:
-        return _train(cfg, folder, runtime, bar=not sweep or runtime.launcher.get("n_jobs", 1) == 1)
+        _require_fit(runtime, sweep=sweep)
+        return _train(scaled(cfg), folder, runtime, bar=not sweep or runtime.launcher.get("n_jobs", 1) == 1)
     except SettingError as error:
-        raise (SettingError(f"{folder.name}: {error}") if sweep else error) from None
+        named = not sweep or isinstance(error, CellError)
+        told = str(error) if named else f"{folder.name}: {error}"
+        raise SettingError(
+            told.replace("another hydra.run.dir", "another hydra.sweep.dir") if sweep else told
+        ) from None
     finally:
         remove_if_empty(folder)  # Hydra makes it before it asks us; a refused run leaves nothing
 
@@ -45,13 +55,16 @@ def train(cfg: DictConfig) -> float | None:
 def _train(cfg: DictConfig, path: Path, runtime: Any, *, bar: bool) -> float | None:
     """Look what the folder holds, check the settings, and only then load Lightning and train."""
     folder, plain = RunFolder(path), _plain(cfg)
+    brief = runtime.mode == RunMode.MULTIRUN
     require_unchanged(folder, plain)
-    if folder.read("status").get("status") in ("finished", "diverged"):
+    if folder.read("status").get("status") in DONE:
         summary = folder.read("summary")
-        report(folder, summary, again=True)
+        announce(runtime.job.num if brief else 0)
+        report(folder, summary, again=True, brief=brief)
         return summary["last_loss"]
     from lab.train.settings import read_settings
 
+    require_comparable()
     settings = read_settings(cfg)
     parts = settings.build()
     require_same_data(folder, parts.dataset.facts)
@@ -59,18 +72,23 @@ def _train(cfg: DictConfig, path: Path, runtime: Any, *, bar: bool) -> float | N
 
     from lab.train.run import Run
 
+    announce(runtime.job.num if brief else 0)
     quiet()
     command = f"python -m lab.train {shlex.join(runtime.overrides.task)}".strip()
     run = Run(parts, plain, title=_title(runtime), command=command, bar=bar)
     summary = run.carry_out(folder, begin=lambda: _keep_hydra(folder.path, cfg))
-    report(folder, summary)
+    report(folder, summary, brief=brief)
     return summary["last_loss"]
 
 
-def report(folder: RunFolder, summary: dict[str, Any], *, again: bool = False) -> None:
-    """The result in one plain paragraph, and where to look."""
+def report(folder: RunFolder, summary: dict[str, Any], *, again: bool = False, brief: bool = False) -> None:
+    """The result in one plain paragraph, and where to look. brief: for one of many runs, the paragraph and the folder."""
+    told = sentence(summary)
+    if brief:
+        print(f"{'already finished: ' if again else ''}{told}\n  run folder   {folder.path}", flush=True)
+        return
     print("\nThis run was already finished." if again else "")
-    print(sentence(summary))
+    print(told)
     print()
     for figure in sorted(folder.figures.glob("*.png")):
         print(f"  figure       {figure}")
@@ -78,11 +96,21 @@ def report(folder: RunFolder, summary: dict[str, Any], *, again: bool = False) -
     print(f"  dashboard    tensorboard --logdir {folder.path}    (Custom Scalars; set smoothing to 0)\n", flush=True)
 
 
+def _require_fit(runtime: Any, *, sweep: bool) -> None:
+    """Raise SettingError for what only a sweep, or only a single run, can make use of."""
+    if sweep and any(override.startswith("hydra.run.dir=") for override in runtime.overrides.hydra):
+        raise SettingError("hydra.run.dir is the folder of one run, and these are several; set hydra.sweep.dir")
+    if not sweep and any(override.startswith("compare") for override in runtime.overrides.task):
+        raise SettingError(
+            "compare= compares the runs of a grid, and this is one run; add -m and an axis, or leave it out"
+        )
+
+
 def _plain(cfg: DictConfig) -> dict[str, Any]:
-    """The configuration as plain values, for provenance.json."""
+    """The configuration as plain values, for provenance.json: what the run is, not what it is compared with."""
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
-    return {str(name): value for name, value in plain.items()}
+    return {str(name): value for name, value in plain.items() if name != "compare"}
 
 
 def _relative(path: Path) -> Path:

@@ -1,5 +1,6 @@
 """One run: the parts put together with Lightning, and carried out in a folder."""
 
+import math
 from collections.abc import Callable
 from time import perf_counter
 from typing import Any
@@ -40,7 +41,9 @@ class Run:
             model=parts.model,
             batch_norm=trainer.batch_norm,
             chunk_size=parts.measured_chunk,
-            stochastic=not parts.batches.is_full or getattr(parts.settings.data, "augment", False),
+            stochastic=not parts.batches.is_full
+            or getattr(parts.settings.data, "augment", False)
+            or parts.noise is not None,
             batch_size=None if parts.batches.is_full else parts.batches.batch_size,
             sampling=parts.batches.sampling,
             seed=parts.settings.seed,
@@ -105,6 +108,7 @@ class Run:
             chunk_size=parts.chunk_size,
             max_loss=settings.max_loss,
             seed=self.settings.seed,
+            noise=parts.noise,
         )
         tensorboard = TensorBoardLogger(
             folder.path, name="tensorboard", version="", default_hp_metric=False, purge_step=begin
@@ -125,8 +129,15 @@ class Run:
         return module, trainer.loggers
 
     def _summary(self, module: SupervisedModule) -> dict[str, Any]:
-        latest = self.probes.latest
-        return self.probes.summary() | {
+        """What `summary.json` says. Of sharpness and phase only what was measured."""
+        latest, found = self.probes.latest, self.probes.summary()
+        if found["quantity"] not in latest:
+            found["quantity"] = None
+        if found["level"] is None and not module.divergence:
+            found["phase"] = None
+        return found | {
+            "findings": [told for probe in self.settings.probes if (told := probe.finding(latest))]
+            + self._noise(module),
             "steps": module.step,
             "reason": module.divergence,
             "test_loss": latest.get("test/loss"),
@@ -135,12 +146,20 @@ class Run:
             "loss_unit": "half squared error" if isinstance(self.settings.loss, MeanSquaredError) else "cross entropy",
         }
 
+    def _noise(self, module: SupervisedModule) -> list[str]:
+        """The noise in the gradient and what it cost, where there was one."""
+        if self.settings.noise is None:
+            return []
+        cost = f"; a step took {module.noise_cost:.2f} steps without it" if math.isfinite(module.noise_cost) else ""
+        return [f"Noise in the gradient: {self.settings.noise.described}{cost}."]
+
     def _show(self, folder: RunFolder, summary: dict[str, Any], loggers: list[Logger]) -> None:
         """The figure, on disk and on the dashboard, and the settings beside the final metrics."""
-        figure = figures.edge_figure(folder.all_series(), summary)
-        figures.save(figure, folder.figures / "edge.png")
+        draw = figures.edge_figure if summary["quantity"] else figures.training_figure
+        name, figure = draw.__name__.removesuffix("_figure"), draw(folder.all_series(), summary)
+        figures.save(figure, folder.figures / f"{name}.png")
         for logger in loggers:
-            show_figure(logger, "figures/edge", figure, summary["steps"])
+            show_figure(logger, f"figures/{name}", figure, summary["steps"])
         show_settings(loggers, flat(self.plain), summary)
         for logger in loggers:
             logger.finalize("success")

@@ -14,6 +14,7 @@ from lab.cli import card, typed
 from lab.data.base import DataCard, Dataset
 from lab.data.batches import Batches
 from lab.models.losses import Criterion
+from lab.optim.noise import GradientNoise, NoiseCard, Trained
 from lab.optim.optimizers import OptimizerCard
 from lab.optim.schedules import Schedule
 from lab.params import Layout, layout
@@ -35,6 +36,7 @@ class Settings:
     model: Any
     loss: Any
     optimizer: OptimizerCard
+    noise: NoiseCard | None
     schedule: Schedule
     trainer: TrainerSettings
     probes: list[Probe]
@@ -53,13 +55,17 @@ class Settings:
                 _require_products(probe, layout(model).size)
             elif isinstance(probe, Spectrum):
                 _require_parameters(probe, layout(model))
+        criterion = self.loss.build(dataset.num_classes)
+        train = dataset.train.x, dataset.train.y
+        trained = Trained(model, criterion, train, batches.batch_size, self.optimizer)
         return Parts(
             self,
             dataset,
             batches,
             model,
-            self.loss.build(dataset.num_classes),
+            criterion,
             self.optimizer.build(model.parameters()),
+            None if self.noise is None else self.noise.build(trained, self.seed),
             self.epochs * batches.steps_per_epoch if self.epochs is not None else self.steps or DEFAULT_STEPS,
         )
 
@@ -74,6 +80,7 @@ class Parts:
     model: nn.Module
     criterion: Criterion
     optimizer: torch.optim.Optimizer
+    noise: GradientNoise | None
     total: int
 
     @property
@@ -105,7 +112,7 @@ class Parts:
 
 def read_settings(cfg: DictConfig) -> Settings:
     """Every card built and every plain number checked. Raises SettingError in one line."""
-    known = {*CARDS, "probe", "steps", "epochs", "seed"}
+    known = {*CARDS, "noise", "probe", "scaling", "compare", "steps", "epochs", "seed"}
     if unknown := [str(name) for name in cfg if name not in known]:
         raise SettingError(f"unknown setting {unknown[0]}; see python -m lab.train --help")
     for name, least in (("steps", 1), ("epochs", 1), ("seed", 0)):
@@ -119,8 +126,27 @@ def read_settings(cfg: DictConfig) -> Settings:
         raise SettingError(f"steps={steps} and epochs={epochs} contradict each other; set one of them to null")
     cards = {name: card(cfg.get(name), name) for name in CARDS}
     cards["optimizer"].check()
+    if cfg.get("compare") is not None:
+        card(cfg.compare, "compare")
+    noise = _noise(cfg)
     probes = [card(settings, f"probe.{name}") for name, settings in (cfg.get("probe") or {}).items()]
-    return Settings(**cards, probes=probes, steps=steps, epochs=epochs, seed=cfg.seed)
+    return Settings(**cards, noise=noise, probes=probes, steps=steps, epochs=epochs, seed=cfg.seed)
+
+
+def _noise(cfg: DictConfig) -> NoiseCard | None:
+    """The noise around the optimiser. The card `none` is empty: a size that an experiment sets for all its noises is not
+    for it.
+    """
+    named = cfg.get("noise", DictConfig({}))
+    if isinstance(named, DictConfig) and {*named} <= {"equivalent_batch_size", "trace"}:
+        return None
+    if not isinstance(named, DictConfig) or "_target_" not in named:
+        raise SettingError(
+            "noise is not a card with its settings; choose one, e.g. optimizer/noise=sample_weights, or none"
+        )
+    noise: NoiseCard = card(named, "noise")
+    noise.check()
+    return noise
 
 
 def _require_products(probe: Sharpness, num_weights: int) -> None:

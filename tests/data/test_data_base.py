@@ -14,6 +14,7 @@ from lab.data.base import (
     class_indices,
     image_statistics,
     index_hash,
+    permuted,
     standardised,
 )
 from lab.settings import SettingError
@@ -169,6 +170,33 @@ def test_a_drawn_subset_depends_on_the_subset_seed_only() -> None:
     assert first.facts["examples"] == 150 and first.facts["subset_seed"] == 1
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_permuted_labels_keep_the_size_of_every_class_and_move_only_their_share(share: float) -> None:
+    y = labels(*[100] * 10)
+    given = permuted(y, share, stream(0, "random labels"))
+    assert given.bincount().equal(y.bincount())
+    changed = int((given != y).sum())
+    # A moved label stays in its class with probability 1/10: 900 share +- 9.5 sqrt(share) of 1000 change (4.5 sigma).
+    assert abs(changed - 900 * share) <= 4.5 * 9.5 * share**0.5
+    assert given.equal(permuted(y, share, stream(0, "random labels")))
+    assert share == 0 or not given.equal(permuted(y, share, stream(1, "random labels")))
+
+
+def test_random_labels_leave_images_subset_and_test_labels_alone_and_are_told() -> None:
+    true, random, other = (
+        FakeImages(examples=150, random_labels=share, subset_seed=seed).load()
+        for share, seed in ((0.0, 0), (1.0, 0), (1.0, 1))
+    )
+    assert true.test is not None and random.test is not None
+    assert random.train.x.equal(true.train.x) and random.test.y.equal(true.test.y)
+    assert random.facts["subset_sha256"] == true.facts["subset_sha256"]
+    changed = int((random.train.y != true.train.y).sum())
+    assert random.facts["labels_changed"] == changed and 75 < changed < 125  # 100 +- 6 of 150
+    assert random.facts["random_labels"] == 1.0 and random.facts["subset_seed"] == 0
+    assert "random_labels" not in true.facts
+    assert other.facts["subset_sha256"] != random.facts["subset_sha256"]
+
+
 def test_asking_for_all_examples_by_number_is_asking_for_all() -> None:
     numbered = FakeImages(examples=600).load()
     assert numbered.train.x.equal(FakeImages().load().train.x)
@@ -194,6 +222,8 @@ def test_image_settings_that_contradict_the_data_are_refused() -> None:
         {"batch_size": "half"},
         {"sampling": "random"},
         {"subset_seed": -1},
+        {"random_labels": 1.5},
+        {"random_labels": -0.1},
         {"standardise": "zca"},
         {"colour": 1},
     ],

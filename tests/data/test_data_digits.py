@@ -51,3 +51,11 @@ def test_digits_refuse_what_the_data_cannot_give() -> None:
         Digits(examples=200, batch_size=300).load()
     with pytest.raises(SettingError, match=r"^data\.classes=11 is larger than the 10 classes"):
         Digits(classes=11).load()
+
+
+def test_permuted_labels_of_digits_leave_the_test_split_alone() -> None:
+    true, random = (Digits(examples=500, random_labels=share).load() for share in (0.0, 1.0))
+    assert random.test is not None and true.test is not None and random.test.y.equal(true.test.y)
+    assert random.train.x.equal(true.train.x) and random.train.y.bincount().equal(true.train.y.bincount())
+    assert random.facts["labels_changed"] == int((random.train.y != true.train.y).sum()) > 400
+    assert random.facts.keys() - true.facts.keys() == {"random_labels", "labels_changed", "subset_seed"}

@@ -1,0 +1,160 @@
+"""Noise of a chosen covariance and size for the gradient of a batch of N examples, so that it no longer hangs on the
+learning rate and the batch size. With g_i the gradients of the examples, g their mean, D = (1/N) sum_i (g_i - g)(g_i - g)'
+the noise of one example, and m the size of the batches that it is to be equivalent to:
+
+    sample_weights     sum_i a_i g_i,  a_i = xi_i - mean of xi,  xi_i ~ N(0, 1/(N m))      covariance D/m
+    half_difference    (g_B - g_B')/sqrt 2, two batches of m:  a_i = (n_i - n'_i)/(m sqrt 2)          D/m
+    minibatch          g_B - g, one batch of m:                a_i = n_i/m - 1/N                      D/m
+    signs              s_j n_j, signs s of n, any of the three                                        diag(D)/m
+    isotropic          |n| u, u a random direction                                                    (Tr D/m)/P 1
+    absolute_root      |A|^1/2 z, z ~ N(0, 1)                                                         |A|
+
+All are exact and have mean 0: batches are drawn with replacement (n_i is how often i was drawn), and the last three are
+as well as their first line says what n is. Of the three with D/m only sample_weights is Gaussian; the others keep the
+tails that mini-batches have. Noise whose covariance is a Hessian needs its ROOT: H z has the covariance H^2, not |H|.
+
+Zhu, Wu, Yu, Wu and Ma (2019), "The anisotropic noise in stochastic gradient descent"; Wu et al. (2020), "On the noisy
+gradient descent that generalizes as SGD", for random weights; Wen et al. (2020) for diagonal noise in large batches.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lab.curvature.operators import LinearOperator
+from lab.curvature.probing import random_signs
+from lab.curvature.vectors import dot, norm
+from lab.noise.examples import squared_norms
+from lab.objective import NetworkObjective
+
+CHECK_EVERY = 5
+"""Products between two looks at whether a root has converged."""
+
+
+# --- weights a (N,) on the examples; the noise is sum_i a_i g_i ----------
+
+
+def sample_weights(num_examples: int, equivalent: float, generator: torch.Generator) -> Tensor:
+    """Centred Gaussian weights a (N,) float64: the covariance of sum_i a_i g_i is D/m exactly. `equivalent` m > 0 is any
+    number.
+    """
+    xi = torch.randn(num_examples, generator=generator, device=generator.device).double()  # float64 normals are slow
+    return xi.sub_(xi.mean()).div_(math.sqrt(num_examples * equivalent))
+
+
+def half_difference(num_examples: int, equivalent: float, generator: torch.Generator) -> Tensor:
+    """Weights a (N,) float64 with sum_i a_i g_i = (g_B - g_B')/sqrt 2 for two batches of m examples: covariance D/m."""
+    size, scale = _whole(equivalent)
+    one, other = (_counts(num_examples, size, generator) for _ in "12")
+    return scale / (size * math.sqrt(2)) * (one - other)
+
+
+def minibatch(num_examples: int, equivalent: float, generator: torch.Generator) -> Tensor:
+    """Weights a (N,) float64 with sum_i a_i g_i = g_B - g for a batch of m examples: covariance D/m. Added to g it IS the
+    gradient of a batch of m, drawn with replacement.
+    """
+    size, scale = _whole(equivalent)
+    return scale * (_counts(num_examples, size, generator) / size - 1 / num_examples)
+
+
+def _whole(equivalent: float) -> tuple[int, float]:
+    """A batch has a whole number of examples; the factor that makes up for the rest (1 where m is whole)."""
+    size = max(1, round(equivalent))
+    return size, math.sqrt(size / equivalent)
+
+
+def _counts(num_examples: int, size: int, generator: torch.Generator) -> Tensor:
+    """How often each example is in a batch of `size`, drawn with replacement."""
+    drawn = torch.randint(num_examples, (size,), generator=generator, device=generator.device)
+    return torch.bincount(drawn, minlength=num_examples).double()
+
+
+def example_trace(objective: NetworkObjective, w: Tensor) -> float:
+    """Tr D of one example over the examples of `objective`, exact. Cost: two gradients. Raises as `squared_norms`."""
+    second = sum(float(square.mean()) for square in squared_norms(objective, w).values())
+    return max(0.0, second - norm(objective.grad(w)) ** 2)
+
+
+# --- what is made of a noise n (P,) of covariance C ----------
+
+
+def signs(n: Tensor, generator: torch.Generator) -> Tensor:
+    """s_j n_j with independent random signs: covariance diag(C) exactly. Entries are uncorrelated, each with the law of
+    +-n_j, but not independent: their sizes come together.
+    """
+    return n * random_signs((len(n),), n, generator)
+
+
+def isotropic(length: Tensor | float, size: int, like: Tensor, generator: torch.Generator) -> Tensor:
+    """A vector (size,) of the given length in a direction uniform on the sphere: covariance (E length^2)/size 1."""
+    z = gaussian(size, like, generator)
+    return z * (length / norm(z))
+
+
+def gaussian(size: int, like: Tensor, generator: torch.Generator) -> Tensor:
+    """z ~ N(0, 1) (size,), drawn in the dtype and on the device of `like`."""
+    return torch.randn(size, generator=generator, device=generator.device, dtype=like.dtype).to(like.device)
+
+
+# --- the root of a matrix ----------
+
+
+@dataclass(frozen=True)
+class Root:
+    """|A|^1/2 z (P,); `negative` = z'|A_-|z of the negative part of A, whose mean is the sum of |negative eigenvalues|;
+    the relative `change` of the vector over the last `CHECK_EVERY` products, 0 where the space is exhausted; `matvecs`.
+    """
+
+    vector: Tensor
+    negative: float
+    change: float
+    matvecs: int
+
+
+def absolute_root(operator: LinearOperator, z: Tensor, *, tol: float = 0.02, max_matvecs: int = 100) -> Root:
+    """|A|^1/2 z of a symmetric A by Lanczos from z: |z| Q'|T|^1/2 e_1, full re-orthogonalisation.
+
+    For z ~ N(0, 1) its covariance is |A|: that of A itself where A is positive semidefinite, and |lambda| along eigenvectors
+    of either sign. Ends once `CHECK_EVERY` more products change the vector by less than tol of its norm; eigenvalues near 0
+    converge last and weigh least. Error: about the `change`, which may be above tol after `max_matvecs` products, and is NaN
+    where a product is not finite. Cost: `matvecs` products and as many vectors of memory. Druskin and Knizhnerman (1989);
+    Higham (2008), ch. 13.
+
+    >>> A = LinearOperator(2, lambda v: torch.tensor([4.0, -9.0]) * v, dtype=torch.float32, device=torch.device("cpu"))
+    >>> absolute_root(A, torch.tensor([1.0, 1.0])).vector
+    tensor([2., 3.])
+    """
+    length, most = norm(z), min(max_matvecs, operator.size)
+    basis = z.new_empty(most, operator.size)
+    alpha, beta = (torch.zeros(most, dtype=torch.float64) for _ in range(2))
+    before, root, change = torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64), math.inf
+    negative, q = 0.0, z / length
+    for k in range(most):
+        basis[k] = q
+        image = operator @ q
+        alpha[k] = dot(q[None], image)
+        if not alpha[k].isfinite():
+            return Root(torch.full_like(z, math.nan), math.nan, math.nan, k + 1)
+        for _ in range(2):
+            image = image - basis[: k + 1].T @ (basis[: k + 1] @ image)
+        beta[k] = norm(image)
+        scale = max(float(alpha[: k + 1].abs().max()), float(beta[:k].max()) if k else 0.0)
+        ended = k + 1 == operator.size or not float(beta[k]) > 100 * torch.finfo(z.dtype).eps * scale
+        if ended or (k + 1) % CHECK_EVERY == 0 or k + 1 == most:
+            theta, s = torch.linalg.eigh(_tridiagonal(alpha, beta, k + 1))
+            before, root = root, length * (s @ (theta.abs().sqrt() * s[0]))
+            padded = torch.cat([before, torch.zeros(len(root) - len(before), dtype=torch.float64)])
+            change = 0.0 if ended else float((root - padded).norm() / root.norm())
+            negative = length**2 * float((s[0] ** 2 * (-theta).clamp(min=0)).sum())
+            if change <= tol:
+                break
+        q = image / beta[k].to(image)
+    vector = root.to(z) @ basis[: len(root)]
+    return Root(vector, negative, change, len(root))
+
+
+def _tridiagonal(alpha: Tensor, beta: Tensor, size: int) -> Tensor:
+    off = beta[: size - 1]
+    return torch.diag(alpha[:size]) + torch.diag(off, 1) + torch.diag(off, -1)

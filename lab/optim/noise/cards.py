@@ -1,0 +1,332 @@
+"""Which noise and how much: one card each, held against what is trained before the run begins."""
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from lab.curvature.operators import hessian
+from lab.curvature.trace import gauss_newton_trace, hessian_trace
+from lab.models.losses import Criterion
+from lab.noise import injection
+from lab.optim.noise.draw import Batch, Draw, GradientNoise, Slopes, batch_loss, has_batch_norm
+from lab.optim.optimizers import OptimizerCard, Sgd
+from lab.settings import CARD, SettingError
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+TRACE_TOL = 0.02
+"""Wanted error of Tr |H|, relative."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What a noise is to be added to: its settings are held against these before the run begins."""
+
+    model: nn.Module
+    criterion: Criterion
+    data: tuple[Tensor, Tensor]
+    batch_size: int
+    optimizer: OptimizerCard
+
+
+@dataclass(frozen=True, kw_only=True, config=CARD)
+class NoiseCard(ABC):
+    """A covariance; `build` holds it against what is trained."""
+
+    name: ClassVar[str]
+
+    def check(self) -> None:  # noqa: B027 (no contradictions is the rule)
+        """Raise SettingError, one line, for settings that contradict each other: it needs no data, so it comes first."""
+
+    @abstractmethod
+    def require(self, noise: GradientNoise, trained: Trained) -> None:
+        """Raise SettingError, one line, where this noise cannot be had for what is trained."""
+
+    @abstractmethod
+    def draw(self, batch: Batch, params: Sequence[Tensor]) -> Draw:
+        """The noise of one step."""
+
+    @property
+    @abstractmethod
+    def described(self) -> str:
+        """Which noise of which size, in words."""
+
+    def build(self, trained: Trained, seed: int) -> GradientNoise:
+        """The noise of a run. Raises SettingError as `check` and `require`."""
+        self.check()
+        noise = GradientNoise(self, trained.model, trained.criterion, trained.data, seed)
+        try:
+            self.require(noise, trained)
+        except SettingError:
+            raise
+        except ValueError as error:
+            raise SettingError(f"optimizer/noise={self.name}: {error}") from None
+        return noise
+
+
+@dataclass(frozen=True, kw_only=True, config=CARD)
+class SizedNoise(NoiseCard):
+    """A noise whose size is chosen in one of two ways.
+
+    equivalent_batch_size  m: as large as that of batches of m out of the examples in use, drawn with replacement.
+    trace                  Tr of the covariance of the noise, in the unit of |g|^2.
+    """
+
+    equivalent_batch_size: Annotated[int, Field(gt=0, strict=True)] | None = None
+    trace: Positive | None = None
+
+    def check(self) -> None:
+        m, trace = self.equivalent_batch_size, self.trace
+        if m is None and trace is None:
+            raise SettingError(
+                f"optimizer/noise={self.name} needs a size: noise.equivalent_batch_size=32 (as large as that of batches "
+                "of 32) or noise.trace=0.1 (trace of its covariance)"
+            )
+        if m is not None and trace is not None:
+            raise SettingError(
+                f"noise.equivalent_batch_size={m} and noise.trace={trace:g} contradict each other; set one of them to null"
+            )
+
+    def require(self, noise: GradientNoise, trained: Trained) -> None:
+        m, few = self.equivalent_batch_size, trained.batch_size
+        if m is not None and m > few:
+            raise SettingError(
+                f"noise.equivalent_batch_size={m} is larger than the {few} examples of the batch that the noise is added "
+                f"to; use noise.equivalent_batch_size={few} or less, or a larger data.batch_size"
+            )
+        if self.examples_needed:
+            if few == 1:
+                raise SettingError(
+                    f"optimizer/noise={self.name}: a batch of one example has no noise to imitate; use a larger "
+                    "data.batch_size"
+                )
+            _refuse_batch_norm(
+                trained.model, f"optimizer/noise={self.name} of a size that gradients of single examples say"
+            )
+            batch_loss(trained.model, trained.criterion, *trained.data).require_mean()
+
+    @property
+    def examples_needed(self) -> bool:
+        """Whether D is used, in shape or in size."""
+        return self.equivalent_batch_size is not None
+
+    @property
+    def described(self) -> str:
+        m = self.equivalent_batch_size
+        return f"{self.name}, {f'as large as that of batches of {m}' if m is not None else f'of trace {self.trace:g}'}"
+
+    def sampled(self, batch: Batch, weigh: Callable[[int, float, torch.Generator], Tensor]) -> Slopes:
+        """Slopes of a noise of covariance D/m; for a given trace m is Tr D/trace, a number of examples or a part of one."""
+        m: float = self.equivalent_batch_size or 0
+        if self.trace is not None:
+            m = batch.example_trace() / self.trace
+        a = weigh(batch.size, m, batch.generator) if m > 0 else torch.zeros(batch.size)  # D = 0: there is no noise
+        return _weighted(batch, a)
+
+
+def _weighted(batch: Batch, a: Tensor) -> Slopes:
+    """The slopes behind sum_i a_i g_i: those of the mean loss of N examples, times N a_i."""
+    factors = (batch.size * a).to(batch.x)
+
+    def slopes(outputs: Tensor, slope: Tensor, part: slice) -> Tensor:
+        return slope * factors[part].reshape(-1, *(1,) * (slope.dim() - 1))
+
+    return slopes
+
+
+@dataclass(frozen=True, kw_only=True, config=CARD)
+class Isotropic(SizedNoise):
+    """The same in every direction: N(0, trace/P 1). With equivalent_batch_size as long as a noise of covariance D/m, in a
+    direction uniform on the sphere: the covariance is (Tr D/m)/P 1 exactly.
+    """
+
+    name: ClassVar[str] = "isotropic"
+
+    def draw(self, batch: Batch, params: Sequence[Tensor]) -> Draw:
+        size = sum(p.numel() for p in params)
+        if self.trace is not None:
+            n = math.sqrt(self.trace / size) * injection.gaussian(size, params[0].detach(), batch.generator)
+            return Draw(params, shape=lambda _: n)
+
+        def shape(n: Tensor | None) -> Tensor:
+            assert n is not None
+            return injection.isotropic(float(n.double().norm()), size, n, batch.generator)
+
+        return Draw(params, self.sampled(batch, injection.sample_weights), shape)
+
+
+@dataclass(frozen=True, kw_only=True, config=CARD)
+class FromExamples(SizedNoise):
+    """A noise whose shape is made of D."""
+
+    @property
+    def examples_needed(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True, kw_only=True, config=CARD)
+class Diagonal(FromExamples):
+    """Covariance diag(D)/m, of the gradients of single examples (centred): one of covariance D/m with random signs."""
+
+    name: ClassVar[str] = "diagonal"
+
+    def draw(self, batch: Batch, params: Sequence[Tensor]) -> Draw:
+        def shape(n: Tensor | None) -> Tensor:
+            assert n is not None
+            return injection.signs(n, batch.generator)
+
+        return Draw(params, self.sampled(batch, injection.sample_weights), shape)
+
+
+@dataclass(frozen=True, kw_only=True, config=CARD)
+class Minibatch(FromExamples):
+    """g_B - g for a batch of m drawn with replacement: covariance D/m, and the tails of mini-batches."""
+
+    name: ClassVar[str] = "minibatch"
+
+    def draw(self, batch: Batch, params: Sequence[Tensor]) -> Draw:
+        return Draw(params, self.sampled(batch, injection.minibatch))
+
+
+@dataclass(frozen=True, kw_only=True, config=CARD)
+class HalfDifference(FromExamples):
+    """(g_B - g_B')/sqrt 2 for two batches of m drawn with replacement: covariance D/m, symmetric."""
+
+    name: ClassVar[str] = "half_difference"
+
+    def draw(self, batch: Batch, params: Sequence[Tensor]) -> Draw:
+        return Draw(params, self.sampled(batch, injection.half_difference))
+
+
+@dataclass(frozen=True, kw_only=True, config=CARD)
+class SampleWeights(FromExamples):
+    """Centred Gaussian weights on the losses of the examples: Gaussian noise of covariance D/m."""
+
+    name: ClassVar[str] = "sample_weights"
+
+    def draw(self, batch: Batch, params: Sequence[Tensor]) -> Draw:
+        return Draw(params, self.sampled(batch, injection.sample_weights))
+
+
+@dataclass(frozen=True, kw_only=True, config=CARD)
+class Fisher(SizedNoise):
+    """Gradients at labels drawn from the model: covariance F/m, F = (1/N) sum of J_i' S_i J_i the true Fisher, which is the
+    generalised Gauss-Newton matrix; it knows nothing of the labels in the data. BatchNorm with the statistics of the batch.
+    """
+
+    name: ClassVar[str] = "fisher"
+
+    @property
+    def examples_needed(self) -> bool:
+        return False
+
+    def require(self, noise: GradientNoise, trained: Trained) -> None:
+        super().require(noise, trained)
+        if self.trace is not None:
+            _refuse_batch_norm(trained.model, "noise.trace of optimizer/noise=fisher")
+        noise.likelihood()
+
+    def draw(self, batch: Batch, params: Sequence[Tensor]) -> Draw:
+        m: float = self.equivalent_batch_size or 0
+        if self.trace is not None:
+            with batch.unmixed():
+                m = gauss_newton_trace(batch.loss(), batch.w).value / self.trace
+        scale = 1 / math.sqrt(batch.size * m) if m > 0 else 0.0  # F = 0: there is no noise
+
+        def slopes(outputs: Tensor, slope: Tensor, part: slice) -> Tensor:
+            f = outputs.flatten(1).double()
+            return (scale * batch.likelihood().sampled_scores(f, batch.generator)).reshape(outputs.shape)
+
+        return Draw(params, slopes)
+
+
+@dataclass(frozen=True, kw_only=True, config=CARD)
+class HessianSqrt(SizedNoise):
+    """|H|^1/2 z, scaled: covariance |H| trace/Tr|H|, H the Hessian of the batch in use; |lambda| along directions of
+    negative curvature. H z would have the covariance H^2.
+
+    tol           wanted error of |H|^1/2 z relative to its norm.
+    max_matvecs   Hessian products a step at most; those of Tr|H| come on top.
+    """
+
+    name: ClassVar[str] = "hessian_sqrt"
+    tol: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    max_matvecs: Annotated[int, Field(gt=0, strict=True)] = 100
+
+    def require(self, noise: GradientNoise, trained: Trained) -> None:
+        super().require(noise, trained)
+        if any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in trained.model.modules()):
+            raise SettingError(
+                "optimizer/noise=hessian_sqrt: dropout makes the Hessian another one at every look; turn it off"
+            )
+        few = trained.data[0][:8], trained.data[1][:8]
+        objective = batch_loss(trained.model, trained.criterion, *few)
+        hessian(objective, objective.weights)  # says where there is no second derivative
+
+    def draw(self, batch: Batch, params: Sequence[Tensor]) -> Draw:
+        z = injection.gaussian(sum(p.numel() for p in params), params[0].detach(), batch.generator)
+        sampled = self.sampled(batch, injection.sample_weights) if self.trace is None else None
+
+        def shape(n: Tensor | None) -> Tensor:
+            with batch.unmixed():
+                root, total = self.root(batch, z)
+            length = math.sqrt(self.trace) if self.trace is not None else 0.0
+            if n is not None:
+                length = float(n.double().norm())
+            return root * (length / math.sqrt(total)) if total > 0 else torch.zeros_like(z)
+
+        return Draw(params, sampled, shape)
+
+    def root(self, batch: Batch, z: Tensor) -> tuple[Tensor, float]:
+        """|H|^1/2 z and Tr|H| = Tr H + 2 sum of |negative eigenvalues|."""
+        objective = batch.loss()
+        root = injection.absolute_root(hessian(objective, batch.w), z, tol=self.tol, max_matvecs=self.max_matvecs)
+        trace = hessian_trace(objective, batch.w, tol=TRACE_TOL, generator=batch.generator)
+        return root.vector, trace.value + 2 * root.negative
+
+
+@dataclass(frozen=True, kw_only=True, config=CARD)
+class Sgld(NoiseCard):
+    """Stochastic gradient Langevin dynamics (Welling and Teh 2011): w <- w - lr g + sqrt(2 lr T) z, as noise of covariance
+    2T/lr 1 in the gradient. For small lr it samples exp(-L(w)/T), L the loss with its weight decay and no other prior; with
+    N examples T = 1/N is the posterior. At curvature h the variance is 2T/(h (2 - lr h)), exactly, and not T/h.
+    """
+
+    name: ClassVar[str] = "sgld"
+    temperature: Positive | None = None
+
+    def check(self) -> None:
+        if self.temperature is None:
+            raise SettingError("optimizer/noise=sgld needs noise.temperature, e.g. 1e-5 (in the unit of the loss)")
+
+    def require(self, noise: GradientNoise, trained: Trained) -> None:
+        if not isinstance(trained.optimizer, Sgd) or trained.optimizer.momentum:
+            raise SettingError(
+                "optimizer/noise=sgld is gradient descent with noise: with momentum or another optimizer the temperature is "
+                "not noise.temperature; use optimizer=sgd with optimizer.momentum=0"
+            )
+
+    @property
+    def described(self) -> str:
+        return f"Langevin, temperature {self.temperature:g}"
+
+    def draw(self, batch: Batch, params: Sequence[Tensor]) -> Draw:
+        size = sum(p.numel() for p in params)
+        assert self.temperature is not None
+        scale = math.sqrt(2 * self.temperature / batch.lr) if batch.lr > 0 else 0.0  # a step of length 0 takes no noise
+        n = scale * injection.gaussian(size, params[0].detach(), batch.generator)
+        return Draw(params, shape=lambda _: n)
+
+
+def _refuse_batch_norm(model: nn.Module, what: str) -> None:
+    if has_batch_norm(model):
+        raise SettingError(
+            f"{what} cannot be had with BatchNorm, which trains on statistics of the batch: an example has no gradient of "
+            "its own; use model.norm=group"
+        )

@@ -1,0 +1,247 @@
+"""Linear stability of SGD where it stands: the plane of sharpness and non-uniformity, and what typical runs follow.
+
+    in the plane     (1 - lr a)^2 + c lr^2 s^2 <= 1                  Wu, Ma and E (2018); c = (N - B)/(B(N - 1)) or 1/B
+    mean square      spectral radius of E[(1 - lr H_B) (x) (1 - lr H_B)] <= 1
+    typical runs     top Lyapunov exponent of the product of 1 - lr H_B <= 0: the weakest of the three
+
+All of it of the Gauss-Newton matrices H_i of single examples, `lab.noise.linear_stability`, through BatchNorm with running
+statistics. Full-batch training has c = 0: the three agree, and the edge is 2/lr.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass as card
+
+from lab.curvature.stability import UpdateRule
+from lab.noise.linear_stability import (
+    ExampleCurvature,
+    coefficients,
+    critical_lr,
+    example_curvature,
+    in_plane,
+    lyapunov,
+    mean_square_bound,
+    mean_square_lr,
+    plane_lr,
+    second_moment_radius,
+)
+from lab.noise.sampling import Sampling, batch_factor
+from lab.objective import NetworkObjective
+from lab.probes.base import Probe, Snapshot, Value
+from lab.results import Estimate
+from lab.settings import CARD, SettingError
+from lab.streams import stream
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RADIUS_TOL, LR_TOL = 1e-2, 1e-3
+"""Wanted error of the second-moment radius, and relative one of its critical learning rate."""
+WITHIN = 6
+"""Axes are linear where the point lies within so many times of the region's extent in either direction, else logarithmic."""
+
+
+@dataclass(frozen=True)
+class _Training:
+    """How training steps: the rule, the batches as drawn from the probe set, and c of the whole training set."""
+
+    rule: UpdateRule
+    batch_size: int
+    sampling: Sampling
+    factor: float
+
+    @property
+    def lr(self) -> float:
+        return coefficients(self.rule)[0]
+
+    @property
+    def decay(self) -> float:
+        return sum(coefficients(self.rule)[3:])
+
+    @property
+    def plain(self) -> bool:
+        """Whether a step is w - lr (g + decay w), which is what the second moments are about."""
+        return coefficients(self.rule)[1] == 0
+
+
+@card(kw_only=True, config=CARD)
+class LinearStability(Probe):
+    """Sharpness, non-uniformity, second-moment radius and Lyapunov exponent, every `every` steps.
+
+    every       steps between measurements.
+    examples    size of the fixed, class-balanced probe set, or all. A set smaller than the training set stands for it:
+                batches are drawn from it with replacement.
+    directions  top eigenvectors of the Gauss-Newton matrix in which radius and exponent are computed; fewer than its rank
+                give values that are too low, the radius a lower bound.
+    steps       steps of the random product, of which the first quarter is left out.
+    replicas    random vectors it is applied to; the error falls as 1/sqrt(replicas steps).
+    critical    also the learning rate at which the exponent passes through zero.
+    Momentum, Nesterov and decay join in the exponent; plane and radius are those of plain SGD and left out where there is
+    momentum. A preconditioner scales the curvatures. Cost: (examples x outputs) per-example gradients, the eigensolve of as
+    many rows, steps x replicas products with them for the exponent, and some 5 times that for `critical`.
+    """
+
+    name: ClassVar[str] = "linear_stability"
+
+    every: Annotated[int, Field(gt=0)] = 500
+    examples: Annotated[int, Field(gt=1)] | Literal["all"] = 100
+    directions: Annotated[int, Field(gt=0)] = 300
+    steps: Annotated[int, Field(gt=3)] = 400
+    replicas: Annotated[int, Field(gt=1)] = 32
+    critical: bool = True
+
+    def measure(self, snapshot: Snapshot) -> dict[str, Value]:
+        """The tags linear_stability/*, error/linear_stability/*, cost/linear_stability/seconds, and the plane."""
+        begin = perf_counter()
+        loss = snapshot.loss_on(self.examples)
+        if not isinstance(loss, NetworkObjective):
+            raise SettingError(f"probe=[linear_stability]: {type(loss).__name__} has no examples; it measures networks")
+        values: dict[str, Value] = {}
+        if bool(snapshot.w.isfinite().all()):
+            loss = loss.with_running_statistics()
+            training, scale = self._training(snapshot, loss)
+            curvature = example_curvature(loss, snapshot.w, scale=scale)
+            values = self._of(curvature, training, snapshot)
+        values["cost/linear_stability/seconds"] = perf_counter() - begin
+        return values
+
+    def _training(self, snapshot: Snapshot, loss: NetworkObjective) -> tuple[_Training | None, torch.Tensor | None]:
+        """How training steps, None where its steps are no linear map known here; and the scale of the curvatures."""
+        assert loss.num_examples is not None
+        rule, scale, total = snapshot.rule, None, snapshot.num_train or loss.num_examples
+        if rule is None or any(isinstance(c, torch.Tensor) for c in (rule.edge, rule.coupled_decay)):
+            return None, None
+        if rule.preconditioner is not None:
+            known = bool(rule.preconditioner.isfinite().all()) and bool((rule.preconditioner > 0).all())
+            if not known or rule.coupled_decay:
+                return None, None
+            scale = rule.preconditioner.to(snapshot.w).rsqrt()
+            rule = replace(rule, preconditioner=None)
+        if not coefficients(rule)[0] > 0:
+            return None, scale
+        batch_size = snapshot.batch_size or total
+        sampling: Sampling = snapshot.sampling if snapshot.batch_size else "without_replacement"
+        factor = batch_factor(total, batch_size, sampling)
+        if batch_size == total and sampling != "with_replacement":
+            batch_size = loss.num_examples
+        elif loss.num_examples < total:
+            sampling = "with_replacement"
+        return _Training(rule, batch_size, sampling, factor), scale
+
+    def _of(self, curvature: ExampleCurvature, training: _Training | None, snapshot: Snapshot) -> dict[str, Value]:
+        a, s, seen = curvature.sharpness, curvature.non_uniformity, curvature.top(self.directions)
+        values = _tagged({"sharpness": a, "non_uniformity": s})
+        if training is None:
+            return values | {"linear_stability/plane": _plane(values, None, snapshot)}
+        lr, factor, decay = training.lr, training.factor, training.decay
+
+        def exponent(lr: float) -> Estimate:
+            draws = stream(snapshot.seed, "linear_stability", snapshot.step)
+            rule = replace(training.rule, lr=lr)
+            size, sampling = training.batch_size, training.sampling
+            return lyapunov(
+                seen,
+                rule,
+                batch_size=size,
+                sampling=sampling,
+                steps=self.steps,
+                replicas=self.replicas,
+                generator=draws,
+            )
+
+        typical = exponent(lr)
+        values |= _tagged({"lyapunov": typical.value, "stable": float(typical.value <= 0)})
+        values["error/linear_stability/lyapunov"] = typical.error
+        full = low = lr * training.rule.threshold / a if a > 0 else math.inf
+        if training.plain and a > 0:
+            found = second_moment_radius(seen, lr=lr, factor=factor, decay=decay, tol=RADIUS_TOL)
+            low = mean_square_lr(seen, factor=factor, decay=decay, tol=LR_TOL).value
+            numbers = {
+                "second_moment_radius": found.value,
+                "stable_mean_square": float(lr <= low),
+                "critical_lr_mean_square": low,
+                "bound": mean_square_bound(curvature, lr=lr, factor=factor, decay=decay),
+                "in_plane": in_plane(a, s, lr=lr, factor=factor, decay=decay),
+                "critical_lr_plane": plane_lr(a + decay, s, factor=factor),
+            }
+            values |= _tagged(numbers) | {"error/linear_stability/second_moment_radius": found.error}
+        if self.critical and a > 0:
+            edge = critical_lr(lambda at: exponent(at).value, low, 1.05 * full)
+            values |= _tagged({"critical_lr": edge, "ratio": lr / edge})
+        return values | {"linear_stability/plane": _plane(values, training, snapshot)}
+
+    def finding(self, values: dict[str, float]) -> str:
+        """What typical runs do, and what the stricter conditions say of them."""
+        of = {tag.removeprefix("linear_stability/"): v for tag, v in values.items()}
+        if "sharpness" not in of:
+            return ""
+        where = f"sharpness {of['sharpness']:.3g}, non-uniformity {of['non_uniformity']:.3g}"
+        if "lyapunov" not in of:
+            return f"Linear stability: {where}; no linear update rule is known for this optimiser, hence no region."
+        error = of.get("error/linear_stability/lyapunov", math.nan)
+        verdict = "stable" if of["stable"] else "unstable"
+        text = f"Linear stability ({where}): typical runs are {verdict} here, "
+        text += f"Lyapunov exponent {of['lyapunov']:.2g} +- {error:.1g} a step"
+        if math.isfinite(of.get("ratio", math.nan)):
+            text += f", lr = {of['ratio']:.2f} x the critical {of['critical_lr']:.3g}"
+        if "second_moment_radius" in of:
+            explode = "stay bounded" if of["stable_mean_square"] else "explode"
+            text += f"; their second moments {explode} (radius {of['second_moment_radius']:.4g})"
+            inside = "inside" if of["in_plane"] <= 1 else "outside"
+            text += f", and the point lies {inside} the region of Wu, Ma and E"
+        return text + "."
+
+
+def _tagged(numbers: dict[str, float]) -> dict[str, Value]:
+    return {f"linear_stability/{name}": value for name, value in numbers.items()}
+
+
+def _plane(values: dict[str, Value], training: _Training | None, snapshot: Snapshot) -> "Figure":
+    """The plane with the boundary of (lr, B), that of full batches, the run's point, and the critical points on its ray.
+
+    On the ray through the point all curvatures grow together, which is the same as a growing learning rate.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axis = figure.subplots()
+    a, s = (float(values[f"linear_stability/{name}"]) for name in ("sharpness", "non_uniformity"))  # type: ignore[arg-type]
+    right, top, title = 1.5 * a, 1.5 * s, f"linear stability, step {snapshot.step}"
+    if training is not None:
+        lr, edge = training.lr, training.rule.threshold
+        title += f": lr {lr:.3g}, batch size {snapshot.batch_size or 'full'}"
+        right = max(right, 1.2 * edge)
+        axis.axvline(edge, color="tab:red", ls="--", lw=1.3, label=f"full batch: sharpness = {edge:.3g}")
+        if training.plain and training.factor > 0:
+            height = 1 / (lr * training.factor**0.5)
+            top = max(top, 1.2 * height)
+            angle = torch.linspace(0, math.pi, 400)
+            across, up = (1 + angle.cos()) / lr - training.decay, height * angle.sin()
+            axis.fill_between(across, up, color="tab:green", alpha=0.15, lw=0)
+            axis.plot(across, up, color="tab:green", lw=1.5, label="boundary of Wu, Ma and E")
+        far = a < edge / WITHIN or (training.plain and s < top / WITHIN) or a > WITHIN * edge
+        if far and s > 0:
+            axis.set(xscale="log", yscale="log")
+            axis.set_xlim(min(a, edge) / 10, right * 2)
+            axis.set_ylim(s / 10, top * 2)
+        marks = (("critical_lr", "D", "typical runs"), ("critical_lr_mean_square", "s", "second moments"))
+        for name, marker, label in marks:
+            critical = values.get(f"linear_stability/{name}", math.nan)
+            if isinstance(critical, float) and math.isfinite(critical):
+                grown = critical / lr
+                axis.plot(a * grown, s * grown, marker, color="tab:orange", ms=7, mfc="none", label=f"{label}: edge")
+                right, top = max(right, 1.2 * a * grown), max(top, 1.2 * s * grown)
+        axis.axline((0, 0), (a, s), color="0.6", lw=0.8, ls=":") if not far else None
+    if axis.get_xscale() == "linear":
+        axis.set_xlim(0, right)
+        axis.set_ylim(0, top or 1.0)
+    axis.plot(a, s, "o", color="tab:blue", ms=9, label="this run", zorder=5)
+    axis.set(xlabel="sharpness a (1 / learning rate)", ylabel="non-uniformity s (1 / learning rate)", title=title)
+    axis.grid(alpha=0.25)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return figure

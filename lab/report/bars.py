@@ -1,0 +1,59 @@
+"""Quantities at the end of the runs as bars: a panel for each, a bar for every setting."""
+
+import math
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from pydantic.dataclasses import dataclass
+
+from lab.report.base import Comparison, Told, new_figure, number, require_tags
+from lab.report.cells import Cell, differing, grouped, mean_and_error, short
+from lab.report.findings import Finding, find
+from lab.settings import CARD
+
+
+@dataclass(frozen=True, kw_only=True, config=CARD)
+class Bars(Comparison):
+    """The means of `tags` over the end of the runs. Runs that differ in the seed only make one bar, with its standard
+    error.
+
+    tags     a panel each.
+    share    of the run, at its end, that is averaged over; the last measurement at least.
+    finding  what the paragraph says: the name of one of `lab.report.findings`; null: the heights of the bars.
+    """
+
+    tags: tuple[str, ...] = ("test/accuracy",)
+    share: float = 0.25
+    finding: Finding | None = None
+
+    def compare(self, cells: Sequence[Cell], title: str) -> Told:
+        require_tags(self.tags, cells)
+        settings = differing(cells)
+        groups = grouped(cells, settings)
+        labels = [label if len(settings) > 1 else label.partition("=")[2] for label in groups]
+        figure = new_figure(1.5 + 3.6 * len(self.tags), 1.6 + 0.42 * len(groups), title)
+        row = figure.subplots(1, len(self.tags), sharey=True, squeeze=False)[0]
+        told = []
+        for axis, tag in zip(row, self.tags, strict=True):
+            bars = [mean_and_error([c.late(tag, self.share) for c in group]) for group in groups.values()]
+            said = [number(bar[0], group) for bar, group in zip(bars, groups.values(), strict=True)]
+            self._draw(axis, bars, said)
+            axis.set_xlabel(tag)
+            errors = [f" +- {error:.1g}" if error > 0 else "" for _, error in bars]
+            told.append(f"{tag}: {', '.join(f'{n}{e} ({x})' for n, e, x in zip(said, errors, labels, strict=True))}")
+        row[0].set_yticks(range(len(groups)), labels)
+        row[0].set_ylabel(", ".join(map(short, settings)))
+        row[0].invert_yaxis()
+        sentence = f"Means over the last {100 * self.share:.0f} % of each run. {'; '.join(told)}."
+        values = {c.name: {t: v for t in self.tags if (v := c.late(t, self.share)) == v} for c in cells}
+        return Told(figure, find(self.finding, cells) or sentence, values)
+
+    def _draw(self, axis: Axes, bars: Sequence[tuple[float, float]], said: Sequence[str]) -> None:
+        """A bar for every mean with its error, and its number (or why there is none) at its end."""
+        heights = [mean if math.isfinite(mean) else 0.0 for mean, _ in bars]
+        errors = [error if math.isfinite(error) else 0.0 for _, error in bars]
+        drawn = axis.barh(range(len(bars)), heights, xerr=errors if any(errors) else None, color="C0", alpha=0.85)
+        axis.bar_label(drawn, labels=said, padding=3, fontsize=9)
+        axis.margins(x=0.25)
+        axis.grid(axis="x", alpha=0.25)
+        axis.set_axisbelow(True)

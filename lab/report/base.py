@@ -1,0 +1,58 @@
+"""What a comparison of runs offers: a figure, a paragraph, and the numbers behind both."""
+
+import textwrap
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from lab.report.cells import Cell
+from lab.settings import SettingError
+
+LETTERS_PER_INCH = 11
+"""Of a title in eleven points."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """The outcome: a figure, one plain paragraph, and for every cell by name its numbers by tag."""
+
+    figure: Figure
+    sentence: str
+    values: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+class Comparison(ABC):
+    """A card of `conf/compare/`: settings that say what of the runs is shown, and how."""
+
+    @abstractmethod
+    def compare(self, cells: Sequence[Cell], title: str) -> Told:
+        """The finished or diverged `cells` side by side. Raises SettingError for a tag that none of them has."""
+
+
+def require_tags(tags: Sequence[str], cells: Sequence[Cell]) -> None:
+    """Raise SettingError for a tag without a single value in the cells that did not diverge."""
+    known = {tag for cell in cells for tag in cell.series}
+    for tag in tags:
+        if tag not in known and not all(cell.diverged for cell in cells):
+            raise SettingError(f"compare: no run has {tag}; there are {', '.join(sorted(_quantities(known)))}")
+
+
+def new_figure(width: float, height: float, title: str) -> Figure:
+    """A figure that can be drawn without a screen, in inches, under a title folded to its width."""
+    lines = textwrap.wrap(title, int(LETTERS_PER_INCH * width))
+    figure = Figure(figsize=(width, height + 0.18 * (len(lines) - 1)), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle("\n".join(lines), fontsize=11)
+    return figure
+
+
+def number(value: float, cells: Sequence[Cell]) -> str:
+    """Three digits; of what is not there, why: the runs it is of diverged, or never measured it."""
+    return f"{value:.3g}" if value == value else "diverged" if all(c.diverged for c in cells) else "not measured"
+
+
+def _quantities(tags: set[str]) -> set[str]:
+    return {tag for tag in tags if not tag.startswith(("error/", "cost/"))}

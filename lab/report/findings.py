@@ -1,0 +1,113 @@
+"""What an experiment found, in one plain paragraph out of the numbers of its runs: a function for each experiment."""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Literal
+
+from lab.report.cells import Cell, grouped, mean_and_error
+
+Finding = Literal["random_labels", "generalization_gap", "edge_of_stochastic_stability"]
+
+QUARTER = 0.25
+"""Share of a run, at its end, that is averaged over."""
+FITTED = 0.99
+"""Training accuracy from which on a set counts as fitted."""
+NEAR_CHANCE = 0.05
+NEAR_EDGE = 0.8
+"""Share of 2/lr from which on batch sharpness counts as at the edge: its mean over a quarter of a run scatters as much."""
+
+
+def find(finding: Finding | None, cells: Sequence[Cell]) -> str:
+    """The paragraph of that name; "" for None."""
+    told: dict[Finding, Callable[[Sequence[Cell]], str]] = {
+        "random_labels": random_labels,
+        "generalization_gap": generalization_gap,
+        "edge_of_stochastic_stability": edge_of_stochastic_stability,
+    }
+    return told[finding](cells) if finding else ""
+
+
+def random_labels(cells: Sequence[Cell]) -> str:
+    """Whether true and permuted labels were fitted, and what of it carried over to the test set."""
+    said, fits, permuted = [], [], []
+    for name, group in grouped(cells, ["data.random_labels", "data.batch_size"]).items():
+        train, test = (_late(group, f"{split}/accuracy") for split in ("train", "test"))
+        fits.append(train >= FITTED)
+        if group[0].overrides.get("data.random_labels") in ("1", "1.0"):
+            permuted.append(test)
+        said.append(f"{name}: {_number(train)} and {_number(test)}")
+    chance = 1 / len(cells[0].facts["classes"].split(", "))
+    fitted = "Every run fitted its training set" if all(fits) else "Not every run fitted its training set"
+    text = f"Train and test accuracy over the last quarter: {'; '.join(said)}. {fitted}"
+    if permuted:
+        at_chance = all(abs(value - chance) <= NEAR_CHANCE for value in permuted)
+        text += f"; with all labels permuted test accuracy {'is' if at_chance else 'is not'} at chance ({chance:.2g})"
+    return f"{text}."
+
+
+def generalization_gap(cells: Sequence[Cell]) -> str:
+    """How far test accuracy falls from the smallest to the largest batch, by budget and learning-rate rule."""
+    said, gaps = [], {}
+    for name, group in grouped(cells, ["scaling.budget", "scaling.lr"]).items():
+        sizes = sorted({cell.number("data.batch_size") for cell in group})
+        ends = [_last([c for c in group if c.number("data.batch_size") == size]) for size in sizes]
+        said.append(
+            f"{name}: {', '.join(f'{_number(end)} at {size:g}' for end, size in zip(ends, sizes, strict=True))}"
+        )
+        gaps[name] = ends[0] - ends[-1]
+    text = f"Test accuracy at the end by batch size: {'; '.join(said)}."
+    epochs, steps = (gaps.get(f"budget={budget}, lr=none", math.nan) for budget in ("epochs", "steps"))
+    if math.isfinite(epochs - steps):
+        text += (
+            f" At the same learning rate the largest batch is behind the smallest by {epochs:.3f} after as many epochs "
+            f"and by {steps:.3f} after as many updates"
+        )
+        text += ": the gap is mostly one of the number of updates." if epochs > 0 and steps < epochs / 2 else "."
+    diverged = sum(cell.diverged for cell in cells)
+    return text + (f" {diverged} of {len(cells)} runs diverged." if diverged else "")
+
+
+def edge_of_stochastic_stability(cells: Sequence[Cell]) -> str:
+    """Where lambda_max and the batch sharpness were, in units of the threshold, and in which order."""
+    groups = sorted(grouped(cells, ["data.batch_size"]).values(), key=lambda group: group[0].number("data.batch_size"))
+    said, tops, near = [], [], []
+    for group in groups:
+        top, batch = (_over_threshold(group, f"sharpness/{name}") for name in ("lambda_max", "batch"))
+        tops.append(top)
+        size = f"{group[0].number('data.batch_size'):g}"
+        if batch >= NEAR_EDGE:
+            near.append(size)
+        said.append(f"batches of {size}: lambda_max {_number(top)}, batch sharpness {_number(batch)}")
+    text = f"In units of 2/lr, over the last quarter: {'; '.join(said)}."
+    if len(tops) > 1 and all(math.isfinite(top) for top in tops):
+        ordered = all(a < b for a, b in pairwise(tops))
+        text += (
+            " lambda_max is lower the smaller the batch."
+            if ordered
+            else " lambda_max is not ordered by the batch size."
+        )
+    if near:
+        text += f" The batch sharpness came to {NEAR_EDGE} x 2/lr or beyond with batches of {' and '.join(near)}."
+    else:
+        text += f" The batch sharpness stayed below {NEAR_EDGE} x 2/lr."
+    return text
+
+
+def _late(group: Sequence[Cell], tag: str) -> float:
+    """The mean over the last quarter and over seeds; NaN where all diverged."""
+    return mean_and_error([cell.late(tag, QUARTER) for cell in group])[0]
+
+
+def _last(group: Sequence[Cell]) -> float:
+    """The last test accuracy, averaged over seeds; NaN where all diverged."""
+    return mean_and_error([cell.late("test/accuracy", 0) for cell in group])[0]
+
+
+def _over_threshold(group: Sequence[Cell], tag: str) -> float:
+    ratios = [cell.late(tag, QUARTER) / cell.late("sharpness/threshold", QUARTER) for cell in group]
+    return mean_and_error(ratios)[0]
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if value == value else "diverged"

@@ -1,0 +1,5 @@
+"""python -m lab.simulate"""
+
+from lab.simulate import main
+
+main()

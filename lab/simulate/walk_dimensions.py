@@ -1,0 +1,260 @@
+"""Random walks in d dimensions: how far, at which angle, and how flat they look to a principal component analysis.
+
+The simple random walk gets as far in 10 dimensions as in one: sqrt(n), because each step moves one coordinate. Its length
+and its angle to another walk are far from sharp at d = 10 (spread 23 %, cosines 1 / sqrt(d) = 0.32). And most of its
+variance lies in two principal components, in any number of dimensions: a flat-looking trajectory is no evidence of a valley.
+Laws: `lab.walks.lattice`, `lab.walks.shares`.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from lab.results import Estimate
+from lab.settings import CARD
+from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
+from lab.walks.lattice import Ends, FreeWalk, Kind, wander
+from lab.walks.shares import components, cosines, first_order_share, limit_shares, mean_share, walk_shares
+
+TOP = 2
+"""Principal components whose share is told."""
+CLAIMED = 0.8
+"""What is commonly said of them: "more than 80 % of the variance"."""
+THIN = 0.05
+"""A shell is called thin when distances spread by less than this part of their mean, from 200 dimensions on."""
+NUM_TIMES = 25
+"""Numbers of steps at which the distance is measured."""
+SECONDS_PER_NUMBER = {"one_coordinate": 5e-9, "all_coordinates": 1.5e-8, "gaussian": 1.5e-8}
+
+
+@dataclass(frozen=True, kw_only=True, config=CARD)
+class WalkDimensions(Experiment):
+    """d, n = steps, walkers: the walk whose distances and angles are measured.
+
+    kind: how it steps: one_coordinate (one of d coordinates by +-1), all_coordinates (each by +-1), gaussian (each by
+    N(0, 1)). pca_dimensions, pca_walks: the numbers of dimensions in which single walks of the same kind and length are
+    analysed, and how many in each.
+    """
+
+    name: ClassVar[str] = "walk_dimensions"
+
+    d: Annotated[int, Field(ge=2, le=10_000)] = 10
+    steps: Annotated[int, Field(ge=2, le=100_000)] = 1000
+    walkers: Annotated[int, Field(ge=100, le=100_000_000)] = 20_000
+    kind: Kind = "one_coordinate"
+    pca_dimensions: tuple[Annotated[int, Field(ge=2, le=10_000)], ...] = (3, 5, 10, 20, 50, 200)
+    pca_walks: Annotated[int, Field(ge=2, le=1_000_000)] = 200
+
+    def __post_init__(self) -> None:
+        if not self.pca_dimensions or len(set(self.pca_dimensions)) < len(self.pca_dimensions):
+            raise ValueError("pca_dimensions: expected one or more different numbers, e.g. [3,10,200]")
+
+    def stages(self) -> dict[str, float]:
+        rank = [min(d, self.steps) for d in self.pca_dimensions]
+        return {
+            "walkers": SECONDS_PER_NUMBER[self.kind] * self.walkers * self.steps * self.d,
+            "principal components": self.pca_walks
+            * sum(4e-7 * r**2 + 2e-9 * r**3 + 2e-9 * self.steps * r for r in rank),
+        }
+
+    def simulate(self, around: Surroundings) -> Outcome:
+        walk = FreeWalk(self.d, self.steps, self.kind)
+        times = torch.from_numpy(np.unique(np.geomspace(1, self.steps, NUM_TIMES).round().astype(np.int64)))
+        found = wander(
+            walk, around.stream(f"{self.name}/walkers"), walkers=self.walkers, times=times, tick=around.stage("walkers")
+        )
+        shares = {}
+        for d, tick in around.over("principal components", sorted(self.pca_dimensions)):
+            shares[d] = walk_shares(
+                FreeWalk(d, self.steps, self.kind),
+                around.stream(f"{self.name}/pca", d),
+                walks=self.pca_walks,
+                top=TOP,
+                tick=tick,
+            ).cpu()
+        one = FreeWalk(max(self.pca_dimensions), self.steps, self.kind)
+        flat = components(one, around.stream(f"{self.name}/one walk"), top=TOP)
+        return self._outcome(walk, found, shares, flat.cpu())
+
+    def _outcome(self, walk: FreeWalk, found: Ends, shares: dict[int, torch.Tensor], flat: torch.Tensor) -> Outcome:
+        points, distances, angles = self.steps + 1, found.distances().cpu(), found.cosines().cpu()
+        mean_square = Estimate(float(found.mean_square[-1]), float(found.error[-1]), 0, "walkers")
+        mean, spread = _mean(distances), _spread(distances)
+        limit = float(limit_shares(points)[:TOP].sum())
+        means = {d: mean_share(share) for d, share in shares.items()}
+        about = f"n = {self.steps}, d = {self.d}"
+        distance = [
+            Comparison.of(f"mean square distance, {about}", walk.mean_square(), mean_square),
+            Comparison.of("median distance", walk.median(), found.median(), approximate=True),
+            Comparison.of("mean distance", walk.mean(), mean, approximate=True),
+            Comparison.of("relative spread of distance", walk.spread(), spread, approximate=True),
+            Comparison.of("mean square cosine of two walks", 1 / self.d, _mean(angles.square())),
+        ]
+        flatness = [
+            Comparison.of(
+                f"share of {TOP} components, d = {d}", first_order_share(points, d, TOP), share, approximate=True
+            )
+            for d, share in means.items()
+        ]
+        edges = np.linspace(0, float(distances.max()) * 1.02, 61)
+        return Outcome(
+            self._finding(walk, found, mean, spread, angles, means, limit),
+            [*distance, *flatness],
+            {
+                "times": found.times.numpy(),
+                "mean_square": found.mean_square.cpu().numpy(),
+                "mean_square_error": found.error.cpu().numpy(),
+                "distances": np.histogram(distances, edges, density=True)[0],
+                "distance_edges": edges,
+                "cosines": np.histogram(angles, np.linspace(-1, 1, 61), density=True)[0],
+                "pca_dimensions": np.array(list(means)),
+                "shares": np.array([(share.value, share.error) for share in means.values()]),
+                "above": np.array([float((share.sum(1) > CLAIMED).double().mean()) for share in shares.values()]),
+                "components": flat.numpy(),
+                "d": np.array(self.d),
+                "n": np.array(self.steps),
+                "kind": np.array(self.kind),
+            },
+            {
+                "std_of_one_coordinate": float(found.ends.double().std(0).mean()),
+                "limit_share": limit,
+                "limit_share_first": float(limit_shares(points)[0]),
+            }
+            | {
+                f"above_{CLAIMED:g}_d_{d}": float((share.sum(1) > CLAIMED).double().mean())
+                for d, share in shares.items()
+            },
+        )
+
+    def _finding(
+        self,
+        walk: FreeWalk,
+        found: Ends,
+        mean: Estimate,
+        spread: Estimate,
+        angles: torch.Tensor,
+        means: dict[int, Estimate],
+        limit: float,
+    ) -> str:
+        root = walk.mean_square() ** 0.5
+        law, single = ("sqrt(n)", "sqrt(n / d)") if walk.step_square == 1 else ("sqrt(n d)", "sqrt(n)")
+        measured = float(found.mean_square[-1]) ** 0.5
+        low, high = min(means), max(means)
+        several = (
+            f"{100 * means[low].value:.1f} % in {low} dimensions and {100 * means[high].value:.1f} % in {high}"
+            if len(means) > 1
+            else f"{100 * means[low].value:.1f} % in {low} dimensions"
+        )
+        median = found.median()
+        shell = (
+            "This is no thin shell, and walks are not orthogonal"
+            if walk.spread() > THIN
+            else "This is a thin shell, and walks are nearly orthogonal"
+        )
+        return (
+            f"{self.walkers} walks ({self.kind}) of {self.steps} steps in {self.d} dimensions: the root mean square "
+            f"distance is {with_error(measured, float(found.error[-1]) / (2 * measured))} (theory {law} = {root:.4g}), the "
+            f"median {with_error(median.value, median.error)} (theory {walk.median():.4g}); {single} = "
+            f"{root / self.d**0.5:.3g} is the size of a single coordinate. {shell}: distances "
+            f"spread by {100 * spread.value:.1f} % around their mean (theory {100 * walk.spread():.1f} %) and cosines "
+            f"between two walks by {float(angles.std()):.3f} (theory 1 / sqrt(d) = {self.d**-0.5:.3f}). Of the variance of "
+            f"a walk two principal components hold, on average, {several} (theory for many dimensions: "
+            f"{100 * limit:.1f} %): a walk without any landscape looks flat."
+        )
+
+    @staticmethod
+    def figure(arrays: Mapping[str, np.ndarray], title: str) -> Figure:
+        figure = Figure(figsize=(10.5, 7.6), layout="constrained")
+        FigureCanvasAgg(figure)
+        (growth, shell), (flat, share) = figure.subplots(2, 2)
+        figure.suptitle(title, fontsize=11)
+        walk = FreeWalk(int(arrays["d"]), int(arrays["n"]), str(arrays["kind"]))  # type: ignore[arg-type]
+        _draw_growth(growth, arrays, walk)
+        _draw_shell(shell, arrays, walk)
+        _draw_components(flat, arrays)
+        _draw_shares(share, arrays)
+        for axis in (growth, shell, flat, share):
+            axis.grid(alpha=0.25)
+        return figure
+
+
+def _mean(values: torch.Tensor) -> Estimate:
+    return Estimate(float(values.mean()), float(values.std() / len(values) ** 0.5), 0, "walkers")
+
+
+def _spread(values: torch.Tensor) -> Estimate:
+    """Standard deviation over mean, with the error of a sample of nearly Gaussian values."""
+    spread = float(values.std() / values.mean())
+    return Estimate(spread, spread * (1 / (2 * len(values)) + spread**2 / len(values)) ** 0.5, 0, "walkers")
+
+
+def _draw_growth(axis: Axes, arrays: Mapping[str, np.ndarray], walk: FreeWalk) -> None:
+    n, square, error = arrays["times"], arrays["mean_square"], arrays["mean_square_error"]
+    one, every = FreeWalk(walk.d, walk.n), FreeWalk(walk.d, walk.n, "all_coordinates")
+    for kind, style, name in ((one, "--", r"$\sqrt{n}$"), (every, "-.", r"$\sqrt{n d}$")):
+        mine = kind.step_square == walk.step_square
+        label = (
+            f"theory: {name}" if mine else f"{name}: {'all coordinates' if kind is every else 'one coordinate'} a step"
+        )
+        axis.loglog(n, np.sqrt(kind.step_square * n), color="tab:red" if mine else "0.6", ls=style, lw=1.2, label=label)
+    if walk.step_square == 1:  # otherwise it is the line sqrt(n)
+        axis.loglog(n, np.sqrt(n / walk.d), color="k", lw=0.8, ls=":", label=r"$\sqrt{n / d}$: size of one coordinate")
+    axis.errorbar(
+        n, np.sqrt(square), error / (2 * np.sqrt(square)), color="tab:blue", ls="", marker=".", label="walkers"
+    )
+    axis.set(xlabel="n (steps)", ylabel="root mean square distance (steps)")
+    axis.set_title(f"distance from the start, d = {walk.d}", fontsize=10)
+    axis.legend(loc="upper left", frameon=False, fontsize=9)
+
+
+def _draw_shell(axis: Axes, arrays: Mapping[str, np.ndarray], walk: FreeWalk) -> None:
+    edges, scale = arrays["distance_edges"], walk.mean()
+    r = np.linspace(0, edges[-1], 400)
+    axis.stairs(
+        arrays["distances"] * scale, edges / scale, color="tab:blue", fill=True, alpha=0.35, label="distance / mean"
+    )
+    axis.plot(r / scale, walk.density(r) * scale, color="tab:blue", ls="--", lw=1.3, label="theory: chi law")
+    grid, cells = np.linspace(-1, 1, 402)[1:-1], np.linspace(-1, 1, len(arrays["cosines"]) + 1)
+    axis.stairs(arrays["cosines"], cells, color="tab:orange", fill=True, alpha=0.35, label="cosine of two walks")
+    axis.plot(grid, walk.cosine_density(grid), color="tab:orange", ls="--", lw=1.3, label="theory")
+    highest = max(arrays["distances"].max() * scale, arrays["cosines"].max())
+    axis.set(xlabel="distance / theoretical mean, or cosine", ylabel="density", ylim=(0, 1.45 * highest))
+    axis.set_title(f"distances and angles in {walk.d} dimensions after n = {walk.n}", fontsize=10)
+    axis.legend(loc="upper left", frameon=False, fontsize=9, ncols=2)
+
+
+def _draw_components(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
+    found, n = arrays["components"], int(arrays["n"])
+    limit, t = cosines(n + 1, found.shape[1]).numpy(), np.arange(n + 1)
+    for i, color in enumerate(("tab:blue", "tab:green")):
+        axis.plot(t, found[:, i], color=color, lw=1, label=f"component {i + 1} of one walk")
+        label = "theory, many dimensions: cosines" if i == 0 else None
+        axis.plot(t, limit[:, i], color="tab:red", ls="--", lw=1.2, label=label)
+    axis.set(xlabel="step of the walk", ylabel="component (root mean square 1)", ylim=(-2, 3.4))
+    axis.set_title(f"one walk in {int(arrays['pca_dimensions'].max())} dimensions, analysed", fontsize=10)
+    axis.legend(loc="upper right", frameon=False, fontsize=9)
+
+
+def _draw_shares(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
+    d, (shares, errors), points = arrays["pca_dimensions"], arrays["shares"].T, int(arrays["n"]) + 1
+    grid = np.unique(np.geomspace(d.min(), d.max() * 1.2, 60).astype(int))
+    first = [first_order_share(points, int(x), TOP) for x in grid]
+    axis.semilogx(grid, first, color="tab:red", ls="--", lw=1.2, label="theory, first order in 1/d")
+    axis.axhline(float(limit_shares(points)[:TOP].sum()), color="tab:red", lw=1, label="theory, many dimensions")
+    axis.axhline(CLAIMED, color="k", lw=0.8, ls=":", label=f"{100 * CLAIMED:.0f} %")
+    axis.errorbar(d, shares, errors, color="tab:blue", ls="", marker="o", ms=5, capsize=2, label="mean of walks")
+    for x, share, above in zip(d, shares, arrays["above"], strict=True):
+        axis.annotate(f" {100 * above:.0f} %", (x, share), va="bottom", fontsize=8, color="tab:blue")
+    axis.set(xlabel="dimensions d (blue: walks above 80 %)", ylabel=f"share of variance in {TOP} components")
+    axis.set(ylim=(0.7, 1.02))
+    axis.set_xticks(d, [str(x) for x in d])
+    axis.set_xticks([], minor=True)
+    axis.set_title("principal components of a walk without landscape", fontsize=10)
+    axis.legend(loc="upper right", frameon=False, fontsize=9)

@@ -1,0 +1,58 @@
+"""Settings made for batches of one size carried to another: the learning rate and the number of updates.
+
+    lr    x (B / B0)^p      p = 0 (none), 1/2 (sqrt: Krizhevsky 2014, arXiv 1404.5997), 1 (linear: Goyal et al. 2017,
+                            arXiv 1706.02677)
+    steps x B0 / B          where the budget is epochs: as many passes over the examples; else as many updates
+                            (Hoffer et al. 2017, arXiv 1705.08741)
+
+Done to the configuration before anything else looks at it: a run records the learning rate and the steps it really has.
+"""
+
+from typing import Annotated, Literal
+
+from omegaconf import DictConfig, open_dict
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from lab.cli import card, typed
+from lab.settings import CARD, SettingError
+
+POWERS = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
+
+
+@dataclass(frozen=True, kw_only=True, config=CARD)
+class Scaling:
+    """`batch_size` is B0, that for which optimizer.lr and steps are meant."""
+
+    batch_size: Annotated[int, Field(gt=0, strict=True)] = 32
+    lr: Literal["none", "sqrt", "linear"] = "none"
+    budget: Literal["steps", "epochs"] = "steps"
+
+    def factors(self, batch_size: int) -> tuple[float, float]:
+        """What the learning rate and the number of updates are multiplied by.
+
+        >>> Scaling(lr="sqrt", budget="epochs").factors(128)
+        (2.0, 0.25)
+        """
+        ratio = batch_size / self.batch_size
+        return ratio ** POWERS[self.lr], 1 / ratio if self.budget == "epochs" else 1.0
+
+
+def scaled(cfg: DictConfig) -> DictConfig:
+    """The configuration with its `scaling` carried out and taken away. Raises SettingError in one line."""
+    scaling, plain = card(cfg.get("scaling"), "scaling"), cfg.copy()
+    with open_dict(plain):
+        del plain["scaling"]
+    if scaling.lr == "none" and scaling.budget == "steps":
+        return plain
+    batch_size, steps, lr = cfg.data.get("batch_size"), cfg.get("steps"), cfg.optimizer.get("lr")
+    for name, value, kind in (("data.batch_size", batch_size, int), ("steps", steps, int), ("optimizer.lr", lr, float)):
+        if isinstance(value, bool) or not isinstance(value, kind | int) or value <= 0:
+            raise SettingError(
+                f"{name}={typed(value)}, but scaling.lr={scaling.lr} scaling.budget={scaling.budget} multiply it: "
+                f"give {name} as a positive number"
+            )
+    times_lr, times_steps = scaling.factors(batch_size)
+    plain.optimizer.lr = lr * times_lr
+    plain.steps = max(1, round(steps * times_steps))
+    return plain

@@ -1,0 +1,119 @@
+"""The probe of the landscapes of batches: on linear regression, on full-batch runs, on what it must refuse."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lab.curvature.stability import UpdateRule
+from lab.landscapes.quadratic import Quadratic
+from lab.noise.batch_landscape import draw_batches
+from lab.objective import NetworkObjective
+from lab.probes.base import Snapshot
+from lab.probes.batch_landscape import BatchLandscape
+from lab.settings import SettingError
+from lab.streams import stream
+
+SIZE = 4
+
+
+def half_squared(outputs: Tensor, y: Tensor) -> Tensor:
+    return 0.5 * (outputs[:, 0] - y).square().mean()
+
+
+@pytest.fixture(scope="module")
+def regression() -> NetworkObjective:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(240, SIZE, generator=generator, dtype=torch.float64)
+    y = x @ torch.ones(SIZE, dtype=torch.float64) + 0.5 * torch.randn(240, generator=generator, dtype=torch.float64)
+    return NetworkObjective(nn.Linear(SIZE, 1, bias=False).double(), half_squared, (x, y))
+
+
+def snapshot(loss: NetworkObjective, batch_size: int | None = 20, w: Tensor | None = None) -> Snapshot:
+    at = torch.zeros(loss.num_params, dtype=torch.float64) if w is None else w
+    return Snapshot(7, at, lambda _: loss, UpdateRule(lr=0.1), seed=3, batch_size=batch_size)
+
+
+def numbers(probe: BatchLandscape, state: Snapshot) -> dict[str, float]:
+    return {tag: v for tag, v in probe.measure(state).items() if isinstance(v, float)}
+
+
+def test_on_linear_regression_every_number_is_that_of_least_squares(regression: NetworkObjective) -> None:
+    probe = BatchLandscape(batches=12, steps=200, leave_out=240, damping=0, max_matvecs=20)
+    values = probe.measure(snapshot(regression))
+    found = {tag.removeprefix("batch_landscape/"): v for tag, v in values.items()}
+    x, y = regression.x, regression.y
+    full = torch.linalg.lstsq(x, y[:, None]).solution[:, 0]
+    index = draw_batches(240, 20, 12, "epoch", stream(3, "batch_landscape", 7))
+    minima = torch.linalg.lstsq(x[index], y[index][..., None]).solution[..., 0]
+    distances = (minima - full).norm(dim=1)
+    assert found["spread"] == pytest.approx(float(minima.var(0).sum()), rel=1e-9)
+    assert found["distance"] == pytest.approx(float(distances.square().mean().sqrt()), rel=1e-9)
+    assert found["offset"] == pytest.approx(float((minima.mean(0) - full).norm()), rel=1e-8)
+    assert found["moved"] == pytest.approx(float(full.norm()), rel=1e-9)
+    assert found["travelled"] == pytest.approx(float(minima.norm(dim=1).square().mean().sqrt()), rel=1e-9)
+    at = [regression.restrict(batch) for batch in index]
+    gain = [float(part.value(full) - part.value(w)) for part, w in zip(at, minima, strict=True)]
+    price = [float(regression.value(w) - regression.value(full)) for w in minima]
+    assert found["gain"] == pytest.approx(sum(gain) / 12, rel=1e-8)
+    assert found["price"] == pytest.approx(sum(price) / 12, rel=1e-8)
+    assert found["barrier"] == pytest.approx(0, abs=1e-12)
+    inverse = torch.linalg.inv(x.T @ x)
+    leverage = (x @ inverse * x).sum(1)
+    shifts = (x @ inverse).norm(dim=1) * (y - x @ full).abs() / (1 - leverage)
+    torch.testing.assert_close(found["shifts"].sort().values, shifts.sort().values, rtol=1e-6, atol=1e-10)
+    assert found["leave_one_out"] == pytest.approx(float(shifts.mean()), rel=1e-6)
+    assert found["gradient_left"] < 1e-9 and found["batch_size"] == 20
+    middle = float(regression.value((full + minima[2]) / 2))
+    assert float(found["along_full"][2, 5]) == pytest.approx(middle, rel=1e-9)
+
+
+def test_full_batch_runs_are_measured_with_batches_of_their_own_and_say_so(regression: NetworkObjective) -> None:
+    probe = BatchLandscape(batches=6, leave_out=0)
+    values = numbers(probe, snapshot(regression, batch_size=None))
+    assert values["batch_landscape/batch_size"] == 32
+    assert "drawn for the measurement" in probe.finding(values)
+    assert "batch_landscape/leave_one_out" not in values
+    assert "drawn for the measurement" not in probe.finding(numbers(probe, snapshot(regression)))
+
+
+def test_a_batch_is_at_most_half_of_a_small_probe_set(regression: NetworkObjective) -> None:
+    few = regression.restrict(torch.arange(10))
+    found = numbers(BatchLandscape(batches=3, leave_out=2), snapshot(few, batch_size=200))
+    assert found["batch_landscape/batch_size"] == 5
+    assert math.isfinite(found["batch_landscape/spread"])
+    with pytest.raises(SettingError, match=r"batch_size=11 is larger than the probe set of 10 examples; use at most 5"):
+        BatchLandscape(batch_size=11).measure(snapshot(few))
+
+
+@pytest.mark.parametrize("batches", [2, 3])
+def test_few_batches_of_a_model_with_one_weight(batches: int) -> None:
+    x, y = torch.ones(6, 1, dtype=torch.float64), torch.arange(6, dtype=torch.float64)
+    loss = NetworkObjective(nn.Linear(1, 1, bias=False).double(), half_squared, (x, y))
+    values = BatchLandscape(batches=batches, leave_out=6, damping=0).measure(snapshot(loss, batch_size=2))
+    assert values["batch_landscape/spread"] > 0
+    assert values["batch_landscape/pc1_share"] == pytest.approx(1)
+    shifts = (2.5 - torch.arange(6)).abs() / 5  # the mean of the others
+    assert sorted(values["batch_landscape/shifts"].tolist()) == pytest.approx(sorted(shifts.tolist()))
+
+
+def test_weights_that_diverged_are_not_measured(regression: NetworkObjective) -> None:
+    w = torch.full((SIZE,), math.nan, dtype=torch.float64)
+    probe = BatchLandscape()
+    values = numbers(probe, snapshot(regression, w=w))
+    assert set(values) == {"cost/batch_landscape/seconds"}
+    assert probe.finding(values) == ""
+
+
+def test_a_landscape_has_no_batches() -> None:
+    bowl = Quadratic(torch.ones(3))
+    with pytest.raises(SettingError, match="Quadratic has no examples"):
+        BatchLandscape().measure(Snapshot(0, torch.ones(3), lambda _: bowl))
+
+
+def test_the_finding_names_what_was_found(regression: NetworkObjective) -> None:
+    probe = BatchLandscape(batches=6)
+    text = probe.finding(numbers(probe, snapshot(regression)))
+    assert text.startswith("Each batch of 20 has its own minimum: the 6 lie ")
+    assert "one cloud" in text and "leaving one example out" in text

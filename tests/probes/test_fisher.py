@@ -1,0 +1,208 @@
+"""The Fisher probe on networks small enough for dense matrices, in float64 where numbers are compared."""
+
+import math
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lab.curvature.operators import gauss_newton, hessian
+from lab.landscapes.quadratic import Quadratic
+from lab.noise.covariance import covariance
+from lab.noise.fisher import sampled_fisher, true_fisher
+from lab.objective import NetworkObjective
+from lab.probes.base import Snapshot
+from lab.probes.fisher import Fisher
+from lab.probes.fisher_figures import MATRICES
+from lab.settings import SettingError
+from lab.streams import stream
+
+
+@pytest.fixture(scope="module")
+def loss() -> NetworkObjective:
+    """P = 93, partly trained."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 3)).double()
+    x = torch.randn(50, 6, dtype=torch.float64)
+    objective = NetworkObjective(model, functional.cross_entropy, (x, (x[:, 0] > 0).long() + (x[:, 1] > 0.5)))
+    w = objective.weights
+    for _ in range(30):
+        w = w - 0.5 * objective.grad(w)
+    nn.utils.vector_to_parameters(w, model.parameters())
+    return objective
+
+
+@pytest.fixture(scope="module")
+def dense(loss: NetworkObjective) -> dict[str, Tensor]:
+    w, g = loss.weights, loss.grad(loss.weights)
+    H, G, E = hessian(loss, w).dense(), gauss_newton(loss, w).dense(), covariance(loss, w, centred=False).dense()
+    S = sampled_fisher(loss, w, generator=stream(0, "fisher/labels", 0)).dense()
+    found = (true_fisher(loss, w).dense(), S, E, E - torch.outer(g, g), G, H, H - G)
+    return dict(zip(MATRICES, found, strict=True))
+
+
+def snapshot(loss: NetworkObjective, step: int = 0, shift: float = 0.0) -> Snapshot:
+    return Snapshot(step, loss.weights + shift, lambda _: loss)
+
+
+def numbers(probe: Fisher, loss: NetworkObjective, step: int = 0, shift: float = 0.0) -> dict[str, float]:
+    return {tag: v for tag, v in probe.measure(snapshot(loss, step, shift)).items() if isinstance(v, float)}
+
+
+def cosine(A: Tensor, B: Tensor) -> float:
+    return float((A * B).sum() / A.norm() / B.norm())
+
+
+def test_all_numbers_are_those_of_the_dense_matrices_where_P_is_small(loss: NetworkObjective, dense: dict) -> None:
+    found = numbers(Fisher(vectors=93, tol=1e-8), loss)
+    for i, (name, A) in enumerate(dense.items()):
+        assert found[f"fisher/trace_{name}"] == pytest.approx(float(A.trace()), rel=1e-9)
+        assert found[f"fisher/norm_{name}"] == pytest.approx(float(A.norm()), rel=1e-9)
+        values = torch.linalg.eigvalsh(A)
+        for rank in (1, 2, 3):
+            assert found[f"fisher/lambda_{rank}_{name}"] == pytest.approx(float(values[-rank]), rel=1e-6)
+        for other in MATRICES[i + 1 :]:
+            assert found[f"fisher/cosine_{name}_{other}"] == pytest.approx(cosine(A, dense[other]), abs=1e-9)
+        if name not in ("true", "residual"):
+            distance = float((A - dense["true"]).norm() / dense["true"].norm())
+            assert found[f"fisher/distance_{name}"] == pytest.approx(distance, rel=1e-9, abs=1e-7)
+    for name in ("hessian", "residual"):
+        smallest = float(torch.linalg.eigvalsh(dense[name])[0])
+        assert found[f"fisher/lambda_min_{name}"] == pytest.approx(smallest, rel=1e-5)
+    share = float(dense["residual"].norm() / dense["hessian"].norm())
+    assert found["fisher/residual_share"] == pytest.approx(share, rel=1e-9)
+    assert found["noise/fisher_cosine"] == pytest.approx(cosine(dense["covariance"], dense["true"]), abs=1e-9)
+    w = loss.weights
+    assert found["fisher/rao_norm"] == pytest.approx(float(w @ dense["true"] @ w), rel=1e-9)
+    assert found["fisher/converged"] == 1
+    assert all(found[f"error/fisher/cosine_true_{name}"] == 0 for name in MATRICES[1:])
+
+
+def test_sampled_numbers_are_within_their_errors(loss: NetworkObjective, dense: dict) -> None:
+    """With 12 random vectors, in 5 standard errors: about 50 numbers, false alarm 3e-5."""
+    found = numbers(Fisher(vectors=12, k=2), loss)
+    seen = 0
+    for i, (name, A) in enumerate(dense.items()):
+        checks = {f"fisher/trace_{name}": float(A.trace()), f"fisher/norm_{name}": float(A.norm())}
+        checks |= {f"fisher/cosine_{name}_{other}": cosine(A, dense[other]) for other in MATRICES[i + 1 :]}
+        for tag, truth in checks.items():
+            error = found[f"error/{tag}"]
+            seen += error > 1e-6
+            assert found[tag] == pytest.approx(truth, abs=5 * error + 1e-9), tag
+    assert seen > 20
+    assert found["error/fisher/trace_true"] == found["error/fisher/trace_empirical"] == 0
+
+
+def test_figures_are_those_of_the_step_and_of_the_run(loss: NetworkObjective) -> None:
+    probe = Fisher(vectors=5, k=1)
+    first, second = (probe.measure(snapshot(loss, step, 0.01 * step)) for step in (0, 7))
+    assert isinstance(first["fisher/matrices"], Figure)
+    assert "fisher/training" not in first
+    figure = second["fisher/training"]
+    assert isinstance(figure, Figure)
+    above, below = figure.axes
+    curve = next(container for container in below.containers if container.get_label() == "Hessian H")
+    drawn = curve.lines[0].get_ydata()
+    assert list(drawn) == [each["fisher/cosine_true_hessian"] for each in (first, second)]
+    assert above.get_ylabel() == "trace (1 / learning rate)"
+    table = second["fisher/matrices"].axes[0]
+    assert [text.get_text() for text in table.texts][:7:4] == ["1.00", "1.00"]  # with itself and with Gauss-Newton
+
+
+def test_a_resumed_run_remembers_what_lies_before_it_only(loss: NetworkObjective) -> None:
+    probe, resumed = Fisher(vectors=5, k=1), Fisher(vectors=5, k=1)
+    for step in (0, 5, 10):
+        probe.measure(snapshot(loss, step))
+    resumed.load_state_dict(probe.state_dict())
+    found = resumed.measure(snapshot(loss, 10))  # the run was killed behind the checkpoint and measures step 10 again
+    assert resumed.state_dict()["history"][:, 0].tolist() == [0, 5, 10]
+    assert found["fisher/trace_sampled"] == numbers(Fisher(vectors=5, k=1), loss, 10)["fisher/trace_sampled"]
+    Fisher().load_state_dict({})
+
+
+def test_finding_tells_the_last_values_and_where_they_began(loss: NetworkObjective) -> None:
+    probe = Fisher(vectors=5, k=1)
+    assert probe.finding({}) == ""
+    first, last = (numbers(probe, loss, step, 0.3 * step) for step in (0, 1))
+    told = probe.finding(last)
+    for tag in ("fisher/cosine_true_hessian", "fisher/cosine_true_empirical"):
+        assert f"{last[tag]:.2f} ({first[tag]:.2f} at step 0)" in told
+    assert f"{last['fisher/trace_empirical'] / last['fisher/trace_true']:.2g} of the true one" in told
+    assert "at step" not in Fisher().finding(last)
+
+
+def test_batch_norm_is_measured_by_its_running_statistics_also_where_training_goes_by_the_batch() -> None:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)).double()
+    x, y = torch.randn(30, 4, dtype=torch.float64), torch.arange(30) % 3
+    model(x)
+    both = [NetworkObjective(model, functional.cross_entropy, (x, y), batch_norm=mode) for mode in ("train", "eval")]
+    train, evaluated = (numbers(Fisher(vectors=5, k=1), each) for each in both)
+    assert train["fisher/trace_hessian"] == evaluated["fisher/trace_hessian"]
+    assert train["fisher/distance_gauss_newton"] < 1e-7
+    w = both[1].weights
+    assert train["fisher/lambda_1_hessian"] == pytest.approx(
+        float(torch.linalg.eigvalsh(hessian(both[1], w).dense())[-1]), rel=1e-2
+    )
+
+
+def test_the_residual_of_a_linear_model_is_round_off_and_not_measured() -> None:
+    torch.manual_seed(2)
+    objective = NetworkObjective(nn.Linear(6, 3), functional.cross_entropy, (torch.randn(40, 6), torch.arange(40) % 3))
+    found = Fisher(vectors=5, k=1).measure(snapshot(objective))
+    assert math.isnan(found["fisher/cosine_true_residual"])
+    assert "fisher/lambda_1_residual" not in found
+    assert found["fisher/cosine_true_hessian"] == pytest.approx(1, abs=1e-5)
+    assert found["fisher/residual_share"] < 1e-5
+
+
+def test_a_single_parameter_and_a_single_example_are_measured() -> None:
+    objective = NetworkObjective(nn.Linear(1, 1, bias=False), nn.MSELoss(), (torch.ones(1, 1), torch.zeros(1, 1)))
+    found = Fisher().measure(snapshot(objective))
+    assert [found["fisher/trace_true"], found["fisher/lambda_1_true"]] == pytest.approx([2, 2])
+    assert math.isnan(found["noise/fisher_cosine"])  # one example has no noise
+
+
+def test_the_residual_of_a_piecewise_linear_network_has_no_trace_and_no_small_norm() -> None:
+    torch.manual_seed(4)
+    model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    objective = NetworkObjective(model, functional.cross_entropy, (torch.randn(40, 5).double(), torch.arange(40) % 3))
+    found = numbers(Fisher(vectors=6, k=1), objective)
+    assert found["fisher/trace_residual"] == found["error/fisher/trace_residual"] == 0
+    truth = hessian(objective, objective.weights).dense()
+    assert found["fisher/trace_hessian"] == pytest.approx(float(truth.trace()), rel=1e-9)
+    assert found["fisher/residual_share"] > 0.3
+
+
+def test_layers_that_cannot_be_taken_apart_have_sampled_traces() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(5, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(self.inner(x).tanh())
+
+    torch.manual_seed(3)
+    model = Tied().double()
+    objective = NetworkObjective(model, functional.cross_entropy, (torch.randn(40, 5).double(), torch.arange(40) % 5))
+    w = objective.weights
+    found = numbers(Fisher(vectors=8, k=2), objective)
+    truth = float(true_fisher(objective, w).dense().trace())
+    assert 0 < found["error/fisher/trace_true"] < 0.3 * truth
+    assert found["fisher/trace_true"] == pytest.approx(truth, abs=5 * found["error/fisher/trace_true"])
+
+
+def test_a_diverged_network_is_not_measured(loss: NetworkObjective) -> None:
+    found = numbers(Fisher(), loss, shift=math.nan)
+    assert set(found) == {"cost/fisher/seconds"}
+
+
+def test_what_has_no_fisher_matrix_is_refused_in_one_line() -> None:
+    hinge = NetworkObjective(nn.Linear(4, 3), nn.MultiMarginLoss(), (torch.randn(9, 4), torch.arange(9) % 3))
+    with pytest.raises(SettingError, match=r"probe=\[fisher\]: MultiMarginLoss .* no known log-likelihood"):
+        Fisher().measure(snapshot(hinge))
+    with pytest.raises(SettingError, match=r"probe=\[fisher\]: Quadratic is no network"):
+        Fisher().measure(Snapshot(0, torch.zeros(2), lambda _: Quadratic(torch.ones(2))))

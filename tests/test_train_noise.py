@@ -1,0 +1,213 @@
+"""Whole runs with noise in the gradient: it changes the gradient and nothing else, resumes bit for bit, and is refused in
+one line where it would be wrong.
+"""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
+
+from lab.run import checkpoints
+from lab.run.folder import RunFolder
+from lab.train import main
+from lab.train.run import Run
+
+SMALL = ("trainer.threads=1", "data.examples=60", "model.widths=[8]", "steps=24", "probe=[]")
+KINDS = {
+    "isotropic": (*SMALL, "noise.trace=0.1"),
+    "diagonal": (*SMALL, "noise.equivalent_batch_size=7", "trainer.chunk_examples=25"),
+    "minibatch": (*SMALL, "noise.equivalent_batch_size=7", "data.batch_size=32"),
+    "half_difference": (*SMALL, "noise.trace=0.1", "optimizer=adam"),
+    "sample_weights": (*SMALL, "noise.equivalent_batch_size=7", "optimizer.momentum=0.9"),
+    "fisher": (*SMALL, "noise.equivalent_batch_size=7", "loss=mse", "trainer.precision=64-true"),
+    "hessian_sqrt": (*SMALL, "noise.equivalent_batch_size=7", "steps=6"),
+    "sgld": (*SMALL, "noise.temperature=1e-4", "schedule=cosine"),
+}
+RESNET = ("data=image_folder", "data.root=images", "data.batch_size=8", "data.augment=true", "model=resnet", "steps=3")
+TINY = ("model.depth=8", "model.width=2", "trainer.threads=1", "probe=[]")
+
+
+@pytest.fixture(autouse=True)
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every test runs in a folder of its own, without drawing the figure of the run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Run, "_show", lambda *arguments: None)
+    return tmp_path
+
+
+@pytest.fixture
+def images(scratch: Path) -> None:
+    rng = np.random.default_rng(0)
+    for place, count in (("train/a", 10), ("train/b", 10), ("test/a", 2), ("test/b", 2)):
+        (scratch / "images" / place).mkdir(parents=True)
+        for i in range(count):
+            pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8) // (1 + place.endswith("b"))
+            Image.fromarray(pixels).save(scratch / "images" / place / f"{i}.png")
+
+
+def command(*arguments: str) -> None:
+    GlobalHydra.instance().clear()
+    sys.argv = ["lab.train", *arguments]
+    main()
+
+
+def train(folder: str, *overrides: str) -> RunFolder:
+    command("hydra.run.dir=" + folder, *overrides)
+    return RunFolder(folder)
+
+
+def metrics(folder: RunFolder) -> list[dict[str, Any]]:
+    """metrics.jsonl, less what the clock says."""
+    lines = [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if not line["tag"].endswith("/seconds")]
+
+
+def weights(folder: RunFolder) -> dict[str, torch.Tensor]:
+    return checkpoints.load(folder.checkpoints / "last.ckpt")["model"]
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        command(*arguments)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]  # before it, images are read
+
+
+def test_a_noise_too_small_to_be_felt_leaves_weights_batches_and_probes_as_they_are_without() -> None:
+    # 1e-30 beside gradients of 1e-3 is below the round-off of float32: everything must be bit-identical.
+    settings = (*SMALL[:-1], "data.batch_size=7", "probe.sharpness.every=5", "optimizer.momentum=0.9")
+    plain = train("plain", *settings)
+    noisy = train("noisy", *settings, "optimizer/noise=isotropic", "noise.trace=1e-30")
+    assert [line for line in metrics(noisy) if line["tag"] != "train/noise_norm"] == metrics(plain)
+    assert all(torch.equal(weights(plain)[name], tensor) for name, tensor in weights(noisy).items())
+    assert not [line for line in metrics(plain) if "noise" in line["tag"]]
+
+
+def test_no_noise_is_the_default_and_leaves_no_trace_in_the_settings() -> None:
+    plain, none = train("plain", *SMALL), train("none", *SMALL, "optimizer/noise=none")
+    assert metrics(plain) == metrics(none)
+    assert not none.read("provenance")["settings"].get("noise")
+    assert none.read("summary")["findings"] == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_with_noise_resumes_bit_for_bit_and_says_what_it_cost(kind: str) -> None:
+    settings = (*KINDS[kind], f"optimizer/noise={kind}", "trainer.checkpoint_every=5")
+    whole, broken = train("whole", *settings), train("broken", *settings)
+    (broken.checkpoints / "last.ckpt").unlink()  # as if killed after the checkpoint before
+    step = checkpoints.load(broken.checkpoints / "previous.ckpt")["step"]
+    broken.write("status", {"status": "running", "step": step, "reason": "", "pid": 1})
+    resumed = train("broken", *settings)
+    assert metrics(whole) == metrics(resumed)
+    assert all(torch.equal(weights(whole)[name], tensor) for name, tensor in weights(resumed).items())
+    (told,) = whole.read("summary")["findings"]
+    assert told.startswith("Noise in the gradient: ")
+    assert told.endswith(" steps without it.")
+    norms = [line["value"] for line in metrics(whole) if line["tag"] == "train/noise_norm"]
+    assert norms
+    assert all(norm > 0 for norm in norms)
+
+
+def test_the_norm_that_is_logged_is_of_the_size_asked_for() -> None:
+    folder = train("run", *SMALL, "steps=400", "optimizer/noise=isotropic", "noise.trace=0.25")
+    squares = np.array([line["value"] ** 2 for line in metrics(folder) if line["tag"] == "train/noise_norm"])
+    assert len(squares) == 400
+    assert abs(squares.mean() - 0.25) < 4 * squares.std() / 20
+
+
+def test_a_sweep_over_noises() -> None:
+    command(
+        "-m", *SMALL, "optimizer/noise=sample_weights,fisher,isotropic", "noise.equivalent_batch_size=4,60", "steps=3"
+    )
+    found = sorted(Path("outputs/train").glob("*/summary.json"))
+    assert len(found) == 6
+    assert len({json.loads(file.read_text())["last_loss"] for file in found}) == 6
+
+
+def test_augmented_mini_batches_in_chunks_with_group_norm(images: None) -> None:
+    settings = (*RESNET, *TINY, "model.norm=group", "trainer.chunk_examples=3", "noise.equivalent_batch_size=4")
+    folder = train("run", *settings, "optimizer/noise=sample_weights")
+    assert folder.read("status")["status"] == "finished"
+
+
+def test_batch_norm_counts_no_batch_for_the_noise(images: None) -> None:
+    plain = train("plain", *RESNET, *TINY, "steps=1")
+    for kind, size in (("isotropic", "noise.trace=1e-30"), ("fisher", "noise.equivalent_batch_size=4")):
+        noisy = train(kind, *RESNET, *TINY, f"optimizer/noise={kind}", size, "steps=1")
+        buffers = {name: t for name, t in weights(noisy).items() if "running" in name or "num_batches" in name}
+        assert buffers
+        assert all(torch.equal(weights(plain)[name], tensor) for name, tensor in buffers.items())
+
+
+def test_mixed_precision() -> None:
+    for kind in ("sample_weights", "half_difference", "fisher", "isotropic"):
+        folder = train(kind, *SMALL, "trainer.precision=bf16-mixed", f"optimizer/noise={kind}", "noise.trace=0.1")
+        assert folder.read("status")["status"] == "finished"
+
+
+def test_too_much_noise_is_a_divergence_like_any_other() -> None:
+    folder = train("run", *SMALL, "loss=mse", "optimizer/noise=isotropic", "noise.trace=1e12", "trainer.max_loss=100")
+    assert folder.read("status")["status"] == "diverged"
+
+
+SLIPS = [
+    ("noise.trace=0.1", "noise.trace is not a setting of the chosen noise; choose optimizer/noise= one of diagonal"),
+    ("optimizer/noise=fisher noise.temperature=1", "choose optimizer/noise= one of sgld"),
+    ("noise=fisher", "noise is not a card with its settings"),
+    ("+noise.tracks=1", "noise is not a card with its settings"),
+    ("noise=null", "noise is not a card with its settings"),
+    ("optimizer.noise=fisher", "did you mean optimizer/noise?"),
+    ("optimizer/noise=fishr", "did you mean optimizer/noise=fisher?"),
+    ("optimizer/noise=fisher", "needs a size: noise.equivalent_batch_size=32"),
+    (
+        "optimizer/noise=fisher noise.trace=1 noise.equivalent_batch_size=2",
+        "contradict each other; set one of them to null",
+    ),
+    ("optimizer/noise=fisher noise.trace=0", "noise.trace=0: expected a number greater than 0"),
+    ("optimizer/noise=fisher noise.trace=inf", "noise.trace=inf: expected a finite number"),
+    ("optimizer/noise=fisher noise.equivalent_batch_size=2.5", "expected a whole number"),
+    ("optimizer/noise=fisher noise.equivalent_batch_size=61", "larger than the 60 examples of the batch"),
+    ("optimizer/noise=minibatch noise.equivalent_batch_size=9 data.batch_size=8", "or a larger data.batch_size"),
+    ("optimizer/noise=sgld", "optimizer/noise=sgld needs noise.temperature"),
+    ("optimizer/noise=sgld noise.temperature=1 optimizer=adam", "use optimizer=sgd with optimizer.momentum=0"),
+    ("optimizer/noise=sgld noise.temperature=1 optimizer.momentum=0.9", "use optimizer=sgd with optimizer.momentum=0"),
+]
+
+
+@pytest.mark.parametrize(("typed", "told"), SLIPS)
+def test_a_slip_is_told_in_one_line_and_writes_nothing(
+    typed: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        command(*SMALL, *shlex.split(typed))
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert told in line
+    assert not list(Path.cwd().iterdir())
+
+
+def test_gradients_of_single_examples_through_batch_norm_are_refused(
+    images: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for kind in ("sample_weights", "diagonal", "minibatch", "half_difference", "isotropic", "hessian_sqrt"):
+        line = refused(capsys, *RESNET, *TINY, f"optimizer/noise={kind}", "noise.equivalent_batch_size=4")
+        assert "cannot be had with BatchNorm" in line
+        assert "use model.norm=group" in line
+    assert [path.name for path in Path.cwd().iterdir()] == ["images"]
+
+
+def test_help_names_the_noises(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command("--help")
+    told = capsys.readouterr().out
+    assert "optimizer/noise=" in told
+    assert "half_difference" in told
+    assert "noise.equivalent_batch_size=32 or noise.trace=0.1" in told
