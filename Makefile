@@ -46,6 +46,7 @@ format: $(VENV)/.lab-dev
 
 bench: $(VENV)/.lab-dev
 	$(BIN)/python scripts/benchmarks/curvature.py $(if $(IMAGES),--images $(IMAGES)) --write docs/benchmarks.md
+	$(BIN)/python scripts/benchmarks/noise.py $(if $(IMAGES),--images $(IMAGES)) --write docs/benchmarks_noise.md
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

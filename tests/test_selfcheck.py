@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 
-from lab import selfcheck
 from lab.curvature import operators
-from lab.selfcheck import Check, Row, main
+from lab.flows.langevin import Langevin
+from lab.landscapes.base import Landscape
+from lab.selfcheck import curvature, dynamics, main, noise
+from lab.selfcheck.rows import Check, Row
 
 
 def run(*checks: Check) -> int:
@@ -62,11 +65,11 @@ def test_a_check_that_raises_is_a_failure_and_the_rest_is_still_checked(capsys: 
 @pytest.mark.parametrize(
     "check",
     [
-        selfcheck.hessian_of_linear_regression,
-        selfcheck.hessian_of_a_network,
-        selfcheck.double_well_saddle,
-        selfcheck.gauss_newton_matrix,
-        selfcheck.clustered_spectrum,
+        curvature.hessian_of_linear_regression,
+        curvature.hessian_of_a_network,
+        curvature.double_well_saddle,
+        curvature.gauss_newton_matrix,
+        curvature.clustered_spectrum,
     ],
 )
 def test_products_that_are_one_percent_off_are_found(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +78,7 @@ def test_products_that_are_one_percent_off_are_found(check: Check, monkeypatch: 
             return super().__matmul__(v) if v.dim() == 2 else 1.01 * super().__matmul__(v)
 
     assert run(check) == 0
-    monkeypatch.setattr(selfcheck, "hessian", lambda loss, w, memory=None: Wrong(loss, w, memory=memory))
+    monkeypatch.setattr(curvature, "hessian", lambda loss, w, memory=None: Wrong(loss, w, memory=memory))
     assert run(check) == 1
 
 
@@ -85,18 +88,32 @@ def test_an_optimiser_whose_step_is_a_thousandth_longer_is_found(monkeypatch: py
             super().__init__(params, lr=1.001 * lr, **settings)  # type: ignore[arg-type]
 
     monkeypatch.setattr(torch.optim, "SGD", Longer)
-    assert [row.passed for row in selfcheck.thresholds()] == [False, False, False, False, True]
+    assert [row.passed for row in dynamics.thresholds()] == [False, False, False, False, True]
 
 
-@pytest.mark.parametrize("check", [selfcheck.gibbs_distribution, selfcheck.saddle_escape])
-def test_noise_that_is_too_strong_is_found(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
-    # <x U'> = T grows by 10 %. The mean escape moves by log(factor)/log a, 1 step of 179 for 5 %, within the tolerance of
-    # 1 %: there it takes 20 %.
-    factor = 1.05 if check is selfcheck.gibbs_distribution else 1.2
+def test_a_temperature_that_is_a_tenth_too_high_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hotter(landscape: Landscape, temperature: float, lr: float) -> Langevin:
+        return Langevin(landscape, 1.1 * temperature, lr)
+
+    monkeypatch.setattr(dynamics, "Langevin", hotter)
+    assert run(dynamics.gibbs_distribution) == 1
+
+
+def test_noise_that_is_too_strong_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The mean escape moves by log(factor)/log a, 1 step of 179 for 5 %, within the tolerance of 1 %: here it takes 20 %.
     draw = torch.randn
 
     def stronger(*shape: int, **settings: object) -> torch.Tensor:
-        return factor * draw(*shape, **settings)  # type: ignore[arg-type]
+        return 1.2 * draw(*shape, **settings)  # type: ignore[arg-type]
 
     monkeypatch.setattr(torch, "randn", stronger)
+    assert run(dynamics.saddle_escape) == 1
+
+
+@pytest.mark.parametrize("check", [noise.lemma_one, noise.traces_of_the_noise])
+def test_a_covariance_over_one_example_less_is_found(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(check) == 0
+    right = noise.trace
+    monkeypatch.setattr(noise, "batch_factor", lambda N, m, sampling: (N - m) / (m * N))
+    monkeypatch.setattr(noise, "trace", lambda loss, w: replace(found := right(loss, w), value=found.value * 40 / 39))
     assert run(check) == 1

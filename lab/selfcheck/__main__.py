@@ -1,0 +1,5 @@
+"""python -m lab.selfcheck"""
+
+from lab.selfcheck import main
+
+main()
