@@ -22,8 +22,8 @@ from lab.landscapes.base import Landscape
 CHUNK = 2**14
 """Walkers moved at a time: their places, gradients and noise stay in the cache of one core."""
 
-Boundary = Callable[[Tensor], None]
-"""Puts walkers (n, P) that have left back, in place."""
+Boundary = Callable[[Tensor], Tensor | None]
+"""Puts walkers (n, P) that have left back, in place; returns the signs by which their moves were mirrored, if any."""
 
 
 def periodic(low: float, high: float) -> Boundary:
@@ -38,10 +38,12 @@ def periodic(low: float, high: float) -> Boundary:
 def reflecting(low: float, high: float) -> Boundary:
     """Walls: what has left by less than the width comes back by as much."""
 
-    def fold(x: Tensor) -> None:
+    def fold(x: Tensor) -> Tensor:
         x.sub_(low).remainder_(2 * (high - low))
+        mirrored = x > high - low
         torch.minimum(x, 2 * (high - low) - x, out=x)
         x.add_(low)
+        return 1 - 2 * mirrored.to(x)
 
     return fold
 
@@ -96,14 +98,16 @@ class Langevin:
     def _mala(self, x: Tensor, steps: int, generator: torch.Generator) -> float:
         """On a torus the way back is the way forth: windings around it, exp(-width^2/(4 h T)) of all, are left out."""
         noise, uniform = torch.empty_like(x), torch.empty(len(x), dtype=x.dtype, device=x.device)
-        scale, accepted = math.sqrt(2 * self.lr * self.temperature), torch.zeros((), device=x.device)
+        scale = math.sqrt(2 * self.lr * self.temperature)
+        accepted = torch.zeros((), dtype=torch.int64, device=x.device)
         energy, slope = self.landscape.energy(x), self.landscape.gradient(x)
         for _ in range(steps):
             noise.normal_(generator=generator)
             move = noise * scale - self.lr * slope
             y = x + move
-            if self.boundary is not None:
-                self.boundary(y)
+            mirror = None if self.boundary is None else self.boundary(y)
+            if mirror is not None:  # the way back from behind the mirror
+                move = move * mirror
             energy_there, slope_there = self.landscape.energy(y), self.landscape.gradient(y)
             # log q(x|y) - log q(y|x), with q(y|x) = N(x - h grad L(x), 2 h T).
             back = (move - self.lr * slope_there).square_().sum(-1) / (4 * self.lr * self.temperature)

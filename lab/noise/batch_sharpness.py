@@ -70,7 +70,9 @@ def mean_of_ratios(curvature: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
 def _error(influence: Tensor) -> Tensor:
     """The standard error of a mean of R independent terms; NaN for one."""
     num = influence.shape[-1]
-    return (influence.square().sum(-1) / num / max(num - 1, math.nan if num < 2 else 1)).sqrt()
+    if num < 2:
+        return torch.full_like(influence[..., 0], math.nan)
+    return (influence.square().sum(-1) / num / (num - 1)).sqrt()
 
 
 def interval(estimator: Estimator, forms: Forms, generator: torch.Generator) -> Interval:

@@ -31,6 +31,8 @@ from lab.objective import NetworkObjective
 
 CHECK_EVERY = 5
 """Products between two looks at whether a root has converged."""
+PROBES = 16
+"""Random vectors for Tr|A|, at most."""
 
 
 # --- weights a (N,) on the examples; the noise is sum_i a_i g_i ----------
@@ -153,6 +155,26 @@ def absolute_root(operator: LinearOperator, z: Tensor, *, tol: float = 0.02, max
         q = image / beta[k].to(image)
     vector = root.to(z) @ basis[: len(root)]
     return Root(vector, negative, change, len(root))
+
+
+def absolute_trace(
+    operator: LinearOperator, trace: float, generator: torch.Generator, *, tol: float = 0.02, max_matvecs: int = 100
+) -> float:
+    """Tr|A| = Tr A + 2 sum of |negative eigenvalues|, the sum by Lanczos quadrature from random signs of its own.
+
+    `trace` is Tr A. Ends once the standard error is tol of the value, with `PROBES` vectors at most. Cost: as many roots as
+    vectors, at least four.
+    """
+    negative: list[float] = []
+    like = torch.zeros(0, dtype=operator.dtype, device=operator.device)
+    while True:
+        z = random_signs((operator.size,), like, generator)
+        negative.append(absolute_root(operator, z, tol=tol, max_matvecs=max_matvecs).negative)
+        known = torch.tensor(negative, dtype=torch.float64)
+        total = trace + 2 * float(known.mean())
+        enough = len(negative) > 3 and 2 * float(known.std()) <= tol * abs(total) * math.sqrt(len(negative))
+        if enough or len(negative) == PROBES or not math.isfinite(total):
+            return total
 
 
 def _tridiagonal(alpha: Tensor, beta: Tensor, size: int) -> Tensor:

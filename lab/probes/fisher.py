@@ -228,7 +228,7 @@ class Fisher(Probe):
     def _eigenpairs(self, matrices: Matrices, snapshot: Snapshot) -> dict[str, Extremes]:
         """The k largest of every matrix, and the smallest of those that may be indefinite."""
         found = {}
-        for name, operator in matrices.all(stream(snapshot.seed, "fisher/residual", snapshot.step)).items():
+        for name, operator in matrices.all(stream(snapshot.seed, "fisher/blind", snapshot.step)).items():
             bottom = int(name in ("hessian", "residual") and operator.size > 1)
             found[name] = lanczos(
                 operator,
@@ -236,7 +236,7 @@ class Fisher(Probe):
                 bottom=bottom,
                 tol=self.tol,
                 max_matvecs=self.max_matvecs,
-                generator=stream(snapshot.seed, f"fisher/{name}", snapshot.step),
+                generator=stream(snapshot.seed, f"fisher/eigen/{name}", snapshot.step),
             )
         return found
 

@@ -14,6 +14,7 @@ statistics, for batch statistics couple the examples. Tail and Gaussianity: see 
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from time import perf_counter
 from typing import Annotated, ClassVar, Literal, get_args
 
@@ -67,8 +68,8 @@ class Noise(Probe):
                 variance against Lemma 1; 0: none.
     Tags that do not speak for themselves: trace_cross, Tr of the covariance of two batches of an epoch; tail_gamma, 0 for a
     Gaussian, above for a heavy tail; kurtosis, the excess of one example, kurtosis_batch of a batch; not_gaussian, share of
-    directions along which a test of 5 % rejects; gaussian_p, of all together; alignment, Tr(HD); downhill, u'Du along
-    the most negative direction of H; measured_over_predicted.<sampling>, of `draws`.
+    directions along which a test of 5 % rejects for batches drawn from these examples; gaussian_p, of all together;
+    alignment, Tr(HD); downhill, u'Du along the most negative direction of H; measured_over_predicted.<sampling>, of `draws`.
     Cost without `hessian`: a gradient for Tr D, some for the eigenvalues (from inner products of per-example gradients), a
     third of one for each direction. With it some 100 Hessian products, of 1.1 gradients or more. `draws`: 3 gradients of
     the probe set for each size and epoch, in small batches.
@@ -175,13 +176,13 @@ class Noise(Probe):
         squares = torch.stack(list(examples.squared_norms().values())).sum(0)
         lengths = (squares - 2 * projected[:, 0] + norm(g) ** 2).clamp(min=0).sqrt()
         of_one = projected[:, 1:] - projected[:, 1:].mean(0)
-        of_batch = _batch_means(of_one, snapshot.batch_size or 1, generator)
-        tested = gaussianity(of_batch)
+        m = snapshot.batch_size or 1  # independent examples: their mean has exactly 1/m of the excess kurtosis
+        tested = gaussianity(_batch_means(of_one, m, generator))
         estimates = {
             "tail_index": tail_index(lengths),
             "tail_gamma": extreme_index(lengths),
-            "kurtosis": excess_kurtosis(of_one),
-            "kurtosis_batch": tested.kurtosis,
+            "kurtosis": (kurtosis := excess_kurtosis(of_one)),
+            "kurtosis_batch": replace(kurtosis, value=kurtosis.value / m, error=kurtosis.error / m),
         }
         values = _estimated(estimates)
         return values | {"noise/not_gaussian": tested.rejected, "noise/gaussian_p": tested.p_value}

@@ -1,6 +1,6 @@
 """What the noise of the gradient costs, and how wrong it is: the lab beside its peers, every table interleaved in one run.
 
-    python scripts/benchmarks/noise.py --images DIR --write docs/benchmarks_noise.md      (DIR/train/<class>/*, e.g. CIFAR-10)
+    python scripts/benchmarks/noise.py --images DIR --write docs/benchmarks_noise.md   (DIR/train/<class>/*, e.g. CIFAR-10)
 
 Two workloads: a 3072-200-200-10 tanh MLP on 2000 class-balanced images (half squared error, gradient descent at lr 0.05)
 and a ResNet-20 of width 16 with GroupNorm on 256 images, the Gram matrix on 128 (cross-entropy, SGD). At every point each

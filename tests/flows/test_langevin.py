@@ -35,6 +35,15 @@ def test_mala_on_a_quadratic_has_the_variance_of_gibbs_at_the_same_step() -> Non
     assert 0.5 < accepted < 0.98
 
 
+@pytest.mark.parametrize("lr", [0.02, 0.3])
+def test_mala_between_walls_is_gibbs_between_walls(lr: float) -> None:
+    landscape, walkers = Quadratic((2.0,)), 40_000
+    law = gibbs(landscape, 1.0, [0.0], [1.5])
+    x = torch.rand(walkers, 1, dtype=DOUBLE, generator=stream(0, "start")) * 1.5
+    Langevin(landscape, 1.0, lr, "mala", boundary=reflecting(0.0, 1.5)).run(x, 150, stream(0, "walls"))
+    assert float(x.mean()) == pytest.approx(law.mean(lambda x: x[:, 0]), abs=4 * float(x.std()) / math.sqrt(walkers))
+
+
 def test_noise_that_depends_on_the_place_is_taken_at_the_place_before_the_step() -> None:
     # dx = -x dt + sqrt(2 c x^2) dW (Ito): E x falls as (1 - lr)^n, whatever c.
     x = torch.ones(200_000, 1, dtype=DOUBLE)

@@ -38,7 +38,7 @@ def test_contours_draw_every_trajectory_from_its_dot_to_its_star() -> None:
     path = torch.tensor([[0.1, 0.9], [0.5, 0.4], [1.0, 0.0]], dtype=DOUBLE)
     figure = contours(window(DoubleWell(), [-1.6, -1.2], [1.6, 1.2], points=31), {"descent": path}, title="two wells")
     lines = figure.axes[0].get_lines()
-    assert [line.get_label() for line in lines][0] == "descent"
+    assert lines[0].get_label() == "descent"
     assert lines[0].get_xydata().tolist() == path.tolist()
     assert (lines[1].get_marker(), lines[2].get_marker()) == ("o", "*")
     assert figure.axes[0].get_title() == "two wells"
