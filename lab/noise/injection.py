@@ -162,8 +162,9 @@ def absolute_trace(
 ) -> float:
     """Tr|A| = Tr A + 2 sum of |negative eigenvalues|, the sum by Lanczos quadrature from random signs of its own.
 
-    `trace` is Tr A. Ends once the standard error is tol of the value, with `PROBES` vectors at most. Cost: as many roots as
-    vectors, at least four.
+    `trace` is Tr A. Ends once the standard error is tol of the value, with `PROBES` vectors at most; where one negative
+    eigenvalue makes up most of the sum, four vectors can seem to agree and the error be several times tol. Cost: as many
+    roots as vectors, at least four.
     """
     negative: list[float] = []
     like = torch.zeros(0, dtype=operator.dtype, device=operator.device)
