@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import math
 import os
 import re
 import sys
@@ -12,6 +13,7 @@ from contextlib import contextmanager, redirect_stderr
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
+from time import time
 from typing import Any, TextIO, cast
 
 from hydra.errors import HydraException
@@ -112,10 +114,11 @@ def validation_line(error: ValidationError, where: str) -> str:
     # A union reports each of its types; an entry of a list, e.g. widths=[32,x], says more than that a list is no word.
     inner = [e for e in mine if any(isinstance(part, int) for part in e["loc"])]
     came = (inner or mine)[0]["input"]
-    entry = f" (entry {came})" if inner else ""
+    no_number = ", which is not a number" if isinstance(came, float) and math.isnan(came) else ""
+    entry = f" (entry {came}{no_number})" if inner else ""
     expected = list(dict.fromkeys(_expected(e) for e in (inner or mine)))
     expected[1:] = [text.removeprefix("expected ") for text in expected[1:]]
-    whole = "" if inner else f"={typed(came)}"
+    whole = "" if inner else f"={typed(came)}{no_number}"
     return f"{where}.{first}{whole}{entry}: {' or '.join(expected)}"
 
 
@@ -141,6 +144,7 @@ def typed(value: Any) -> str:
 @contextmanager
 def one_line_errors(door: str) -> Iterator[None]:
     """A user's slip ends the program with one line on stderr and exit code 2, never with a traceback."""
+    begin = time()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra raise, so that we can say it in one line
     try:
         with redirect_stderr(cast(TextIO, _OneLine(sys.stderr))):
@@ -150,7 +154,9 @@ def one_line_errors(door: str) -> Iterator[None]:
             raise
         if type(error).__module__ == "builtins" and isinstance(error, OSError) and Path(error.filename or ".").exists():
             raise  # not a run folder that cannot be made
-        for folder in Path("outputs").glob("*"):
+        chosen = [word.partition("=")[2] for word in sys.argv if word.startswith("hydra.sweep.dir=")]
+        for folder in [*Path("outputs").glob("*"), *map(Path, chosen)]:
+            _forget_sweep(folder, begin)
             remove_if_empty(folder)
         print(f"error: {explain(error, door)}", file=sys.stderr)
         sys.exit(2)
@@ -174,9 +180,7 @@ def explain(error: Exception, door: str) -> str:
         if found := re.search(pattern, text):
             return say(found[1], door)
     if "Config group override" in text:
-        return (
-            "a group was not given the name of a card; expected e.g. optimizer=sgd, or for probes a list, e.g. probe=[]"
-        )
+        return _no_card_name()
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename} cannot be written ({error.strerror}); choose another hydra.run.dir"
     if "override_grammar" in text:
@@ -193,6 +197,16 @@ def _malformed(text: str) -> str:
     return f"{' '.join(told) or 'an override'} cannot be read ({text})"
 
 
+def _no_card_name() -> str:
+    """Which group was given something that is no name; Hydra does not say."""
+    for word in sys.argv[1:]:
+        group, _, value = word.lstrip("+").partition("=")
+        if group and choices(group) and value not in choices(group) and not value.startswith("["):
+            known = "a list, e.g. probe=[]" if group == "probe" else f"one of {', '.join(choices(group))}"
+            return f"{group}={value} is not the name of a card; expected {known}"
+    return "a group was not given the name of a card; expected e.g. optimizer=sgd, or for probes a list, e.g. probe=[]"
+
+
 def _unknown_card(path: str, door: str) -> str:
     group, _, name = path.rpartition("/")
     known = choices(group)
@@ -206,6 +220,8 @@ def _unknown_card(path: str, door: str) -> str:
 def _unknown_setting(name: str, door: str) -> str:
     group, _, rest = name.partition(".")
     known, help_page = _known_settings(), f"see python -m lab.{door} --help"
+    if door == "measure" and group.removeprefix("optimizer/") in ("scaling", "noise", "compare"):
+        return f"{name} says how a run is trained; lab.measure has no such setting: leave it out"
     if group == "probe" and rest:
         probe = rest.partition(".")[0]
         if probe not in choices("probe"):
@@ -218,7 +234,9 @@ def _unknown_setting(name: str, door: str) -> str:
         return f"{name} is not a setting of the chosen noise; choose optimizer/noise= one of {', '.join(cards)}"
     elif name in known:
         return f"{name} is not a setting of the chosen {group}; see python -m lab.{door} --cfg job"
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    near = [one for one in difflib.get_close_matches(name, known, n=1, cutoff=0.6) if one != group]
+    if rest and not near and (offered := [one for one in known if one.startswith(f"{group}.")]):
+        return f"unknown setting {name}; expected one of {', '.join(offered)}"
     return f"unknown setting {name}; " + (f"did you mean {near[0]}?" if near else help_page)
 
 
@@ -249,6 +267,14 @@ def remove_if_empty(folder: Path) -> None:
         elif content:
             return
         path.rmdir()
+
+
+def _forget_sweep(folder: Path, begin: float) -> None:
+    """Take away the `multirun.yaml` of a sweep that was refused, begun at `begin`, before any of its runs was made."""
+    file = folder / "multirun.yaml"
+    mine = file.is_file() and file.stat().st_mtime >= begin
+    if mine and not any(status.stat().st_mtime >= begin for status in folder.glob("*/status.json")):
+        file.unlink()
 
 
 class _OneLine:

@@ -4,6 +4,7 @@ import os
 import shlex
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,10 @@ from hydra.core.global_hydra import GlobalHydra
 from lab.data import cifar10
 from lab.measure import main as measure
 from lab.models.mlp import Mlp
+from lab.probes.noise import Noise
+from lab.settings import SettingError
 from lab.train import main
+from lab.train.settings import _require_noise_products
 
 GRAMMAR = "cannot be read"
 SLIPS = [
@@ -36,7 +40,11 @@ SLIPS = [
     ("model.depth=8", "model.depth is not a setting of the chosen model"),
     ("data=digits data.root=x", "data.root is not a setting of the chosen data"),
     ("loss=mse loss.label_smoothing=0.1", "not a setting of the chosen loss"),
-    ("optimizer=null", "name of a card"),
+    ("optimizer=null", "optimizer=null is not the name of a card; expected one of adam, "),
+    ("scaling=null", "scaling=null is not the name of a card; expected one of default"),
+    ("probe=3", "probe=3 is not the name of a card; expected a list, e.g. probe=[]"),
+    ("scaling.foo=1", "unknown setting scaling.foo; expected one of scaling.batch_size, scaling.lr, scaling.budget"),
+    ("scaling.lrr=sqrt", "did you mean scaling.lr?"),
     ("probe=[sharpnes]", "did you mean probe=sharpness?"),
     ("probe=[] probe.sharpness.every=3", "is for a probe that is not selected; add it: probe=[sharpness]"),
     ("probe.noisy.every=3", "there is no probe noisy"),
@@ -47,7 +55,9 @@ SLIPS = [
     ("optimizer.lr=abc", "optimizer.lr=abc: expected a number"),
     ("optimizer.lr=-1", "optimizer.lr=-1: expected a number greater than 0"),
     ("optimizer.lr=0", "greater than 0"),
-    ("optimizer.lr=nan", "finite"),
+    ("optimizer.lr=nan", "optimizer.lr=nan, which is not a number: expected a finite number"),
+    ("optimizer.momentum=nan", "optimizer.momentum=nan, which is not a number: expected a number less than 1"),
+    ("optimizer=adam optimizer.betas=[0.9,nan]", "optimizer.betas (entry nan, which is not a number): expected"),
     ("optimizer.lr=[0.1]", "optimizer.lr=[0.1]: expected a number"),
     ("optimizer=adam optimizer.betas=[0.9,1.5]", "optimizer.betas (entry 1.5): expected a number less than 1"),
     ("optimizer.nesterov=maybe", "expected true or false"),
@@ -89,6 +99,12 @@ SLIPS = [
         "probe=[spectrum] probe.spectrum.max_matvecs=8",
         "probe.spectrum.max_matvecs=8 is too few for the eigenpairs; use",
     ),
+    (
+        "probe=[fisher] probe.fisher.k=5000 model.widths=[]",
+        "probe.fisher.max_matvecs=200 is too few for probe.fisher.k=5000 in a model of 650 weights; use "
+        "probe.fisher.k=199 or less, or probe.fisher.max_matvecs=650 or more",
+    ),
+    ("probe=[fisher] probe.fisher.k=200", "use probe.fisher.k=199 or less, or probe.fisher.max_matvecs=201 or more"),
     ("probe=[spectrum] probe.spectrum.parameters=conv*", "probe.spectrum.parameters=conv*: no parameter matches"),
     ("probe=[spectrum] probe.spectrum.engine=both", "probe.spectrum.engine=both: expected 'lab' or 'pyhessian'"),
     ("probe=[spectrum] probe.spectrum.examples=99999", "probe.spectrum.examples=99999 is larger than the 1797"),
@@ -102,6 +118,17 @@ SLIPS = [
     ("-m optimzer.lr=0.1,0.2", "did you mean optimizer.lr?"),
     ("-m optimizer=sgd,sgdd", "optimizer=sgdd does not exist"),
 ]
+
+
+@pytest.mark.parametrize(("k", "weights", "examples", "refused"), [
+    (201, 10_000, 5000, True), (200, 10_000, 5000, False), (300, 150, 5000, False), (300, 10_000, 4000, False),
+    (300, 10_000, 50_000, False),  # auto: a probe set of 2000
+])  # fmt: skip
+def test_more_eigenvalues_of_the_noise_than_products_are_refused_where_there_is_no_gram_matrix(
+    k: int, weights: int, examples: int, refused: bool
+) -> None:
+    with pytest.raises(SettingError, match=r"use probe\.noise\.k=200 or less") if refused else nullcontext():
+        _require_noise_products(Noise(k=k), weights, examples)
 
 
 def no_network(*arguments: object, **settings: object) -> None:
@@ -142,6 +169,9 @@ MEASURE_SLIPS = [
     ("checkpoint=w.pt model=mlp data=mnist", "data=mnist does not exist; expected one of cifar10"),
     ("checkpoint=w.pt model=mlp experiment=quickstart", "unknown setting experiment"),
     ("checkpoint=w.pt model=mlp probe=[sharpnes]", "did you mean probe=sharpness?"),
+    ("checkpoint=w.pt model=mlp scaling.lr=linear", "lab.measure has no such setting: leave it out"),
+    ("checkpoint=w.pt model=mlp noise.trace=1", "lab.measure has no such setting: leave it out"),
+    ("checkpoint=w.pt model=mlp optimizer/noise=fisher", "lab.measure has no such setting: leave it out"),
     ("checkpoint=w.pt model=mlp probe=[spectrum] probe.sharpness.k=2", "is for a probe that is not selected"),
     ("checkpoint=w.pt model=mlp probe.sharpness.evry=2", "did you mean probe.sharpness.every?"),
     ("checkpoint=w.pt model=mlp probe.sharpness.every=2", "looks once: leave it out"),

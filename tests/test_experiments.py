@@ -78,6 +78,33 @@ def test_one_command_makes_the_cells_a_figure_and_a_paragraph_and_a_second_one_n
     assert {file: file.stat().st_mtime_ns for file in runs} == runs
 
 
+def test_what_an_experiment_says_of_a_probe_that_is_not_selected_is_dropped(capsys: pytest.CaptureFixture[str]) -> None:
+    noise = ("experiment=noise_injection", *TINY, "optimizer/noise=isotropic", "noise.equivalent_batch_size=4")
+    command(*noise, "probe=[]", "compare.tags=[test/accuracy]")
+    [run] = Path("outputs/noise_injection").glob("*/provenance.json")
+    assert json.loads(run.read_text())["settings"]["probe"] == {}
+    for typed in ("probe.sharpness.every=3", "++probe.sharpness.every=3"):
+        with pytest.raises(SystemExit):
+            command(*noise, "probe=[noise]", typed)
+        told = capsys.readouterr().err
+        assert "probe.sharpness.every is for a probe that is not selected; add it: probe=[sharpness]" in told
+    assert states("noise_injection") == ["finished"]
+
+
+def test_a_refused_grid_beside_runs_leaves_no_multirun_yaml_and_one_that_made_a_run_keeps_it() -> None:
+    file = Path("outputs/train/multirun.yaml")
+    command("-m", *TINY, "probe=[]", "seed=0,1")
+    assert file.exists()
+    before = sorted(Path("outputs").rglob("*"))
+    for place in ((), ("hydra.sweep.dir=outputs/train",)):
+        with pytest.raises(SystemExit):
+            command("-m", *TINY, "probe=[]", "optimizer.lr=-1,-2", *place)
+        assert sorted(Path("outputs").rglob("*")) == [path for path in before if path != file]
+    with pytest.raises(SystemExit):
+        command("-m", *TINY, "probe=[]", "seed=2,-1")
+    assert file.exists()
+
+
 def test_a_grid_that_was_killed_goes_on_where_it_was() -> None:
     settings = (*LABELS, "data.random_labels=1,0.5", "steps=200", "trainer.checkpoint_every=20")
     child = multiprocessing.get_context("fork").Process(target=command, args=settings)  # type: ignore[attr-defined]

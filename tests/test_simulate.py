@@ -177,6 +177,16 @@ def test_a_slip_is_one_line_exit_code_2_and_nothing_written(
     assert not list(scratch.iterdir())
 
 
+def test_a_refused_sweep_beside_runs_leaves_nothing() -> None:
+    simulate(f"experiment=polya {SMALL['polya']}")
+    before = sorted(Path("outputs").rglob("*"))
+    for words in ("walkers=5", "steps=20 walkers=50 seed=0,1", "walker=200,300"):
+        with pytest.raises(SystemExit) as left:
+            simulate(f"-m experiment=polya {words}")
+        assert left.value.code == 2
+        assert sorted(Path("outputs").rglob("*")) == before
+
+
 def test_other_settings_in_the_same_folder_are_refused(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     simulate(f"experiment=polya {SMALL['polya']} hydra.run.dir=out")
     simulate(f"experiment=polya {SMALL['polya']} hydra.run.dir=out threads=1")  # says how, not what

@@ -3,6 +3,7 @@ one line where it would be wrong.
 """
 
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from PIL import Image
 from lab.run import checkpoints
 from lab.run.folder import RunFolder
 from lab.train import main
-from lab.train.run import Run
+from lab.train.run import Run, _times
 
 SMALL = ("trainer.threads=1", "data.examples=60", "model.widths=[8]", "steps=24", "probe=[]")
 KINDS = {
@@ -109,10 +110,31 @@ def test_a_run_with_noise_resumes_bit_for_bit_and_says_what_it_cost(kind: str) -
     assert all(torch.equal(weights(whole)[name], tensor) for name, tensor in weights(resumed).items())
     (told,) = whole.read("summary")["findings"]
     assert told.startswith("Noise in the gradient: ")
-    assert told.endswith(" steps without it.")
+    assert re.search(r"; a step took (\d+(\.\d)? times )?as long as one without noise\.$", told)
     norms = [line["value"] for line in metrics(whole) if line["tag"] == "train/noise_norm"]
     assert norms
     assert all(norm > 0 for norm in norms)
+
+
+def test_the_cost_of_the_noise_has_two_digits() -> None:
+    told = {
+        0.999: "as long as",
+        1.34: "1.3 times as long as",
+        9.97: "10 times as long as",
+        101.18: "101 times as long as",
+    }
+    assert {ratio: _times(ratio) for ratio in told} == told
+
+
+@pytest.mark.parametrize("kind", ["minibatch", "half_difference"])
+@pytest.mark.parametrize("trace", [1e-30, 1e-320])
+def test_a_trace_that_no_batch_is_large_enough_for_is_a_batch_scaled_down(kind: str, trace: float) -> None:
+    # Tr D/trace examples are 1e30, or not even finite: neither can be drawn.
+    folder = train("run", *SMALL, "steps=3", f"optimizer/noise={kind}", f"noise.trace={trace}")
+    norms = [line["value"] for line in metrics(folder) if line["tag"] == "train/noise_norm"]
+    assert folder.read("status")["status"] == "finished"
+    assert norms
+    assert all(norm < 1e-14 for norm in norms)  # sqrt(1e-30) = 1e-15
 
 
 def test_the_norm_that_is_logged_is_of_the_size_asked_for() -> None:

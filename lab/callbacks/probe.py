@@ -207,7 +207,7 @@ class ProbeCallback(pl.Callback):
         arrays = {tag: value for tag, value in values.items() if isinstance(value, Tensor)}
         numbers = {tag: value for tag, value in values.items() if tag not in figures | arrays}
         scalars = {tag: float(value) for tag, value in numbers.items() if math.isfinite(value)}
-        self.latest |= scalars
+        self.latest = {tag: value for tag, value in self.latest.items() if tag not in numbers} | scalars
         for logger in trainer.loggers:
             if scalars:
                 logger.log_metrics(scalars, step=step)

@@ -31,8 +31,12 @@ RESAMPLES = 2000
 """Bootstrap samples: the 2.5 % quantiles are known to the 0.35 % quantile."""
 OUTSIDE = 0.05
 """Probability that the truth lies outside an interval, for many batches."""
-GROWTH = 3
-"""By this factor at most is the number of batches raised on the word of a standard error from few of them."""
+PILOT = 8
+"""Batches that only tell how many the estimate needs."""
+FEWEST = 16
+"""Batches of an estimate, if not less are allowed: fewer make no interval."""
+MARGIN = 1.5
+"""More batches than the pilot asks for: where |g_B|^2 has a tail, a few batches tell too small an error."""
 
 Estimator = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """curvature and slope (..., R) of R batches -> value and standard error (...)."""
@@ -94,13 +98,20 @@ def interval(estimator: Estimator, forms: Forms, generator: torch.Generator) -> 
     return Interval(value, error, value - high * error, value - low * error)
 
 
-def missing(estimator: Estimator, forms: Forms, rse: float, most: int) -> int:
-    """How many more batches make the standard error `rse` of the value; never more than `most` in all."""
-    value, error = (float(number) for number in estimator(forms.curvature, forms.slope))
-    num = len(forms)
-    if not math.isfinite(error / value) or error <= rse * abs(value):
-        return 0
-    return min(math.ceil(min(1.1 * num * (error / (rse * value)) ** 2, GROWTH * num)), most) - num
+def needed(estimator: Estimator, pilot: Forms, rse: float, most: int) -> int:
+    """How many batches bring the standard error near `rse` of the value, judged by a pilot; `FEWEST` to `most`.
+
+    The pilot may take no part in the estimate: batches that are added until their own error looks small stop where the
+    sharp ones happened to be missing. With lognormal slopes e^x and curvatures e^(1.5 x), x of standard deviation 0.5, that
+    rule had a bias of -2.5 % and this one -0.8 % at about the same number of batches (49 against 40); 95 % intervals hold
+    the truth in 91 % of cases, and in 94 % for 0.3. For 1, where no pilot sees the tail, in 87 % with a bias of
+    -1.9 %, a sixth of the standard error.
+    """
+    value, error = (float(number) for number in estimator(pilot.curvature, pilot.slope))
+    relative = error / abs(value) if value else math.nan
+    if not math.isfinite(relative):
+        return min(FEWEST, most)
+    return min(max(math.ceil(MARGIN * len(pilot) * (relative / rse) ** 2), FEWEST), most)
 
 
 def gradient_noise_interaction(objective: Objective, H: Hessian, w: Tensor, batches: Tensor) -> Forms:

@@ -31,6 +31,9 @@ from lab.objective import NetworkObjective
 
 CHECK_EVERY = 5
 """Products between two looks at whether a root has converged."""
+MOST_DRAWN = 2**16
+"""Examples of a drawn batch, at most, unless there are more examples: a larger one is this one scaled down. Its tails, of
+order 1/m in the excess kurtosis, are then those of so many."""
 PROBES = 16
 """Random vectors for Tr|A|, at most."""
 
@@ -48,7 +51,7 @@ def sample_weights(num_examples: int, equivalent: float, generator: torch.Genera
 
 def half_difference(num_examples: int, equivalent: float, generator: torch.Generator) -> Tensor:
     """Weights a (N,) float64 with sum_i a_i g_i = (g_B - g_B')/sqrt 2 for two batches of m examples: covariance D/m."""
-    size, scale = _whole(equivalent)
+    size, scale = _whole(equivalent, num_examples)
     one, other = (_counts(num_examples, size, generator) for _ in "12")
     return scale / (size * math.sqrt(2)) * (one - other)
 
@@ -57,13 +60,15 @@ def minibatch(num_examples: int, equivalent: float, generator: torch.Generator) 
     """Weights a (N,) float64 with sum_i a_i g_i = g_B - g for a batch of m examples: covariance D/m. Added to g it IS the
     gradient of a batch of m, drawn with replacement.
     """
-    size, scale = _whole(equivalent)
+    size, scale = _whole(equivalent, num_examples)
     return scale * (_counts(num_examples, size, generator) / size - 1 / num_examples)
 
 
-def _whole(equivalent: float) -> tuple[int, float]:
-    """A batch has a whole number of examples; the factor that makes up for the rest (1 where m is whole)."""
-    size = max(1, round(equivalent))
+def _whole(equivalent: float, num_examples: int) -> tuple[int, float]:
+    """The examples to draw, a whole number of them and no more than `MOST_DRAWN` or N; the factor that makes up for the
+    rest, so that the covariance stays D/m (1 where m is whole and not too large).
+    """
+    size = max(1, round(min(equivalent, max(MOST_DRAWN, num_examples))))
     return size, math.sqrt(size / equivalent)
 
 

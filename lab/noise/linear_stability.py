@@ -101,11 +101,14 @@ def example_curvature(objective: NetworkObjective, w: Tensor, *, scale: Tensor |
 
     scale: a vector (P,) that multiplies the columns of J, e.g. the inverse root of a preconditioner. Cost: N K
     per-example gradients, and N K squared times P operations; memory two blocks of at most a quarter of CHUNK_BYTES and
-    the kernel, 8 (N K)^2 bytes. Raises ValueError for train-mode BatchNorm, for a loss not convex in the outputs and for
-    weights that are not finite.
+    the kernel, 8 (N K)^2 bytes. Where C vanishes for all examples (a saturated softmax) every H_i is zero, in no direction.
+    Raises ValueError for train-mode BatchNorm, for a loss not convex in the outputs and for weights that are not finite.
     """
+    objective.require_single_examples()
     roots = _loss_roots(objective, w)
     num, outputs = roots.shape[:2]
+    if outputs == 0:
+        return ExampleCurvature(roots.new_zeros(num, 1, 0))
     x = objective.x.repeat_interleave(outputs, 0)
     along = NetworkObjective(objective.model, _along, (x, roots.flatten(0, 1).to(w.dtype)), batch_norm="eval")
     return ExampleCurvature.of_kernel(_gram(along, w, scale), num)
@@ -118,10 +121,11 @@ def _along(outputs: Tensor, direction: Tensor) -> Tensor:
 
 def _loss_roots(objective: NetworkObjective, w: Tensor) -> Tensor:
     """Columns of C_i^(1/2) as rows, (N, K, K) float64; those that vanish for all examples left out."""
-    hessians = []
+    hessians, steepest = [], 0.0
     for _, outputs, loss in objective.composition(w.detach()):
         f = outputs.detach().double().flatten(1).requires_grad_()
         slope = objective.slope(loss(f.reshape(outputs.shape)), f) * len(f)
+        steepest = max(steepest, float(slope.detach().abs().max()))
         rows = [torch.autograd.grad(column.sum(), f, retain_graph=True)[0] for column in slope.unbind(1)]
         hessians.append(torch.stack(rows, 1))
     C = torch.cat(hessians)
@@ -129,12 +133,15 @@ def _loss_roots(objective: NetworkObjective, w: Tensor) -> Tensor:
         raise ValueError("the loss has no finite curvature at these weights: they diverged")
     values, vectors = torch.linalg.eigh(C)
     least, most = float(values.min()), float(values.max())
-    if least < -1e-6 * most:
+    round_off = (
+        torch.finfo(torch.float64).eps * steepest
+    )  # what differences of probabilities leave of a saturated softmax
+    if least < -1e-6 * most - round_off:
         raise ValueError(
             f"the loss is not convex in the outputs (curvature {least:.2g}): it has no Gauss-Newton factors"
         )
     roots = (vectors * values.clamp(min=0).sqrt()[:, None, :]).transpose(1, 2)
-    return roots[:, values.amax(0) > ROUND_OFF * most]
+    return roots[:, values.amax(0) > max(ROUND_OFF * most, round_off)]
 
 
 def _gram(objective: NetworkObjective, w: Tensor, scale: Tensor | None) -> Tensor:
@@ -172,12 +179,13 @@ def in_plane(sharpness: float, non_uniformity: float, *, lr: float, factor: floa
 
 
 def plane_lr(sharpness: float, non_uniformity: float, *, factor: float) -> float:
-    """The learning rate that puts the point on the boundary of the plane: 2a / (a^2 + c s^2).
+    """The learning rate that puts the point on the boundary of the plane: 2a / (a^2 + c s^2); infinite where a = s = 0.
 
     >>> round(plane_lr(2.0, 6.5**0.5, factor=1.0), 6)
     0.380952
     """
-    return 2 * sharpness / (sharpness**2 + factor * non_uniformity**2)
+    curved = sharpness**2 + factor * non_uniformity**2
+    return 2 * sharpness / curved if curved > 0 else math.inf
 
 
 def mean_square_bound(curvature: ExampleCurvature, *, lr: float, factor: float, decay: float = 0.0) -> float:
@@ -226,6 +234,8 @@ def mean_square_lr(
     eigensolve, in the eigenvectors of H where L is diagonal. In fewer directions an upper bound. Infinite where H = 0.
     """
     h, second = _second_moments(curvature, factor, decay)
+    if not len(h):
+        return Estimate(math.inf, math.nan, 0, "lanczos", True)
     root = (h[:, None] + h).rsqrt()
     found = _radius(lambda v: (root * second(root * v.reshape(root.shape))).flatten(), root, tol, max_matvecs)
     if not found.value > 0:

@@ -7,7 +7,9 @@
     leave_one_out   how far w_full moves when one example is left out, by influence
 
 `lab.noise.batch_landscape`. In a network that can fit its batches their minima are valleys, and w_b is where descent from w
-comes down into one. Through BatchNorm with running statistics.
+comes down into one. A minimum is called reached where at most `SMALL`, a hundredth, of |g| at w is left: of all examples
+(`reached_full`), and of the median batch (`reached`). Elsewhere only ends of descents are spoken of. Through BatchNorm with
+running statistics.
 """
 
 import math
@@ -29,6 +31,7 @@ from lab.noise.batch_landscape import (
     Cloud,
     Clusters,
     Descent,
+    Shift,
     WholeLoss,
     cloud,
     clusters,
@@ -36,8 +39,10 @@ from lab.noise.batch_landscape import (
     draw_batches,
     leave_one_out,
 )
+from lab.noise.sampling import Sampling
 from lab.objective import NetworkObjective
 from lab.probes.base import Probe, Snapshot, Value
+from lab.probes.sets import AUTO_ALL, AUTO_EXAMPLES
 from lab.settings import CARD, SettingError
 from lab.streams import stream
 
@@ -50,6 +55,10 @@ POINTS = 11
 """Places on a segment where losses are taken."""
 FIRST_STEP = 0.1
 """Learning rate of the first step of a descent where that of the run is not one number."""
+
+
+SMALL = 0.01
+"""Share of the gradient at the weights of the run that may be left at a minimum; residual of a solve that may be quoted."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +78,11 @@ class BatchLandscape(Probe):
     examples    size of the fixed, class-balanced probe set that batches are drawn from; all; auto (all up to 5000, else
                 2000).
     batches     number of batches.
-    batch_size  examples in each; auto: as in training, 32 where training uses all, at most half of the probe set.
+    batch_size  examples in each; auto: as in training, 32 where training uses all, at most half of the probe set. As many
+                as the probe set only where batches are drawn with replacement: the others would all be the same.
     steps       descent steps on each batch, and on all examples.
-    leave_out   examples left out in turn, the first of the probe set in a random order; 0: none.
+    leave_out   examples left out in turn, the first of the probe set in a random order; 0: none. Every one where the set has
+                fewer (`left_out` counts them), none where the minimum of all was not reached (`reached_full` is 0).
     damping     in units of the largest Gauss-Newton eigenvalue at the weights of the run: along directions flatter than
                 this nothing is shifted.
     max_matvecs Gauss-Newton products allowed per example left out.
@@ -103,8 +114,9 @@ class BatchLandscape(Probe):
         return values
 
     def _of(self, loss: NetworkObjective, snapshot: Snapshot) -> dict[str, Value]:
+        self.require_batches(len(loss.x), snapshot.sampling)
         w, draw = snapshot.w, stream(snapshot.seed, "batch_landscape", snapshot.step)
-        batch_size, lr = self._batch_size(loss, snapshot), _first_step(snapshot.rule)
+        batch_size, lr = self._batch_size(len(loss.x), snapshot), _first_step(snapshot.rule)
         index = draw_batches(len(loss.x), batch_size, self.batches, snapshot.sampling, draw)
         losses = BatchLosses(loss, index)
         whole = descend(WholeLoss(loss), w[None], steps=self.steps, lr=lr)
@@ -115,12 +127,18 @@ class BatchLandscape(Probe):
         numbers = _numbers(w, full, points, groups, parts, along)
         numbers |= {"gradient_left_full": float(whole.gradient_left), "batch_size": float(batch_size)}
         numbers["as_in_training"] = float(batch_size == snapshot.batch_size)
-        shifts = self._shifts(loss, w, full, draw)
+        numbers["reached"] = float(numbers["gradient_left"] <= SMALL)
+        numbers["reached_full"] = float(numbers["gradient_left_full"] <= SMALL)
+        found = self._shifts(loss, w, full, draw) if numbers["reached_full"] else []
+        shifts = torch.tensor([float(torch.linalg.vector_norm(s.vector.double())) for s in found], dtype=torch.float64)
+        numbers["left_out"] = float(len(found))
         values: dict[str, Value] = {}
-        if len(shifts):
+        if found:
             numbers["leave_one_out"] = float(shifts.mean())
+            numbers["leave_one_out_residual"] = max(shift.residual for shift in found)
             values["batch_landscape/shifts"] = shifts
-            values["error/batch_landscape/leave_one_out"] = float(shifts.std() / math.sqrt(len(shifts)))
+            error = float(shifts.std() / math.sqrt(len(shifts))) if len(shifts) > 1 else math.nan
+            values["error/batch_landscape/leave_one_out"] = error
         values |= {f"batch_landscape/{name}": number for name, number in numbers.items()}
         places = torch.stack([points.project(w), points.project(full)])
         arrays = {"minima": points.coordinates[:, :2], "start_and_full": places, "labels": torch.tensor(groups.labels)}
@@ -130,55 +148,87 @@ class BatchLandscape(Probe):
         values["batch_landscape/picture"] = _picture(points, groups, places, along, shifts, numbers, title)
         return values
 
-    def _batch_size(self, loss: NetworkObjective, snapshot: Snapshot) -> int:
-        """Examples in a batch. Raises SettingError where the probe set is too small for what was asked."""
-        num = len(loss.x)
+    def set_size(self, num_train: int) -> int:
+        """Examples in the probe set out of `num_train`."""
+        if self.examples == "auto":
+            return num_train if num_train <= AUTO_ALL else AUTO_EXAMPLES
+        return num_train if self.examples == "all" else min(self.examples, num_train)
+
+    def require_batches(self, num_examples: int, sampling: Sampling) -> None:
+        """Raise SettingError where a probe set of `num_examples` has no different batches of the size asked for."""
+        if num_examples < 2:
+            raise SettingError("probe=[batch_landscape]: one training example has no batches; use two or more")
+        most = num_examples if sampling == "with_replacement" else num_examples - 1
+        if self.batch_size == "auto" or self.batch_size <= most:
+            return
+        what = "larger than" if self.batch_size > num_examples else "all of"
+        why = "" if self.batch_size > num_examples else ", so that all batches are the same"
+        raise SettingError(
+            f"probe.batch_landscape.batch_size={self.batch_size} is {what} the probe set of {num_examples} examples{why}; "
+            f"use at most {most}"
+        )
+
+    def _batch_size(self, num: int, snapshot: Snapshot) -> int:
+        """Examples in a batch out of a probe set of `num`."""
         if self.batch_size == "auto":
-            return max(1, min(snapshot.batch_size or FULL_BATCH, num // 2))
-        if self.batch_size > num:
-            raise SettingError(
-                f"probe.batch_landscape.batch_size={self.batch_size} is larger than the probe set of {num} examples; "
-                f"use at most {num // 2}"
-            )
+            return min(snapshot.batch_size or FULL_BATCH, num // 2)
         return self.batch_size
 
-    def _shifts(self, loss: NetworkObjective, w: Tensor, full: Tensor, draw: torch.Generator) -> Tensor:
-        """|shift| of w_full for each example left out, float64."""
-        num = len(loss.x)
-        chosen = torch.randperm(num, generator=draw)[: self.leave_out].tolist() if num > 1 else []
+    def _shifts(self, loss: NetworkObjective, w: Tensor, full: Tensor, draw: torch.Generator) -> list[Shift]:
+        """The shift of w_full for each example left out."""
+        chosen = torch.randperm(len(loss.x), generator=draw)[: self.leave_out].tolist()
         if not chosen:
-            return torch.zeros(0, dtype=torch.float64)
+            return []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a unit for the damping: its first digits do
             top = float(lanczos(gauss_newton(loss, w), tol=0.05, max_matvecs=50, generator=draw).top.values[0])
         damping = self.damping * max(top, 0.0)
-        moved = [leave_one_out(loss, full, i, damping=damping, max_matvecs=self.max_matvecs) for i in chosen]
-        return torch.stack([torch.linalg.vector_norm(shift.vector.double()) for shift in moved])
+        return [leave_one_out(loss, full, i, damping=damping, max_matvecs=self.max_matvecs) for i in chosen]
 
     def finding(self, values: dict[str, float]) -> str:
-        """Where the minima of single batches lie, whether they cluster, and what they cost."""
+        """Where the minima of single batches lie, or the ends of their descents, whether they cluster, what they cost."""
         of = {tag.removeprefix("batch_landscape/"): v for tag, v in values.items()}
-        if "spread" not in of:
+        if "spread" not in of or not (of["travelled"] > 0 and of["moved"] > 0):
             return ""
-        text = f"Each batch of {of['batch_size']:.0f} has its own minimum"
+        own, at_own = "has its own minimum", "at its own minimum"
+        if not of["reached"]:
+            own, at_own = f"leads elsewhere in {self.steps} descent steps", "where its own descent ends"
+        whole, at_whole = "the minimum of all examples", "at the minimum of all"
+        if not of["reached_full"]:
+            whole, at_whole = f"where {self.steps} descent steps on all examples end", "where the descent on all ends"
+        text = f"Each batch of {of['batch_size']:.0f} {own}"
         if not of["as_in_training"]:
             text += " (training draws none of this size: they were drawn for the measurement)"
-        text += (
-            f": the {self.batches} lie {of['distance']:.2g} from that of all examples and {of['travelled']:.2g} from "
-        )
-        text += "the run (root mean square), "
-        text += f"spread over {of['dimension']:.0f} directions"
-        if math.isfinite(of.get("silhouette", math.nan)):
-            count = of["clusters"]
-            shape = "one cloud" if count < 2 else f"{count:.0f} clusters"
-            text += (
-                f" as {shape} (silhouette {of['silhouette']:.2f}, a Gaussian cloud up to {of['silhouette_null']:.2f})"
-            )
-        text += f". A batch gains {of['gain']:.2g} at its own minimum, and all examples lose {of['price']:.2g}"
-        if "leave_one_out" in of:
-            text += f"; leaving one example out moves the minimum of all by {of['leave_one_out']:.2g}"
-        left = of["gradient_left_full"]
-        return text + f". Minima are where {self.steps} descent steps lead; of the gradient of all {left:.1g} is left."
+        text += f": the {self.batches} lie {of['distance']:.2g} from {whole} and {of['travelled']:.2g} from "
+        text += f"the run (root mean square){_shape(of)}"
+        gain, price = of.get("gain", math.nan), of.get("price", math.nan)
+        if gain > 0:
+            text += f". The loss of a batch is {gain:.2g} lower {at_own} than {at_whole}"
+        if price > 0:
+            there = "at the minimum of a batch" if of["reached"] else "where the descent on a batch ends"
+            text += f". The loss of all examples is {price:.2g} higher {there} than {at_whole}"
+        if of["reached_full"] and of["left_out"] and of.get("leave_one_out_residual", math.inf) <= SMALL:
+            text += f". Leaving one example out moves the minimum of all by {of['leave_one_out']:.2g}"
+            text += f" (mean of {of['left_out']:.0f})" if of["left_out"] > 1 else ""
+        for name, reached, left in (
+            ("a batch", "reached", "gradient_left"),
+            ("all", "reached_full", "gradient_left_full"),
+        ):
+            if not of[reached] and left in of:
+                text += f". No minimum of {name} was reached: {of[left]:.1g} of its gradient is left"
+        return text + "."
+
+
+def _shape(of: dict[str, float]) -> str:
+    """How the points are spread, in words."""
+    text = ""
+    if "dimension" in of:
+        directions = f"{of['dimension']:.0f}"
+        text = f", spread over {directions} direction" + ("" if directions == "1" else "s")
+    if "silhouette" in of:
+        shape = "one cloud" if of["clusters"] < 2 else f"{of['clusters']:.0f} clusters"
+        text += f" as {shape} (silhouette {of['silhouette']:.2g}, a Gaussian cloud up to {of['silhouette_null']:.2g})"
+    return text
 
 
 def _first_step(rule: UpdateRule | None) -> float:
@@ -233,15 +283,17 @@ def _picture(
 
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     figure.suptitle(title)
+    one, ends = ("minimum", "minima") if numbers["reached"] else ("end of descent", "ends of descents")
+    end = "minimum" if numbers["reached_full"] else "end of descent"
     left, middle, right = figure.subplots(1, 3, width_ratios=(4, 4, 3))
     xy = torch.nn.functional.pad(points.coordinates[:, :2], (0, max(0, 2 - points.coordinates.shape[1]))).cpu()
     start, full = torch.nn.functional.pad(places, (0, 2 - places.shape[1])).cpu().tolist()
     colours = [f"C{label - 1}" for label in groups.labels] if groups.count > 1 else "C0"
-    left.scatter(xy[:, 0], xy[:, 1], c=colours, s=28, label="minima of batches")
+    left.scatter(xy[:, 0], xy[:, 1], c=colours, s=28, label=f"{ends} of batches")
     off = math.sqrt(max(0.0, numbers["offset"] ** 2 - math.hypot(*full) ** 2))
-    left.plot(*full, "*", color="tab:red", ms=15, label=f"minimum of all ({off:.2g} off this plane)")
+    left.plot(*full, "*", color="tab:red", ms=15, label=f"{end} of all ({off:.2g} off this plane)")
     left.plot(*start, "s", color="0.3", ms=7, label="weights of the run")
-    left.plot(0, 0, "+", color="k", ms=12, mew=2, label="mean of the minima")
+    left.plot(0, 0, "+", color="k", ms=12, mew=2, label=f"mean of the {ends}")
     shares = [numbers.get(f"pc{i}_share", math.nan) for i in (1, 2)]
     names = [f"component {i} (weights; {share:.0%} of the variance)" for i, share in enumerate(shares, 1)]
     left.set(xlabel=names[0], ylabel=names[1])
@@ -251,13 +303,13 @@ def _picture(
         low, high = losses.quantile(0.1, 0), losses.quantile(0.9, 0)
         middle.plot(t, losses.mean(0), color=color, marker=".", label=f"{label}: mean over batches")
         middle.fill_between(t, low, high, color=color, alpha=0.15, lw=0, label="10 to 90 % of them")
-    middle.set(xlabel="from the minimum of all (0) to that of a batch (1)", ylabel="loss")
+    middle.set(xlabel=f"from the {end} of all (0) to the {one} of a batch (1)", ylabel="loss")
     kinds = {
-        "minimum of all,\none example out": shifts.cpu().tolist(),
-        "minimum of all,\nmean of the minima": [numbers["offset"]],
-        "minimum of all,\nthat of a batch": [numbers["distance"]],
-        "minimum of all,\nthe run": [numbers["moved"]],
-        "minimum of a batch,\nthe run": [numbers["travelled"]],
+        f"{end} of all,\none example out": shifts.cpu().tolist(),
+        f"{end} of all,\nmean of the {ends}": [numbers["offset"]],
+        f"{end} of all,\n{one} of a batch": [numbers["distance"]],
+        f"{end} of all,\nthe run": [numbers["moved"]],
+        f"{one} of a batch,\nthe run": [numbers["travelled"]],
     }
     kinds = {name: [v for v in lengths if v > 0] for name, lengths in kinds.items()}
     kinds = {name: lengths for name, lengths in kinds.items() if lengths}

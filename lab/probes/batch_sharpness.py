@@ -27,11 +27,13 @@ from lab.curvature.stability import UpdateRule
 from lab.data.batches import different
 from lab.noise.batch_curvature import Direction, Forms, along_gradient, along_gradients, along_step, along_steps
 from lab.noise.batch_sharpness import (
+    FEWEST,
+    PILOT,
     Interval,
     gradient_noise_interaction,
     interval,
     mean_of_ratios,
-    missing,
+    needed,
     ratio_of_means,
     top_of_batches,
 )
@@ -40,15 +42,17 @@ from lab.probes.base import Probe, Snapshot, Value
 from lab.settings import CARD
 from lab.streams import stream
 
-FIRST = 16
-"""Batches after which the standard error is looked at for the first time."""
 NEAR = 0.8
 """Mean over several measurements that may be 1, if their scatter allows it."""
 GROWS = 1.1
 """Growth from one quarter of the measurements to the next that counts as rising."""
+BEYOND = 1.5
+"""Mean from which a run is beyond the edge: it does not hover about 1, but diverges or is thrown."""
+CLOSE = (0.8, 1.25)
+"""What counts as near 1 where sharpness/gni might be taken for a sign of the edge."""
 GNI = (
-    "sharpness/gni near 2/lr is no sign of the edge of stability: it says that the loss of all examples is stationary on "
-    "average, as it is under noise in any quadratic bowl; look at sharpness/batch"
+    "sharpness/gni is {} x 2/lr while batch sharpness is {} x 2/lr: no sign of the edge of stability; it says that the loss "
+    "of all examples is stationary on average, as it is under noise in any quadratic bowl"
 )
 
 TOO_FEW = (
@@ -65,8 +69,9 @@ class BatchSharpness(Probe):
 
     every           steps between measurements.
     rse             wanted standard error of the ratio of means (of the generalised form, where that is the one that has
-                    an edge) relative to its value: it decides how many batches are drawn.
-    max_batches     batches drawn at most for it.
+                    an edge) relative to its value: a pilot of 8 batches, which the estimate does not use, decides how many
+                    it takes, 16 at least. The error comes out near rse, and is reported as it came out.
+    max_batches     batches of the estimate at most; up to 16 there is no pilot.
     batches         a fixed number of batches instead; null: by rse.
     gni_batches     batches for sharpness/gni, each at the price of one Hessian product of the probe set; 0: not measured.
     lambda_batches  batches for sharpness/batch_lambda_max, each at 10 to 25 Hessian products of a batch; 0: not measured.
@@ -74,12 +79,14 @@ class BatchSharpness(Probe):
                     are drawn from it) and, where training takes the full batch, in sharpness/batch; all; auto (all up to
                     5000, else 2000).
 
-    Batches of training examples, unaugmented, are drawn as in training (an epoch's like draws without replacement), from a
-    stream of their own. Cost: for networks of linear layers one gradient of the drawn examples; else a graph and a Hessian
-    product of every batch, 3 to 4 gradients of it on a ResNet; with momentum, weight decay or an adaptive optimiser always
-    so, and one more product and a step on copies, for the generalised form. Errors are standard errors over the batches;
-    low and high a 95 % bootstrap interval. Where training takes the full batch, sharpness/batch is the directional
-    sharpness g'Hg/|g|^2, without error.
+    Batches of training examples, unaugmented, are drawn as in training (an epoch's like draws without replacement),
+    from a stream of their own. Cost: for networks of linear layers one gradient of the drawn examples; else a graph and
+    a Hessian product of every batch, 3 to 4 gradients of it on a ResNet; with momentum, weight decay or an adaptive
+    optimiser always so, and one more product and a step on copies, for the generalised form. Errors are standard errors
+    over the batches; low and high a bootstrap interval meant to hold the truth in 95 % of cases: measured with the
+    pilot, 94 % where |g_B|^2 is lognormal of sigma 0.3, 91 % of 0.5, 87 % of 1 (`lab.noise.batch_sharpness.needed`).
+    sharpness/gni near 2/lr is no sign of the edge; a run where it is while batch sharpness is not says so once. Where
+    training takes the full batch, sharpness/batch is the directional sharpness g'Hg/|g|^2, without error.
     """
 
     name: ClassVar[str] = "batch_sharpness"
@@ -108,6 +115,9 @@ class BatchSharpness(Probe):
         ratio = values.get("sharpness/batch_generalised", math.nan) / 2
         if snapshot.rule is not None and _plain(snapshot.rule):
             ratio = values["sharpness/batch_ratio"] = values["sharpness/batch"] * float(snapshot.rule.lr) / 2
+            interaction = values.get("sharpness/gni", math.nan) * float(snapshot.rule.lr) / 2
+            if CLOSE[0] <= interaction <= CLOSE[1] and not CLOSE[0] <= ratio <= CLOSE[1]:
+                self._warn_once("gni", GNI.format(_figures(interaction), _figures(ratio)))
         self._history = [past for past in self._history if past[0] < snapshot.step]
         self._history.append((snapshot.step, ratio, self._loss(snapshot)))
         values["cost/batch_sharpness/seconds"] = perf_counter() - begin
@@ -124,34 +134,36 @@ class BatchSharpness(Probe):
         values["cost/batch_sharpness/matvecs"] = 2.0 if direction else 1.0
 
     def _mini_batches(self, snapshot: Snapshot, values: dict[str, float]) -> None:
-        """Both estimators, and the generalised form where the optimiser is more than -lr g."""
-        loss, generator = snapshot.loss_on("all"), stream(snapshot.seed, "batch_sharpness", snapshot.step)
-        direction = _direction(snapshot)
-        gradients, steps = list[Forms](), list[Forms]()
-        more = self.batches or min(FIRST, self.max_batches)
-        while more > 0:
-            batches = _draw(snapshot, loss, more, generator)
-            if direction is None:
-                gradients.append(along_gradients(loss, snapshot.w, batches))
-            else:
-                along = along_steps(loss, snapshot.w, batches, direction, decay=_decay(snapshot))
-                gradients.append(along[0])
-                steps.append(along[1])
-            decisive = Forms.joined(steps or gradients)
-            more = 0 if self.batches else missing(ratio_of_means, decisive, self.rse, self.max_batches)
-        forms, resample = Forms.joined(gradients), stream(snapshot.seed, "batch_sharpness/bootstrap", snapshot.step)
-        values |= _tagged("batch", interval(ratio_of_means, forms, resample))
+        """Both estimators, and the generalised form where the optimiser is more than -lr g; batches that decided on the
+        number of batches take no part in them."""
+        generator, pilot = stream(snapshot.seed, "batch_sharpness", snapshot.step), 0
+        wanted = self.batches or self.max_batches
+        if not self.batches and wanted > FEWEST:
+            pilot = PILOT
+            wanted = needed(ratio_of_means, self._forms(snapshot, pilot, generator)[-1], self.rse, self.max_batches)
+        forms, *steps = self._forms(snapshot, wanted, generator)
+        resample = stream(snapshot.seed, "batch_sharpness/bootstrap", snapshot.step)
+        found = decisive = interval(ratio_of_means, forms, resample)
+        values |= _tagged("batch", found)
         values |= _tagged("batch_mean_of_ratios", interval(mean_of_ratios, forms, resample))
-        found = interval(ratio_of_means, decisive, resample)
         if steps:
-            values |= _tagged("batch_generalised", found)
-        if not self.batches and found.error > self.rse * abs(found.value):
+            decisive = interval(ratio_of_means, steps[0], resample)
+            values |= _tagged("batch_generalised", decisive)
+        if not self.batches and wanted == self.max_batches and decisive.error > self.rse * abs(decisive.value):
             self._warn_once(
                 "max_batches",
-                f"batch sharpness is known to {found.error / abs(found.value):.1%} after {len(forms)} batches, rse="
+                f"batch sharpness is known to {decisive.error / abs(decisive.value):.1%} after {wanted} batches, rse="
                 f"{self.rse:g} was wanted; raise probe.batch_sharpness.max_batches or rse",
             )
-        values["cost/batch_sharpness/batches"] = float(len(forms))
+        values["cost/batch_sharpness/batches"] = float(pilot + wanted)
+
+    def _forms(self, snapshot: Snapshot, count: int, generator: torch.Generator) -> list[Forms]:
+        """Of fresh batches along their gradients and, where the optimiser is more than -lr g, along its steps."""
+        loss, direction = snapshot.loss_on("all"), _direction(snapshot)
+        batches = _draw(snapshot, loss, count, generator)
+        if direction is None:
+            return [along_gradients(loss, snapshot.w, batches)]
+        return list(along_steps(loss, snapshot.w, batches, direction, decay=_decay(snapshot)))
 
     def _lambda_max(self, snapshot: Snapshot, values: dict[str, float]) -> None:
         """The mean over batches of the top eigenvalue of their own Hessian."""
@@ -167,7 +179,6 @@ class BatchSharpness(Probe):
         if snapshot.batch_size > loss.num_examples:
             self._warn_once("examples", TOO_FEW.format(snapshot.batch_size, loss.num_examples))
             return
-        self._warn_once("gni", GNI)
         batches = _draw(snapshot, loss, self.gni_batches, generator)
         forms = gradient_noise_interaction(loss, self._hessian(snapshot), snapshot.w, batches)
         values |= _tagged("gni", interval(ratio_of_means, forms, generator))
@@ -186,9 +197,10 @@ class BatchSharpness(Probe):
         """Where the run is, judged by the mean over the last quarter of the measurements of what has its edge at 1:
         batch_ratio, or half the generalised form.
 
-        Edge of stochastic stability: the mean is at least 0.9, or at least 0.8 and within two standard errors (from the
-        scatter of the measurements) of 1. Else interpolated before the edge: the loss is below 1 % of the first one, and
-        the mean did not grow by 10 % since the quarter before. Else below the edge, rising where it did grow by that.
+        Beyond the edge: the mean is above 1.5; the run diverges, or was just thrown. Edge of stochastic stability: it
+        is at least 0.9, or at least 0.8 and within two standard errors (from the scatter of the measurements) of 1.
+        Else interpolated before the edge: the loss is below 1 % of the first one, and the mean did not grow by 10 %
+        since the quarter before. Else below the edge, rising where it did grow by that.
         """
         history = [(ratio, loss) for _, ratio, loss in self._history if math.isfinite(ratio)]
         if not history:
@@ -200,7 +212,9 @@ class BatchSharpness(Probe):
         )
         level, error = float(late.mean()), float(late.std() / quarter**0.5) if quarter > 1 else 0.0
         stochastic = "cost/batch_sharpness/batches" in values
-        if level >= STOCHASTIC_EXIT or (level >= NEAR and level + 2 * error >= 1):
+        if level > BEYOND:
+            place = "beyond the edge"
+        elif level >= STOCHASTIC_EXIT or (level >= NEAR and level + 2 * error >= 1):
             place = "edge of stochastic stability" if stochastic else "edge of stability"
         elif len(before) and level > GROWS * float(before.mean()):
             place = "below the edge, and rising"
@@ -211,7 +225,7 @@ class BatchSharpness(Probe):
         if not stochastic:
             what += f", of the full batch {FULL[steps]},"
         when = f" over the last {quarter} measurements" if quarter > 1 else ""
-        text = f"{place}: {what} is {level:.2f} x {'its edge 2' if steps else '2/lr'}{when}"
+        text = f"{place}: {what} is {_figures(level)} x {'its edge 2' if steps else '2/lr'}{when}"
         return text + _beside(values, steps)
 
     def _warn_once(self, about: str, text: str) -> None:
@@ -261,9 +275,14 @@ def _tagged(name: str, found: Interval) -> dict[str, float]:
     return {tag: found.value, f"error/{tag}": found.error, f"{tag}_low": found.low, f"{tag}_high": found.high}
 
 
+def _figures(number: float) -> str:
+    """To two decimals, or to two significant digits where these would be none or too many."""
+    return f"{number:.2f}" if 0.1 <= abs(number) < 100 else f"{number:.2g}"
+
+
 def _beside(values: dict[str, float], steps: bool) -> str:
     """lambda_max against the same edge, where it was measured."""
     if "sharpness/ratio" not in values:
         return ""
     name = "preconditioned lambda_max" if "sharpness/preconditioned" in values else "lambda_max"
-    return f", while {name} is {values['sharpness/ratio']:.2f} x {'its threshold' if steps else '2/lr'}"
+    return f", while {name} is {_figures(values['sharpness/ratio'])} x {'its threshold' if steps else '2/lr'}"

@@ -17,7 +17,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Annotated, ClassVar, Literal
 
@@ -26,7 +26,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as card
 from torch import Tensor
 
-from lab.curvature.anatomy import take_apart
+from lab.curvature.anatomy import Chunk, take_apart
 from lab.curvature.eigen import Extremes, lanczos
 from lab.curvature.operators import GaussNewton, Hessian, LinearOperator, difference, gauss_newton, hessian
 from lab.curvature.probing import random_signs
@@ -35,6 +35,7 @@ from lab.curvature.vectors import dot, norm
 from lab.noise.comparison import FEWEST, Comparison, compare
 from lab.noise.covariance import Covariance, covariance
 from lab.noise.fisher import ScoreFisher, TrueFisher, sampled_fisher, true_fisher
+from lab.noise.likelihood import Bernoulli, Likelihood, Softmax
 from lab.objective import NetworkObjective
 from lab.probes.base import Probe, Snapshot, Value
 from lab.probes.fisher_figures import MATRICES, REMEMBERED, matrices_figure, remembered, training_figure
@@ -48,6 +49,10 @@ TRACE_TOL = 0.01
 """Wanted error of Tr H relative to itself."""
 MOST_OUTPUTS = 100
 """Outputs up to which the traces of the true Fisher and of G are exact, at a backward pass for each; sampled beyond."""
+REDRAWS = 10
+"""Draws of labels that are real numbers, from which the variance of the sampled trace is estimated."""
+SMALL = 0.1
+"""Standard error of the sampled trace over the true one up to which it is a yardstick."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +108,9 @@ class Matrices:
         found = {name: Estimate(value, 0.0, 1, "exact") for name, value in known.items()}
         with suppress(TypeError, ValueError), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the error of Tr H is reported; no setting of this probe would change it
-            found["sampled"] = self.sampled.trace(self.w)
             few = self.true.num_outputs <= MOST_OUTPUTS
+            error = self._label_error(generator) if few else math.nan
+            found["sampled"] = replace(self.sampled.trace(self.w), error=error)
             if few:
                 found |= {"true": self.true.trace(self.w), "gauss_newton": gauss_newton_trace(self.objective, self.w)}
             if few and take_apart(self.objective, self.w).piecewise_linear:  # R has no diagonal
@@ -114,6 +120,35 @@ class Matrices:
             if few:
                 found["residual"] = Estimate(H.value - found["gauss_newton"].value, H.error, 0, "difference")
         return found
+
+    def _label_error(self, generator: torch.Generator) -> float:
+        """Standard error of the trace of the sampled Fisher: it is the mean of |J_n's|^2 over examples and labels drawn."""
+        total, likelihood = 0.0, self.true.likelihood
+        for chunk in take_apart(self.objective, self.w).chunks(self.w):
+            total += (chunk.weight / len(chunk.outputs)) ** 2 * float(
+                label_variance(chunk, likelihood, generator).sum()
+            )
+        return math.sqrt(total / len(self.sampled.scores))
+
+
+def label_variance(chunk: Chunk, likelihood: Likelihood, generator: torch.Generator) -> Tensor:
+    """Var_y |J_n's(y)|^2 of every example (n,) float64, s(y) the score of a label y drawn from the model.
+
+    Exact for classes, sum_k p_k (q_k - sum_j p_j q_j)^2 with q_k = |J_n'(p - e_k)|^2, at a backward pass each: a class of
+    small probability has a large q and is seldom drawn, so draws would miss it. Real labels are drawn, `REDRAWS` times.
+    """
+    f = chunk.outputs.detach().flatten(1).double()
+    if isinstance(likelihood, Softmax | Bernoulli):
+        yes = likelihood.mean(f)
+        classes = torch.eye(f.shape[1], dtype=f.dtype, device=f.device)
+        scores = [yes - label for label in classes]
+        p = yes.T
+        if isinstance(likelihood, Bernoulli):
+            scores, p = [yes - 1, yes], torch.cat([yes, (-f).sigmoid()], 1).T
+        squares = torch.stack([chunk.squared_norms(s.to(chunk.outputs.dtype)) for s in scores])
+        return (p * (squares - (p * squares).sum(0)).square()).sum(0)
+    scores = [likelihood.sampled_scores(f, generator) for _ in range(REDRAWS)]
+    return torch.stack([chunk.squared_norms(s.to(chunk.outputs.dtype)) for s in scores]).var(0)
 
 
 @card(kw_only=True, config=CARD)
@@ -130,13 +165,15 @@ class Fisher(Probe):
 
     Tags, with m, n of true | sampled | empirical | covariance | gauss_newton | hessian | residual (head of this file):
     fisher/trace_m, norm_m (Frobenius), lambda_1_m .. lambda_k_m, lambda_min_hessian, lambda_min_residual; cosine_m_n =
-    Tr(mn)/(|m||n|); distance_m = |m - true|/|true|; residual_share = |R|/|H|; rao_norm = w'Fw of the true Fisher, the square
-    of the Fisher-Rao norm of Liang et al. (2019): a number about w, no bound on anything here. noise/fisher_cosine is the
-    cosine of D with the true Fisher. Traces are exact, but for those of H and R where the network is not piecewise linear,
-    and for all but empirical and covariance where its layers cannot be taken apart. Where P <= vectors all is exact.
-    Cost: five products for each random vector and each eigenvector, 10 to 25 for each eigenvalue, as many backward passes
-    as outputs for the exact traces; as reported in cost/fisher/matvecs and seconds. Memory: a vector (P,) or two for every
-    product of one eigensolve, and four graphs of the gradient, where they are kept.
+    Tr(mn)/(|m||n|); distance_m = |m - true|/|true|; residual_share = |R|/|H|; rao_norm = w'Fw of the true Fisher, the
+    square of the Fisher-Rao norm of Liang et al. (2019): a number about w, no bound on anything here.
+    noise/fisher_cosine is the cosine of D with the true Fisher. Traces are exact, but for those of H and R where the
+    network is not piecewise linear, and for all but empirical and covariance where its layers cannot be taken apart;
+    error/fisher/trace_sampled is the standard error over the labels drawn, not measured there and for more than 100
+    outputs. Where P <= vectors all is exact.
+    Cost: five products for each random vector and each eigenvector, 10 to 25 for each eigenvalue, three backward passes
+    for each output for the exact traces and that error; as reported in cost/fisher/matvecs and seconds. Memory: a
+    vector (P,) or two for every product of one eigensolve, and four graphs of the gradient, where they are kept.
     Raises SettingError where the loss is no known log-likelihood of its outputs: it has no Fisher matrix.
     """
 
@@ -182,7 +219,8 @@ class Fisher(Probe):
     def finding(self, values: dict[str, float]) -> str:
         """How near the Hessian and the empirical Fisher are to the true Fisher, and how that changed in the run.
 
-        The sampled Fisher is the yardstick of the empirical one: what as many labels give where the model holds.
+        The sampled Fisher is the yardstick of the empirical one: what as many labels give where the model holds. It is told
+        of only where its trace is known to 10 % of the true one: a network sure of its labels seldom draws those that count.
         """
         parts = ("cosine_true_hessian", "residual_share", "cosine_true_empirical", "cosine_true_sampled")
         if any(f"fisher/{name}" not in values for name in (*parts, "trace_true", "trace_empirical", "trace_sampled")):
@@ -194,11 +232,15 @@ class Fisher(Probe):
             step, cosines = int(self._history[0, 0]), remembered(self._history)["cosines"][0, 0]
             then = (float(cosines[MATRICES.index(name)]) for name in ("hessian", "empirical"))
             since = f" ({next(then):.2f} at step {step})", f" ({next(then):.2f} at step {step})"
+        yardstick = ""
+        if values.get("error/fisher/trace_sampled", math.nan) <= SMALL * true:
+            yardstick = (
+                f"; with labels drawn from the network itself they would be {with_sampled:.2f} and {sampled / true:.2g}"
+            )
         return (
             f"The cosine of the Hessian with the true Fisher is {with_hessian:.2f}{since[0]}, |H - Gauss-Newton| is "
             f"{share:.2f} of |H|. That of the empirical Fisher is {with_empirical:.2f}{since[1]}, its trace "
-            f"{empirical / true:.2g} of the true one; with labels drawn from the network itself they would be "
-            f"{with_sampled:.2f} and {sampled / true:.2g}."
+            f"{empirical / true:.2g} of the true one{yardstick}."
         )
 
     def _matrices(self, snapshot: Snapshot) -> Matrices | None:
@@ -258,11 +300,13 @@ def _arrays(
 ) -> dict[str, Tensor]:
     """All numbers by kind, float64, in the order of `MATRICES`; NaN where there is none.
 
-    Of two traces that with the smaller error. Cosines with a difference of matrices that is round-off are none.
+    Of two traces that with the smaller error; that of the sampled Fisher is over its labels.
+    Cosines with a difference of matrices that is round-off are none.
     """
     arrays = {"traces": found.traces.clone(), "trace_errors": found.trace_errors.clone()}
+    arrays["trace_errors"][MATRICES.index("sampled")] = math.nan
     for i, name in enumerate(MATRICES):
-        if name in traces and traces[name].error <= float(arrays["trace_errors"][i]):
+        if name in traces and (name == "sampled" or traces[name].error <= float(arrays["trace_errors"][i])):
             arrays["traces"][i], arrays["trace_errors"][i] = traces[name].value, traces[name].error
     arrays |= {"norms": found.norms, "norm_errors": found.norm_errors}
     arrays |= {"cosines": found.cosines.clone(), "cosine_errors": found.cosine_errors.clone()}

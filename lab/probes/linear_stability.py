@@ -75,15 +75,18 @@ class LinearStability(Probe):
 
     every       steps between measurements.
     examples    size of the fixed, class-balanced probe set, or all. A set smaller than the training set stands for it:
-                batches are drawn from it with replacement.
+                batches are drawn from it with replacement, whatever training does. Where training goes through epochs,
+                in which the batches make up for one another, the exponent of the run is lower than the one found.
     directions  top eigenvectors of the Gauss-Newton matrix in which radius and exponent are computed; fewer than its rank
                 give values that are too low, the radius a lower bound.
     steps       steps of the random product, of which the first quarter is left out.
     replicas    random vectors it is applied to; the error falls as 1/sqrt(replicas steps).
     critical    also the learning rate at which the exponent passes through zero.
     Momentum, Nesterov and decay join in the exponent; plane and radius are those of plain SGD and left out where there is
-    momentum. A preconditioner scales the curvatures. Cost: (examples x outputs) per-example gradients, the eigensolve of as
-    many rows, steps x replicas products with them for the exponent, and some 5 times that for `critical`.
+    momentum. A preconditioner scales the curvatures (`preconditioned` is 1). Where no step is known, at learning rate 0 and
+    before the first update of an adaptive optimiser, the curvatures alone are measured (`region` is 0). Where they vanish
+    no learning rate is critical: NaN. Cost: (examples x outputs) per-example gradients, the eigensolve of as many rows,
+    steps x replicas products with them for the exponent, and some 5 times that for `critical`.
     """
 
     name: ClassVar[str] = "linear_stability"
@@ -106,7 +109,15 @@ class LinearStability(Probe):
             loss = loss.with_running_statistics()
             training, scale = self._training(snapshot, loss)
             curvature = example_curvature(loss, snapshot.w, scale=scale)
-            values = self._of(curvature, training, snapshot)
+            drawn = training is not None and snapshot.sampling == "epoch" and training.sampling == "with_replacement"
+            flags = {
+                "region": training is not None,
+                "preconditioned": scale is not None,
+                "before_first_update": _before_first_update(snapshot.rule),
+                "epochs_replaced": drawn,
+            }
+            values = _tagged({flag: float(said) for flag, said in flags.items()})
+            values |= self._of(curvature, training, snapshot)
         values["cost/linear_stability/seconds"] = perf_counter() - begin
         return values
 
@@ -138,6 +149,9 @@ class LinearStability(Probe):
         values = _tagged({"sharpness": a, "non_uniformity": s})
         if training is None:
             return values | {"linear_stability/plane": _plane(values, None, snapshot)}
+        if not a > 0:  # no learning rate is critical
+            edges = dict.fromkeys(("critical_lr", "critical_lr_mean_square", "critical_lr_plane", "ratio"), math.nan)
+            return values | _tagged(edges) | {"linear_stability/plane": _plane(values, training, snapshot)}
         lr, factor, decay = training.lr, training.factor, training.decay
 
         def exponent(lr: float) -> Estimate:
@@ -157,8 +171,8 @@ class LinearStability(Probe):
         typical = exponent(lr)
         values |= _tagged({"lyapunov": typical.value, "stable": float(typical.value <= 0)})
         values["error/linear_stability/lyapunov"] = typical.error
-        full = low = lr * training.rule.threshold / a if a > 0 else math.inf
-        if training.plain and a > 0:
+        full = low = lr * training.rule.threshold / a
+        if training.plain:
             found = second_moment_radius(seen, lr=lr, factor=factor, decay=decay, tol=RADIUS_TOL)
             low = mean_square_lr(seen, factor=factor, decay=decay, tol=LR_TOL).value
             numbers = {
@@ -170,7 +184,7 @@ class LinearStability(Probe):
                 "critical_lr_plane": plane_lr(a + decay, s, factor=factor),
             }
             values |= _tagged(numbers) | {"error/linear_stability/second_moment_radius": found.error}
-        if self.critical and a > 0:
+        if self.critical:
             edge = critical_lr(lambda at: exponent(at).value, low, 1.05 * full)
             values |= _tagged({"critical_lr": edge, "ratio": lr / edge})
         return values | {"linear_stability/plane": _plane(values, training, snapshot)}
@@ -180,21 +194,34 @@ class LinearStability(Probe):
         of = {tag.removeprefix("linear_stability/"): v for tag, v in values.items()}
         if "sharpness" not in of:
             return ""
-        where = f"sharpness {of['sharpness']:.3g}, non-uniformity {of['non_uniformity']:.3g}"
-        if "lyapunov" not in of:
+        if not of["sharpness"] > 0:
+            return "Linear stability: the loss has no curvature at these weights, so no learning rate is critical."
+        of_what = "preconditioned " if of["preconditioned"] else ""
+        where = f"{of_what}sharpness {of['sharpness']:.3g}, {of_what}non-uniformity {of['non_uniformity']:.3g}"
+        if of["before_first_update"]:
+            return f"Linear stability: {where}; there is no preconditioner before the first update, hence no region."
+        if not of["region"]:
             return f"Linear stability: {where}; no linear update rule is known for this optimiser, hence no region."
         error = of.get("error/linear_stability/lyapunov", math.nan)
         verdict = "stable" if of["stable"] else "unstable"
-        text = f"Linear stability ({where}): typical runs are {verdict} here, "
-        text += f"Lyapunov exponent {of['lyapunov']:.2g} +- {error:.1g} a step"
+        text = f"Linear stability ({where}): typical runs are {verdict} here"
+        if "lyapunov" in of:
+            text += f", Lyapunov exponent {of['lyapunov']:.2g} +- {error:.1g} a step"
+        if of["epochs_replaced"]:
+            text += " for batches drawn with replacement from the probe set (that of epochs is lower)"
         if math.isfinite(of.get("ratio", math.nan)):
-            text += f", lr = {of['ratio']:.2f} x the critical {of['critical_lr']:.3g}"
+            text += f", lr = {of['ratio']:.3g} x the critical {of['critical_lr']:.3g}"
         if "second_moment_radius" in of:
             explode = "stay bounded" if of["stable_mean_square"] else "explode"
             text += f"; their second moments {explode} (radius {of['second_moment_radius']:.4g})"
             inside = "inside" if of["in_plane"] <= 1 else "outside"
             text += f", and the point lies {inside} the region of Wu, Ma and E"
         return text + "."
+
+
+def _before_first_update(rule: UpdateRule | None) -> bool:
+    """Whether an adaptive optimiser has no preconditioner yet: NaN for a parameter without an update."""
+    return rule is not None and rule.preconditioner is not None and bool(rule.preconditioner.isnan().any())
 
 
 def _tagged(numbers: dict[str, float]) -> dict[str, Value]:
@@ -238,7 +265,7 @@ def _plane(values: dict[str, Value], training: _Training | None, snapshot: Snaps
                 right, top = max(right, 1.2 * a * grown), max(top, 1.2 * s * grown)
         axis.axline((0, 0), (a, s), color="0.6", lw=0.8, ls=":") if not far else None
     if axis.get_xscale() == "linear":
-        axis.set_xlim(0, right)
+        axis.set_xlim(0, right or 1.0)
         axis.set_ylim(0, top or 1.0)
     axis.plot(a, s, "o", color="tab:blue", ms=9, label="this run", zorder=5)
     axis.set(xlabel="sharpness a (1 / learning rate)", ylabel="non-uniformity s (1 / learning rate)", title=title)

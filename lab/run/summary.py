@@ -31,7 +31,8 @@ def _of_the_run(summary: Mapping[str, Any]) -> str:
         return f"The run diverged at step {summary['steps']}: {summary['reason']}.{start}"
     if level is None:
         held = " Sharpness was not held against a threshold." if summary["quantity"] else ""
-        return f"Trained {summary['steps']} steps; loss {_loss(summary)}{_accuracy(summary)}.{held}"
+        steps = f"{summary['steps']} step{'s' if summary['steps'] != 1 else ''}"
+        return f"Trained {steps}; loss {_loss(summary)}{_accuracy(summary)}.{held}"
     late = summary["entry_step"] is not None and summary["level_since"] <= summary["entry_step"]
     span = f"({summary['level_low']:.2f} to {summary['level_high']:.2f})"
     hover = f"{level:.2f} x {unit} {span} {'since then' if late else 'over the last half'}"

@@ -22,6 +22,7 @@ from lab.run.identity import require_same_data, require_unchanged
 from lab.run.summary import sentence
 from lab.settings import SettingError
 from lab.train.scaling import scaled
+from lab.train.selection import selected
 from lab.train.sweep import DONE, CellError, Watch, announce, require_comparable
 
 
@@ -41,7 +42,12 @@ def train(cfg: DictConfig) -> float | None:
     folder = _relative(Path(runtime.runtime.output_dir))
     try:
         _require_fit(runtime, sweep=sweep)
-        return _train(scaled(cfg), folder, runtime, bar=not sweep or runtime.launcher.get("n_jobs", 1) == 1)
+        return _train(
+            scaled(selected(cfg, runtime.overrides.task)),
+            folder,
+            runtime,
+            bar=not sweep or runtime.launcher.get("n_jobs", 1) == 1,
+        )
     except SettingError as error:
         named = not sweep or isinstance(error, CellError)
         told = str(error) if named else f"{folder.name}: {error}"

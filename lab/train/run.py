@@ -150,7 +150,9 @@ class Run:
         """The noise in the gradient and what it cost, where there was one."""
         if self.settings.noise is None:
             return []
-        cost = f"; a step took {module.noise_cost:.2f} steps without it" if math.isfinite(module.noise_cost) else ""
+        cost = (
+            f"; a step took {_times(module.noise_cost)} one without noise" if math.isfinite(module.noise_cost) else ""
+        )
         return [f"Noise in the gradient: {self.settings.noise.described}{cost}."]
 
     def _show(self, folder: RunFolder, summary: dict[str, Any], loggers: list[Logger]) -> None:
@@ -170,3 +172,9 @@ class Run:
             "measured_batch_norm": self.settings.trainer.batch_norm,
             "measured_chunk": self.parts.measured_chunk,
         }
+
+
+def _times(ratio: float) -> str:
+    """A ratio to two significant digits, whole from 10 on: as long as, 1.3 times as long as, 101 times as long as."""
+    told = f"{ratio:.0f}" if ratio >= 9.95 else f"{ratio:.2g}"
+    return "as long as" if told == "1" else f"{told} times as long as"

@@ -24,6 +24,7 @@ from lab.cli import card, cell_name
 from lab.run.folder import RunFolder
 from lab.settings import SettingError
 from lab.train.scaling import scaled
+from lab.train.selection import selected
 
 DONE = ("finished", "diverged")
 
@@ -69,7 +70,7 @@ class Sweep:
             with open_dict(settings):
                 del settings["hydra"]
             try:
-                read_settings(scaled(settings))
+                read_settings(scaled(selected(settings, cell.hydra.overrides.task)))
             except SettingError as error:
                 return f"{folder.name}: {error}"
         return ""

@@ -346,6 +346,20 @@ def _trajectory(points: Iterator[tuple[int, Point]]) -> list[Point]:
     return kept
 
 
+def writer(file: str | None) -> Callable[[str], None]:
+    """Prints lines, and keeps all of them in `file` after each, so that a run cut short leaves its tables."""
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+        lines.append(line)
+        if file is not None:
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
+            Path(file).write_text("\n".join(lines) + "\n")
+
+    return say
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", help="image folder with train/<class>/*; default: noise")
@@ -359,15 +373,7 @@ def main() -> None:
         memory()
         return
     warnings.filterwarnings("ignore")
-    lines: list[str] = []
-
-    def say(line: str) -> None:
-        print(line, flush=True)
-        lines.append(line)
-        if options.write:
-            Path(options.write).parent.mkdir(parents=True, exist_ok=True)
-            Path(options.write).write_text("\n".join(lines) + "\n")
-
+    say = writer(options.write)
     source = "real images" if options.images else "noise images"
     say("# What curvature costs\n")
     say(

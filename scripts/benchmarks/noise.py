@@ -15,10 +15,9 @@ import platform
 import statistics
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
-from curvature import Task, measure
+from curvature import Task, measure, writer
 from sharpness import Point, images, mlp_points
 from torch import Tensor, nn
 
@@ -201,18 +200,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore")
-    lines: list[str] = []
-
-    def say(line: str) -> None:
-        print(line, flush=True)
-        lines.append(line)
-        if options.write:
-            Path(options.write).parent.mkdir(parents=True, exist_ok=True)
-            Path(options.write).write_text("\n".join(lines) + "\n")
-
+    say = writer(options.write)
     source = "real images" if options.images else "noise images"
     say("# What the noise of the gradient costs\n")
-    say("Written by `scripts/benchmarks/noise.py`, which says what is measured and how.\n")
+    say("Written by `make bench IMAGES=DIR` (`scripts/benchmarks/noise.py`), which says what is measured and how.\n")
     say(f"{platform.machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, {source}.")
     if options.workload in ("mlp", "all"):
         points = [point for _, point in mlp_points(images(options.images, 2000, "pixel"), 0.05, 100, 3)]

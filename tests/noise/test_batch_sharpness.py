@@ -15,7 +15,7 @@ from lab.noise.batch_sharpness import (
     gradient_noise_interaction,
     interval,
     mean_of_ratios,
-    missing,
+    needed,
     ratio_of_means,
     top_of_batches,
 )
@@ -291,18 +291,17 @@ def test_the_standard_error_is_the_scatter_of_the_estimator(estimator) -> None:
     assert float(errors.mean()) == pytest.approx(float(values.std()), rel=0.12)
 
 
-def test_batches_are_added_until_the_error_is_as_wanted_and_not_beyond_the_maximum() -> None:
-    curvature, slope = (numbers[0] for numbers in heavy_tailed(1, 4000))
-    forms, rounds = Forms(curvature[:16], slope[:16]), 0
-    while more := missing(ratio_of_means, forms, 0.02, 4000):
-        assert len(forms) + more <= 3 * len(forms)
-        forms, rounds = Forms(curvature[: len(forms) + more], slope[: len(forms) + more]), rounds + 1
-    value, error = ratio_of_means(forms.curvature, forms.slope)
-    assert float(error / value) <= 0.02
-    assert rounds < 10
-    assert missing(ratio_of_means, Forms(curvature[:16], slope[:16]), 1e-6, 40) == 24
+def test_a_pilot_asks_for_the_batches_that_bring_the_error_near_what_is_wanted() -> None:
+    curvature, slope = (numbers[0] for numbers in heavy_tailed(1, 5000))
+    pilot = Forms(curvature[:400], slope[:400])
+    num = needed(ratio_of_means, pilot, 0.02, 4600)
+    value, error = ratio_of_means(curvature[400 : 400 + num], slope[400 : 400 + num])
+    assert 0.01 < float(error / value) < 0.02  # half as many batches again as an exact error would ask for: 0.016
+    assert needed(ratio_of_means, pilot, 1e-6, 40) == 40
+    assert needed(ratio_of_means, pilot, 0.9, 40) == 16
+    assert needed(ratio_of_means, pilot, 0.9, 4) == 4
     nothing = Forms(torch.zeros(4, dtype=torch.float64), torch.zeros(4, dtype=torch.float64))
-    assert missing(ratio_of_means, nothing, 0.1, 40) == 0
+    assert needed(ratio_of_means, nothing, 0.1, 40) == 16
 
 
 def test_equal_batches_have_no_error_one_batch_no_known_one_and_no_gradient_no_value() -> None:
@@ -312,6 +311,8 @@ def test_equal_batches_have_no_error_one_batch_no_known_one_and_no_gradient_no_v
     one = interval(ratio_of_means, Forms(torch.tensor([6.0]).double(), torch.tensor([2.0]).double()), generator)
     assert one.value == 3
     assert math.isnan(one.error)
+    for estimator in (ratio_of_means, mean_of_ratios):
+        assert estimator(torch.tensor([0.7]).double(), torch.tensor([0.3]).double())[1].isnan()  # not exact in binary
     none = interval(mean_of_ratios, Forms(torch.zeros(5).double(), torch.zeros(5).double()), generator)
     assert math.isnan(none.value)
 
@@ -332,4 +333,4 @@ def test_a_diverged_network_gives_no_number_and_no_error() -> None:
     whole = objective("tanh")
     forms = along_gradients(whole, torch.full_like(whole.weights, math.nan), BATCHES)
     assert math.isnan(interval(ratio_of_means, forms, torch.Generator()).value)
-    assert missing(ratio_of_means, forms, 0.1, 100) == 0
+    assert needed(ratio_of_means, forms, 0.1, 100) == 16

@@ -6,6 +6,7 @@ and effective ranks up to 9, 0.016 at most; the tolerance is 0.03.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -75,6 +76,35 @@ def absolute_root_of(matrix: Tensor) -> Tensor:
 def weights_of(weigh: Callable[[int, float, torch.Generator], Tensor], equivalent: float = M, num: int = K) -> Tensor:
     g = generator(3)
     return torch.stack([weigh(N, equivalent, g) for _ in range(num)])
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_a_batch_too_large_to_draw_is_a_smaller_one_scaled_to_the_same_covariance(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a has the covariance (1 - 11'/N)/(N m), of trace (N - 1)/(N m), whatever m. |a|^2 is known to
+    # sqrt(2/(N - 1))/sqrt(1000) = 0.7 % where a is Gaussian; 4 % are more than 5 standard errors.
+    drawn, randint = [], torch.randint
+
+    def counted(high: int, size: tuple[int, ...], **settings: Any) -> Tensor:
+        drawn.extend(size)
+        return randint(high, size, **settings)
+
+    monkeypatch.setattr(injection, "MOST_DRAWN", 100)
+    monkeypatch.setattr(torch, "randint", counted)
+    for m in (100.0, 1e4, 1e30):
+        square = float(weights_of(WEIGHTS[name], m, 1000).square().sum(1).mean())
+        assert square * N * m / (N - 1) == pytest.approx(1, rel=0.04)
+    assert max(drawn, default=0) <= 100
+    assert float(weights_of(WEIGHTS[name], math.inf, 1).abs().max()) == 0.0
+
+
+@pytest.mark.parametrize("name", ["half_difference", "minibatch"])
+def test_as_many_as_there_are_examples_are_always_drawn(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(injection, "MOST_DRAWN", 3)
+    a = weights_of(WEIGHTS[name], N, 1)[0]
+    counts = a * N * math.sqrt(2) if name == "half_difference" else a * N + 1
+    assert float((counts - counts.round()).abs().max()) < 1e-9  # how often each was drawn, not scaled
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
@@ -203,9 +233,7 @@ def test_a_product_that_is_not_finite_makes_the_root_nan() -> None:
 @pytest.mark.parametrize("size", [150, 400])
 def test_the_trace_of_the_absolute_value_is_known_where_the_trace_itself_is_negative(size: int) -> None:
     # The rule stops at a standard error of 2 %: four of them.
-    values = torch.cat(
-        [torch.tensor([2.0, 1.0, 0.5, -9.0], dtype=DOUBLE), torch.linspace(-1, 0.5, size - 4, dtype=DOUBLE)]
-    )
+    values = torch.cat([torch.tensor([2.0, 1.0, -2.0], dtype=DOUBLE), torch.linspace(-1, 0.5, size - 3, dtype=DOUBLE)])
     rotation = torch.linalg.qr(torch.randn(size, size, generator=generator(3), dtype=DOUBLE))[0]
     A = (rotation * values) @ rotation.T
     operator = LinearOperator(size, lambda v: A @ v, dtype=DOUBLE, device=torch.device("cpu"))

@@ -281,3 +281,26 @@ def _measured_growth(loss: NetworkObjective, w: Tensor, lr: float, batch_size: i
             at = at - lr * loss.restrict(batch).grad(at)
         rates.append((logs[1] - logs[0]) / 60)
     return sum(rates) / len(rates)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e4, 1e8])
+def test_a_saturated_softmax_has_no_curvature_and_round_off_is_none(size: float) -> None:
+    torch.manual_seed(0)
+    data = torch.randn(30, 4), torch.arange(30) % 6
+    loss = NetworkObjective(nn.Linear(4, 6), nn.functional.cross_entropy, data)
+    curvature = example_curvature(loss, loss.weights * size)
+    assert (curvature.sharpness > 1e-9) == (size == 1)
+    if size > 1e3:
+        assert curvature.sharpness == curvature.non_uniformity == 0
+        assert mean_square_lr(curvature, factor=0.5).value == plane_lr(0.0, 0.0, factor=0.5) == math.inf
+
+
+def test_epochs_have_a_lower_exponent_than_draws_with_replacement() -> None:
+    generator = torch.Generator().manual_seed(0)
+    curvature = ExampleCurvature(torch.randn(24, 2, 5, generator=generator, dtype=torch.float64))
+    rule = UpdateRule(lr=1.6 / curvature.sharpness)
+    epochs, draws = (
+        lyapunov(curvature, rule, batch_size=6, sampling=sampling, steps=200, replicas=16)
+        for sampling in ("epoch", "with_replacement")
+    )
+    assert epochs.value < draws.value - 5 * math.hypot(epochs.error, draws.error)

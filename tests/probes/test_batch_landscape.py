@@ -1,11 +1,14 @@
 """The probe of the landscapes of batches: on linear regression, on full-batch runs, on what it must refuse."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
+from lab.cli import config_dir
 from lab.curvature.stability import UpdateRule
 from lab.landscapes.quadratic import Quadratic
 from lab.noise.batch_landscape import draw_batches
@@ -14,6 +17,7 @@ from lab.probes.base import Snapshot
 from lab.probes.batch_landscape import BatchLandscape
 from lab.settings import SettingError
 from lab.streams import stream
+from lab.train.settings import read_settings
 
 SIZE = 4
 
@@ -83,8 +87,66 @@ def test_a_batch_is_at_most_half_of_a_small_probe_set(regression: NetworkObjecti
     found = numbers(BatchLandscape(batches=3, leave_out=2), snapshot(few, batch_size=200))
     assert found["batch_landscape/batch_size"] == 5
     assert math.isfinite(found["batch_landscape/spread"])
-    with pytest.raises(SettingError, match=r"batch_size=11 is larger than the probe set of 10 examples; use at most 5"):
+    with pytest.raises(SettingError, match=r"batch_size=11 is larger than the probe set of 10 examples; use at most 9"):
         BatchLandscape(batch_size=11).measure(snapshot(few))
+
+
+@pytest.mark.parametrize("size", [10, 11])
+def test_the_advice_on_a_batch_too_large_is_true(regression: NetworkObjective, size: int) -> None:
+    few, probe = regression.restrict(torch.arange(10)), BatchLandscape(batch_size=size, batches=3)
+    with pytest.raises(SettingError, match="use at most 9") as refused:
+        probe.measure(snapshot(few))
+    assert ("all batches are the same" in str(refused.value)) == (size == 10)
+    assert numbers(replace(probe, batch_size=9), snapshot(few))["batch_landscape/spread"] > 0
+    BatchLandscape(batch_size=10).require_batches(10, "with_replacement")
+    with pytest.raises(SettingError, match="one training example has no batches"):
+        BatchLandscape().require_batches(1, "epoch")
+
+
+def test_a_batch_too_large_is_refused_before_the_run() -> None:
+    changes = ["data.examples=60", "data.batch_size=20", "probe=[batch_landscape]"]
+    with initialize_config_dir(config_dir(), version_base=None):
+        for size, wanted in ((61, "larger than the probe set of 60"), (60, "all of the probe set of 60")):
+            cfg = compose("train", [*changes, f"probe.batch_landscape.batch_size={size}"])
+            with pytest.raises(SettingError, match=f"{wanted} .*use at most 59"):
+                read_settings(cfg).build()
+
+
+def test_the_probe_set_of_auto_is_all_of_a_small_training_set() -> None:
+    assert BatchLandscape().set_size(5000) == 5000 and BatchLandscape().set_size(5001) == 2000
+    assert BatchLandscape(examples="all").set_size(9000) == 9000 and BatchLandscape(examples=7).set_size(5) == 5
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_example_left_out_has_no_error_and_more_than_there_are_is_all(regression: NetworkObjective) -> None:
+    few = regression.restrict(torch.arange(10))
+    one, many = (BatchLandscape(batches=3, leave_out=n).measure(snapshot(few, 5)) for n in (1, 99))
+    assert math.isnan(one["error/batch_landscape/leave_one_out"]) and one["batch_landscape/left_out"] == 1  # type: ignore[arg-type]
+    assert many["batch_landscape/left_out"] == 10
+    text = BatchLandscape(batches=3).finding({tag: v for tag, v in many.items() if isinstance(v, float)})
+    assert "(mean of 10)" in text
+
+
+def test_a_minimum_that_was_not_reached_is_not_spoken_of(regression: NetworkObjective) -> None:
+    probe = BatchLandscape(batches=6, steps=2)
+    values = numbers(probe, snapshot(regression))
+    assert values["batch_landscape/reached_full"] == 0 and "batch_landscape/leave_one_out" not in values
+    text = probe.finding(values)
+    assert "leads elsewhere in 2 descent steps" in text and "where 2 descent steps on all examples end" in text
+    assert "No minimum of all was reached" in text and "moves the minimum" not in text
+    assert "at its own minimum" not in text and "at the minimum" not in text
+
+
+def test_the_finding_leaves_out_what_has_no_meaning(regression: NetworkObjective) -> None:
+    probe = BatchLandscape(batches=6)
+    values = numbers(probe, snapshot(regression))
+    assert "The loss of a batch is " in probe.finding(values) and "examples is " in probe.finding(values)
+    worse = values | {"batch_landscape/gain": -0.011, "batch_landscape/price": 0.0, "batch_landscape/dimension": 1.0}
+    text = probe.finding(worse | {"batch_landscape/leave_one_out_residual": 0.5})
+    assert "-0.011" not in text and "The loss" not in text and "moves the minimum" not in text
+    assert "over 1 direction as" in text
+    still = {f"batch_landscape/{name}": 0.0 for name in ("spread", "moved", "travelled", "distance")}
+    assert probe.finding(still) == ""  # a run that diverged: descent leads nowhere, its ratios are not measured
 
 
 @pytest.mark.parametrize("batches", [2, 3])
@@ -116,4 +178,4 @@ def test_the_finding_names_what_was_found(regression: NetworkObjective) -> None:
     probe = BatchLandscape(batches=6)
     text = probe.finding(numbers(probe, snapshot(regression)))
     assert text.startswith("Each batch of 20 has its own minimum: the 6 lie ")
-    assert "one cloud" in text and "leaving one example out" in text
+    assert "one cloud" in text and "Leaving one example out" in text

@@ -13,7 +13,7 @@ from torch import nn
 
 from lab.curvature.operators import hessian
 from lab.curvature.stability import UpdateRule
-from lab.noise.batch_curvature import along_gradients
+from lab.noise.batch_curvature import Forms, along_gradients
 from lab.noise.batch_sharpness import ratio_of_means
 from lab.noise.sampling import Sampling
 from lab.objective import NetworkObjective
@@ -88,9 +88,9 @@ def test_many_batches_come_close_to_all_batches_there_are(sampling: Sampling) ->
 def test_the_wanted_error_decides_how_many_batches_are_drawn_and_the_maximum_is_told() -> None:
     snapshot = Training().snapshot()
     coarse, fine = (numbers(BatchSharpness(rse=rse, gni_batches=0), snapshot) for rse in (0.1, 0.03))
-    assert 16 <= coarse["cost/batch_sharpness/batches"] < fine["cost/batch_sharpness/batches"] <= 400
+    assert 24 <= coarse["cost/batch_sharpness/batches"] < fine["cost/batch_sharpness/batches"] <= 408
     for found, rse in ((coarse, 0.1), (fine, 0.03)):
-        assert found["error/sharpness/batch"] <= rse * found["sharpness/batch"]
+        assert found["error/sharpness/batch"] <= 1.3 * rse * found["sharpness/batch"]
     probe = BatchSharpness(rse=1e-4, max_batches=20, gni_batches=0)
     with pytest.warns(
         UserWarning, match=r"known to [\d.]+% after 20 batches, rse=0.0001 was .*max_batches or rse"
@@ -113,17 +113,86 @@ def test_of_the_full_batch_it_is_directional_sharpness_from_the_hessian_of_the_s
     assert not {"error/sharpness/batch", "sharpness/gni"} & found.keys()
 
 
-def test_gni_is_measured_on_the_shared_hessian_and_warned_of_once() -> None:
+def test_gni_is_measured_on_the_shared_hessian() -> None:
     snapshot = Training().snapshot()
     H = snapshot.once(("hessian", "auto"), lambda: hessian(snapshot.loss_on("auto"), snapshot.w))
     probe = BatchSharpness(gni_batches=7)
-    with pytest.warns(UserWarning, match="sharpness/gni near 2/lr is no sign of the edge of stability") as told:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # 2/lr is far away
         found, _ = [probe.measure(snapshot) for _ in range(2)]
-    assert len(told) == 1
     assert H.products == 14
     g = H.gradient
     # E|g_B|^2 > |g|^2: the noise adds curvature to that along the gradient, several times it for these small batches.
     assert found["sharpness/gni"] > float(g @ (H @ g) / (g @ g)) > 0
+
+
+@pytest.mark.parametrize(
+    ("gni", "batch", "told"), [(1.2, 0.3, True), (0.7, 0.3, False), (1.3, 0.3, False), (1.0, 0.9, False)]
+)
+def test_gni_is_warned_of_once_and_only_near_two_over_lr_with_batch_sharpness_elsewhere(
+    gni: float, batch: float, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forms(level: float) -> Callable[..., Forms]:  # at lr 0.1, 2/lr is 20
+        return lambda *_: Forms(torch.full((9,), 20 * level, dtype=torch.float64), torch.ones(9, dtype=torch.float64))
+
+    monkeypatch.setattr("lab.probes.batch_sharpness.gradient_noise_interaction", forms(gni))
+    monkeypatch.setattr("lab.probes.batch_sharpness.along_gradients", forms(batch))
+    probe = BatchSharpness()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for step in (0, 101):
+            probe.measure(Training().snapshot(step))
+    texts = [str(each.message) for each in seen]
+    assert len(texts) == told
+    if told:
+        assert texts[0].startswith(
+            "sharpness/gni is 1.20 x 2/lr while batch sharpness is 0.30 x 2/lr: no sign of the edge"
+        )
+
+
+# sd of the logarithm; largest share of the standard error that the bias may be; least cover
+@pytest.mark.parametrize(("sd", "most", "cover"), [(0.3, 0.3, 0.89), (0.5, 0.4, 0.865)])
+def test_the_number_of_batches_chosen_by_the_probe_leaves_no_bias_and_intervals_that_hold_the_truth(
+    sd: float, most: float, cover: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slopes e^x and curvatures e^(1.5 x), x normal. Where the batches of the estimate also stop it, the bias is 0.6 of the
+    standard error for sd 0.5; with a pilot 0.15, and 91 and 94 % of the intervals hold the truth. Three standard errors of
+    300 runs: 0.17 for the share, 0.05 and 0.04 for the cover.
+    """
+    generator = torch.Generator().manual_seed(3)
+
+    def drawn(loss: object, w: object, batches: torch.Tensor) -> Forms:
+        x = sd * torch.randn(len(batches), generator=generator, dtype=torch.float64)
+        return Forms((1.5 * x).exp(), x.exp())
+
+    monkeypatch.setattr("lab.noise.batch_sharpness.RESAMPLES", 300)
+    monkeypatch.setattr("lab.probes.batch_sharpness.along_gradients", drawn)
+    training, probe, truth = Training(), BatchSharpness(gni_batches=0), math.exp(0.625 * sd**2)
+    runs = [numbers(probe, training.snapshot(step)) for step in range(300)]
+    values, errors = (torch.tensor([run[tag] for run in runs]) for tag in ("sharpness/batch", "error/sharpness/batch"))
+    assert abs(float(values.mean()) - truth) < most * float(errors.mean())
+    assert float(errors.mean()) > 0.75 * float(values.std())
+    held = sum(run["sharpness/batch_low"] <= truth <= run["sharpness/batch_high"] for run in runs)
+    assert held / len(runs) > cover
+    assert sum(run["cost/batch_sharpness/batches"] for run in runs) / len(runs) < 60
+
+
+def test_batches_that_decide_on_the_number_take_no_part_in_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = list[int]()
+
+    def forms(loss: object, w: object, batches: torch.Tensor) -> Forms:
+        drawn.append(len(batches))
+        level = 7.0 if len(drawn) == 1 else 3.0
+        return Forms(torch.full((len(batches),), level).double(), torch.ones(len(batches)).double())
+
+    monkeypatch.setattr("lab.probes.batch_sharpness.along_gradients", forms)
+    found = numbers(BatchSharpness(gni_batches=0), Training().snapshot())
+    assert drawn == [8, 16]
+    assert found["sharpness/batch"] == 3
+    assert found["cost/batch_sharpness/batches"] == 24
+    drawn.clear()
+    numbers(BatchSharpness(gni_batches=0, max_batches=12), Training().snapshot())
+    assert drawn == [12], "nothing to decide"
 
 
 def test_gni_is_not_measured_on_fewer_examples_than_a_batch_has() -> None:
@@ -208,6 +277,10 @@ RUNS = [
     ([0.5] * 6 + [0.7, 1.0], (0.5, 0.05), r"edge of stochastic stability: .* is 0.85 x 2/lr"),
     ([0.5] * 6 + [0.84, 0.86], (0.5, 0.0006), "below the edge, and rising: .* is 0.85 x 2/lr"),
     ([1.0], (0.5, 0.5), r"edge of stochastic stability: batch sharpness \(ratio of means\) is 1.00 x 2/lr, while lam"),
+    ([0.5] * 6 + [1.4, 7e6], (0.5, 5e9), r"^beyond the edge: batch sharpness .* is 3.5e\+06 x 2/lr over"),
+    ([1.49], (0.5, 0.5), r"^edge of stochastic stability: .* is 1.49 x 2/lr"),
+    ([1.51], (0.5, 0.5), r"^beyond the edge: .* is 1.51 x 2/lr"),
+    ([0.0034], (0.5, 0.5), r"^below the edge: .* is 0.0034 x 2/lr"),
     ([math.nan], (0.5, 0.5), "^$"),
 ]
 

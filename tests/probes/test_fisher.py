@@ -95,6 +95,54 @@ def test_sampled_numbers_are_within_their_errors(loss: NetworkObjective, dense: 
     assert found["error/fisher/trace_true"] == found["error/fisher/trace_empirical"] == 0
 
 
+HEADS = {
+    "classes": (functional.cross_entropy, 3, lambda n: torch.arange(n) % 3),
+    "yes or no": (nn.BCEWithLogitsLoss(), 1, lambda n: (torch.arange(n) % 2).double()[:, None]),
+    "numbers": (nn.MSELoss(), 2, lambda n: torch.zeros(n, 2).double()),
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("draws", [1, 3])
+def test_the_error_of_the_sampled_trace_is_its_scatter_over_labels(head: str, draws: int) -> None:
+    """Against the Jacobians of every example: all labels there are, or Var s'As = 2 Tr (AS)^2 for normal s."""
+    criterion, num, labels = HEADS[head]
+    torch.manual_seed(6)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, num)).double()
+    objective = NetworkObjective(model, criterion, (torch.randn(30, 4).double(), labels(30)), chunk_size=13)  # type: ignore[arg-type]
+    f, total = model(objective.x), 0.0
+    for row in f:
+        gradients = [torch.autograd.grad(each, list(model.parameters()), retain_graph=True) for each in row]
+        J = torch.stack([nn.utils.parameters_to_vector(each) for each in gradients])
+        A, row = J @ J.T, row.detach()
+        if head == "numbers":
+            total += float(2 * (A @ A).trace())  # |f - y|^2 / 2: S = 1
+            continue
+        p = row.softmax(0) if num > 1 else torch.cat([row.sigmoid(), 1 - row.sigmoid()])
+        scores = p - torch.eye(3).double() if num > 1 else torch.stack([p[:1] - 1, p[:1]])
+        squares = torch.einsum("ka,ab,kb->k", scores, A, scores)
+        total += float(p @ squares.square() - (p @ squares) ** 2)
+    found = Fisher(vectors=5, k=1, draws=draws).measure(snapshot(objective))
+    # Ten redraws of each of 30 examples with two numbers know the variance to about 15 % and its root to half of that.
+    rel = 0.25 if head == "numbers" else 1e-9
+    assert found["error/fisher/trace_sampled"] == pytest.approx((total / draws) ** 0.5 / 30, rel=rel)
+
+
+def test_a_network_that_is_sure_of_its_labels_tells_that_its_sampled_trace_is_not_known() -> None:
+    torch.manual_seed(8)
+    model = nn.Linear(4, 3).double()
+    objective = NetworkObjective(model, functional.cross_entropy, (torch.randn(20, 4).double(), torch.arange(20) % 3))
+    w = objective.weights.clone()
+    w[:12] *= 0.1
+    w[12:] = torch.tensor([8.0, 0.0, 0.0])  # the first class, all but for 1 label in 1500
+    probe = Fisher(vectors=30)
+    found = {t: v for t, v in probe.measure(Snapshot(0, w, lambda _: objective)).items() if isinstance(v, float)}
+    true = found["fisher/trace_true"]
+    assert found["fisher/trace_sampled"] < 0.05 * true, "none of these labels was drawn"
+    assert true < found["error/fisher/trace_sampled"]
+    assert "labels drawn" not in probe.finding(found)
+
+
 def test_figures_are_those_of_the_step_and_of_the_run(loss: NetworkObjective) -> None:
     probe = Fisher(vectors=5, k=1)
     first, second = (probe.measure(snapshot(loss, step, 0.01 * step)) for step in (0, 7))
@@ -129,6 +177,11 @@ def test_finding_tells_the_last_values_and_where_they_began(loss: NetworkObjecti
     told = probe.finding(last)
     for tag in ("fisher/cosine_true_hessian", "fisher/cosine_true_empirical"):
         assert f"{last[tag]:.2f} ({first[tag]:.2f} at step 0)" in told
+    assert "labels drawn" not in told, "the standard error of the 50 of them is not small"
+    known = {**last, "error/fisher/trace_sampled": 0.1 * last["fisher/trace_true"]}
+    told_too = f"they would be {last['fisher/cosine_true_sampled']:.2f} and "
+    assert told_too in probe.finding(known)
+    assert told_too not in probe.finding({**known, "error/fisher/trace_sampled": math.nan})
     assert f"{last['fisher/trace_empirical'] / last['fisher/trace_true']:.2g} of the true one" in told
     assert "at step" not in Fisher().finding(last)
 

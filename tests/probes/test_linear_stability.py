@@ -162,3 +162,38 @@ def test_a_landscape_has_no_examples() -> None:
     bowl = Quadratic(torch.ones(3))
     with pytest.raises(SettingError, match="Quadratic has no examples"):
         PROBE.measure(Snapshot(0, torch.ones(3), lambda _: bowl))
+
+
+def test_a_saturated_softmax_has_no_curvature_and_no_critical_learning_rate() -> None:
+    torch.manual_seed(0)
+    data = torch.randn(12, 3, dtype=torch.float64), torch.arange(12) % 3
+    loss = NetworkObjective(nn.Linear(3, 3).double(), nn.functional.cross_entropy, data)
+    for rule in (UpdateRule(lr=1.0), None):
+        found = numbers(Snapshot(0, loss.weights * 1e8, lambda _: loss, rule, batch_size=4))
+        assert found["sharpness"] == found["non_uniformity"] == 0
+        assert rule is None or (math.isnan(found["critical_lr"]) and math.isnan(found["critical_lr_mean_square"]))
+        told = {f"linear_stability/{tag}": v for tag, v in found.items() if math.isfinite(v)}
+        assert "no curvature at these weights" in PROBE.finding(told)
+
+
+def said(found: dict[str, float]) -> str:
+    return PROBE.finding({f"linear_stability/{tag}": v for tag, v in found.items()})
+
+
+def test_the_finding_says_what_kind_of_sharpness_it_is(line: NetworkObjective) -> None:
+    rule = UpdateRule(lr=1e-6, preconditioner=torch.tensor([0.04], dtype=torch.float64))
+    text = said(numbers(state(line, 1, rule)))
+    assert "(preconditioned sharpness 50" in text and "lr = 0.00 x" not in text and "e-0" in text
+    assert "preconditioned" not in said(numbers(state(line, 1, UpdateRule(lr=0.25))))
+
+
+def test_before_the_first_update_there_is_no_preconditioner(line: NetworkObjective) -> None:
+    text = said(numbers(state(line, 1, UpdateRule(lr=0.1, preconditioner=torch.full((1,), math.nan)))))
+    assert "there is no preconditioner before the first update" in text and "no linear update rule" not in text
+    assert "no linear update rule" in said(numbers(state(line, 1, None)))
+
+
+def test_the_finding_says_where_epochs_were_replaced(line: NetworkObjective) -> None:
+    replaced, kept = (numbers(state(line, 2, UpdateRule(lr=0.25), n, "epoch")) for n in (5000, 5))
+    assert "drawn with replacement from the probe set (that of epochs is lower)" in said(replaced)
+    assert "with replacement" not in said(kept)

@@ -17,6 +17,7 @@ BARE: dict[str, Any] = {
 def test_a_run_without_the_sharpness_probe_claims_no_phase() -> None:
     assert sentence(BARE) == "Trained 60 steps; loss from 2 to 0.5, test accuracy 0.812."
     assert sentence(BARE | {"test_accuracy": None}) == "Trained 60 steps; loss from 2 to 0.5."
+    assert sentence(BARE | {"steps": 1}).startswith("Trained 1 step; loss")
 
 
 def test_a_sharpness_without_a_threshold_is_said() -> None:
