@@ -4,7 +4,7 @@
 
     true         M_n = E[s s'] over labels drawn from the model      exact: M_n = diag(p) - p p' for the softmax
     sampled      M_n = (1/m) sum of s s' over m such labels          unbiased for the true one
-    empirical    M_n = s s' at the label in the data                 (1/N) sum of g_n g_n', the noise about zero
+    empirical    M_n = s s' at the label in the data                 `lab.noise.covariance`, not centred: no J'MJ is needed
     Gauss-Newton M_n = d2 loss/df2                                   `lab.curvature.operators.gauss_newton`
 
 For a log-likelihood in its natural parameters the true Fisher is the Gauss-Newton matrix, at any w and whatever the labels;
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lab.curvature.anatomy import require_examples, take_apart
 from lab.curvature.operators import Curvature, Product
-from lab.noise.likelihood import Likelihood, likelihood_of, slopes
+from lab.noise.likelihood import Likelihood, likelihood_of
 from lab.objective import NetworkObjective, Objective, directional
 from lab.results import Estimate
 
@@ -137,16 +137,6 @@ def sampled_fisher(
     f = torch.cat([outputs for outputs, _ in _passes(network, w)]).flatten(1).double()
     scores = torch.stack([likelihood.sampled_scores(f, generator) for _ in range(draws)])
     return ScoreFisher(network, w, scores, memory=memory)
-
-
-def empirical_fisher(objective: Objective, w: Tensor, *, memory: int | None = None) -> ScoreFisher:
-    """(1/N) sum of g_n g_n' of the gradients at the labels of the data: D + g g', the uncentred covariance of the noise.
-
-    Of any loss that is a mean over examples, a log-likelihood or not. Cost and memory as `true_fisher`.
-    """
-    network = require_examples(objective, w)
-    scores = [slopes(criterion, outputs).flatten(1).double() for outputs, criterion in _passes(network, w)]
-    return ScoreFisher(network, w, torch.cat(scores)[None], memory=memory)
 
 
 def _passes(network: NetworkObjective, w: Tensor) -> Iterator[tuple[Tensor, Callable[[Tensor], Tensor]]]:
