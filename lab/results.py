@@ -1,6 +1,7 @@
 """What a measurement returns: the value, its error, its cost, and whether it may be trusted."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -55,3 +56,78 @@ class Density:
     weights: Tensor
     sigma: float
     matvecs: int
+
+
+@dataclass(frozen=True)
+class EscapeTimes:
+    """When each of R replicas left, or until when it was watched without leaving.
+
+    times (R,) float64, steps from the end of the burn-in to the inspection that found the replica outside (or not finite),
+    or to the last one that found it inside; exited (R,) bool: found outside; failed (R,) bool: not finite any more, an exit
+    of its own kind, never both; neither: censored. inspection: steps between inspections, 0 where times are exact;
+    burn_in: steps before the clock started; replaced: exits during these, whose places others took over.
+    """
+
+    times: Tensor
+    exited: Tensor
+    failed: Tensor
+    inspection: float = 0.0
+    burn_in: float = 0.0
+    replaced: int = 0
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A rate of events with its exact interval at confidence `level`: events over exposure.
+
+    value per `unit`, NaN where no event was seen: then low is 0 and high the one-sided bound -log(1 - level) / exposure
+    (3.0 / exposure at 95 %). exits the number of events; exposure the sum over replicas of the units watched.
+    """
+
+    value: float
+    low: float
+    high: float
+    exits: int
+    exposure: float
+    level: float = 0.95
+    unit: str = "step"
+
+
+Kind = Literal["minimum", "saddle", "maximum", "degenerate", "not critical", "undetermined"]
+
+
+@dataclass(frozen=True)
+class CriticalPoint:
+    """What a point of a loss is: `lab.escape.critical.classify`.
+
+    kind           minimum, saddle, maximum, degenerate (zero eigenvalues and no opposite signs: the Hessian does not tell),
+                   "not critical" (the gradient does not vanish; the rest then describes the Hessian there), or
+                   undetermined (the eigensolve did not converge, and its bounds leave the kind open).
+    value          L(w); gradient_norm |g|; gain, length: what a step along -g could take off the loss at the curvature it
+                   meets there, |g|^2/(2h), h = |Hg|/|g|, and how long that step would be, |g|/h (inf where h = 0).
+    index          number of eigenvalues below -tolerance, nullity of those within tolerance of zero; at least so many where
+                   index_exact, nullity_exact are False.
+    values, errors, vectors   (m,), (m,), (P, m): the eigenpairs that are known, ascending: all, or both ends.
+    tolerance      eigenvalues nearer to zero than this are not told from it; matvecs Hessian products spent.
+    """
+
+    kind: Kind
+    value: float
+    gradient_norm: float
+    gain: float
+    length: float
+    index: int
+    index_exact: bool
+    nullity: int
+    nullity_exact: bool
+    values: Tensor
+    errors: Tensor
+    vectors: Tensor
+    tolerance: float
+    matvecs: int
+    converged: bool
+
+    @property
+    def index_fraction(self) -> float:
+        """Share of the P eigenvalues that are negative, or a lower bound of it."""
+        return self.index / self.vectors.shape[0]

@@ -63,8 +63,22 @@ class Landscape(Objective, ABC):
         with torch.enable_grad():
             return torch.autograd.grad(self.energy(leaf).sum(), leaf)[0]
 
+    def gradient_into(self, x: Tensor, out: Tensor) -> Tensor:
+        """The same, written into `out`, which is no part of x. Overridden where walkers are many: no memory is taken."""
+        return out.copy_(self.gradient(x))
+
     def parts(self, w: Tensor) -> Iterator[tuple[float, Tensor]]:
         yield 1.0, self.energy(w)
+
+    def grad(self, w: Tensor) -> Tensor:
+        return self.gradient(w)
+
+    def replica_values(self, W: Tensor, index: Tensor | None = None) -> Tensor:
+        return super().replica_values(W, index) if index is not None else self.energy(W.detach())
+
+    def replica_grads(self, W: Tensor, index: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+        whole = index is None and weights is None
+        return self.gradient(W) if whole else super().replica_grads(W, index, weights)
 
     @property
     def critical_points(self) -> tuple[Critical, ...]:

@@ -37,12 +37,19 @@ class MinCrossing(Landscape):
     num_params = 2
 
     def energy(self, x: Tensor) -> Tensor:
-        return self.alpha * (x - self.centre).square().amin(-1)
+        d = (x - self.centre).square()
+        return torch.minimum(d[..., 0], d[..., 1]) * self.alpha
 
     def gradient(self, x: Tensor) -> Tensor:
-        d = x - self.centre
-        first = d[..., :1].abs() <= d[..., 1:].abs()
-        return 2 * self.alpha * d * torch.cat([first, ~first], dim=-1)
+        return self.gradient_into(x, torch.empty_like(x))
+
+    def gradient_into(self, x: Tensor, out: Tensor) -> Tensor:
+        torch.sub(x, self.centre, out=out).mul_(2 * self.alpha)
+        a, b = out[..., 0], out[..., 1]
+        first = a.abs() <= b.abs()
+        a.mul_(first)
+        b.mul_(first.logical_not_())
+        return out
 
     @property
     def critical_points(self) -> tuple[Critical, ...]:
@@ -63,10 +70,15 @@ class ProductCrossing(Landscape):
     num_params = 2
 
     def energy(self, x: Tensor) -> Tensor:
-        return self.alpha * x.square().prod(-1)
+        return (x[..., 0] * x[..., 1]).square() * self.alpha
 
     def gradient(self, x: Tensor) -> Tensor:
-        return 2 * self.alpha * x * x.flip(-1).square()
+        return self.gradient_into(x, torch.empty_like(x))
+
+    def gradient_into(self, x: Tensor, out: Tensor) -> Tensor:
+        for i, other in ((0, 1), (1, 0)):
+            torch.mul(x[..., other], x[..., other], out=out[..., i]).mul_(x[..., i])
+        return out.mul_(2 * self.alpha)
 
     @property
     def critical_points(self) -> tuple[Critical, ...]:
@@ -85,11 +97,19 @@ class ThreeLines(Landscape):
     num_params = 2
 
     def energy(self, x: Tensor) -> Tensor:
-        return self.alpha * (x.prod(-1) * x.sum(-1)).square()
+        a, b = x[..., 0], x[..., 1]
+        return (a * b).mul(a + b).square().mul(self.alpha)
 
     def gradient(self, x: Tensor) -> Tensor:
-        product, total = x.prod(-1, keepdim=True), x.sum(-1, keepdim=True)
-        return 2 * self.alpha * product * total * (x.flip(-1) * total + product)
+        return self.gradient_into(x, torch.empty_like(x))
+
+    def gradient_into(self, x: Tensor, out: Tensor) -> Tensor:
+        """2 a p s (y s + p) and 2 a p s (x s + p), with p = x y and s = x + y."""
+        a, b = x[..., 0], x[..., 1]
+        product, total = a * b, a + b
+        torch.addcmul(product, b, total, out=out[..., 0])
+        torch.addcmul(product, a, total, out=out[..., 1])
+        return out.mul_(product.mul_(total).mul_(2 * self.alpha)[..., None])
 
     @property
     def critical_points(self) -> tuple[Critical, ...]:
@@ -108,11 +128,19 @@ class Cusp(Landscape):
     num_params = 2
 
     def energy(self, x: Tensor) -> Tensor:
-        return self.alpha * (x[..., 1] ** 2 - x[..., 0] ** 3) ** 2
+        a, b = x[..., 0], x[..., 1]
+        return (b * b - a * a * a).square() * self.alpha
 
     def gradient(self, x: Tensor) -> Tensor:
-        error = 2 * self.alpha * (x[..., 1] ** 2 - x[..., 0] ** 3)
-        return error[..., None] * torch.stack([-3 * x[..., 0] ** 2, 2 * x[..., 1]], dim=-1)
+        return self.gradient_into(x, torch.empty_like(x))
+
+    def gradient_into(self, x: Tensor, out: Tensor) -> Tensor:
+        a, b = x[..., 0], x[..., 1]
+        square = a * a
+        error = torch.addcmul(b * b, square, a, value=-1).mul_(2 * self.alpha)
+        torch.mul(square, error, out=out[..., 0]).mul_(-3)
+        torch.mul(b, error, out=out[..., 1]).mul_(2)
+        return out
 
     @property
     def critical_points(self) -> tuple[Critical, ...]:

@@ -33,8 +33,14 @@ class DoubleWell(Landscape):
         return (along * along - 1) ** 2 / 4 + 0.5 * (self._k(x) * across * across).sum(-1)
 
     def gradient(self, x: Tensor) -> Tensor:
-        along = x[..., :1]
-        return torch.cat([along * (along * along - 1), self._k(x) * x[..., 1:]], dim=-1)
+        return self.gradient_into(x, torch.empty_like(x))
+
+    def gradient_into(self, x: Tensor, out: Tensor) -> Tensor:
+        along, down = x[..., 0], out[..., 0]
+        torch.mul(along, along, out=down).sub_(1).mul_(along)
+        for i, k in enumerate(self.stiffness, start=1):
+            torch.mul(x[..., i], k, out=out[..., i])
+        return out
 
     @property
     def critical_points(self) -> tuple[Critical, ...]:

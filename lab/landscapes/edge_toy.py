@@ -17,6 +17,8 @@ from lab.landscapes.base import Critical, Landscape
 from lab.settings import CARD
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+CYCLE_BOUND = 0.5
+"""lr (y* - 2/lr) beyond which the cycle of period 2 is lost."""
 
 
 @dataclass(config=CARD)
@@ -40,6 +42,18 @@ class EdgeToy(Landscape):
         """
         past = self.goal - 2 / lr
         return (2 * self.pull * past, 2 / lr) if past > 0 else (math.nan, math.nan)
+
+    def cycle_growth(self, lr: float) -> float:
+        """Growth of log distance from that cycle a step, negative where it is stable; NaN where there is none.
+
+        Half the log of the spectral radius of two steps. Where they turn (complex eigenvalues, small k) it is
+        log(1 - lr k (1 - 2 lr (y* - 2/lr)))/2.
+        """
+        square, _ = self.cycle(lr)
+        c, d = lr**2 * square, 1 - lr * self.pull
+        trace, root = 1 - 2 * c + d * d, d + c  # of two steps; their determinant is the square of d + c
+        beyond = math.sqrt(max(0.0, trace**2 - 4 * root**2))
+        return math.log((abs(trace) + beyond) / 2 if beyond else root) / 2 if square > 0 else math.nan
 
     @property
     def critical_points(self) -> tuple[Critical, ...]:

@@ -30,8 +30,14 @@ class Factorisation(Landscape):
         return 0.5 * (self.target - x[..., 0] * x[..., 1]) ** 2
 
     def gradient(self, x: Tensor) -> Tensor:
-        error = self.target - x[..., 0] * x[..., 1]
-        return -error[..., None] * x.flip(-1)
+        return self.gradient_into(x, torch.empty_like(x))
+
+    def gradient_into(self, x: Tensor, out: Tensor) -> Tensor:
+        a, b = x[..., 0], x[..., 1]
+        error = (a * b).sub_(self.target)
+        torch.mul(error, b, out=out[..., 0])
+        torch.mul(error, a, out=out[..., 1])
+        return out
 
     @property
     def critical_points(self) -> tuple[Critical, ...]:

@@ -31,6 +31,12 @@ class Gibbs:
         """The expectation of f, which maps points (n, P) to (n,)."""
         return float((self.shares * f(self.points)).sum())
 
+    def draw(self, num: int, generator: torch.Generator) -> Tensor:
+        """`num` independent points (num, P): nodes of the quadrature by their shares, whose means are those of Gibbs."""
+        chosen = torch.rand(num, dtype=torch.float64, generator=generator, device=generator.device).cpu()
+        nodes = torch.searchsorted(self.shares.cumsum(0), chosen).clamp_(max=len(self.shares) - 1)
+        return self.points[nodes].to(generator.device)
+
 
 def gibbs(
     landscape: Landscape,

@@ -6,6 +6,7 @@ Between the points of a network's training the plane through three of them (Li e
 landscape in two variables the plane is the whole of it.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from torch import Tensor
 from lab.objective import Objective
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -63,13 +65,28 @@ def contours(
 
     figure = Figure(figsize=(6, 5), layout="constrained")
     axis = figure.subplots()
+    draw_contours(axis, shown, trajectories, names=names)
+    axis.set_title(title)
+    return figure
+
+
+def draw_contours(
+    axis: "Axes",
+    shown: Section,
+    trajectories: dict[str, Tensor] | None = None,
+    *,
+    names: tuple[str, str] = ("x", "y"),
+) -> None:
+    """The same on an axis of a larger figure, with its colour bar."""
     height = shown.values - shown.values.min()
     scale = float(height.median()) / 20 or 1.0
     levels = axis.contourf(shown.columns, shown.rows, torch.log1p(height / scale), levels=24, cmap="Greys_r")
-    bar = figure.colorbar(levels, ax=axis, label="loss above its lowest value here")
-    ticks = [float(height.max()) * share for share in (0.0, 0.001, 0.01, 0.1, 1.0)]
+    bar = axis.figure.colorbar(levels, ax=axis, label="loss above its lowest value here")
+    bar.ax.set_xlabel("L")
+    places = {share: math.log1p(float(height.max()) * share / scale) for share in (0.0, 0.001, 0.01, 0.1, 1.0)}
+    apart = [share for share, place in places.items() if not share or place > 0.05 * places[1.0]]
     bar.set_ticks(
-        [float(torch.log1p(torch.tensor(tick / scale))) for tick in ticks], labels=[f"{t:.2g}" for t in ticks]
+        [places[share] for share in apart], labels=[f"{float(f'{height.max() * share:.2g}'):g}" for share in apart]
     )
     for name, path in (trajectories or {}).items():
         a, b = shown.coordinates(path.to(shown.u)).unbind(-1)
@@ -79,10 +96,8 @@ def contours(
     axis.set(
         xlabel=names[0],
         ylabel=names[1],
-        title=title,
         xlim=(float(shown.columns[0]), float(shown.columns[-1])),
         ylim=(float(shown.rows[0]), float(shown.rows[-1])),
     )
     if trajectories:
         axis.legend(loc="upper right", framealpha=0.9)
-    return figure

@@ -102,6 +102,20 @@ def averaging_factor(decay: float, rho: float) -> float:
     return (1 - decay) / (1 + decay) * (1 + decay * rho) / (1 - decay * rho)
 
 
+def stationary_width(h: float, *, lr: float, alpha: float) -> float:
+    """Width of w in the long run along curvature h under independent alpha-stable noise of width 1 in the gradient.
+
+    lr (1 - |1 - lr h|^alpha)^(-1/alpha), as sums of such noise are such noise (`lab.noise.tails.stable`); for alpha = 2 that
+    is the standard deviation of `stationary_covariance`. Exact. Raises ValueError outside 0 < lr h < 2, 0 < alpha <= 2.
+
+    >>> round(stationary_width(2.0, lr=0.4, alpha=2.0) ** 2, 9)  # lr / (h (2 - lr h))
+    0.166666667
+    """
+    if not (0 < lr * h < 2 and 0 < alpha <= 2):
+        raise ValueError(f"lr={lr}, h={h}, alpha={alpha}: expected 0 < lr h < 2 and 0 < alpha <= 2")
+    return lr * (1 - abs(1 - lr * h) ** alpha) ** (-1 / alpha)
+
+
 def escape_loss(H: Tensor, S: Tensor, time: float) -> float:
     """E L(t) of dw = -Hw dt + S^(1/2) dW, started at the critical point w = 0 of L = w'Hw/2: Tr[(1 - exp(-2Ht)) S] / 4.
 

@@ -3,6 +3,7 @@
     tail_index      alpha of P(X > x) ~ x^-alpha: 1 / mean of log X_(i)/X_(k+1) over the k largest; Hill (1975)
     extreme_index   gamma > 0 heavy (1/alpha), 0 as Gaussian, < 0 bounded; Dekkers, Einmahl and de Haan (1989)
     stable_index    alpha of a symmetric alpha-stable law, 2 for a Gaussian; Mohammadi et al. (2015), corollary 2.4
+    stable          numbers with such a law, to draw; Chambers, Mallows and Stuck (1976)
     gaussianity     excess kurtosis, and a test of stated level, of projections; Panigrahi et al. (2019, arXiv 1910.09626)
 
 A caveat that every number here carries. Hill's estimator gives some alpha for any sample, a Gaussian one too (6 for the
@@ -16,6 +17,7 @@ the noise of a finite set is bounded, so that "heavy" says how far its largest e
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from scipy import stats
 from torch import Tensor
@@ -97,6 +99,31 @@ def stable_index(values: Tensor) -> Estimate:
     if not 0 < inverse < math.inf:
         return Estimate(math.nan, math.nan, 0, "stable", False)
     return Estimate(1 / inverse, float(parts.std()) / math.sqrt(K) / inverse**2, 0, "stable")
+
+
+def stable(like: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
+    """Independent symmetric alpha-stable numbers, as many as in `like`: characteristic function exp(-|t|^alpha).
+
+    alpha = 2 is a Gaussian of variance 2; below 2 there is no variance, from 1 on down no mean. A sum of a_i times such
+    numbers is (sum |a_i|^alpha)^(1/alpha) times one. Chambers, Mallows and Stuck (1976). Raises ValueError outside 0 < alpha
+    <= 2.
+    """
+    if not 0 < alpha <= 2:
+        raise ValueError(f"alpha={alpha}: expected 0 < alpha <= 2")
+    angle = math.pi * (torch.rand(like.shape, generator=generator, device=generator.device, dtype=torch.float64) - 0.5)
+    wait = torch.empty_like(angle).exponential_(generator=generator)
+    body = torch.sin(alpha * angle) / torch.cos(angle) ** (1 / alpha)
+    return (body * (torch.cos((1 - alpha) * angle) / wait) ** ((1 - alpha) / alpha)).to(like)
+
+
+def stable_width(values: Tensor, alpha: float) -> Estimate:
+    """s of values (n,) distributed as s times `stable` numbers: log s = mean log|x| - gamma (1/alpha - 1).
+
+    A scale where there is no variance; alpha = 2: the standard deviation over sqrt(2). Error ~ 1/sqrt(n).
+    """
+    logs = _sample(values, 2).abs().log()
+    width = math.exp(float(logs.mean()) - float(np.euler_gamma) * (1 / alpha - 1))
+    return Estimate(width, width * float(logs.std()) / math.sqrt(len(logs)), 0, "stable", math.isfinite(width))
 
 
 def gaussianity(projections: Tensor, *, level: float = 0.05) -> Gaussianity:

@@ -87,6 +87,26 @@ class Objective(ABC):
         """The loss over the examples `index` (b,) only: L_B. Raises TypeError where there are no examples."""
         raise TypeError(f"{type(self).__name__} is not a mean over examples: it has no mini-batches")
 
+    def replica_values(self, W: Tensor, index: Tensor | None = None) -> Tensor:
+        """L at every row of W (R, P): (R,). `index` (R, B): row r on its own mini-batch. Cost: R values."""
+        rows = [self if index is None else self.restrict(index[r]) for r in range(len(W))]
+        return torch.stack([loss.value(w) for loss, w in zip(rows, W, strict=True)]) if len(W) else W.new_zeros(0)
+
+    def replica_grads(self, W: Tensor, index: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+        """Gradients at every row of W (R, P): (R, P). Cost: R gradients.
+
+        index (R, B): row r on its own mini-batch, the mean over it. weights (R, B), or (R, N) without index: the gradient
+        of sum_j weights[r, j] loss_j instead of the mean.
+        """
+        grads = torch.empty_like(W)
+        for r, w in enumerate(W):
+            chosen = None if index is None else index[r]
+            if weights is None:
+                grads[r] = (self if chosen is None else self.restrict(chosen)).grad(w)
+            else:
+                grads[r] = weights[r].to(w) @ self.example_grads(w, chosen)
+        return grads
+
     def composition(self, w: Tensor) -> Iterator[tuple[float, Tensor, Callable[[Tensor], Tensor]]]:
         """Yield (weight, f, loss) with L(w) = sum of weight * loss(f) and outputs f differentiable in w: the split that
         the Gauss-Newton matrix J' (d2 loss/df2) J, J = df/dw, is about. Raises TypeError where there is no such split.

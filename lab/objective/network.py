@@ -11,6 +11,7 @@ from torch.func import functional_call, grad, vmap
 
 from lab.objective.base import Objective, require_graph
 from lab.objective.forward import modes, no_draws, plain_attention, refuse_sums
+from lab.objective.replicas import Replicated
 from lab.params import layout
 
 CHUNK_BYTES = 256 * 2**20
@@ -64,11 +65,14 @@ class NetworkObjective(Objective):
         self.x, self.y = x, y
         self.layout = layout(model)
         self.num_params, self.num_examples = self.layout.size, len(x)
+        self._constant = [name for name, _ in model.named_parameters() if name not in self.layout.names]
+        self._constant += [name for name, _ in model.named_buffers()]
         norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self.has_batch_norm = bool(norms)
         if batch_norm == "eval" and any(norm.running_mean is None for norm in norms):
             raise ValueError('BatchNorm with track_running_stats=False has no eval mode; use batch_norm="train"')
         self._chunk_size = chunk_size
+        self._replicated = Replicated(self)
         self._bytes_per_example: dict[torch.dtype, int] = {}
 
     @property
@@ -127,6 +131,46 @@ class NetworkObjective(Objective):
 
         with torch.no_grad():
             return vmap(grad(loss), in_dims=(None, 0, 0), chunk_size=self.chunk_size(w))(w.detach(), x, y)
+
+    def replica_values(self, W: Tensor, index: Tensor | None = None) -> Tensor:
+        """As `Objective.replica_values`, as one program. Train-mode BatchNorm couples examples: ValueError."""
+        of = self._replicated.values
+        return self._over_replicas(W, index, None, lambda W, x, y, a: of(W, x, y, shared=index is None))
+
+    def replica_grads(self, W: Tensor, index: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+        """As `Objective.replica_grads`, as one program, in chunks of replicas whose graphs fit `CHUNK_BYTES`. BatchNorm by
+        its running statistics: train mode, which couples examples, raises ValueError.
+        """
+        of = self._replicated.grads
+        return self._over_replicas(W, index, weights, lambda W, x, y, a: of(W, x, y, a, shared=index is None))
+
+    def _over_replicas(
+        self, W: Tensor, index: Tensor | None, weights: Tensor | None, of: Callable[..., Tensor]
+    ) -> Tensor:
+        """`of` rows of W and their batches, added up over chunks of examples and joined over chunks of replicas."""
+        self.require_single_examples()
+        if len(W) == 0:
+            raise ValueError(f"W has shape {tuple(W.shape)}: expected at least one replica, a row of weights")
+        weights = None if weights is None else weights.to(W)
+        if not self._known_fixed:
+            self._outputs(self.weights.to(W), self.x[:1])
+        count = len(self.x) if index is None else index.shape[1]
+        columns = min(count, self.chunk_size(W[0]))
+        if columns < count:
+            self.require_mean()
+        step = max(1, CHUNK_BYTES // (columns * self.bytes_per_example(W[0]) + 4 * self.num_params * W.element_size()))
+        joined = []
+        for begin in range(0, len(W), step):
+            some, parts = slice(begin, begin + step), []
+            for left in range(0, count, columns):
+                those = slice(left, left + columns)
+                chosen = None if index is None else index[some, those]
+                x, y = (_taken(data, those, chosen) for data in (self.x, self.y))
+                part = of(W[some], x, y, None if weights is None else weights[some, those])
+                share = (min(left + columns, count) - left) / count
+                parts.append(part if weights is not None or share == 1 else share * part)
+            joined.append(sum(parts[1:], parts[0]))
+        return joined[0] if len(joined) == 1 else torch.cat(joined)
 
     def require_single_examples(self) -> None:
         """Raise ValueError where a single example has no gradient of its own: train-mode BatchNorm."""
@@ -215,21 +259,22 @@ class NetworkObjective(Objective):
         """The criterion on examples (x, y) of the caller's choosing, a scalar differentiable in w: for vmap and autograd."""
         return self._criterion(self._outputs(w, x), y=y)
 
-    def _outputs(self, w: Tensor, x: Tensor) -> Tensor:
+    def constants(self, w: Tensor) -> list[Tensor]:
+        """Frozen parameters and copies of the buffers, in order, in the dtype of w: what the network is besides w."""
+        if not self._constant:
+            return []
+        frozen = [p.detach() for name, p in self.model.named_parameters() if name not in self.layout.names]
+        return [_cast(p, w) for p in frozen] + [_cast(b, w).clone() for b in self.model.buffers()]
+
+    def _outputs(self, w: Tensor, x: Tensor, constants: list[Tensor] | None = None) -> Tensor:
         """The network on one chunk, with w in place of the parameters and copies in place of the buffers."""
-
-        def cast(tensor: Tensor) -> Tensor:
-            return tensor.to(w.dtype) if tensor.is_floating_point() else tensor
-
-        free = self.layout.unflatten(w)
-        frozen = {name: cast(p.detach()) for name, p in self.model.named_parameters() if name not in free}
-        buffers = {name: cast(b).clone() for name, b in self.model.named_buffers()}
+        held = dict(zip(self._constant, self.constants(w) if constants is None else constants, strict=True))
         with ExitStack() as stack:
             stack.enter_context(modes(self.model, train_batch_norm=self.batch_norm == "train"))
             stack.enter_context(plain_attention())
             if not self._known_fixed:
                 stack.enter_context(no_draws(w.device))
-            outputs: Tensor = functional_call(self.model, (free, frozen, buffers), (cast(x),))
+            outputs: Tensor = functional_call(self.model, (self.layout.unflatten(w), held), (_cast(x, w),))
         self._known_fixed = True
         if not isinstance(outputs, Tensor):
             raise ValueError(f"the network returned a {type(outputs).__name__}; expected one tensor: wrap the network")
@@ -244,3 +289,13 @@ class NetworkObjective(Objective):
         if loss.dim() != 0:
             raise ValueError(f"the criterion returned shape {tuple(loss.shape)}; expected the mean, a scalar")
         return loss
+
+
+def _cast(tensor: Tensor, w: Tensor) -> Tensor:
+    """In the dtype of w, unless it holds whole numbers."""
+    return tensor.to(w.dtype) if tensor.is_floating_point() else tensor
+
+
+def _taken(data: Tensor, those: slice, index: Tensor | None) -> Tensor:
+    """A slice of the examples, or those of `index` (R, B) as (R, B, ...); several times faster than data[index]."""
+    return data[those] if index is None else data.index_select(0, index.reshape(-1)).unflatten(0, index.shape)

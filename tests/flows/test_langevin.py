@@ -8,8 +8,9 @@ from torch import Tensor
 
 from lab.flows.langevin import Langevin, periodic, reflecting
 from lab.landscapes.base import Landscape
-from lab.landscapes.crossings import MinCrossing, ProductCrossing
+from lab.landscapes.crossings import Cusp, MinCrossing, ProductCrossing, ThreeLines
 from lab.landscapes.double_well import DoubleWell
+from lab.landscapes.factorisation import Factorisation
 from lab.landscapes.gibbs import gibbs, inside
 from lab.landscapes.quadratic import Quadratic
 from lab.streams import stream
@@ -78,6 +79,50 @@ def test_mala_spends_at_the_crossing_what_gibbs_says(landscape: Landscape) -> No
 def test_the_excess_at_the_crossing_is_the_step_of_euler() -> None:
     assert crossing_ratio(ProductCrossing(alpha=400.0), "euler", 5e-3) == pytest.approx(1.527, abs=0.05)
     assert crossing_ratio(MinCrossing(alpha=100.0), "euler", 5e-3) == pytest.approx(0.844, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    "landscape",
+    [
+        DoubleWell(stiffness=(0.5, 8.0)),
+        MinCrossing(centre=0.3),
+        ProductCrossing(),
+        ThreeLines(),
+        Cusp(),
+        Factorisation(),
+    ],
+    ids=repr,
+)
+def test_gradients_are_written_in_place_whatever_the_layout(landscape: Landscape) -> None:
+    x = torch.randn(7, landscape.num_params, dtype=DOUBLE, generator=stream(0, "places"))
+    truth = Landscape.gradient(landscape, x)
+    for places in (x, x.T.contiguous().T):
+        out = torch.full_like(places, 9.0)
+        assert landscape.gradient_into(places, out) is out
+        torch.testing.assert_close(out, truth, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(landscape.grad(x[0]), truth[0], rtol=1e-12, atol=1e-12)
+
+
+def test_walkers_in_several_chunks_of_any_length_all_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lab.flows.langevin.CHUNK", 2)
+    monkeypatch.setattr("lab.flows.langevin.FEWEST", 400)
+    x = torch.zeros(1001, 2, dtype=DOUBLE)
+    Langevin(Quadratic((4.0, 1.0)), 0.5, 0.3).run(x, 40, stream(0, "chunks"))
+    assert x.ne(0).all()
+    for variance, h in zip(x.var(0).tolist(), (4.0, 1.0), strict=True):
+        assert variance == pytest.approx(0.5 / (h * (1 - 0.15 * h)), rel=4 * math.sqrt(2 / 1001))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_normal_numbers_are_normal_to_their_fourth_moment(dtype: torch.dtype) -> None:
+    # A step of h = 1/2 at T = 1 on a flat landscape is a normal number; four standard errors of each moment.
+    x, num = torch.zeros(400_000, 1, dtype=dtype), 400_000
+    Langevin(Quadratic((1e-12,)), 1.0, 0.5).run(x, 1, stream(0, "normal"))
+    z = x.double()
+    for power, moment, variance in ((1, 0.0, 1.0), (2, 1.0, 2.0), (3, 0.0, 15.0), (4, 3.0, 96.0)):
+        assert float(z.pow(power).mean()) == pytest.approx(moment, abs=4 * math.sqrt(variance / num))
+    tail = math.erfc(3 / math.sqrt(2))
+    assert float((z.abs() > 3).double().mean()) == pytest.approx(tail, abs=4 * math.sqrt(tail / num))
 
 
 def test_walls_and_tori_put_walkers_back() -> None:

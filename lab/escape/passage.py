@@ -1,0 +1,208 @@
+"""First passages by simulation: many walkers, each until it is first found outside, in one vectorised program.
+
+    x <- x - lr grad L(x) + sqrt(2 lr D(x)) xi        D = T, or D(x) of the place (Ito); SGD noise C / B is D = lr C / 2B
+
+Steps go in blocks, in the cache: noise is drawn for a block at once, places of the whole block are tested for the exit at
+its end, so that every step is inspected, and those that left are then taken out. Cost: a gradient and P normal numbers a
+walker-step, 10 to 30 ns in one or two dimensions.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from lab.escape.nystrom import Chain
+from lab.escape.survival import Slope, after, of_counts, rate, slope
+from lab.landscapes.base import Landscape
+from lab.results import EscapeTimes, Estimate, Rate
+from lab.walks.tick import Tick, silent
+
+BLOCK = 2**17
+"""Numbers of a block: walkers times steps times dimensions, at least SHORTEST steps."""
+SHORTEST, LONGEST = 16, 512
+CHUNK = 2**13
+"""Walkers moved at a time."""
+
+FEW = 5
+"""Exits below which no mean time is told."""
+
+Outside = Callable[[Tensor], Tensor]
+"""Places (..., P) -> (...) bool: whether a walker there is outside."""
+
+
+def beyond(level: float, *, side: int = 1, coordinate: int = 0) -> Outside:
+    """Outside where one coordinate is above a level (side=-1: below it)."""
+    return lambda x: side * (x[..., coordinate] - level) > 0
+
+
+def first_passages(
+    landscape: Landscape,
+    start: Tensor,
+    outside: Outside,
+    *,
+    lr: float,
+    diffusion: float | Callable[[Tensor], Tensor],
+    walkers: int,
+    max_steps: int,
+    generator: Generator,
+    scale: Tensor | None = None,
+    tick: Tick = silent,
+) -> EscapeTimes:
+    """Times, in steps, at which walkers from `start` (P,) are first found outside; censored after `max_steps`.
+
+    diffusion  D: one number, or a function of places (n, P) to (n, P); scale (P,) multiplies it by direction.
+    A walker whose place is not finite has failed. Device and precision are those of `start`.
+    Raises ValueError for a start that is outside and for settings that cannot be.
+    """
+    if not (lr > 0 and max_steps > 0 and walkers > 0):
+        raise ValueError(f"lr={lr}, max_steps={max_steps}, walkers={walkers}: expected numbers > 0")
+    if bool(outside(start)):
+        raise ValueError("the walkers start outside: expected a start inside")
+    root = torch.ones_like(start) if scale is None else scale.sqrt()
+    chunks = [min(CHUNK, walkers - begin) for begin in range(0, walkers, CHUNK)]
+    found = []
+    for i, size in enumerate(chunks):
+        walk = _Walk(landscape, outside, lr, diffusion, root, generator)
+        part = lambda share, i=i: tick((i + share) / len(chunks))  # noqa: E731
+        found.append(walk.run(start.expand(size, -1).clone(), max_steps, part))
+    times, exited, failed = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return EscapeTimes(times, exited, failed, inspection=1.0)
+
+
+class _Walk:
+    def __init__(
+        self,
+        landscape: Landscape,
+        outside: Outside,
+        lr: float,
+        diffusion: float | Callable[[Tensor], Tensor],
+        root: Tensor,
+        generator: Generator,
+    ) -> None:
+        self.landscape, self.outside, self.lr, self.generator = landscape, outside, lr, generator
+        self.diffusion, self.root = diffusion, root
+
+    def run(self, x: Tensor, max_steps: int, tick: Tick) -> tuple[Tensor, Tensor, Tensor]:
+        """Times (n,) on the CPU, whether exited, whether failed."""
+        size = len(x)
+        times = torch.full((size,), float(max_steps), dtype=torch.float64, device=x.device)
+        exited, failed = (torch.zeros(size, dtype=torch.bool, device=x.device) for _ in range(2))
+        inside, done = torch.arange(size, device=x.device), 0
+        while done < max_steps and len(inside):
+            length = min(max(SHORTEST, min(LONGEST, BLOCK // x.numel())), max_steps - done)
+            path = self._block(x, length)
+            over = self.outside(path)
+            left = over.any(0) | ~path[-1].isfinite().all(-1)  # what is not finite stays so
+            who, steps = inside[left], path[:, left]
+            lost = ~steps.isfinite().all(-1)
+            first = (over[:, left] | lost).byte().argmax(0)
+            broken = lost.gather(0, first[None])[0]
+            times[who] = (done + 1 + first).double()
+            exited[who], failed[who] = ~broken, broken
+            inside, x = inside[~left], path[-1][~left]
+            done += length
+            tick(max(done / max_steps, 1 - len(inside) / size))
+        tick(1.0)
+        return times.cpu(), exited.cpu(), failed.cpu()
+
+    def _block(self, x: Tensor, length: int) -> Tensor:
+        """The places (length, n, P) after each of the next steps; those that leave walk on to its end."""
+        path = torch.empty(length, *x.shape, dtype=x.dtype, device=x.device).normal_(generator=self.generator)
+        D = self.diffusion
+        path.mul_(self.root * math.sqrt(2 * self.lr * (1.0 if callable(D) else D)))
+        for noise in path:
+            if callable(D):
+                noise.mul_(D(x).sqrt_())
+            noise.add_(x).sub_(self.landscape.gradient(x), alpha=self.lr)
+            x = noise
+        return path
+
+
+@dataclass(frozen=True)
+class Passages:
+    """Walkers that left along the first coordinate, beside the chain that says exactly how they should.
+
+    times as simulated from the start; settled the same after the burn-in, at their own rate; rate of these, per step.
+    """
+
+    chain: Chain
+    times: EscapeTimes
+    settled: EscapeTimes
+    rate: Rate
+
+    @property
+    def told(self) -> bool:
+        """Whether so many left that a mean time with an error says something; otherwise there is the interval of `rate`."""
+        return self.rate.exits >= FEW
+
+    @property
+    def mean_time(self) -> Estimate:
+        """1 / rate in units of lr * step; NaN where nobody left. Error 1 / sqrt(exits that the chain lets expect) of it.
+
+        That of the exits seen would be too small where they are many by chance, and agreement rejected too often.
+        """
+        value = self.chain.lr / self.rate.value
+        return Estimate(value, value / math.sqrt(self.rate.exposure * self.chain.rate), 0, "walkers")
+
+    @property
+    def exact(self) -> float:
+        """The same of the chain."""
+        return self.chain.lifetime
+
+    @property
+    def point(self) -> tuple[float, float]:
+        """Mean time and its error, for a figure; NaN where too few left."""
+        return (self.mean_time.value, self.mean_time.error) if self.told else (math.nan, math.nan)
+
+
+def time_ratio(slow: Passages, fast: Passages) -> Estimate:
+    """Mean time over mean time; relative variances add up."""
+    a, b = slow.mean_time, fast.mean_time
+    ratio = a.value / b.value
+    return Estimate(ratio, ratio * math.hypot(a.error / a.value, b.error / b.value), 0, "walkers")
+
+
+def escapes(
+    landscape: Landscape,
+    chain: Chain,
+    start: Tensor,
+    *,
+    diffusion: float | Callable[[Tensor], Tensor],
+    scale: Tensor | None = None,
+    walkers: int,
+    budget: float,
+    burn_in: float,
+    max_steps: int,
+    generator: Generator,
+    tick: Tick = silent,
+) -> Passages:
+    """Walkers from `start` (P,) until they leave the chain's domain upwards.
+
+    They are watched for `budget` mean times after a burn-in of that many units of time, for `max_steps` steps at most.
+    """
+    assert chain.domain.high is not None
+    settle = math.ceil(burn_in / chain.lr)
+    steps = min(max_steps, settle + math.ceil(min(budget / chain.rate, 1e15)))
+    times = first_passages(
+        landscape,
+        start,
+        beyond(chain.domain.high),
+        lr=chain.lr,
+        diffusion=diffusion,
+        scale=scale,
+        walkers=walkers,
+        max_steps=steps,
+        generator=generator,
+        tick=tick,
+    )
+    settled = after(times, min(settle, steps - 1))
+    return Passages(chain, times, settled, rate(settled))
+
+
+def slopes(x: Sequence[float], found: Sequence[Passages]) -> tuple[Slope, Slope]:
+    """The slope of log mean time against x: measured, and that of the exact times with the same weights."""
+    exact = [of_counts(p.rate.exits, max(1, p.rate.exits) / p.chain.rate) for p in found]
+    return slope(x, [p.rate for p in found]), slope(x, exact)
