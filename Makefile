@@ -44,9 +44,14 @@ format: $(VENV)/.lab-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.lab-dev
+$(VENV)/.lab-bench: $(VENV)/.lab-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]' -c constraints.txt
+	@touch $@
+
+bench: $(VENV)/.lab-bench
 	$(BIN)/python scripts/benchmarks/curvature.py $(if $(IMAGES),--images $(IMAGES)) --write docs/benchmarks.md
 	$(BIN)/python scripts/benchmarks/noise.py $(if $(IMAGES),--images $(IMAGES)) --write docs/benchmarks_noise.md
+	$(BIN)/python scripts/benchmarks/escape.py --write docs/benchmarks_escape.md
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

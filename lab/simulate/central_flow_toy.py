@@ -1,0 +1,333 @@
+"""The edge of stability in two variables: gradient descent holds the sharpness at 2/lr, and the central flow says how.
+
+L = y x^2/2 + k (y - y*)^2/2 draws its curvature y past 2/lr. There x starts to oscillate, and settles in a cycle of period 2
+whose amplitude x^2 = 2 k (y* - 2/lr) pushes y down as hard as the loss pulls it up: the very variance of the central flow
+(Cohen et al. 2025). Beyond lr (y* - 2/lr) = 1/2 the cycle is lost. With noise the balance E x^2 = 2 k (y* - E y) stays
+exact. On (1 - a b)^2/2 the learning rate chooses among minima in the same way. `lab.flows.central`, and the landscapes.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from lab.flows.central import average_amplitude, central_flow, gradient_descent, gradient_flow
+from lab.landscapes.edge_toy import CYCLE_BOUND, EdgeToy
+from lab.landscapes.factorisation import Factorisation
+from lab.results import Estimate
+from lab.settings import CARD, SettingError
+from lab.simulate import central_flow_panels as panels
+from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
+from lab.walks.tick import Tick
+
+MOST = 0.9
+"""The largest lr past that can be set: beyond it x runs away."""
+NUDGE = 1e-6
+"""Distance from the cycle, relative, from which its growth is measured."""
+FACTORS = (3.0, 0.2)
+"""Start (a, b) of the scalar factorisation: sharpness 9.04, and 9.18 at the end of gradient flow."""
+FACTOR_STEPS = 2000
+"""Or as many as there are."""
+LONGEST_FLOW = 1500
+"""Steps along which the flows are drawn, at most."""
+SECONDS = {"descent": 4e-5, "flow": 4e-3, "noise": 1e-4}
+"""A step, for the progress bar."""
+
+Ratio = Annotated[float, Field(gt=0, le=MOST)]
+Std = Annotated[float, Field(gt=0, le=100)]
+
+
+@dataclass(frozen=True, kw_only=True, config=CARD)
+class CentralFlowToy(Experiment):
+    """lr: step size; pull: k; past: how far y* = 2/lr + past lies beyond the edge; start_x: x at the start; start_y: y at
+    the start, in units of 2/lr; steps: of gradient descent, and of the noisy walkers.
+
+    average: decay of the exponential moving average of the weights. ratios: lr past at which the stability of the cycle is
+    measured. noise: standard deviations of Gaussian noise on the gradient, each with `walkers`. factor_lr: step sizes for
+    the scalar factorisation.
+    """
+
+    name: ClassVar[str] = "central_flow_toy"
+
+    lr: Annotated[float, Field(gt=0, le=100)] = 0.1
+    pull: Annotated[float, Field(gt=0, le=100)] = 0.05
+    past: Annotated[float, Field(gt=0)] = 2.0
+    start_x: Annotated[float, Field(gt=0, le=1e3)] = 0.3
+    start_y: Annotated[float, Field(ge=0.6, lt=1)] = 0.95
+    steps: Annotated[int, Field(ge=100, le=1_000_000)] = 8000
+    average: Annotated[float, Field(ge=0, le=0.9999)] = 0.95
+    ratios: tuple[Ratio, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+    noise: tuple[Std, ...] = (0.3, 1.0, 2.0)
+    walkers: Annotated[int, Field(ge=50, le=1_000_000)] = 300
+    factor_lr: tuple[Annotated[float, Field(gt=0, le=0.5)], ...] = (0.2, 0.25)
+
+    def __post_init__(self) -> None:
+        if not self.lr * self.pull < 1:
+            raise ValueError(f"pull={self.pull:g}: expected less than 1/lr = {1 / self.lr:g}, or y itself oscillates")
+        if not self.lr * self.past <= MOST:
+            raise ValueError(
+                f"past={self.past:g}: expected at most {MOST:g}/lr = {MOST / self.lr:g}; beyond it x runs away"
+            )
+        for name in ("ratios", "noise", "factor_lr"):
+            given = getattr(self, name)
+            if not given or len(set(given)) < len(given):
+                raise ValueError(f"{name}: expected one or more different numbers")
+
+    def stages(self) -> dict[str, float]:
+        return {
+            "gradient descent": SECONDS["descent"] * self.steps,
+            "central flow": SECONDS["flow"] * self._shown(),
+            "stability": SECONDS["descent"] * self._growth_steps() * len(self.ratios),
+            "noise": SECONDS["noise"] * self.steps * (1 + len(self.noise) * self.walkers / 2000),
+            "factorisation": SECONDS["descent"] * self._factor_steps() * (2 + len(self.factor_lr)),
+        }
+
+    def _toy(self, past: float) -> EdgeToy:
+        return EdgeToy(pull=self.pull, goal=2 / self.lr + past)
+
+    def _shown(self) -> int:
+        """Four times as long as gradient flow takes to the edge."""
+        to_edge = math.log1p((1 - self.start_y) * 2 / self.lr / self.past) / (self.lr * self.pull)
+        return max(50, min(self.steps, LONGEST_FLOW, math.ceil(4 * to_edge)))
+
+    def _factor_steps(self) -> int:
+        return min(self.steps, FACTOR_STEPS)
+
+    def _growth_steps(self) -> int:
+        """Twenty times 1/(lr k), in which a cycle far from its bound falls to e^-10."""
+        return min(20_000, max(40, math.ceil(20 / (self.lr * self.pull))))
+
+    def simulate(self, around: Surroundings) -> Outcome:
+        toy, shown = self._toy(self.past), self._shown()
+        start = torch.tensor([self.start_x, self.start_y * 2 / self.lr], dtype=torch.float64)
+        tick = around.stage("gradient descent")
+        descent = gradient_descent(toy, start, self.lr, self.steps)
+        if not descent.isfinite().all():
+            raise SettingError(
+                f"start_x={self.start_x:g}: gradient descent runs away from there; start nearer to x = 0"
+            )
+        tick(1.0)
+        tick = around.stage("central flow")
+        still = torch.tensor([0.0, float(start[1])], dtype=torch.float64)
+        flow = central_flow(toy, still, self.lr, shown)
+        plain = gradient_flow(toy, still, self.lr, shown)
+        tick(1.0)
+        growth = [
+            (ratio, self._toy(ratio / self.lr).cycle_growth(self.lr), self._growth(ratio))
+            for ratio, _ in around.over("stability", sorted(self.ratios))
+        ]
+        noisy = self._noisy(toy, around, around.stage("noise"))
+        around.stage("factorisation")
+        factor = Factorisation()
+        begin = torch.tensor(FACTORS, dtype=torch.float64)
+        paths = [gradient_descent(factor, begin, lr, self._factor_steps()) for lr in sorted(self.factor_lr)]
+        smooth = gradient_flow(factor, begin, min(0.05, *self.factor_lr), self._factor_steps() // 4)
+        return self._outcome(toy, descent, (flow.w, flow.variance), plain, growth, noisy, paths, smooth)
+
+    def _growth(self, ratio: float) -> float:
+        """Growth of log|y - 2/lr| a step from a nudged cycle: of its largest value in the second and the last quarter."""
+        toy = self._toy(ratio / self.lr)
+        square, level = toy.cycle(self.lr)
+        start = torch.tensor([square**0.5, level * (1 + NUDGE)], dtype=torch.float64)
+        away = (gradient_descent(toy, start, self.lr, self._growth_steps())[:, 1] - level).abs()
+        quarter = len(away) // 4
+        early = quarter + int(away[quarter : 2 * quarter].argmax())
+        late = 3 * quarter + int(away[3 * quarter :].argmax())
+        return float((away[late] / away[early]).log()) / (late - early)
+
+    def _noisy(
+        self, toy: EdgeToy, around: Surroundings, tick: Tick
+    ) -> dict[float, tuple[Estimate, Estimate, Estimate]]:
+        """For each noise E y, E x^2, and E[x^2 - 2 k (y* - y)], which is 0: time averages of walkers begun on the cycle."""
+        levels = sorted(self.noise)
+        square, level = toy.cycle(self.lr)
+        generator, size = around.stream(f"{self.name}/noise"), self.walkers * len(levels)
+        std = torch.tensor(levels, dtype=torch.float64, device=around.device).repeat_interleave(self.walkers)
+        sign = 1 - 2 * torch.randint(2, (size,), generator=generator, device=around.device).double()
+        x, y = sign * square**0.5, torch.full_like(sign, level)
+        squares, heights, measured = torch.zeros_like(x), torch.zeros_like(x), self.steps - self.steps // 4
+        for step in range(self.steps):
+            if step >= self.steps // 4:
+                squares += x.square() / measured
+                heights += y / measured
+            noise = torch.randn(2, size, dtype=torch.float64, generator=generator, device=around.device) * std
+            x, y = x - self.lr * (x * y + noise[0]), y - self.lr * (x * x / 2 + self.pull * (y - toy.goal) + noise[1])
+            if step % 200 == 0:
+                tick(step / self.steps)
+        shape = (len(levels), self.walkers)
+        rows = zip(levels, heights.view(shape), squares.view(shape), strict=True)
+        return {one: (_mean(h), _mean(s), _mean(s - 2 * self.pull * (toy.goal - h))) for one, h, s in rows}
+
+    def _outcome(
+        self,
+        toy: EdgeToy,
+        descent: Tensor,
+        central: tuple[Tensor, Tensor],
+        plain: Tensor,
+        growth: list[tuple[float, float, float]],
+        noisy: dict[float, tuple[Estimate, Estimate, Estimate]],
+        factor: list[Tensor],
+        smooth: Tensor,
+    ) -> Outcome:
+        square, level = toy.cycle(self.lr)
+        shown = len(plain)
+        averaged = _averaged(descent[:, 0], self.average)
+        tail = descent[-max(2, self.steps // 20) :]
+        quiet = averaged[-len(tail) :].square().mean().sqrt()
+        stable = self.lr * self.past < CYCLE_BOUND
+        rows = []
+        if stable:
+            rows += [
+                Comparison("y at the end of gradient descent", level, float(tail[:, 1].mean())),
+                Comparison("x^2 at the end of gradient descent", square, float(tail[:, 0].square().mean())),
+            ]
+        rows += [
+            Comparison("sigma^2 of the central flow at the edge", square, float(central[1][-1])),
+            *(
+                Comparison(f"growth of log|y - 2/lr| a step, lr past = {r:g}", theory, found)
+                for r, theory, found in growth
+            ),
+            *(
+                Comparison.of(f"E[x^2 - 2 k (y* - y)], noise {std:g}", 0.0, balance)
+                for std, (_, _, balance) in noisy.items()
+            ),
+            *(
+                Comparison(
+                    f"a^2 + b^2 at the end, lr={lr:g}, from the steps' own law", kept, float(path[-1].square().sum())
+                )
+                for lr, path, kept in zip(sorted(self.factor_lr), factor, self._kept(factor), strict=True)
+            ),
+        ]
+        return Outcome(
+            self._finding(descent, tail, quiet, central, noisy, factor, smooth, stable=stable),
+            [row for row in rows if math.isfinite(row.measured)],  # what has run away has no number
+            {
+                "lr": np.array(self.lr),
+                "past": np.array(self.past),
+                "average": np.array(self.average),
+                "descent": _thinned(descent),
+                "descent_steps": _thinned(torch.arange(len(descent))),
+                "averaged": _thinned(averaged),
+                "early": descent[:shown].numpy(),
+                "central": central[0].numpy(),
+                "variance": central[1].numpy(),
+                "plain": plain.numpy(),
+                "square": np.array(square),
+                "growth": np.array(growth),
+                "growth_theory": np.array(
+                    [
+                        (r, self._toy(r / self.lr).cycle_growth(self.lr))
+                        for r in np.linspace(0.02, max(0.7, *self.ratios), 60)
+                    ]
+                ),
+                "noise": np.array([(std, *_pairs(found)) for std, found in noisy.items()]),
+                "pull": np.array(self.pull),
+                "factor_lr": np.array(sorted(self.factor_lr)),
+                "factor": np.stack([path.numpy() for path in factor]),
+                "smooth": smooth.numpy(),
+            },
+            {"two_over_lr": 2 / self.lr, "average_amplitude": average_amplitude(self.average) * square**0.5},
+        )
+
+    def _kept(self, factor: list[Tensor]) -> list[float]:
+        """sqrt(d^2 + 4 (a b)^2) with d = (a^2 - b^2) at the start times the product of 1 - lr^2 e^2, e the errors 1 - a b:
+        what every step of gradient descent does to a^2 - b^2, which gradient flow keeps."""
+        ends = []
+        for lr, path in zip(sorted(self.factor_lr), factor, strict=True):
+            a, b = path.unbind(1)
+            kept = (a[0] ** 2 - b[0] ** 2) * (1 - lr**2 * (1 - a * b)[:-1].square()).prod()
+            ends.append(float((kept**2 + 4 * (a[-1] * b[-1]) ** 2).sqrt()))
+        return ends
+
+    def _finding(
+        self,
+        descent: Tensor,
+        tail: Tensor,
+        quiet: Tensor,
+        central: tuple[Tensor, Tensor],
+        noisy: dict[float, tuple[Estimate, Estimate, Estimate]],
+        factor: list[Tensor],
+        smooth: Tensor,
+        *,
+        stable: bool,
+    ) -> str:
+        edge, ratio = 2 / self.lr, self.lr * self.past
+        square, y = float(tail[:, 0].square().mean()), float(tail[:, 1].mean())
+        if stable:
+            amplitude = 2 * self.pull * self.past
+            arrived = abs(y / edge - 1) < 0.01 and abs(square / amplitude - 1) < 0.1
+            is_held = "is held" if arrived else "has not settled in these steps and is"
+            held = (
+                f"Gradient descent {is_held} at y = {y:.5g} (theory 2/lr = {edge:.5g}) though the loss pulls to "
+                f"{edge + self.past:.5g}: x oscillates with x^2 = {square:.4g} (theory 2 k (y* - 2/lr) = "
+                f"{amplitude:.4g}), the variance {float(central[1][-1]):.4g} of the central flow. "
+                f"An average of the weights with decay {self.average:g} has |x| = {float(quiet):.2g} (theory "
+                f"{average_amplitude(self.average) * amplitude**0.5:.2g} once settled)."
+            )
+        else:
+            late = descent[len(descent) // 2 :, 1]
+            held = (
+                f"At lr (y* - 2/lr) = {ratio:.3g}, beyond the theory's bound of 1/2, the cycle is lost: y spreads by "
+                f"{float(late.std()):.3g} around {float(late.mean()):.4g} (2/lr = {edge:.4g}) and never settles."
+            )
+        std, (level, _, balance) = next(reversed(noisy.items()))
+        if math.isfinite(level.value):
+            loud = (
+                f"With noise of {std:g} on the gradient E y is {with_error(level.value, level.error)}, and the balance "
+                f"E x^2 = 2 k (y* - E y) holds to {with_error(balance.value, balance.error)}."
+            )
+        else:
+            loud = f"With noise of {std:g} on the gradient walkers diverge."
+        ends = ", ".join(
+            f"{float(path[-1].square().sum()):.4g} at lr={lr:g} (edge {2 / lr:.3g})"
+            for lr, path in zip(sorted(self.factor_lr), factor, strict=True)
+        )
+        return (
+            f"{held} {loud} On (1 - a b)^2/2 from {FACTORS} gradient descent ends at sharpness {ends}, gradient flow at "
+            f"{float(smooth[-1].square().sum()):.4g} (theory {float(Factorisation().flow_end(smooth[0])):.4g})."
+        )
+
+    @staticmethod
+    def figure(arrays: Mapping[str, np.ndarray], title: str) -> Figure:
+        figure = Figure(figsize=(15, 8.6), layout="constrained")
+        FigureCanvasAgg(figure)
+        (level, variance, plane), (growth, noise, factor) = figure.subplots(2, 3)
+        figure.suptitle(title, fontsize=11)
+        panels.draw_level(level, arrays)
+        panels.draw_variance(variance, arrays)
+        panels.draw_plane(plane, arrays)
+        panels.draw_growth(growth, arrays)
+        panels.draw_noise(noise, arrays)
+        panels.draw_factor(factor, arrays)
+        for axis in (level, variance, growth, noise):
+            axis.grid(alpha=0.25)
+        return figure
+
+
+def _mean(values: Tensor) -> Estimate:
+    return Estimate(float(values.mean()), float(values.std() / len(values) ** 0.5), 0, "walkers")
+
+
+def _pairs(found: tuple[Estimate, Estimate, Estimate]) -> list[float]:
+    return [number for one in found[:2] for number in (one.value, one.error)]
+
+
+def _averaged(x: Tensor, decay: float) -> Tensor:
+    """m <- decay m + (1 - decay) x from m = 0, at every step."""
+    mean, path = 0.0, []
+    for value in x.tolist():
+        mean = decay * mean + (1 - decay) * value
+        path.append(mean)
+    return torch.tensor(path, dtype=x.dtype)
+
+
+def _thinned(path: Tensor) -> np.ndarray:
+    """At most 2000 points, an odd number of steps apart: both phases of the oscillation are seen."""
+    return path[:: max(1, len(path) // 2000) // 2 * 2 + 1].numpy()

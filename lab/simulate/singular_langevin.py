@@ -1,0 +1,345 @@
+"""Do crossings of valleys of minima attract Brownian motion? Langevin dynamics against Gibbs, step size by step size.
+
+The stationary law of dx = -grad L dt + sqrt(2 T) dW is exp(-L/T)/Z whatever the kinks of L, and gives a box at the crossing
+its share of low energy and no more. What a simulation shows beyond that is its step size (Euler-Maruyama on the product
+x^2 y^2) or the little time since it was started at the crossing; with the Metropolis test (MALA) the step size does
+nothing. `lab.flows.langevin`, `lab.landscapes.crossings`, the truth by quadrature: `lab.landscapes.gibbs`.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from lab.flows.langevin import Boundary, Langevin, Sampler, periodic, reflecting
+from lab.flows.occupation import Boxes, Occupation, occupation
+from lab.landscapes.base import Landscape
+from lab.landscapes.crossings import Cusp, MinCrossing, ProductCrossing, ThreeLines
+from lab.landscapes.gibbs import Gibbs, gibbs, inside
+from lab.landscapes.sections import Section, draw_contours
+from lab.results import Estimate
+from lab.settings import CARD
+from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
+
+LANDSCAPES: dict[str, type[Landscape]] = {
+    "min_crossing": MinCrossing,
+    "product_crossing": ProductCrossing,
+    "three_lines": ThreeLines,
+    "cusp": Cusp,
+}
+SAMPLERS: tuple[Sampler, ...] = ("euler", "mala")
+STEEP = 2.5e-4
+"""Temperature over alpha below which the quadrature would need finer panels than it has."""
+PANELS = 32
+NUM_BOXES = 19
+"""Boxes along the valley, the crossing in the middle one."""
+FAR = 14
+"""The box of these that stands for a valley, half way out."""
+LOOKS = 200
+"""Times at which a walker is looked for."""
+NUM_TIMES = 25
+MOVES = 500
+"""Places of a drawn trajectory."""
+WALKER_STEPS = {"euler": 5e7, "mala": 1.5e7}
+"""A second, for the progress bar."""
+
+Lr = Annotated[float, Field(gt=0, le=1)]
+
+
+@dataclass(frozen=True, kw_only=True, config=CARD)
+class SingularLangevin(Experiment):
+    """surface: the landscape, min_crossing, product_crossing, three_lines or cusp, on the square [-1, 1]^2; alpha: its
+    steepness (null: that of its card).
+
+    temperature: T of Gibbs. lr: the step sizes, each used by both samplers. walkers, steps: of every sampler at every step
+    size, the first fifth of the steps without looking; so many walkers also run from the crossing and from anywhere, at the
+    smallest step. start: where walkers begin that are held against Gibbs: gibbs (drawn from it, so that MALA is exact from
+    the first step on), uniform, crossing. boundary: reflecting, periodic. box: half-width of the boxes.
+    """
+
+    name: ClassVar[str] = "singular_langevin"
+
+    surface: Literal["min_crossing", "product_crossing", "three_lines", "cusp"] = "product_crossing"
+    alpha: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    temperature: Annotated[float, Field(gt=0, le=1e3)] = 1.0
+    lr: tuple[Lr, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 5e-3, 9e-3)
+    walkers: Annotated[int, Field(ge=100, le=10_000_000)] = 2000
+    steps: Annotated[int, Field(ge=50, le=10_000_000)] = 5000
+    start: Literal["gibbs", "uniform", "crossing"] = "gibbs"
+    boundary: Literal["reflecting", "periodic"] = "reflecting"
+    box: Annotated[float, Field(ge=0.01, le=0.25)] = 0.1
+
+    def __post_init__(self) -> None:
+        if not self.lr or len(set(self.lr)) < len(self.lr):
+            raise ValueError("lr: expected one or more different step sizes, e.g. [0.0001,0.005]")
+        alpha = self._landscape().alpha  # type: ignore[attr-defined]
+        if self.temperature < STEEP * alpha:
+            raise ValueError(
+                f"temperature={self.temperature:g} is too low for alpha={alpha:g}: valleys narrower than the quadrature "
+                f"resolves; expected at least {STEEP * alpha:g}"
+            )
+        if self.boundary == "periodic" and self.surface not in ("min_crossing", "product_crossing"):
+            raise ValueError(f"boundary=periodic: {self.surface} differs from side to side; use boundary=reflecting")
+
+    def _landscape(self) -> Landscape:
+        """The landscape itself."""
+        kind = LANDSCAPES[self.surface]
+        return kind() if self.alpha is None else kind(alpha=self.alpha)  # type: ignore[call-arg]
+
+    def stages(self) -> dict[str, float]:
+        work = self.walkers * self.steps
+        each = {str(sampler): len(self.lr) * work / WALKER_STEPS[sampler] for sampler in SAMPLERS}
+        return {"Gibbs by quadrature": 2.0, **each, "finite time": 2 * work / WALKER_STEPS["euler"]}
+
+    def simulate(self, around: Surroundings) -> Outcome:
+        tick = around.stage("Gibbs by quadrature")
+        surface, where = self._landscape(), Boxes(self.valley(), self.box)
+        edges = [sorted({*(c - self.box), *(c + self.box)}) for c in where.centres.T.numpy()]
+        law = gibbs(surface, self.temperature, [-1, -1], [1, 1], at=[(0.0,)] * 2, cuts=edges, panels=PANELS)
+        truth = np.array([law.mean(inside(c - self.box, c + self.box)) for c in where.centres.numpy()])
+        tick(1.0)
+        lrs, found = sorted(self.lr), dict[tuple[Sampler, float], Occupation]()
+        for sampler in SAMPLERS:
+            for i, (lr, tick) in enumerate(around.over(sampler, lrs)):
+                generator = around.stream(f"{self.name}/{sampler}", i)
+                found[sampler, lr] = occupation(
+                    self._dynamics(surface, sampler, lr),
+                    self._start(self.start, law, generator),
+                    where,
+                    steps=self.steps - self.steps // 5,
+                    burn_in=self.steps // 5,
+                    every=max(1, self.steps // LOOKS),
+                    generator=generator,
+                    tick=tick,
+                )
+        times, curves = self._in_time(surface, law, around)
+        return self._outcome(surface, truth, found, times, curves, self._path(surface, lrs[0], around))
+
+    def valley(self) -> Tensor:
+        """Centres (NUM_BOXES, 2) of boxes along the valley: of the x-axis, or of the cusp (s^2, s^3)."""
+        end = (1 - self.box) ** (0.5 if self.surface == "cusp" else 1.0)
+        s = torch.linspace(-end, end, NUM_BOXES, dtype=torch.float64)
+        s[NUM_BOXES // 2] = 0.0
+        return torch.stack([s**2, s**3] if self.surface == "cusp" else [s, torch.zeros_like(s)], dim=1)
+
+    def _dynamics(self, surface: Landscape, sampler: Sampler, lr: float) -> Langevin:
+        walls: Boundary = (reflecting if self.boundary == "reflecting" else periodic)(-1.0, 1.0)
+        return Langevin(surface, self.temperature, lr, sampler, boundary=walls)
+
+    def _start(self, start: str, law: Gibbs, generator: torch.Generator) -> Tensor:
+        if start == "gibbs":
+            return law.draw(self.walkers, generator).float()
+        x = torch.zeros(self.walkers, 2, device=generator.device)
+        return x.uniform_(-1, 1, generator=generator) if start == "uniform" else x
+
+    def _in_time(self, surface: Landscape, law: Gibbs, around: Surroundings) -> tuple[np.ndarray, np.ndarray]:
+        """Times lr step, and P(box at the crossing) with its error for walkers started at the crossing and anywhere."""
+        lr = min(self.lr)
+        steps = np.unique(np.geomspace(min(10, self.steps), self.steps, NUM_TIMES).round().astype(int))
+        dynamics, where = self._dynamics(surface, "euler", lr), Boxes(torch.zeros(1, 2), self.box)
+        curves = []
+        for start, tick in around.over("finite time", ("crossing", "uniform")):
+            generator = around.stream(f"{self.name}/from {start}")
+            x, at, seen = self._start(start, law, generator), 0, []
+            for n in steps.tolist():
+                dynamics.run(x, n - at, generator)
+                p, at = float(where(x).double().mean()), n
+                seen.append((p, (p * (1 - p) / self.walkers) ** 0.5))
+                tick(n / self.steps)
+            curves.append(seen)
+        return lr * steps, np.array(curves)
+
+    def _path(self, surface: Landscape, lr: float, around: Surroundings) -> Tensor:
+        """Two trajectories (MOVES, 2, 2) at the smallest step: from the crossing, and from the valley."""
+        dynamics, generator = self._dynamics(surface, "euler", lr), around.stream(f"{self.name}/path")
+        x = self.valley()[[NUM_BOXES // 2, FAR]].float().to(around.device)
+        path = [x.clone()]
+        for _ in range(MOVES - 1):
+            dynamics.run(x, max(1, self.steps // MOVES), generator)
+            path.append(x.clone())
+        return torch.stack(path).cpu()
+
+    def _outcome(
+        self,
+        surface: Landscape,
+        truth: np.ndarray,
+        found: dict[tuple[Sampler, float], Occupation],
+        times: np.ndarray,
+        curves: np.ndarray,
+        path: Tensor,
+    ) -> Outcome:
+        middle = NUM_BOXES // 2
+        ratios = {key: _ratio(one, middle, truth) for key, one in found.items()}
+        rows = [
+            Comparison.of(
+                f"time in the box at the crossing / Gibbs, {sampler} lr={lr:g}",
+                1.0,
+                ratio,
+                approximate=sampler == "euler" or self.start != "gibbs",
+            )
+            for (sampler, lr), ratio in ratios.items()
+        ]
+        late = Estimate(float(curves[0, -1, 0]), float(curves[0, -1, 1]), 0, "walkers")
+        rows.append(
+            Comparison.of(
+                f"P(box) a time {times[-1]:.3g} after the start at the crossing", truth[middle], late, approximate=True
+            )
+        )
+        grid = torch.linspace(-1, 1, 121, dtype=torch.float64)
+        mesh = torch.stack(torch.meshgrid(grid, grid, indexing="xy"), dim=-1)
+        every = [[found[sampler, lr] for lr in sorted(self.lr)] for sampler in SAMPLERS]
+        return Outcome(
+            self._finding(truth, ratios, found, times, curves),
+            rows,
+            {
+                "lr": np.array(sorted(self.lr)),
+                "ratio": np.array(
+                    [[(r.value, r.error) for r in (_ratio(one, middle, truth) for one in sampler)] for sampler in every]
+                ),
+                "accepted": np.array([[one.accepted for one in sampler] for sampler in every]),
+                "profile": np.array([[one.shares.mean(0).cpu().numpy() for one in sampler] for sampler in every]),
+                "profile_gibbs": truth,
+                "centres": self.valley().numpy(),
+                "box": np.array(self.box),
+                "times": times,
+                "in_time": curves,
+                "grid": grid.numpy(),
+                "loss": surface.energy(mesh).numpy(),
+                "path": path.numpy(),
+                "cusp": np.array(self.surface == "cusp"),
+            },
+            {"gibbs_box_at_the_crossing": float(truth[middle]), "gibbs_box_in_the_valley": float(truth[FAR])}
+            | {f"accepted_mala_lr_{lr:g}": found["mala", lr].accepted for lr in self.lr},
+        )
+
+    def _finding(
+        self,
+        truth: np.ndarray,
+        ratios: dict[tuple[Sampler, float], Estimate],
+        found: dict[tuple[Sampler, float], Occupation],
+        times: np.ndarray,
+        curves: np.ndarray,
+    ) -> str:
+        middle, low, high = NUM_BOXES // 2, min(self.lr), max(self.lr)
+        coarse, fine = ratios["euler", high], ratios["euler", low]
+        off = max(self.lr, key=lambda lr: abs(ratios["mala", lr].value - 1))
+        worst, slow = ratios["mala", off], ""
+        if self.start != "gibbs" and abs(worst.value - 1) > max(0.05, 4 * worst.error):
+            slow = (
+                f" (not yet Gibbs: it has taken {100 * found['mala', off].accepted:.2g} % of its steps from that start)"
+            )
+        ever, spread = (curves[0, :, k] / truth[middle] for k in (0, 1))
+        early = int(np.argmin(np.abs(times - times[-1] / 10)))
+        passing = "an excess of finite time" if ever[early] > 1 + 2 * spread[early] else "that start is forgotten"
+        steps = f"at lr={high:g} Euler spends {_told(coarse)} times that there"
+        if low < high:
+            steps += f", at lr={low:g} {_told(fine)}"
+        blame = "the excess" if coarse.value > 1 else "the deficit" if coarse.value < 1 else "the difference"
+        clear = abs(coarse.value - 1) > max(0.05, 4 * coarse.error)
+        moral = (
+            "so early the step of Euler is not told from the start"
+            if slow
+            else f"{blame} is the step of Euler, not the landscape"
+            if clear
+            else "no step here is too large for Euler either"
+        )
+        exact = "whose theory is 1 at every step size" if self.start == "gibbs" else f"started from {self.start}"
+        return (
+            f"{self.walkers} walkers on {self.surface} at T = {self.temperature:g}. By Gibbs (quadrature) the box of "
+            f"half-width {self.box:g} at the crossing holds {truth[middle]:.4f} of the mass, "
+            f"{truth[middle] / truth[FAR]:.3f} times a box on the valley: its theory, no trap. Measured, {steps}; MALA, "
+            f"{exact}, {_told(worst)} where it is furthest off{slow}: {moral}. Started at the crossing, {ever[early]:.1f} "
+            f"times the share of Gibbs is still there after a time {times[early]:.2g}, and {ever[-1]:.2f} +- "
+            f"{spread[-1]:.2f} times after {times[-1]:.2g}: {passing}."
+        )
+
+    @staticmethod
+    def figure(arrays: Mapping[str, np.ndarray], title: str) -> Figure:
+        figure = Figure(figsize=(11, 8.6), layout="constrained")
+        FigureCanvasAgg(figure)
+        (plane, profile), (ratio, time) = figure.subplots(2, 2)
+        figure.suptitle(title, fontsize=11)
+        _draw_plane(plane, arrays)
+        _draw_profile(profile, arrays)
+        _draw_ratio(ratio, arrays)
+        _draw_time(time, arrays)
+        for axis in (profile, ratio, time):
+            axis.grid(alpha=0.25)
+        return figure
+
+
+def _ratio(one: Occupation, box: int, truth: np.ndarray) -> Estimate:
+    share = one.of(box)
+    return Estimate(share.value / truth[box], share.error / truth[box], 0, "walkers")
+
+
+def _told(ratio: Estimate) -> str:
+    return with_error(ratio.value, ratio.error)
+
+
+def _draw_plane(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
+    grid, (u, v) = torch.from_numpy(arrays["grid"]), torch.eye(2, dtype=torch.float64)
+    shown = Section(torch.zeros(2, dtype=torch.float64), u, v, grid, grid, torch.from_numpy(arrays["loss"]))
+    path = torch.from_numpy(arrays["path"])
+    draw_contours(axis, shown, {"from the crossing": path[:, 0], "from the valley": path[:, 1]})
+    half = float(arrays["box"])
+    axis.plot([-half, half, half, -half, -half], [-half, -half, half, half, -half], color="tab:red", lw=1.5)
+    axis.set_title(f"two walkers, lr = {arrays['lr'][0]:g}; red: the box at the crossing", fontsize=10)
+
+
+def _draw_profile(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
+    lr, centres = arrays["lr"], arrays["centres"]
+    s = np.cbrt(centres[:, 1]) if arrays["cusp"] else centres[:, 0]
+    axis.plot(
+        s, arrays["profile_gibbs"], color="tab:red", ls="--", lw=1.5, label="theory: Gibbs by quadrature", zorder=3
+    )
+    shown = [(0, -1, "tab:orange", "o"), (0, 0, "tab:green", "v"), (1, -1, "tab:blue", "s")]
+    for sampler, i, color, marker in shown if len(lr) > 1 else shown[::2]:
+        label = f"{'MALA' if sampler else 'Euler'}, lr = {lr[i]:g}"
+        axis.plot(s, arrays["profile"][sampler, i], color=color, ls="", marker=marker, ms=5, label=label)
+    top = max(arrays["profile_gibbs"].max(), arrays["profile"].max())
+    where = "s on the valley (s^2, s^3)" if arrays["cusp"] else "x of the centre of the box on the valley y = 0"
+    axis.set(
+        xlabel=where, ylabel=f"share of time in a box of half-width {float(arrays['box']):g}", ylim=(0, 1.45 * top)
+    )
+    axis.set_title("along the valley", fontsize=10)
+    axis.legend(loc="upper right", frameon=False, fontsize=9)
+
+
+def _draw_ratio(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
+    lr = arrays["lr"]
+    for i, (name, color, marker) in enumerate((("Euler", "tab:orange", "o"), ("MALA", "tab:blue", "s"))):
+        value, error = arrays["ratio"][i].T
+        axis.errorbar(lr, value, error, color=color, marker=marker, ms=5, capsize=2, lw=1, label=name)
+    axis.axhline(1, color="tab:red", ls="--", lw=1.5, label="theory: Gibbs")
+    axis.set_xscale("log")
+    low, high = min(0.0, arrays["ratio"][..., 0].min()), max(1.2, arrays["ratio"][..., 0].max())
+    axis.set(
+        xlabel="step size lr", ylabel="time in the box at the crossing / Gibbs", ylim=(low, low + 1.35 * (high - low))
+    )
+    axis.set_title("the excess or deficit is the step size of Euler", fontsize=10)
+    axis.legend(loc="upper left", frameon=False, fontsize=9)
+
+
+def _draw_time(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
+    truth = arrays["profile_gibbs"][len(arrays["profile_gibbs"]) // 2]
+    starts = (("at the crossing", "tab:purple", "o"), ("anywhere (uniform)", "tab:green", "v"))
+    for (name, color, marker), curve in zip(starts, arrays["in_time"], strict=True):
+        axis.errorbar(
+            arrays["times"], *curve.T, color=color, marker=marker, ms=4, capsize=2, lw=1, label=f"started {name}"
+        )
+    axis.axhline(truth, color="tab:red", ls="--", lw=1.5, label="theory: Gibbs")
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.set(xlabel=f"time lr x steps (Euler, lr = {arrays['lr'][0]:g})", ylabel="P(in the box at the crossing)")
+    lowest = arrays["in_time"][..., 0]
+    axis.set_ylim(0.5 * lowest[lowest > 0].min(), 2)
+    axis.set_title("the excess of a start at the crossing is finite time", fontsize=10)
+    axis.legend(loc="upper right", frameon=False, fontsize=9)
