@@ -24,6 +24,8 @@ from pydantic import ValidationError
 
 from lab.settings import SettingError
 
+AROUND = ("noise", "escape")
+"""Groups of cards around the optimiser: conf/optimizer/<group>, whose settings stand at <group>."""
 LONGEST_NAME = 200
 """Characters of a folder name; a longer one is cut and ends in a hash of the whole."""
 PAGE_WIDTH = 112
@@ -220,7 +222,7 @@ def _unknown_card(path: str, door: str) -> str:
 def _unknown_setting(name: str, door: str) -> str:
     group, _, rest = name.partition(".")
     known, help_page = _known_settings(), f"see python -m lab.{door} --help"
-    if door == "measure" and group.removeprefix("optimizer/") in ("scaling", "noise", "compare"):
+    if door == "measure" and group.removeprefix("optimizer/") in ("scaling", "noise", "escape", "compare"):
         return f"{name} says how a run is trained; lab.measure has no such setting: leave it out"
     if group == "probe" and rest:
         probe = rest.partition(".")[0]
@@ -228,10 +230,10 @@ def _unknown_setting(name: str, door: str) -> str:
             return f"there is no probe {probe}; expected one of {', '.join(choices('probe'))}"
         if name in known:
             return f"{name} is for a probe that is not selected; add it: probe=[{probe}]"
-    elif group == "noise" and name in known:
-        folder = Path(config_dir()) / "optimizer" / "noise"
-        cards = [card for card in choices("optimizer/noise") if rest in OmegaConf.load(folder / f"{card}.yaml")]
-        return f"{name} is not a setting of the chosen noise; choose optimizer/noise= one of {', '.join(cards)}"
+    elif group in AROUND and name in known:
+        folder = Path(config_dir()) / "optimizer" / group
+        cards = [card for card in choices(f"optimizer/{group}") if rest in OmegaConf.load(folder / f"{card}.yaml")]
+        return f"{name} is not a setting of the chosen {group}; choose optimizer/{group}= one of {', '.join(cards)}"
     elif name in known:
         return f"{name} is not a setting of the chosen {group}; see python -m lab.{door} --cfg job"
     near = [one for one in difflib.get_close_matches(name, known, n=1, cutoff=0.6) if one != group]
@@ -243,11 +245,13 @@ def _unknown_setting(name: str, door: str) -> str:
 @cache
 def _known_settings() -> tuple[str, ...]:
     """Every setting that some card offers."""
-    names = ["steps", "epochs", "seed", "optimizer/noise"]
-    for file in sorted([*Path(config_dir()).glob("*/*.yaml"), *Path(config_dir()).glob("optimizer/noise/*.yaml")]):
+    names = ["steps", "epochs", "seed", *(f"optimizer/{group}" for group in AROUND)]
+    around = [file for group in AROUND for file in Path(config_dir()).glob(f"optimizer/{group}/*.yaml")]
+    for file in sorted([*Path(config_dir()).glob("*/*.yaml"), *around]):
         group = file.parent.name if file.parent.name != "probe" else f"probe.{file.stem}"
         if file.parent.name not in ("experiment", "simulation", "landscape"):
-            keys = [str(key) for key in OmegaConf.load(file)]  # type: ignore[union-attr]
+            loaded = OmegaConf.load(file)
+            keys = [str(key) for key in loaded.get(group, loaded)]  # type: ignore[union-attr,arg-type]
             names += [f"{group}.{key}" for key in keys if key != "_target_"] + [file.parent.name]
     return tuple(dict.fromkeys(names))
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lab.data.augment import crop_and_flip
 from lab.data.base import Dataset, Split
 from lab.data.batches import Batches
+from lab.optim.escape import Escape
 from lab.optim.noise import GradientNoise
 from lab.run.agenda import Agenda, Chunk
 from lab.streams import stream
@@ -48,6 +49,7 @@ class SupervisedModule(pl.LightningModule):
                 last update leaves is looked at too.
     noise       what is added to the gradient before the optimiser has it; `noise_cost` says in the end how many steps
                 without it a step took.
+    escape      asked before every update whether the weights stand at a saddle, which it moves them off.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class SupervisedModule(pl.LightningModule):
         max_loss: float = math.inf,
         seed: int = 0,
         noise: GradientNoise | None = None,
+        escape: Escape | None = None,
     ):
         super().__init__()
         self.automatic_optimization = False
@@ -74,7 +77,7 @@ class SupervisedModule(pl.LightningModule):
         self.train_data, self.test_data = dataset.train, dataset.test
         self.step = self.finite_step = agenda.begin
         self.divergence = ""
-        self.noise, self.noise_cost = noise, math.nan
+        self.noise, self.noise_cost, self.escape = noise, math.nan, escape
         self._noise_norm, self._rest_seconds = math.nan, math.inf
         self.progress = Progress([], [])
         self._trainable = [p for p in model.parameters() if p.requires_grad]
@@ -109,6 +112,9 @@ class SupervisedModule(pl.LightningModule):
         """The updates of one chunk; what they did is in `progress`."""
         self.progress = progress = Progress([], [])
         for step in range(chunk.begin, chunk.end):
+            if self.escape is not None:
+                told = self.escape.look(step, self.model, self.train_data, self.optimizer)
+                progress.curves += [(step, told)] if told else []
             loss, accuracy = self._gradient(step, self.noise, measured=self.agenda.logs(step))
             if self._diverged(loss):
                 break

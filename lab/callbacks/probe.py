@@ -22,6 +22,7 @@ from lab.noise.sampling import Sampling
 from lab.objective import NetworkObjective
 from lab.optim.direction import direction_of
 from lab.optim.rules import rule_of
+from lab.optim.stacked import stacked
 from lab.params import weights
 from lab.probes.base import Examples, Probe, Snapshot
 from lab.probes.sets import probe_set, require_probe_sets
@@ -102,13 +103,20 @@ class ProbeCallback(pl.Callback):
             return
         self._measured = step
         with torch.enable_grad():
-            self.measure(trainer, pl_module, step)
+            self.measure(trainer, pl_module, step, [probe for probe in self.probes if probe.due(step)])
 
-    def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        """All due probes on one snapshot, then the phase."""
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The probes that wait for the end, unless the run diverged."""
+        last = [probe for probe in self.probes if probe.at_end]
+        if last and not (isinstance(pl_module, SupervisedModule) and pl_module.divergence):
+            with torch.enable_grad():
+                self.measure(trainer, pl_module, _step(trainer, pl_module), last)
+
+    def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int, probes: Sequence[Probe]) -> None:
+        """These probes on one snapshot, then the phase."""
         assert self.model is not None
         rule = self._rule(trainer)
-        w = weights(self.model)
+        w, optimizer = weights(self.model), trainer.optimizers[0]
         snapshot = Snapshot(
             step,
             w,
@@ -119,12 +127,12 @@ class ProbeCallback(pl.Callback):
             batch_size=self.batch_size,
             sampling=self.sampling,
             num_train=len(self.data[1]),
-            direction=direction_of(trainer.optimizers[0], (p for p in self.model.parameters() if p.requires_grad)),
+            direction=direction_of(optimizer, (p for p in self.model.parameters() if p.requires_grad)),
+            replicate=stacked(optimizer),
         )
         measured: dict[str, Any] = {}
-        for probe in self.probes:
-            if probe.due(step):
-                measured |= probe.measure(snapshot)
+        for probe in probes:
+            measured |= probe.measure(snapshot)
         self._log(trainer, step, measured)
         if math.isfinite(measured.get("sharpness/ratio", math.nan)):
             phase = self.tracker.add_ratio(step, measured["sharpness/ratio"])

@@ -45,6 +45,9 @@ class RunCallback(pl.Callback):
             pl_module.model.load_state_dict(self.state["model"])
             pl_module.optimizer.load_state_dict(self.state["optimizer"])
             self.probes.load_state_dict(self.state["probes"])
+            if pl_module.escape is not None:
+                memory = self.state["escape"]
+                pl_module.escape.load_state_dict({name: kept.to(pl_module.device) for name, kept in memory.items()})
             self.state = None
 
     def on_train_batch_start(
@@ -104,6 +107,8 @@ class RunCallback(pl.Callback):
             "optimizer": module.optimizer.state_dict(),
             "probes": self.probes.state_dict(),
         }
+        if module.escape is not None:
+            state["escape"] = module.escape.state_dict()
         checkpoints.save(self.folder.checkpoints / "last.ckpt", state)
         self.folder.status("running", step=module.step)
         flush(trainer.loggers)

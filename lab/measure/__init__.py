@@ -52,6 +52,8 @@ def _measure_all(words: Words) -> None:
         print()
         report.show(report.table(done))
         print(f"\n{len(done)} of {len(files)} checkpoints measured.")
+        for figure in report.across(done, words.together):
+            print(f"\n  figure    {figure}")
     if broken:
         sys.exit(2)
 

@@ -16,6 +16,7 @@ from lab.measure.weights import Saved, load_into
 from lab.objective import NetworkObjective
 from lab.optim.direction import direction_of
 from lab.optim.rules import rule_of
+from lab.optim.stacked import stacked
 from lab.params import weights
 from lab.probes import Sharpness, Spectrum
 from lab.probes.base import Examples, Probe, Snapshot
@@ -82,6 +83,7 @@ class Measurement:
             sampling=batches.sampling,
             num_train=len(self.data[1]),
             direction=self._direction(),
+            replicate=None if self.rule is None else stacked(self.parts.optimizer),
         )
         result = Result(step, self.rule.formula if self.rule else "", w.numel())
         for probe in self.parts.settings.probes:

@@ -10,6 +10,7 @@ from rich.table import Table
 from torch import Tensor
 
 from lab.measure.carry import Result
+from lab.probes.critical_point import Point, index_against_loss
 from lab.run import figures
 from lab.run.folder import RunFolder
 from lab.run.provenance import provenance
@@ -50,14 +51,16 @@ def sentence(result: Result) -> str:
     said += [f"{tag} = {values[tag]:.5g}" for tag in leading(result) if not _told(tag)][:COLUMNS]
     sure = all(value for tag, value in values.items() if tag.endswith("/converged"))
     unsure = "" if sure else "; NOT all within tol: raise max_matvecs"
-    told = f"At step {result.step}: {'; '.join(said) or 'nothing was measured'}{unsure}."
+    if not said and not result.findings:
+        said = ["nothing was measured"]
+    told = f"At step {result.step}{': ' if said else ''}{'; '.join(said)}{unsure}."
     return joined([told, *result.findings])
 
 
 def _told(tag: str) -> bool:
-    """Whether a quantity belongs to the sentence about sharpness, or is an end of an interval."""
+    """Whether a quantity belongs to the sentence about sharpness or to a finding about escape, or ends an interval."""
     sharpness = tag.startswith("sharpness/") and not tag.startswith(("sharpness/batch", "sharpness/gni"))
-    return sharpness or tag.endswith(("_low", "_high"))
+    return sharpness or tag.startswith("escape/") or tag.endswith(("_low", "_high"))
 
 
 def _where(ratio: float) -> str:
@@ -80,6 +83,17 @@ def table(rows: Sequence[tuple[Path, Result]]) -> Table:
         cells = [f"{result.values[tag]:.5g}" if tag in result.values else "" for tag in tags]
         made.add_row(str(file), str(result.step), *cells)
     return made
+
+
+def across(rows: Sequence[tuple[Path, Result]], folder: Path) -> list[Path]:
+    """Figures of several checkpoints together, in `folder`: index against loss where the index was measured."""
+    of = [result.values for _, result in rows if "escape/index_fraction" in result.values]
+    if len(of) < 2:
+        return []
+    tags = "point_loss", "index_fraction", "kind", "index_exact"
+    points = [Point(*(values[f"escape/{tag}"] for tag in tags)) for values in of]
+    figures.save(index_against_loss(points, f"{len(points)} checkpoints"), folder / "index_against_loss.png")
+    return [folder / "index_against_loss.png"]
 
 
 def show(made: Table) -> None:

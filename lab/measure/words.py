@@ -87,6 +87,12 @@ class Words:
             raise SettingError(f"checkpoint={self.checkpoint} is a folder without {LAST}; name a file or a run folder")
         return [file for file in files if file.is_file()]
 
+    @property
+    def together(self) -> Path:
+        """The folder of what is made of several checkpoints."""
+        chosen = [str(o.value()) for o in self.parsed if o.key_or_group == "hydra.run.dir"]
+        return Path(chosen[-1] if chosen else "outputs/measure")
+
     def results(self, file: Path, run: "RunOf | None", place: str, *, several: bool) -> Path:
         """The folder of the results: `place` where one was chosen (a folder in it for each of several checkpoints)."""
         told = [

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, Union
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lab.curvature.stability import UpdateRule
 from lab.noise.sampling import Sampling
@@ -33,7 +34,8 @@ class Snapshot:
     mini-batch about to be used, unaugmented (None where it is the whole set); rule the next update of the optimiser (None
     where its threshold is not known); seed that of the run. Training draws batches of `batch_size` (None: the whole set)
     out of `num_train` examples by `sampling`. direction(g) is the step (P,) that the optimiser as it is would make for the
-    gradient g (P,) (None where there is none); ask for it while the optimiser is at this step.
+    gradient g (P,) (None where there is none); ask for it while the optimiser is at this step. replicate(lr) makes the
+    optimiser as it is, at another learning rate, of a stack of weights (R, P) (None where there is none); likewise.
     """
 
     step: int
@@ -46,6 +48,7 @@ class Snapshot:
     sampling: Sampling = "epoch"
     num_train: int | None = None
     direction: Callable[[Tensor], Tensor] | None = None
+    replicate: Callable[[float], Callable[[list[Tensor]], Optimizer]] | None = None
     _shared: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def once(self, key: Any, compute: Callable[[], T]) -> T:
@@ -68,6 +71,11 @@ class Probe(ABC):
     def due(self, step: int) -> bool:
         """Whether this probe wants the snapshot of `step`."""
         return step % self.every == 0
+
+    @property
+    def at_end(self) -> bool:
+        """Whether it wants a snapshot of the end of training, too."""
+        return False
 
     @abstractmethod
     def measure(self, snapshot: Snapshot) -> dict[str, Value]:

@@ -35,6 +35,8 @@ CHECKS: Sequence[Check] = (
     dynamics.edge_of_stability,
     dynamics.gibbs_distribution,
     dynamics.saddle_escape,
+    dynamics.saddle_escape_by_heavy_ball,
+    dynamics.escape_rate,
 )
 
 

@@ -1,4 +1,4 @@
-"""Dynamics: thresholds of live optimisers, the edge of stability, a Gibbs distribution, the escape from a saddle."""
+"""Dynamics: thresholds of live optimisers, the edge of stability, a Gibbs distribution, escapes from saddles."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -9,9 +9,13 @@ from torch import Tensor
 from lab.curvature.eigen import lanczos
 from lab.curvature.operators import hessian
 from lab.data.digits import Digits
+from lab.escape.saddle import Descent, growth_factor, kick_growth
+from lab.escape.survival import of_counts
+from lab.escape.walkers import Walkers
 from lab.flows.langevin import Langevin
 from lab.landscapes.double_well import DoubleWell
 from lab.landscapes.gibbs import gibbs
+from lab.landscapes.quadratic import Quadratic
 from lab.models.losses import MeanSquaredError
 from lab.models.mlp import Mlp
 from lab.objective import NetworkObjective
@@ -100,6 +104,31 @@ def saddle_escape() -> Iterator[Row]:
     yield Row("escape from a saddle: mean steps, to 1 %", expected, float(times.mean()), 0.01 * expected)
     spread = math.pi / (math.sqrt(8) * math.log(a))
     yield Row("escape from a saddle: their spread, to 3 %", spread, float(times.std()), 0.03 * spread)
+
+
+def saddle_escape_by_heavy_ball() -> Iterator[Row]:
+    """Exit times, to four standard errors, and growth by the larger root of z^2 - (1 + b + lr |lambda|) z + b."""
+    saddle, descent = Quadratic((-0.5, 1.0)), Descent([-0.5], 1e-3, 0.05, momentum=0.9)
+    walk, start = Walkers(saddle, descent.lr, 1e-3, descent.momentum), torch.zeros(2).double()
+    generator, expected = stream(0, "heavy ball"), descent.time(1.0)
+    found = walk.first_exits(start, lambda x: x[:, 0].abs() > 1, generator, walkers=4000, steps=2000).times
+    tolerance = 4 * float(found.std()) / math.sqrt(len(found))
+    yield Row("escape from a saddle, heavy ball: mean steps", expected.mean, float(found.mean()), tolerance)
+    kicked = Walkers(saddle, descent.lr, 0.0, descent.momentum).path(
+        torch.full((1, 2), 1e-8).double(), generator, steps=90
+    )
+    z = growth_factor(-0.5, lr=descent.lr, momentum=descent.momentum)
+    yield Row("growth from a kick, heavy ball", math.log(z), kick_growth(kicked[:, :, 0]).value, 1e-4)
+
+
+def escape_rate() -> Iterator[Row]:
+    """The 95 % interval of an escape rate covers the truth: 60 exponential times censored at 1/rate, 1000 repetitions."""
+    repetitions, generator = 1000, stream(0, "escape rate")
+    times = torch.empty(repetitions, 60, dtype=torch.float64).exponential_(generator=generator)
+    exits, exposure = (times < 1).sum(1).tolist(), times.clamp(max=1).sum(1).tolist()
+    rates = [of_counts(k, watched) for k, watched in zip(exits, exposure, strict=True)]
+    covered = mean([float(found.low <= 1 <= found.high) for found in rates])
+    yield Row("escape rate: coverage of the 95 % interval", 0.954, covered, 4 * math.sqrt(0.954 * 0.046 / repetitions))
 
 
 def _largest_stable_curvature(make: Callable[[list[Tensor]], torch.optim.Optimizer]) -> float:

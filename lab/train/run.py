@@ -78,7 +78,7 @@ class Run:
         folder.status("running", step=step)
         start = perf_counter()
         module, loggers = self._train(folder, step, state)
-        summary = self._summary(module) | {"seconds": perf_counter() - start}
+        summary = self._summary(module, folder) | {"seconds": perf_counter() - start}
         self._show(folder, summary, loggers)
         folder.write("summary", summary)
         folder.status("diverged" if module.divergence else "finished", step=module.step, reason=module.divergence)
@@ -109,6 +109,7 @@ class Run:
             max_loss=settings.max_loss,
             seed=self.settings.seed,
             noise=parts.noise,
+            escape=parts.escape,
         )
         tensorboard = TensorBoardLogger(
             folder.path, name="tensorboard", version="", default_hp_metric=False, purge_step=begin
@@ -128,7 +129,7 @@ class Run:
         trainer.fit(module, train_dataloaders=agenda)
         return module, trainer.loggers
 
-    def _summary(self, module: SupervisedModule) -> dict[str, Any]:
+    def _summary(self, module: SupervisedModule, folder: RunFolder) -> dict[str, Any]:
         """What `summary.json` says. Of sharpness and phase only what was measured."""
         latest, found = self.probes.latest, self.probes.summary()
         if found["quantity"] not in latest:
@@ -137,7 +138,8 @@ class Run:
             found["phase"] = None
         return found | {
             "findings": [told for probe in self.settings.probes if (told := probe.finding(latest))]
-            + self._noise(module),
+            + self._noise(module)
+            + self._escapes(folder),
             "steps": module.step,
             "reason": module.divergence,
             "test_loss": latest.get("test/loss"),
@@ -154,6 +156,23 @@ class Run:
             f"; a step took {_times(module.noise_cost)} one without noise" if math.isfinite(module.noise_cost) else ""
         )
         return [f"Noise in the gradient: {self.settings.noise.described}{cost}."]
+
+    def _escapes(self, folder: RunFolder) -> list[str]:
+        """The steps along negative curvature, where they were asked for."""
+        if self.settings.escape is None:
+            return []
+        looked, (steps, actual) = folder.series("escape/curvature")[0], folder.series("escape/actual_drop")
+        if not looked:
+            return ["Negative curvature: the gradient was never below escape.gradient_tol."]
+        if not steps:
+            return [f"Negative curvature: looked for {len(looked)} times and not found: no saddle."]
+        predicted = folder.series("escape/predicted_drop")[1]
+        times = f"{len(steps)} steps along it" if len(steps) > 1 else "one step along it"
+        before = ", ".join(map(str, steps[:5])) + (" ..." if len(steps) > 5 else "")
+        return [
+            f"Negative curvature: {times} (before update {before}); "
+            f"the loss fell by {sum(actual):.4g} in all, predicted to second order {sum(predicted):.4g}."
+        ]
 
     def _show(self, folder: RunFolder, summary: dict[str, Any], loggers: list[Logger]) -> None:
         """The figure, on disk and on the dashboard, and the settings beside the final metrics."""

@@ -3,7 +3,7 @@
 Nothing here writes to disk or knows of Lightning; whatever cannot be right is refused here, in one line.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from inspect import signature
 from typing import Any
 
@@ -17,6 +17,7 @@ from lab.data.base import DataCard, Dataset
 from lab.data.batches import Batches
 from lab.models.losses import Criterion
 from lab.noise.covariance import GRAM_EXAMPLES
+from lab.optim.escape import Escape, NegativeCurvature
 from lab.optim.noise import GradientNoise, NoiseCard, Trained
 from lab.optim.optimizers import OptimizerCard
 from lab.optim.schedules import Schedule
@@ -44,6 +45,7 @@ class Settings:
     loss: Any
     optimizer: OptimizerCard
     noise: NoiseCard | None
+    escape: NegativeCurvature | None
     schedule: Schedule
     trainer: TrainerSettings
     probes: list[Probe]
@@ -79,6 +81,7 @@ class Settings:
             criterion,
             self.optimizer.build(model.parameters()),
             None if self.noise is None else self.noise.build(trained, self.seed),
+            None if self.escape is None else self.escape.build(model, criterion, self.seed),
             self.epochs * batches.steps_per_epoch if self.epochs is not None else self.steps or DEFAULT_STEPS,
         )
 
@@ -94,6 +97,7 @@ class Parts:
     criterion: Criterion
     optimizer: torch.optim.Optimizer
     noise: GradientNoise | None
+    escape: Escape | None
     total: int
 
     @property
@@ -125,7 +129,7 @@ class Parts:
 
 def read_settings(cfg: DictConfig) -> Settings:
     """Every card built and every plain number checked. Raises SettingError in one line."""
-    known = {*CARDS, "noise", "probe", "scaling", "compare", "steps", "epochs", "seed"}
+    known = {*CARDS, "noise", "escape", "probe", "scaling", "compare", "steps", "epochs", "seed"}
     if unknown := [str(name) for name in cfg if name not in known]:
         raise SettingError(f"unknown setting {unknown[0]}; see python -m lab.train --help")
     for name, least in (("steps", 1), ("epochs", 1), ("seed", 0)):
@@ -143,7 +147,7 @@ def read_settings(cfg: DictConfig) -> Settings:
         card(cfg.compare, "compare")
     noise = _noise(cfg)
     probes = [card(settings, f"probe.{name}") for name, settings in (cfg.get("probe") or {}).items()]
-    return Settings(**cards, noise=noise, probes=probes, steps=steps, epochs=epochs, seed=cfg.seed)
+    return Settings(**cards, noise=noise, escape=_escape(cfg), probes=probes, steps=steps, epochs=epochs, seed=cfg.seed)
 
 
 def _noise(cfg: DictConfig) -> NoiseCard | None:
@@ -160,6 +164,18 @@ def _noise(cfg: DictConfig) -> NoiseCard | None:
     noise: NoiseCard = card(named, "noise")
     noise.check()
     return noise
+
+
+def _escape(cfg: DictConfig) -> NegativeCurvature | None:
+    """The escape around the optimiser. The card `none` is empty, as that of the noise."""
+    named = cfg.get("escape", DictConfig({}))
+    if isinstance(named, DictConfig) and {*named} <= {field.name for field in fields(NegativeCurvature)}:
+        return None
+    if not isinstance(named, DictConfig) or "_target_" not in named:
+        raise SettingError(
+            "escape is not a card with its settings; choose one, e.g. optimizer/escape=negative_curvature, or none"
+        )
+    return card(named, "escape")
 
 
 def _require_products(probe: Sharpness, num_weights: int) -> None:

@@ -1,6 +1,7 @@
 """The Fisher probe on networks small enough for dense matrices, in float64 where numbers are compared."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from lab.landscapes.quadratic import Quadratic
 from lab.noise.covariance import covariance
 from lab.noise.fisher import sampled_fisher, true_fisher
 from lab.objective import NetworkObjective
-from lab.probes.base import Snapshot
+from lab.probes.base import Examples, Snapshot
 from lab.probes.fisher import Fisher
 from lab.probes.fisher_figures import MATRICES
 from lab.settings import SettingError
@@ -259,3 +260,26 @@ def test_what_has_no_fisher_matrix_is_refused_in_one_line() -> None:
         Fisher().measure(snapshot(hinge))
     with pytest.raises(SettingError, match=r"probe=\[fisher\]: Quadratic is no network"):
         Fisher().measure(Snapshot(0, torch.zeros(2), lambda _: Quadratic(torch.ones(2))))
+
+
+def test_a_long_measurement_is_told_of_once_and_before_it_starts(
+    loss: NetworkObjective, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lab.probes.fisher.LONG", 0.0)
+    probe = Fisher(vectors=5, k=1)
+    with pytest.warns(UserWarning, match=r"on 50 examples takes \d+ to \d+ s.*smaller probe.fisher.examples"):
+        probe.measure(snapshot(loss))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        probe.measure(snapshot(loss, step=1))
+
+
+def test_a_large_model_is_measured_on_fewer_examples(loss: NetworkObjective, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lab.probes.fisher.AFFORDABLE", 0)
+
+    def loss_on(examples: Examples) -> NetworkObjective:
+        return loss if examples == "auto" else loss.restrict(torch.arange(int(examples)))
+
+    found = Fisher(vectors=5, k=1).measure(Snapshot(0, loss.weights, loss_on))
+    assert found["fisher/examples"] == 32
+    assert Fisher(vectors=5, k=1, examples=40).measure(Snapshot(0, loss.weights, loss_on))["fisher/examples"] == 40
