@@ -79,7 +79,13 @@ def test_one_command_makes_the_cells_a_figure_and_a_paragraph_and_a_second_one_n
 
 
 def test_what_an_experiment_says_of_a_probe_that_is_not_selected_is_dropped(capsys: pytest.CaptureFixture[str]) -> None:
-    noise = ("experiment=noise_injection", *TINY, "optimizer/noise=isotropic", "noise.equivalent_batch_size=4")
+    noise = (
+        "experiment=noise_injection",
+        *TINY,
+        "seed=0",
+        "optimizer/noise=isotropic",
+        "noise.equivalent_batch_size=4",
+    )
     command(*noise, "probe=[]", "compare.tags=[test/accuracy]")
     [run] = Path("outputs/noise_injection").glob("*/provenance.json")
     assert json.loads(run.read_text())["settings"]["probe"] == {}

@@ -102,10 +102,11 @@ def test_the_tensorboard_command_of_readme_is_known() -> None:
         assert shlex.split(command)[1] in done.stdout
 
 
-def test_every_experiment_of_readme_exists_and_every_one_is_named() -> None:
-    table = README.split("| `python -m lab.train experiment=` |")[1].split("\n\n")[0]
+@pytest.mark.parametrize(("door", "cards"), [("train", "experiment"), ("simulate", "simulation")])
+def test_every_experiment_of_readme_exists_and_every_one_is_named(door: str, cards: str) -> None:
+    table = README.split(f"| `python -m lab.{door} experiment=` |")[1].split("\n\n")[0]
     named = re.findall(r"^\| `(\w+)` \|", table, flags=re.M)
-    assert sorted(named) == sorted(file.stem for file in (ROOT / "conf/experiment").glob("*.yaml"))
+    assert sorted(named) == sorted(file.stem for file in (ROOT / "conf" / cards).glob("*.yaml"))
 
 
 def test_every_file_that_readme_names_exists() -> None:

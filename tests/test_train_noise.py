@@ -98,6 +98,14 @@ def test_no_noise_is_the_default_and_leaves_no_trace_in_the_settings() -> None:
     assert none.read("summary")["findings"] == []
 
 
+def test_the_small_batch_is_one_of_the_noises_and_adds_none() -> None:
+    small = train("small", *SMALL, "optimizer/noise=small_batch", "noise.equivalent_batch_size=7")
+    plain = train("plain", *SMALL, "data.batch_size=7", "data.sampling=with_replacement")
+    assert metrics(small) == metrics(plain)
+    assert small.read("provenance")["settings"]["data"]["batch_size"] == 7
+    assert small.read("summary")["findings"] == []
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_with_noise_resumes_bit_for_bit_and_says_what_it_cost(kind: str) -> None:
     settings = (*KINDS[kind], f"optimizer/noise={kind}", "trainer.checkpoint_every=5")
@@ -197,6 +205,8 @@ SLIPS = [
     ("optimizer/noise=fisher noise.equivalent_batch_size=2.5", "expected a whole number"),
     ("optimizer/noise=fisher noise.equivalent_batch_size=61", "larger than the 60 examples of the batch"),
     ("optimizer/noise=minibatch noise.equivalent_batch_size=9 data.batch_size=8", "or a larger data.batch_size"),
+    ("optimizer/noise=small_batch", "data.batch_size=null"),
+    ("optimizer/noise=small_batch noise.equivalent_batch_size=61", "larger than the 60 training examples"),
     ("optimizer/noise=sgld", "optimizer/noise=sgld needs noise.temperature"),
     ("optimizer/noise=sgld noise.temperature=1 optimizer=adam", "use optimizer=sgd with optimizer.momentum=0"),
     ("optimizer/noise=sgld noise.temperature=1 optimizer.momentum=0.9", "use optimizer=sgd with optimizer.momentum=0"),

@@ -41,6 +41,48 @@ def variances(objective: Objective, w: Tensor, vectors: Tensor) -> Tensor:
     return covariance(objective, w).variances(vectors.reshape(len(vectors), -1))
 
 
+@dataclass(frozen=True)
+class Alignment:
+    """What noise and curvature have in common: Tr(HD), and the cosine Tr(HD) / (|H|_F |D|_F) in [-1, 1], 1 where the noise
+    has the shape of the curvature. `matvecs` of the trace are the products it took, those of the cosine all of both.
+    """
+
+    trace: Estimate
+    cosine: Estimate
+
+
+def alignment(
+    hessian_operator: LinearOperator,
+    noise_operator: Covariance,
+    *,
+    squares: Interval | None = None,
+    tol: float = 0.05,
+    generator: torch.Generator | None = None,
+    max_matvecs: int = 200,
+) -> Alignment:
+    """Tr(HD) and the cosine of H and D, from the same Krylov space.
+
+    squares: |D|_F^2 where it is known; else it comes from the Gram matrix, or beyond `GRAM_EXAMPLES` examples from
+    E e'De = |D|_F^2. tol: wanted error of each factor, relative. Cost: `trace_with`, some ten products more for |H|_F, and
+    the Gram matrix. One warning for each that is not converged.
+    """
+    noise = Noise(noise_operator, generator)
+    span = deflate(hessian_operator, noise.draw(), DEFLATED)
+    along, spent = _trace(hessian_operator, noise, span, tol, max_matvecs)
+    size, more = _square(hessian_operator, span, noise.generator, tol, max_matvecs)
+    spread = squares or noise.square(tol, max_matvecs)
+    scale = math.sqrt(max(size.value * spread.value, 0.0))
+    value = along.value / scale if scale else math.nan
+    shares = math.nan, math.nan, math.nan
+    if scale:
+        shares = along.error / scale, value * size.error / (2 * size.value), value * spread.error / (2 * spread.value)
+    converged = along.within(tol) and size.within(2 * tol) and (squares is not None or spread.within(2 * tol))
+    return Alignment(
+        _warned(along.estimate(tol, spent, "deflated"), "Tr(HD)", tol),
+        _warned(Estimate(value, math.hypot(*shares), spent + more, "deflated", converged), "the cosine", tol),
+    )
+
+
 def trace_with(
     hessian_operator: LinearOperator,
     objective: Objective,
@@ -59,32 +101,6 @@ def trace_with(
     noise = Noise(covariance(objective, w), generator)
     found, spent = _trace(hessian_operator, noise, deflate(hessian_operator, noise.draw(), DEFLATED), tol, max_matvecs)
     return _warned(found.estimate(tol, spent, "deflated"), "Tr(HD)", tol)
-
-
-def cosine(
-    hessian_operator: LinearOperator,
-    objective: Objective,
-    w: Tensor,
-    *,
-    tol: float = 0.05,
-    generator: torch.Generator | None = None,
-    max_matvecs: int = 200,
-) -> Estimate:
-    """Tr(HD) / (|H|_F |D|_F), in [-1, 1]: 1 where the noise has the shape of the curvature.
-
-    |D|_F comes from the Gram matrix, or beyond `GRAM_EXAMPLES` examples from E e'De = |D|_F^2. tol: wanted error of each of
-    the factors, relative. Cost: as `trace_with` and `matvecs` more; the Gram matrix. Raises as `covariance`.
-    """
-    noise = Noise(covariance(objective, w), generator)
-    span = deflate(hessian_operator, noise.draw(), DEFLATED)
-    along, spent = _trace(hessian_operator, noise, span, tol, max_matvecs)
-    size, more = _square(hessian_operator, span, noise.generator, tol, max_matvecs)
-    spread = noise.square(tol, max_matvecs)
-    scale = math.sqrt(max(size.value * spread.value, 0.0))
-    value = along.value / scale if scale else math.nan
-    shares = along.error / scale, value * size.error / (2 * size.value), value * spread.error / (2 * spread.value)
-    converged = along.within(tol) and size.within(2 * tol) and spread.within(2 * tol)
-    return _warned(Estimate(value, math.hypot(*shares), spent + more, "deflated", converged), "the cosine", tol)
 
 
 class Noise:

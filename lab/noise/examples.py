@@ -254,6 +254,8 @@ class ExampleGradients:
         size = network.chunk_size(self.w)
         if network._chunk_size is None:
             size = max(1, min(size, RECORD_BYTES // max(1, network.bytes_per_example(self.w))))
+            even = (k for k in range(size, size + size // 8 + 1) if self.num_examples % k == 0)
+            size = next(even, size)  # a ragged last chunk is looked at like the first: that costs more than it is worth
         for begin in range(0, self.num_examples, size):
             part = slice(begin, min(begin + size, self.num_examples))
             chunk = _record(network, self._modules, self.formed, self.w, part)

@@ -41,27 +41,31 @@ PROBES = 16
 # --- weights a (N,) on the examples; the noise is sum_i a_i g_i ----------
 
 
-def sample_weights(num_examples: int, equivalent: float, generator: torch.Generator) -> Tensor:
-    """Centred Gaussian weights a (N,) float64: the covariance of sum_i a_i g_i is D/m exactly. `equivalent` m > 0 is any
-    number.
-    """
-    xi = torch.randn(num_examples, generator=generator, device=generator.device).double()  # float64 normals are slow
+def sample_weights(
+    num_examples: int, equivalent: float, generator: torch.Generator, dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """Centred Gaussian weights a (N,): the covariance of sum_i a_i g_i is D/m exactly. `equivalent` m > 0 is any number."""
+    xi = torch.randn(num_examples, generator=generator, device=generator.device).to(dtype)  # float64 normals are slow
     return xi.sub_(xi.mean()).div_(math.sqrt(num_examples * equivalent))
 
 
-def half_difference(num_examples: int, equivalent: float, generator: torch.Generator) -> Tensor:
-    """Weights a (N,) float64 with sum_i a_i g_i = (g_B - g_B')/sqrt 2 for two batches of m examples: covariance D/m."""
+def half_difference(
+    num_examples: int, equivalent: float, generator: torch.Generator, dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """Weights a (N,) with sum_i a_i g_i = (g_B - g_B')/sqrt 2 for two batches of m examples: covariance D/m."""
     size, scale = _whole(equivalent, num_examples)
-    one, other = (_counts(num_examples, size, generator) for _ in "12")
+    one, other = (_counts(num_examples, size, generator).to(dtype) for _ in "12")
     return scale / (size * math.sqrt(2)) * (one - other)
 
 
-def minibatch(num_examples: int, equivalent: float, generator: torch.Generator) -> Tensor:
-    """Weights a (N,) float64 with sum_i a_i g_i = g_B - g for a batch of m examples: covariance D/m. Added to g it IS the
+def minibatch(
+    num_examples: int, equivalent: float, generator: torch.Generator, dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """Weights a (N,) with sum_i a_i g_i = g_B - g for a batch of m examples: covariance D/m. Added to g it IS the
     gradient of a batch of m, drawn with replacement.
     """
     size, scale = _whole(equivalent, num_examples)
-    return scale * (_counts(num_examples, size, generator) / size - 1 / num_examples)
+    return scale * (_counts(num_examples, size, generator).to(dtype) / size - 1 / num_examples)
 
 
 def _whole(equivalent: float, num_examples: int) -> tuple[int, float]:
@@ -75,7 +79,7 @@ def _whole(equivalent: float, num_examples: int) -> tuple[int, float]:
 def _counts(num_examples: int, size: int, generator: torch.Generator) -> Tensor:
     """How often each example is in a batch of `size`, drawn with replacement."""
     drawn = torch.randint(num_examples, (size,), generator=generator, device=generator.device)
-    return torch.bincount(drawn, minlength=num_examples).double()
+    return torch.bincount(drawn, minlength=num_examples)
 
 
 def example_trace(objective: NetworkObjective, w: Tensor) -> float:

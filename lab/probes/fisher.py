@@ -36,8 +36,8 @@ from lab.noise.comparison import FEWEST, Comparison, compare
 from lab.noise.covariance import Covariance, covariance
 from lab.noise.fisher import ScoreFisher, TrueFisher, sampled_fisher, true_fisher
 from lab.noise.likelihood import Bernoulli, Likelihood, Softmax
-from lab.objective import NetworkObjective
-from lab.probes.base import Probe, Snapshot, Value
+from lab.objective import CHUNK_BYTES, NetworkObjective
+from lab.probes.base import Examples, Probe, Snapshot, Value
 from lab.probes.fisher_figures import MATRICES, REMEMBERED, matrices_figure, remembered, training_figure
 from lab.results import Estimate
 from lab.settings import CARD, SettingError
@@ -51,6 +51,12 @@ MOST_OUTPUTS = 100
 """Outputs up to which the traces of the true Fisher and of G are exact, at a backward pass for each; sampled beyond."""
 REDRAWS = 10
 """Draws of labels that are real numbers, from which the variance of the sampled trace is estimated."""
+FEW, AFFORDABLE = 32, CHUNK_BYTES // 4
+"""examples=auto: as many as the graph of a gradient stays below so many bytes with, but so many at least."""
+GRADIENTS = 2.5
+"""What a product costs, about."""
+LONG = 60.0
+"""Seconds of a measurement above which its cost is said before it starts."""
 SMALL = 0.1
 """Standard error of the sampled trace over the true one up to which it is a yardstick."""
 
@@ -161,7 +167,8 @@ class Fisher(Probe):
     max_matvecs  products allowed per eigensolve.
     vectors      random vectors for cosines, distances and norms; their errors fall as 1/sqrt(vectors).
     draws        labels an example of the sampled Fisher.
-    examples     size of the fixed, class-balanced probe set; all; auto (all up to 5000, else 2000).
+    examples     size of the fixed, class-balanced probe set; all; auto (all up to 5000, else 2000; fewer, but 32 at least,
+                 where the graph of a gradient would take more than 64 MiB: 32 in a ResNet-20). fisher/examples tells.
 
     Tags, with m, n of true | sampled | empirical | covariance | gauss_newton | hessian | residual (head of this file):
     fisher/trace_m, norm_m (Frobenius), lambda_1_m .. lambda_k_m, lambda_min_hessian, lambda_min_residual; cosine_m_n =
@@ -170,10 +177,12 @@ class Fisher(Probe):
     noise/fisher_cosine is the cosine of D with the true Fisher. Traces are exact, but for those of H and R where the
     network is not piecewise linear, and for all but empirical and covariance where its layers cannot be taken apart;
     error/fisher/trace_sampled is the standard error over the labels drawn, not measured there and for more than 100
-    outputs. Where P <= vectors all is exact.
-    Cost: five products for each random vector and each eigenvector, 10 to 25 for each eigenvalue, three backward passes
-    for each output for the exact traces and that error; as reported in cost/fisher/matvecs and seconds. Memory: a
-    vector (P,) or two for every product of one eigensolve, and four graphs of the gradient, where they are kept.
+    outputs. Errors of norms, cosines and distances are over the random vectors: of the sampled Fisher they hold for the
+    labels that were drawn, and other labels would give other ones. Where P <= vectors all is exact.
+    Cost: five products for each random vector and each eigenvector, 10 to 25 for each eigenvalue (the residual of a ResNet
+    takes all that are allowed), three backward passes for each output for the exact traces and that error; as reported in
+    cost/fisher/matvecs and seconds. Where it will be more than a minute the first measurement says so before it starts.
+    Memory: a vector (P,) or two for every product of one eigensolve, and four graphs of the gradient, where they are kept.
     Raises SettingError where the loss is no known log-likelihood of its outputs: it has no Fisher matrix.
     """
 
@@ -187,6 +196,7 @@ class Fisher(Probe):
     draws: Annotated[int, Field(gt=0)] = 1
     examples: Annotated[int, Field(gt=0)] | Literal["all", "auto"] = "auto"
     _history: Tensor | None = field(default=None, init=False, repr=False)
+    _said: bool = field(default=False, init=False, repr=False)
 
     def measure(self, snapshot: Snapshot) -> dict[str, Value]:
         """The tags above with their errors, arrays of them, a figure of this step and one of the run so far."""
@@ -205,6 +215,7 @@ class Fisher(Probe):
         traces = matrices.traces(stream(snapshot.seed, "fisher/traces", snapshot.step))
         arrays = _arrays(found, traces, ends, torch.finfo(w.dtype).eps)
         values: dict[str, Value] = dict(_numbers(arrays, ends))
+        values["fisher/examples"] = float(len(matrices.objective.x))
         values["fisher/rao_norm"] = float(dot(w[None], matrices.true @ w))
         values["fisher/converged"] = float(all(end.top.converged and end.bottom.converged for end in ends.values()))
         self._remember(snapshot.step, arrays)
@@ -245,16 +256,20 @@ class Fisher(Probe):
 
     def _matrices(self, snapshot: Snapshot) -> Matrices | None:
         """The five operators; None where the outputs are not finite. BatchNorm in eval statistics."""
-        loss, w = snapshot.loss_on(self.examples), snapshot.w
+        examples, w = self._affordable(snapshot), snapshot.w
+        loss = snapshot.loss_on(examples)
         if not isinstance(loss, NetworkObjective):
             raise TypeError(f"{type(loss).__name__} is no network: it has no labels to draw")
-        if not bool(loss.value(w).isfinite()):
+        begin = perf_counter()
+        value, _ = loss.value_and_grad(w)
+        self._say(perf_counter() - begin, len(loss.x))
+        if not bool(value.isfinite()):
             return None
         if loss.has_batch_norm and loss.batch_norm == "train":
             loss = NetworkObjective(loss.model, loss.criterion, (loss.x, loss.y))
             H = hessian(loss, w)
         else:
-            H = snapshot.once(("hessian", self.examples), lambda: hessian(loss, w))
+            H = snapshot.once(("hessian", examples), lambda: hessian(loss, w))
         labels = stream(snapshot.seed, "fisher/labels", snapshot.step)
         return Matrices(
             loss,
@@ -265,6 +280,28 @@ class Fisher(Probe):
             gauss_newton=gauss_newton(loss, w),
             hessian=H,
             gradient=H.gradient,
+        )
+
+    def _affordable(self, snapshot: Snapshot) -> Examples:
+        """The probe set: of `auto` as many examples as `AFFORDABLE` allows."""
+        loss = snapshot.loss_on(self.examples)
+        if self.examples != "auto" or not isinstance(loss, NetworkObjective):
+            return self.examples
+        fit = max(FEW, AFFORDABLE // loss.bytes_per_example(snapshot.w))
+        return fit if fit < len(loss.x) else self.examples
+
+    def _say(self, seconds: float, num: int) -> None:
+        """Warn, once, of a measurement that will take long, given the seconds of a gradient."""
+        vectors = 5 * (self.vectors + len(MATRICES) * self.k)
+        solves = len(MATRICES) + 1  # a product of the residual is two
+        low, high = (GRADIENTS * seconds * (vectors + solves * each) for each in (4 * self.k, self.max_matvecs))
+        if self._said or low < LONG:
+            return
+        self._said = True
+        warnings.warn(
+            f"probe=[fisher]: a measurement on {num} examples takes {low:.0f} to {high:.0f} s, {len(MATRICES)} matrices at "
+            f"{seconds:.2g} s a gradient; smaller probe.fisher.examples, .vectors and .max_matvecs are cheaper",
+            stacklevel=2,
         )
 
     def _eigenpairs(self, matrices: Matrices, snapshot: Snapshot) -> dict[str, Extremes]:

@@ -52,7 +52,7 @@ def matrices_figure(arrays: Mapping[str, Tensor], title: str) -> "Figure":
     rows = range(len(MATRICES))
     table.set_yticks(rows, NAMES)
     table.set_xticks(rows, NAMES, rotation=35, ha="right", rotation_mode="anchor")
-    table.set_title("cosine Tr(AB) / (|A| |B|)", fontsize=10)
+    table.set_title("cosine Tr(AB) / (|A| |B|); sampled: with the labels drawn", fontsize=10)
     figure.colorbar(image, ax=table, shrink=0.8)
     _bars(traces, arrays["traces"].numpy(), arrays["trace_errors"].numpy(), "trace")
     low = arrays["bottom"].numpy()

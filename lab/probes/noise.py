@@ -25,9 +25,10 @@ from torch import Tensor
 
 from lab.curvature.eigen import lanczos
 from lab.curvature.operators import Hessian, hessian
+from lab.curvature.probing import Interval
 from lab.curvature.vectors import norm
 from lab.data.batches import Batches
-from lab.noise.alignment import cosine, trace_with
+from lab.noise.alignment import alignment
 from lab.noise.covariance import Covariance, Spectrum, covariance, eigenvalues, trace
 from lab.noise.draws import batch_moments
 from lab.noise.sampling import Sampling, batch_factor, cross_factor
@@ -61,7 +62,7 @@ class Noise(Probe):
                 where it costs seconds, by the memory of the graph of a gradient: for MLPs, not for a ResNet.
     pairs       eigenvectors of H at each end, top and most negative, along which the noise is measured.
     tol         wanted error of Tr(HD), and of |H|_F for the cosine, relative.
-    max_matvecs Hessian products allowed, for the eigenvectors, for Tr(HD) and for the cosine each.
+    max_matvecs Hessian products allowed, for the eigenvectors, for Tr(HD) and for |H|_F each.
     directions  random directions along which the noise is tested for being Gaussian.
     layers      also the trace of every parameter's block of D, as noise/trace.<parameter>.
     draws       epochs of real mini-batches drawn for each of some batch sizes under all three samplings, to hold their
@@ -71,7 +72,7 @@ class Noise(Probe):
     directions along which a test of 5 % rejects for batches drawn from these examples; gaussian_p, of all together;
     alignment, Tr(HD); downhill, u'Du along the most negative direction of H; measured_over_predicted.<sampling>, of `draws`.
     Cost without `hessian`: a gradient for Tr D, some for the eigenvalues (from inner products of per-example gradients), a
-    third of one for each direction. With it some 100 Hessian products, of 1.1 gradients or more. `draws`: 3 gradients of
+    third of one for each direction. With it some 70 Hessian products, of 1.1 gradients or more. `draws`: 3 gradients of
     the probe set for each size and epoch, in small batches.
     """
 
@@ -152,11 +153,13 @@ class Noise(Probe):
         bound = min(loss.num_examples - 1, len(snapshot.w))
         if bound < 1 or not values["noise/trace"] > 0:  # type: ignore[operator]
             return None
-        found = eigenvalues(loss, snapshot.w, min(self.k, bound))
+        draw = stream(snapshot.seed, "noise/rank", snapshot.step)
+        found = eigenvalues(loss, snapshot.w, min(self.k, bound), generator=draw)
         names = ["noise/lambda_max", *(f"noise/lambda_{i}" for i in range(2, len(found.pairs.values) + 1))]
         for name, value, error in zip(names, found.pairs.values, found.pairs.errors, strict=True):
             values |= {name: float(value), f"error/{name}": float(error)}
         values |= {"noise/effective_rank": found.effective_rank, "noise/rank_bound": float(found.rank_bound)}
+        values["error/noise/effective_rank"] = found.effective_rank_error
         values["noise/eigenvalues"] = found.values
         numbers = {"trace": values["noise/trace"], "effective_rank": found.effective_rank, "rank_bound": bound}
         drawn = {"eigenvalues": found.values} | {name: torch.tensor(float(x)) for name, x in numbers.items()}  # type: ignore[arg-type]
@@ -217,10 +220,10 @@ class Noise(Probe):
             values |= _estimated({"downhill": Estimate(float(found.variance[down]), float(found.error[down]), 0, "")})
         title = f"gradient noise along eigenvectors of the Hessian, step {snapshot.step}"
         values["noise/along"] = alignment_figure({name: x.cpu().numpy() for name, x in arrays.items()}, title)
-        for name, measure in (("alignment", trace_with), ("cosine", cosine)):
-            draw = stream(snapshot.seed, f"noise/{name}", snapshot.step)
-            estimate = measure(H, loss, w, tol=self.tol, generator=draw, max_matvecs=self.max_matvecs)
-            values |= _estimated({name: estimate})
+        squares = Interval(spectrum.squares, spectrum.squares_error, math.inf) if spectrum.squares > 0 else None
+        draw = stream(snapshot.seed, "noise/alignment", snapshot.step)
+        both = alignment(H, D, squares=squares, tol=self.tol, generator=draw, max_matvecs=limit)
+        values |= _estimated({"alignment": both.trace, "cosine": both.cosine})
         values["cost/noise/matvecs"] = float(H.products - before)
         return values
 
@@ -304,7 +307,11 @@ def _size_in_words(values: dict[str, float]) -> str:
         scale, error = values["noise/scale"], values["error/noise/scale"]
         said += f"; noise scale Tr D/|g|^2 = {scale:.3g} +- {error:.1g} examples"
     if "noise/effective_rank" in values:
-        said += f"; effective rank {values['noise/effective_rank']:.3g} of at most {values['noise/rank_bound']:.0f}"
+        error = values.get("error/noise/effective_rank", 0.0)
+        about = f" +- {error:.1g}" if error > 0 else ""
+        said += (
+            f"; effective rank {values['noise/effective_rank']:.3g}{about} of at most {values['noise/rank_bound']:.0f}"
+        )
     return said + ("; BatchNorm with running statistics." if "noise/running_statistics" in values else ".")
 
 

@@ -7,13 +7,15 @@ from typing import Literal
 
 from lab.report.cells import Cell, grouped, mean_and_error
 
-Finding = Literal["random_labels", "generalization_gap", "edge_of_stochastic_stability"]
+Finding = Literal["random_labels", "generalization_gap", "edge_of_stochastic_stability", "noise_injection"]
 
 QUARTER = 0.25
 """Share of a run, at its end, that is averaged over."""
 FITTED = 0.99
 """Training accuracy from which on a set counts as fitted."""
 NEAR_CHANCE = 0.05
+INJECTED = {"test/accuracy": "test accuracy", "sharpness/lambda_max": "lambda_max", "noise/trace": "Tr D"}
+"""What noise in the gradient is judged by."""
 NEAR_EDGE = 0.8
 """Share of 2/lr from which on batch sharpness counts as at the edge: its mean over a quarter of a run scatters as much."""
 
@@ -24,6 +26,7 @@ def find(finding: Finding | None, cells: Sequence[Cell]) -> str:
         "random_labels": random_labels,
         "generalization_gap": generalization_gap,
         "edge_of_stochastic_stability": edge_of_stochastic_stability,
+        "noise_injection": noise_injection,
     }
     return told[finding](cells) if finding else ""
 
@@ -92,6 +95,29 @@ def edge_of_stochastic_stability(cells: Sequence[Cell]) -> str:
     else:
         text += f" The batch sharpness stayed below {NEAR_EDGE} x 2/lr."
     return text
+
+
+def noise_injection(cells: Sequence[Cell]) -> str:
+    """Where each noise led, and whether noise of the law of the small batch leads where the small batch does."""
+    groups = {name.partition("=")[2]: group for name, group in grouped(cells, ["optimizer/noise"]).items()}
+    told, apart = [], []
+    for tag, name in INJECTED.items():
+        if not any(tag in cell.series for cell in cells):
+            continue
+        ends = {kind: mean_and_error([cell.late(tag, QUARTER) for cell in group]) for kind, group in groups.items()}
+        told.append(f"{name}: {', '.join(f'{_with_error(*end)} ({kind})' for kind, end in ends.items())}")
+        if {"small_batch", "minibatch"} <= {*ends}:
+            (one, its), (other, others) = ends["small_batch"], ends["minibatch"]
+            if math.hypot(its, others) > 0:
+                apart.append(f"{(other - one) / math.hypot(its, others):+.1f} ({name})")
+    text = f"Over the last quarter, mean +- standard error over seeds. {'; '.join(told)}."
+    if apart:
+        text += f" minibatch, which has the law of small_batch, differs from it by {', '.join(apart)} standard errors."
+    return text
+
+
+def _with_error(mean: float, error: float) -> str:
+    return f"{_number(mean)} +- {error:.1g}" if error > 0 else _number(mean)
 
 
 def _late(group: Sequence[Cell], tag: str) -> float:

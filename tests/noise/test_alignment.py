@@ -1,5 +1,6 @@
 """Tr(HD), u'Du and the cosine of H and D against dense matrices. Statistical tests have fixed seeds."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from lab.curvature.operators import LinearOperator, hessian
+from lab.curvature.probing import Interval
 from lab.landscapes.quadratic import Quadratic
-from lab.noise.alignment import cosine, deflate, trace_with, variances
+from lab.noise.alignment import alignment, deflate, trace_with, variances
 from lab.noise.covariance import covariance
 from lab.objective import NetworkObjective
 
@@ -96,14 +98,28 @@ def test_cosine_is_that_of_the_matrices(loss: NetworkObjective, monkeypatch: pyt
     truth = float((H @ D).trace() / (H.norm() * D.norm()))
     for limit in (4096, 10):  # |D|_F from the Gram matrix, and from random noise
         monkeypatch.setattr("lab.noise.alignment.GRAM_EXAMPLES", limit)
-        found = cosine(hessian(loss, loss.weights), loss, loss.weights, tol=0.03, max_matvecs=2000)
+        D_w = covariance(loss, loss.weights)
+        found = alignment(hessian(loss, loss.weights), D_w, tol=0.03, max_matvecs=2000).cosine
         assert found.converged and 0 < found.error < 0.06 * truth
         assert abs(found.value - truth) < 4 * found.error
 
 
 def test_a_covariance_times_itself_has_the_cosine_one(loss: NetworkObjective) -> None:
-    found = cosine(covariance(loss, loss.weights), loss, loss.weights, tol=0.02, max_matvecs=2000)
+    D = covariance(loss, loss.weights)
+    found = alignment(D, D, tol=0.02, max_matvecs=2000).cosine
     assert abs(found.value - 1) < 4 * found.error
+
+
+def test_the_cosine_shares_the_products_of_the_trace(loss: NetworkObjective) -> None:
+    H, D = hessian(loss, loss.weights), covariance(loss, loss.weights)
+    squares = Interval(float(D.dense().square().sum()), 0.0, math.inf)
+    both = alignment(H, D, squares=squares, tol=0.05, max_matvecs=2000)
+    assert H.products == both.cosine.matvecs
+    alone = trace_with(H, loss, loss.weights, tol=0.05, max_matvecs=2000)
+    assert both.trace == alone
+    assert both.cosine.value == pytest.approx(
+        alignment(H, D, tol=0.05, max_matvecs=2000).cosine.value, rel=1e-10
+    )  # |D|_F known, and from the Gram matrix
 
 
 @pytest.mark.filterwarnings("ignore:Tr")  # an error of 5 % of round-off

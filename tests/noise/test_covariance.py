@@ -1,13 +1,16 @@
 """The covariance of the gradient noise against its dense matrix, in float64."""
 
 import math
+import statistics
 from collections.abc import Callable
+from itertools import combinations
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lab.noise.covariance import Spectrum, covariance, eigenvalues, trace
+from lab.noise.covariance import Spectrum, covariance, eigenvalues, square_by_sample, trace
+from lab.noise.examples import ExampleGradients
 from lab.objective import NetworkObjective
 
 DOUBLE = torch.float64
@@ -105,11 +108,45 @@ def test_many_examples_take_lanczos_and_find_the_same(network: Build, monkeypatc
     few = eigenvalues(loss, loss.weights, 2)
     monkeypatch.setattr("lab.noise.covariance.GRAM_EXAMPLES", 5)
     many = eigenvalues(loss, loss.weights, 2, tol=1e-6)
-    assert many.method == "lanczos" and math.isnan(many.effective_rank)
+    assert many.method == "lanczos"
+    assert many.effective_rank == pytest.approx(few.effective_rank, rel=1e-10) and many.effective_rank_error == 0
     assert (many.pairs.values - few.pairs.values).abs().max() < 1e-6 * few.pairs.values[0]
     monkeypatch.setattr("lab.noise.covariance.GRAM_EXAMPLES", 4096)
     monkeypatch.setattr("lab.noise.examples.memory_of", lambda device: 1000)
     assert eigenvalues(loss, loss.weights, 2, tol=1e-6).method == "lanczos"
+
+
+def test_tr_d_squared_of_a_sample_is_unbiased_over_all_samples(network: Build) -> None:
+    loss = network("mlp")
+    D, num = dense(loss), len(loss.x)
+    examples = ExampleGradients(loss, loss.weights)
+    g = examples.gradient()
+    lengths = (loss.example_grads(loss.weights) - g).square().sum(1)
+    found = [
+        square_by_sample(examples, g, lengths, torch.tensor(index))[0] for index in combinations(range(num), num // 2)
+    ]
+    assert sum(found) / len(found) == pytest.approx(float(D.square().sum()), rel=1e-12)
+    assert max(found) > 1.05 * min(found)
+
+
+def test_the_error_of_an_effective_rank_covers_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 60 samples of 100 out of 400 examples: 68 % within one error, and 6 standard errors of that share are 0.36. Over
+    # samples the mean of Tr D^2 is exact: 4 standard errors.
+    monkeypatch.setattr("lab.noise.covariance.RANKED", 100)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 6, dtype=DOUBLE, generator=generator) * torch.linspace(0.2, 2, 6, dtype=DOUBLE)
+    y = torch.randint(3, (400,), generator=generator)
+    loss = NetworkObjective(nn.Linear(6, 3).double(), nn.CrossEntropyLoss(), (x, y))
+    truth = eigenvalues(loss, loss.weights)
+    assert truth.squares_error == 0
+    monkeypatch.setattr("lab.noise.covariance.GRAM_EXAMPLES", 300)
+    found = [eigenvalues(loss, loss.weights, generator=generator) for _ in range(60)]
+    squares = torch.tensor([each.squares for each in found], dtype=DOUBLE)
+    assert abs(float(squares.mean()) - truth.squares) < 4 * float(squares.std()) / math.sqrt(60)
+    assert all(each.trace == pytest.approx(truth.trace, rel=1e-10) for each in found)
+    within = sum(abs(each.effective_rank - truth.effective_rank) < each.effective_rank_error for each in found) / 60
+    assert 0.32 < within < 0.97
+    assert 0.6 < float(squares.std()) / statistics.mean(each.squares_error for each in found) < 1.6
 
 
 def test_equal_gradients_have_no_noise() -> None:

@@ -12,7 +12,7 @@ from lab.report.bars import Bars
 from lab.report.cells import differing, grouped, mean_and_error
 from lab.report.curves import Curves
 from lab.report.ends import Ends
-from lab.report.findings import edge_of_stochastic_stability, generalization_gap, random_labels
+from lab.report.findings import edge_of_stochastic_stability, generalization_gap, noise_injection, random_labels
 from lab.run.folder import RunFolder
 from lab.settings import SettingError
 
@@ -203,3 +203,18 @@ def test_edge_of_stochastic_stability_claims_what_the_numbers_say(
         for size, top, batch in zip((8, 128), tops, batches, strict=True)
     ]
     assert says in edge_of_stochastic_stability(cells[::-1]), "whatever the order of the cells"
+
+
+def test_the_noise_of_a_small_batch_is_held_against_the_small_batch(tmp_path: Path) -> None:
+    ends = {"none": (0.9, 0.9), "small_batch": (0.80, 0.84), "minibatch": (0.84, 0.88)}
+    cells = [
+        cell(tmp_path, f"optimizer/noise={kind} seed={seed}", {"test/accuracy": value})
+        for kind, values in ends.items()
+        for seed, value in enumerate(values)
+    ]
+    told = noise_injection(cells)
+    # Standard errors of 0.02 each: 0.04 / (0.02 sqrt 2) = 1.4.
+    assert "test accuracy: 0.900 (none), 0.820 +- 0.02 (small_batch), 0.860 +- 0.02 (minibatch)." in told
+    assert "differs from it by +1.4 (test accuracy) standard errors" in told
+    assert "Tr D" not in told, "it was not measured"
+    assert "law" not in noise_injection([c for c in cells if c.overrides["seed"] == "0"]), "one seed has no error"

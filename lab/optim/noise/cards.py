@@ -20,6 +20,8 @@ from lab.optim.optimizers import OptimizerCard, Sgd
 from lab.settings import CARD, SettingError
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Weigh = Callable[[int, float, torch.Generator, torch.dtype], Tensor]
+"""(N, m, generator, dtype) -> weights a (N,) with which sum_i a_i g_i has covariance D/m."""
 TRACE_TOL = 0.02
 """Wanted error of Tr |H|, relative."""
 
@@ -121,18 +123,20 @@ class SizedNoise(NoiseCard):
         m = self.equivalent_batch_size
         return f"{self.name}, {f'as large as that of batches of {m}' if m is not None else f'of trace {self.trace:g}'}"
 
-    def sampled(self, batch: Batch, weigh: Callable[[int, float, torch.Generator], Tensor]) -> Slopes:
+    def sampled(self, batch: Batch, weigh: Weigh) -> Slopes:
         """Slopes of a noise of covariance D/m; for a given trace m is Tr D/trace, a number of examples or a part of one."""
         m: float = self.equivalent_batch_size or 0
         if self.trace is not None:
             m = batch.example_trace() / self.trace
-        a = weigh(batch.size, m, batch.generator) if m > 0 else torch.zeros(batch.size)  # D = 0: there is no noise
-        return _weighted(batch, a)
+        if not m > 0:  # D = 0: there is no noise
+            return lambda outputs, slope, part: torch.zeros_like(slope)
+        dtype = torch.promote_types(batch.x.dtype, torch.float32)
+        return _weighted(weigh(batch.size, m, batch.generator, dtype))
 
 
-def _weighted(batch: Batch, a: Tensor) -> Slopes:
+def _weighted(a: Tensor) -> Slopes:
     """The slopes behind sum_i a_i g_i: those of the mean loss of N examples, times N a_i."""
-    factors = (batch.size * a).to(batch.x)
+    factors = a.mul_(len(a))
 
     def slopes(outputs: Tensor, slope: Tensor, part: slice) -> Tensor:
         return slope * factors[part].reshape(-1, *(1,) * (slope.dim() - 1))

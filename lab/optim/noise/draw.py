@@ -80,16 +80,19 @@ class Draw:
 
     def backward(self, loss: Tensor, outputs: Tensor, part: slice) -> None:
         """The gradient of `loss`, the part of the loss over the examples `part`, into `.grad`, with what noise joins it."""
-        if self.slopes is None:
-            loss.backward()
-            return
-        (slope,) = torch.autograd.grad(loss, outputs)
-        noise = self.slopes(outputs.detach(), slope, part).to(slope.dtype)
-        if self.shape is not None or self.measured:
+        slopes = self.slopes
+        f = outputs.detach()  # a hook that held the outputs themselves would keep their graph alive
+        if slopes is not None and self.shape is None and not self.measured:
+            outputs.register_hook(lambda slope: slope + slopes(f, slope, part).to(slope.dtype))
+        elif slopes is not None:
+            (slope,) = torch.autograd.grad(loss, outputs, retain_graph=True)
+            noise = slopes(f, slope, part).to(slope.dtype)
             pieces = torch.autograd.grad(outputs, self.params, noise, retain_graph=True, materialize_grads=True)
             n = flatten(pieces)
             self._n = n if self._n is None else self._n + n
-        outputs.backward(slope if self.shape is not None else slope + noise)
+            if self.shape is None:
+                outputs.register_hook(lambda slope: slope + noise)
+        loss.backward()
 
     def finish(self) -> None:
         """After the last part: what has not joined yet is added to `.grad`."""
