@@ -1,6 +1,7 @@
 """First passages by simulation: many walkers, each until it is first found outside, in one vectorised program.
 
-    x <- x - lr grad L(x) + sqrt(2 lr D(x)) xi        D = T, or D(x) of the place (Ito); SGD noise C / B is D = lr C / 2B
+    u <- b u - lr grad L(x) + sqrt(2 lr D(x)) xi,   x <- x + u        b momentum, else 0, as torch's SGD has it
+    D = T, or D(x) of the place (Ito); SGD noise of covariance C / B is D = lr C / 2B
 
 Steps go in blocks, in the cache: noise is drawn for a block at once, places of the whole block are tested for the exit at
 its end, so that every step is inspected, and those that left are then taken out. Cost: a gradient and P normal numbers a
@@ -49,6 +50,7 @@ def first_passages(
     max_steps: int,
     generator: Generator,
     scale: Tensor | None = None,
+    momentum: float = 0.0,
     tick: Tick = silent,
 ) -> EscapeTimes:
     """Times, in steps, at which walkers from `start` (P,) are first found outside; censored after `max_steps`.
@@ -65,7 +67,7 @@ def first_passages(
     chunks = [min(CHUNK, walkers - begin) for begin in range(0, walkers, CHUNK)]
     found = []
     for i, size in enumerate(chunks):
-        walk = _Walk(landscape, outside, lr, diffusion, root, generator)
+        walk = _Walk(landscape, outside, lr, diffusion, root, momentum, generator)
         part = lambda share, i=i: tick((i + share) / len(chunks))  # noqa: E731
         found.append(walk.run(start.expand(size, -1).clone(), max_steps, part))
     times, exited, failed = (torch.cat(parts) for parts in zip(*found, strict=True))
@@ -80,20 +82,21 @@ class _Walk:
         lr: float,
         diffusion: float | Callable[[Tensor], Tensor],
         root: Tensor,
+        momentum: float,
         generator: Generator,
     ) -> None:
         self.landscape, self.outside, self.lr, self.generator = landscape, outside, lr, generator
-        self.diffusion, self.root = diffusion, root
+        self.diffusion, self.root, self.momentum = diffusion, root, momentum
 
     def run(self, x: Tensor, max_steps: int, tick: Tick) -> tuple[Tensor, Tensor, Tensor]:
         """Times (n,) on the CPU, whether exited, whether failed."""
         size = len(x)
         times = torch.full((size,), float(max_steps), dtype=torch.float64, device=x.device)
         exited, failed = (torch.zeros(size, dtype=torch.bool, device=x.device) for _ in range(2))
-        inside, done = torch.arange(size, device=x.device), 0
+        inside, done, push = torch.arange(size, device=x.device), 0, torch.zeros_like(x)
         while done < max_steps and len(inside):
             length = min(max(SHORTEST, min(LONGEST, BLOCK // x.numel())), max_steps - done)
-            path = self._block(x, length)
+            path = self._block(x, push, length)
             over = self.outside(path)
             left = over.any(0) | ~path[-1].isfinite().all(-1)  # what is not finite stays so
             who, steps = inside[left], path[:, left]
@@ -102,22 +105,24 @@ class _Walk:
             broken = lost.gather(0, first[None])[0]
             times[who] = (done + 1 + first).double()
             exited[who], failed[who] = ~broken, broken
-            inside, x = inside[~left], path[-1][~left]
+            inside, x, push = inside[~left], path[-1][~left], push[~left]
             done += length
             tick(max(done / max_steps, 1 - len(inside) / size))
         tick(1.0)
         return times.cpu(), exited.cpu(), failed.cpu()
 
-    def _block(self, x: Tensor, length: int) -> Tensor:
-        """The places (length, n, P) after each of the next steps; those that leave walk on to its end."""
+    def _block(self, x: Tensor, push: Tensor, length: int) -> Tensor:
+        """The places (length, n, P) after each of the next steps; those that leave walk on to its end. `push` is u, in place."""
         path = torch.empty(length, *x.shape, dtype=x.dtype, device=x.device).normal_(generator=self.generator)
         D = self.diffusion
         path.mul_(self.root * math.sqrt(2 * self.lr * (1.0 if callable(D) else D)))
         for noise in path:
             if callable(D):
                 noise.mul_(D(x).sqrt_())
-            noise.add_(x).sub_(self.landscape.gradient(x), alpha=self.lr)
-            x = noise
+            noise.sub_(self.landscape.gradient(x), alpha=self.lr)
+            if self.momentum:
+                noise.copy_(push.mul_(self.momentum).add_(noise))
+            x = noise.add_(x)
         return path
 
 

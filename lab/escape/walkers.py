@@ -6,22 +6,15 @@ Times are whole steps, so those of two learning rates are compared as lr t. A di
 little later than one that is watched without pause; theory to compare with has to be that of the discrete chain.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lab.escape.passage import Outside, first_passages
 from lab.landscapes.base import Landscape
 from lab.results import EscapeTimes
 from lab.walks.tick import Tick, silent
-
-COMPRESS_EVERY = 32
-"""Steps after which those that have left are dropped from what is computed."""
-NUMBERS = 2**18
-"""Coordinates moved at a time: they stay in the cache of one core."""
-Region = Callable[[Tensor], Tensor]
-"""Whether walkers (n, P) are outside: (n,) bool."""
 
 
 @dataclass(frozen=True)
@@ -51,52 +44,25 @@ class Walkers:
     def first_exits(
         self,
         start: Tensor,
-        outside: Region,
+        outside: Outside,
         generator: torch.Generator,
         *,
         walkers: int,
         steps: int,
         tick: Tick = silent,
     ) -> EscapeTimes:
-        """First step at which each of `walkers` from `start` (P,) at rest is outside, followed for `steps` at most.
-
-        A walker that is not finite any more has failed, whatever `outside` says of it. Cost: a gradient of the landscape
-        and P normal numbers a walker-step, for as long as the walker stays.
-        """
-        size = max(1, NUMBERS // len(start))
-        found = []
-        for begin in range(0, walkers, size):
-            count = min(size, walkers - begin)
-
-            def told(share: float, begin: int = begin, count: int = count) -> None:
-                tick((begin + share * count) / walkers)
-
-            found.append(self._first_exits(start.repeat(count, 1), outside, generator, steps, told))
-        times, exited, failed = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
-        return EscapeTimes(times, exited, failed)
-
-    def _first_exits(
-        self, x: Tensor, outside: Region, generator: torch.Generator, steps: int, tick: Tick
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Times, exited and failed of one chunk of walkers x (n, P)."""
-        n, device = len(x), x.device
-        times = torch.full((n,), float(steps), dtype=torch.float64, device=device)
-        exited, failed = (torch.zeros(n, dtype=torch.bool, device=device) for _ in range(2))
-        who, there = torch.arange(n, device=device), torch.ones(n, dtype=torch.bool, device=device)
-        velocity, xi = torch.zeros_like(x), torch.empty_like(x)
-        for step in range(1, steps + 1):
-            self.move(x, velocity, xi, generator)
-            lost = ~x.isfinite().all(1)
-            ended = there & (outside(x) | lost)
-            times[who[ended]] = step
-            failed[who[ended & lost]] = True
-            exited[who[ended & ~lost]] = True
-            there &= ~ended
-            if step % COMPRESS_EVERY == 0:
-                x, velocity, who = x[there], velocity[there], who[there]
-                xi, there = torch.empty_like(x), there[there]
-                tick(max(step / steps, 1 - len(who) / n))
-                if not len(who):
-                    break
-        tick(1.0)
-        return times, exited, failed
+        """First step at which each of `walkers` from `start` (P,) at rest is outside: `lab.escape.passage.first_passages`."""
+        noise = torch.as_tensor(self.noise, dtype=start.dtype, device=start.device).expand(len(start))
+        return first_passages(
+            self.landscape,
+            start,
+            outside,
+            lr=self.lr,
+            diffusion=self.lr / 2,
+            scale=noise**2,
+            momentum=self.momentum,
+            walkers=walkers,
+            max_steps=steps,
+            generator=generator,
+            tick=tick,
+        )

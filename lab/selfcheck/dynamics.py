@@ -111,7 +111,7 @@ def saddle_escape_by_heavy_ball() -> Iterator[Row]:
     saddle, descent = Quadratic((-0.5, 1.0)), Descent([-0.5], 1e-3, 0.05, momentum=0.9)
     walk, start = Walkers(saddle, descent.lr, 1e-3, descent.momentum), torch.zeros(2).double()
     generator, expected = stream(0, "heavy ball"), descent.time(1.0)
-    found = walk.first_exits(start, lambda x: x[:, 0].abs() > 1, generator, walkers=4000, steps=2000).times
+    found = walk.first_exits(start, lambda x: x[..., 0].abs() > 1, generator, walkers=4000, steps=2000).times
     tolerance = 4 * float(found.std()) / math.sqrt(len(found))
     yield Row("escape from a saddle, heavy ball: mean steps", expected.mean, float(found.mean()), tolerance)
     kicked = Walkers(saddle, descent.lr, 0.0, descent.momentum).path(

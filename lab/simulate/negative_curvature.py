@@ -99,7 +99,7 @@ class NegativeCurvature(Experiment):
         lambdas, down = point.values[: point.index].tolist(), point.vectors[:, : point.index]
 
         def outside(x: Tensor) -> Tensor:
-            return ((x - saddle) @ down).norm(dim=1) > self.radius
+            return ((x - saddle) @ down).norm(dim=-1) > self.radius
 
         step = way_down(landscape, saddle)
         length, _, losses = line_search(landscape, saddle, step)
@@ -123,7 +123,7 @@ class NegativeCurvature(Experiment):
         moved = Centred(landscape, saddle)
         grown = Walkers(moved, self.lr, 0.0).first_exits(
             kick,
-            lambda x: (x @ down).norm(dim=1) > self.radius,
+            lambda x: (x @ down).norm(dim=-1) > self.radius,
             around.stream(f"{self.name}/none", place),
             walkers=1,
             steps=int(1.5 * quiet.mean) + 100,

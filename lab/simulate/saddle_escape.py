@@ -18,8 +18,9 @@ from pydantic.dataclasses import dataclass
 from torch import Generator, Tensor
 
 from lab.curvature.operators import hessian
+from lab.escape.passage import Outside
 from lab.escape.saddle import Departure, Descent, autoregression, growth_factor, kick_growth
-from lab.escape.walkers import Region, Walkers
+from lab.escape.walkers import Walkers
 from lab.landscapes.base import Landscape
 from lab.landscapes.deep_linear import DeepLinear
 from lab.landscapes.factorisation import Factorisation
@@ -128,7 +129,7 @@ class SaddleEscape(Experiment):
         saddle = Saddle(self.dimension + k - 1, k, self.curvature, self.curvature, 0.0)
         return self._times(
             saddle,
-            lambda x: x[:, :k].norm(dim=1) > self.radius,
+            lambda x: x[..., :k].norm(dim=-1) > self.radius,
             self._descent(noise, k).time(self.radius),
             noise,
             around.stream(f"{self.name}/{noise}", k),
@@ -139,10 +140,18 @@ class SaddleEscape(Experiment):
         generator, r = around.stream(f"{self.name}/factorisation"), self._half_way
         expected = self._descent(self._middle).time(r)
         valley = Factorisation(self.curvature)
-        return self._times(valley, lambda x: x.sum(1).abs() > math.sqrt(2) * r, expected, self._middle, generator, tick)
+        return self._times(
+            valley, lambda x: x.sum(-1).abs() > math.sqrt(2) * r, expected, self._middle, generator, tick
+        )
 
     def _times(
-        self, landscape: Landscape, outside: Region, expected: Departure, noise: float, generator: Generator, tick: Tick
+        self,
+        landscape: Landscape,
+        outside: Outside,
+        expected: Departure,
+        noise: float,
+        generator: Generator,
+        tick: Tick,
     ) -> Tensor:
         """Of walkers from 0, followed until all have left: one in 10^12 stays for 28 / log z beyond the mean."""
         steps = math.ceil(expected.mean + 28 / self._log_z)
@@ -163,8 +172,8 @@ class SaddleEscape(Experiment):
 
         def outside(x: Tensor) -> Tensor:
             nonlocal furthest
-            furthest = max(furthest, float(x[:, 0].abs().max()))
-            return x[:, 0].abs() > self.radius
+            furthest = max(furthest, float(x[..., 0].abs().max()))
+            return x[..., 0].abs() > self.radius
 
         expected = self._descent(min(self.noise)).time(self.radius)
         steps = math.ceil(expected.mean + 5 * expected.std)
