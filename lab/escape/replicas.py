@@ -43,6 +43,12 @@ def draws(
         yield from order.split(batch_size, 1) if sampling == "epoch" else (order[:, :batch_size],)
 
 
+def shares(index: Tensor, num_examples: int) -> Tensor:
+    """The share of every example in mini-batches (R, B): (R, N), rows summing to 1."""
+    share = torch.full(index.shape, 1 / index.shape[1], dtype=torch.float64, device=index.device)
+    return share.new_zeros(len(index), num_examples).scatter_add_(1, index, share)
+
+
 class Replicas:
     """R copies of a run on `objective` from the rows of w (R, P), which is copied.
 
@@ -113,7 +119,15 @@ class Replicas:
         index, W = next(self._batches), self.W
         if index is None and self.noise is not None:
             return self.noise.gradients(self.objective, W, self.generator)
-        gradient = self.objective.replica_grads(W, None if index is None else index.to(W.device))
+        total = self.objective.num_examples
+        if index is None:
+            gradient = self.objective.replica_grads(W)
+        elif (
+            total is not None and index.shape[1] > total
+        ):  # examples come up several times: cheaper counted than gathered
+            gradient = self.objective.replica_grads(W, weights=shares(index, total).to(W))
+        else:
+            gradient = self.objective.replica_grads(W, index.to(W.device))
         return gradient if self.noise is None else gradient + self.noise(self.objective, W, self.generator)
 
     def _plain_lr(self) -> float | None:

@@ -106,6 +106,15 @@ def test_a_batch_of_all_examples_without_repetition_is_the_full_batch(network: N
     assert not Replicas(network, w, sgd, batch_size=20, generator=generator()).is_full
 
 
+def test_a_batch_larger_than_the_data_counts_every_example_as_often_as_it_was_drawn(network: NetworkObjective) -> None:
+    w = network.weights.expand(3, -1)
+    replicas = Replicas(network, w, partial(optim.SGD, lr=0.1), batch_size=50, generator=generator(5))
+    replicas.run(1)
+    index = next(draws(20, 50, "with_replacement", 3, generator(5)))
+    expected = torch.stack([w[r] - 0.1 * network.restrict(index[r]).grad(w[r]) for r in range(3)])
+    torch.testing.assert_close(replicas.W, expected)
+
+
 def test_langevin_on_a_quadratic_has_the_variance_of_the_discrete_chain() -> None:
     # x <- (1 - lr h) x + sqrt(2 lr T) xi: variance T / (h (1 - lr h / 2)), exactly.
     h, lr, temperature = torch.tensor([1.0, 3.0], dtype=DOUBLE), 0.2, 0.5
