@@ -23,10 +23,11 @@ import lab.simulate
 from lab.cli import choices, config_dir
 from lab.results import Estimate
 from lab.run.folder import RunFolder
+from lab.settings import SettingError
 from lab.simulate import knobs, main, summary_of
 from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
 from lab.simulate.progress import Progress
-from lab.simulate.settings import read_settings
+from lab.simulate.settings import Shared, read_settings
 
 CARDS = {file.stem: file for file in sorted((Path(config_dir()) / "simulation").glob("*.yaml"))}
 SMALL = {
@@ -193,6 +194,16 @@ def test_a_slip_is_one_line_exit_code_2_and_nothing_written(
     assert not list(scratch.iterdir())
 
 
+def test_a_setting_found_wrong_while_it_runs_is_one_line_and_leaves_nothing(
+    scratch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        simulate(f"experiment=central_flow_toy {SMALL['central_flow_toy']} start_x=1000 hydra.run.dir=out")
+    assert left.value.code == 2
+    assert "error: start_x=1000: gradient descent runs away" in capsys.readouterr().err
+    assert not list(scratch.iterdir())
+
+
 def test_a_refused_sweep_beside_runs_leaves_nothing() -> None:
     simulate(f"experiment=polya {SMALL['polya']}")
     before = sorted(Path("outputs").rglob("*"))
@@ -226,6 +237,17 @@ def test_nothing_typed_lists_the_experiments_and_how_to_start(
         assert summary_of(name)[:40] in told
     assert f"python -m lab.simulate experiment={min(CARDS)} " in told
     assert not list(scratch.iterdir())
+
+
+def test_an_experiment_of_the_cpu_is_never_put_on_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    kinds = {name: kind() for name, kind in experiments().items()}
+    for name, kind in kinds.items():
+        where = "cpu" if kind.on_cpu else "cuda"
+        assert Shared(accelerator="auto").device(kind).type == where, name
+        assert Shared(accelerator="cpu").device(kind).type == "cpu"
+    with pytest.raises(SettingError, match="accelerator=gpu: experiment=escape_kramers computes on the CPU"):
+        Shared(accelerator="gpu").device(kinds["escape_kramers"])
 
 
 def test_help_pages(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:

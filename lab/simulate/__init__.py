@@ -96,7 +96,9 @@ def _simulate(cfg: DictConfig, folder: RunFolder, runtime: Any, *, sweep: bool) 
     title = ": ".join(filter(None, (experiment.name, runtime.job.override_dirname.replace(",", ", "))))
     bar = not sweep or runtime.launcher.get("n_jobs", 1) == 1
     command = f"python -m lab.simulate {shlex.join(typed)}"
-    Run(experiment, shared, shared.device()).carry_out(folder, plain=what, command=command, title=title, bar=bar)
+    Run(experiment, shared, shared.device(experiment)).carry_out(
+        folder, plain=what, command=command, title=title, bar=bar
+    )
     report(folder)
 
 

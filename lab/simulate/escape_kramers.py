@@ -40,6 +40,7 @@ class EscapeKramers(Experiment):
     """
 
     name: ClassVar[str] = "escape_kramers"
+    on_cpu: ClassVar[bool] = True
 
     case: CaseName = "K2"
     barriers: tuple[Annotated[float, Field(ge=0.1, le=12)], ...] = (3.0, 4.0)

@@ -47,6 +47,7 @@ class EscapeKramersSgd(Experiment):
     """
 
     name: ClassVar[str] = "escape_kramers_sgd"
+    on_cpu: ClassVar[bool] = True
 
     case: CaseName = "K2"
     lr: Lr = 0.4

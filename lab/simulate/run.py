@@ -9,6 +9,7 @@ import torch
 from lab.run import figures
 from lab.run.folder import RunFolder
 from lab.run.provenance import provenance
+from lab.settings import SettingError
 from lab.simulate.base import Experiment, Outcome, Surroundings
 from lab.simulate.progress import Progress
 from lab.simulate.settings import Shared
@@ -27,7 +28,8 @@ class Run:
     ) -> None:
         """Simulate, draw and write; the status says finished only when all the rest is on disk.
 
-        Raises SettingError when another process has the folder.
+        Raises SettingError when another process has the folder, or when the experiment finds a setting wrong; that leaves
+        nothing in the folder.
         """
         with folder.owned():
             folder.write("provenance", provenance(command, plain))
@@ -36,6 +38,10 @@ class Run:
                 start = perf_counter()
                 outcome = self._simulate(title, bar=bar)
                 self._write(folder, outcome, title, seconds=perf_counter() - start)
+            except SettingError:  # found out while it ran: as if it had been refused at once
+                for name in ("provenance.json", "status.json", ".lock"):
+                    (folder.path / name).unlink(missing_ok=True)
+                raise
             except BaseException as error:
                 reason = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
                 folder.status("failed", step=0, reason=reason)

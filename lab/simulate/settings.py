@@ -20,11 +20,16 @@ class Shared:
     accelerator: Literal["cpu", "gpu", "auto"] = "cpu"
     threads: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
 
-    def device(self) -> torch.device:
-        """Where to compute. Raises SettingError when this machine has no such accelerator."""
+    def device(self, experiment: Experiment) -> torch.device:
+        """Where to compute. Raises SettingError when this machine, or the experiment, has no such accelerator."""
         if self.accelerator == "gpu" and not torch.cuda.is_available():
             raise SettingError("accelerator=gpu, but torch finds no CUDA here; use accelerator=cpu or auto")
-        return torch.device("cuda" if self.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+        if self.accelerator == "gpu" and experiment.on_cpu:
+            raise SettingError(
+                f"accelerator=gpu: experiment={experiment.name} computes on the CPU; use accelerator=cpu"
+            )
+        there = self.accelerator != "cpu" and torch.cuda.is_available() and not experiment.on_cpu
+        return torch.device("cuda" if there else "cpu")
 
     def use_threads(self, experiment: Experiment, jobs: int = 1) -> None:
         """Set the threads of torch: as told, or what the experiment gains from, shared with `jobs` (-1: many) processes."""
