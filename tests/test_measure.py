@@ -237,6 +237,14 @@ def test_any_probe_any_checkpoint_with_arrays_and_figures(here: Path, capsys: py
     assert values("peer")["spectrum/lambda_1"] == pytest.approx(found["spectrum/lambda_1"], rel=0.15)
 
 
+def test_a_measurement_that_is_refused_leaves_no_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        measure(f"checkpoint={here}", "probe=[escape]", "probe.escape.batch_sizes=[999]", "hydra.run.dir=refused")
+    assert left.value.code == 2
+    assert "error: probe.escape.batch_sizes: 999 is more than the" in capsys.readouterr().err
+    assert not Path("refused").exists()
+
+
 def test_paths_with_any_sign_that_run_folders_have(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     here.rename("data.classes=[0,1],optimizer.lr=0.1")
     measure("checkpoint=data.classes=[0,1],optimizer.lr=0.1/checkpoints/last.ckpt")

@@ -141,3 +141,13 @@ def test_weight_decay_adds_its_gradient_and_curvature() -> None:
     torch.testing.assert_close(objective.restrict(chosen).grad(w), inner.restrict(chosen).grad(w) + 0.3 * w)
     with pytest.raises(ValueError, match="weight decay -1"):
         Decayed(inner, -1.0)
+
+
+def test_weight_decay_has_no_third_derivative_and_what_the_loss_refuses_is_refused() -> None:
+    inner = network()
+    w, u, v = stacked(inner)
+    torch.testing.assert_close(Decayed(inner, 0.3).third(w, u, v), inner.third(w, u, v))
+    normed = nn.Sequential(nn.Linear(5, 3), nn.LayerNorm(3)).double()
+    inner = NetworkObjective(normed, mean_squared, (inner.x, inner.y))
+    with pytest.raises(ValueError, match="no right third derivative of LayerNorm"):
+        Decayed(inner, 0.3).third(inner.weights, inner.weights, inner.weights)

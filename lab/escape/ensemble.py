@@ -148,7 +148,7 @@ def watch(
         tick((begin + every) / (burn_in + budget))
     crowd.begin()
     for begin in range(0, budget, every):
-        if crowd.emptied or float(crowd.inside.double().mean()) <= 1 - stop:
+        if crowd.emptied or float((~crowd.inside).double().mean()) >= stop:
             break
         steps = min(every, budget - begin)
         replicas.run(steps)

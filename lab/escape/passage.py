@@ -112,7 +112,7 @@ class _Walk:
         return times.cpu(), exited.cpu(), failed.cpu()
 
     def _block(self, x: Tensor, push: Tensor, length: int) -> Tensor:
-        """The places (length, n, P) after each of the next steps; those that leave walk on to its end. `push` is u, in place."""
+        """The places (length, n, P) after each of the next steps; those that leave walk on to its end. push: u, in place."""
         path = torch.empty(length, *x.shape, dtype=x.dtype, device=x.device).normal_(generator=self.generator)
         D = self.diffusion
         path.mul_(self.root * math.sqrt(2 * self.lr * (1.0 if callable(D) else D)))

@@ -10,7 +10,8 @@
 (k = 1: psi(1/2) + log 2 = -(gamma + log 2), and the spread of t is pi / (sqrt(8) log z).) The 1/2 and 1/12 of the variance
 are what counting whole steps adds. Time grows as log(1/s) / log z: slowly with little noise, and with none in these
 directions never ends; the dimension of the rest does not enter. Exact as lr s -> 0 for a quadratic saddle; where the noise
-fills part of the radius from the start runs leave later than this, by 0.3 % at `crowding` 0.1, 1 % at 0.2, 7 % at 0.45.
+fills part of the radius from the start the mean is too low by 0.3 % at `crowding` 0.1 and 1 % at 0.2 (0.2 % for k = 1); at
+0.45 it is off by -5 to 1 % for k = 1, 7 % for k = 3, 11 % for k = 30.
 s is the standard deviation of the gradient of one step: s^2 = u'Du times `lab.noise.sampling.batch_factor`, with u'Du from
 `lab.noise.alignment.variances`.
 

@@ -106,7 +106,8 @@ def after(times: EscapeTimes, start: float) -> EscapeTimes:
 def delayed(times: EscapeTimes, *, level: float = 0.95) -> tuple[float, Rate]:
     """The delay and the rate after it, where exits cannot happen before an unknown delay (shifted exponential).
 
-    The delay is the first exit, in the middle of its inspection interval; k - 1 exits are left for the rate, over the time after it. Fewer than two exits: no rate.
+    The delay is the first exit, in the middle of its inspection interval; k - 1 exits are left for the rate, over the time
+    after it. Fewer than two exits: no rate.
     A delay that is known, or a slow start, is cut off by `after` instead.
     """
     _check(times, level)

@@ -53,7 +53,9 @@ def hidden_neurons(objective: Objective) -> Symmetry:
     if not isinstance(activation, (nn.Tanh, *ELEMENTWISE)):
         raise TypeError(f"{type(activation).__name__} is not known to act on every neuron alone")
     if not all(parameter.requires_grad for parameter in model.parameters()):
-        raise TypeError("expected a network without frozen parameters: a neuron with a part that is fixed has no images")
+        raise TypeError(
+            "expected a network without frozen parameters: a neuron with a part that is fixed has no images"
+        )
     entries: dict[int, Tensor] = {}
     begin = 0
     for parameter in model.parameters():

@@ -51,7 +51,7 @@ class Walkers:
         steps: int,
         tick: Tick = silent,
     ) -> EscapeTimes:
-        """First step at which each of `walkers` from `start` (P,) at rest is outside: `lab.escape.passage.first_passages`."""
+        """First step at which each of `walkers` from `start` (P,) at rest is outside, as `passage.first_passages`."""
         noise = torch.as_tensor(self.noise, dtype=start.dtype, device=start.device).expand(len(start))
         return first_passages(
             self.landscape,

@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from lab.cli import config_dir, one_line_errors
+from lab.cli import config_dir, one_line_errors, remove_if_empty
 from lab.measure.words import RunOf, Words, literal
 from lab.run.folder import RunFolder
 from lab.settings import SettingError
@@ -81,12 +81,23 @@ def measure(words: Words, file: Path, *, several: bool = False) -> "Result":
     measurement = Measurement(parts, saved, _optimizer(words, run))
     folder = RunFolder(words.results(file, run, place, several=several))
     with folder.owned():
-        result = measurement.carry_out(str(file))
+        try:
+            result = measurement.carry_out(str(file))
+        except SettingError:
+            _leave_nothing(folder)
+            raise
         report.keep(folder, result, file=file, command=_command(words), plain=_plain(cfg), facts=parts.dataset.facts)
     print(f"{file}: {report.sentence(result)}" if several else report.sentence(result))
     if not several:
         print(f"\n  results   {folder.path}", flush=True)
     return result
+
+
+def _leave_nothing(folder: RunFolder) -> None:
+    """Take a folder away that was made for a measurement that was refused; an older measurement in it stays."""
+    if [file.name for file in folder.path.iterdir()] == [".lock"]:
+        (folder.path / ".lock").unlink()
+        remove_if_empty(folder.path)
 
 
 def _optimizer(words: Words, run: RunOf | None) -> "OptimizerUse":

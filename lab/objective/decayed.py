@@ -42,6 +42,10 @@ class Decayed(Objective):
     def composition(self, w: Tensor) -> Iterator[tuple[float, Tensor, Callable[[Tensor], Tensor]]]:
         raise TypeError("a loss with weight decay is no loss of outputs alone: take the Gauss-Newton matrix of `inner`")
 
+    def third(self, w: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """As `Objective.third`, that of `inner`; what it refuses is refused."""
+        return self.inner.third(w, u, v)
+
     def slope(self, f: Tensor, leaf: Tensor, along: Tensor | None = None) -> Tensor:
         return self.inner.slope(f, leaf, along)
 

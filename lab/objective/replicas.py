@@ -5,7 +5,8 @@
 `torch.func.vmap` of the gradient is right at once, but its Python is most of the time of a small network. A program that
 is called again and again with tensors of the same shapes is therefore recorded once (`make_fx`, then TorchScript), checked
 against the unrecorded one on the numbers at hand, and run without Python from then on. What cannot be recorded runs as it
-is. Buffers and frozen parameters go in as arguments: a recorded program does not keep old ones.
+is. Buffers and frozen parameters go in as arguments: a recorded program does not keep old ones. What else a module holds
+(numbers, tensors that are no buffers) is what it was when the program was recorded.
 """
 
 import logging

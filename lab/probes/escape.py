@@ -201,7 +201,10 @@ class Escape(Probe):
     def _cell(self, snapshot: Snapshot, start: Start, lr: float, size: int) -> Cell:
         total = start.objective.num_examples or 0
         if size > total and (self.sampling or snapshot.sampling) != "with_replacement":
-            raise SettingError(f"probe.escape.batch_sizes: {size} is more than the {total} examples of the probe set")
+            raise SettingError(
+                f"probe.escape.batch_sizes: {size} is more than the {total} examples of the probe set; use fewer, or "
+                "probe.escape.sampling=with_replacement"
+            )
         draws = stream(snapshot.seed, f"escape/{lr:.6g}/{size}", snapshot.step)
         dynamics = self._dynamics(snapshot, start, lr, size)
         if start.saddle:

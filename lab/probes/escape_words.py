@@ -352,6 +352,7 @@ def _sweep(axis: "Axes", cells: Sequence[Cell]) -> None:
     if known:
         axis.set_yscale("log")
     else:
+        axis.set(xticks=[], yticks=[])
         axis.text(
             0.5, 0.5, "no rate in any cell:\nthe finding says why", transform=axis.transAxes, ha="center", va="center"
         )

@@ -139,10 +139,10 @@ class Stage:
         tick: Tick = silent,
     ) -> Stays:
         """Replicas of SGD in the well, until `exits` have left it or `steps` are made. Raises SettingError where these are
-        over before the second look at the replicas.
+        over before the replicas are looked at after the burn-in.
         """
         inspect_every, burn_in = max(1, round(INSPECT / lr)), self.burn_in(lr)
-        if -(-burn_in // inspect_every) * inspect_every >= steps:
+        if steps - burn_in < inspect_every:
             raise SettingError(
                 f"steps={steps - burn_in} of lr={lr:g} are a time of {lr * (steps - burn_in):.2g}, and replicas are looked "
                 f"at every {INSPECT:g}; use more steps or a larger lr"

@@ -87,6 +87,13 @@ def test_watching_stops_when_the_wanted_share_has_left() -> None:
     assert replicas.step < 20
 
 
+def test_the_wanted_share_itself_is_enough() -> None:
+    start = torch.cat([torch.zeros(9, 1), -torch.ones(1, 1)]).to(DOUBLE)  # nine of ten are outside at the first look
+    replicas = Replicas(Quadratic((1.0,)), start, sgd(0.1), generator=generator())
+    watch(replicas, Coordinate(point(1.0), point(0.0), -0.01), every=1, budget=10, stop=0.9)
+    assert replicas.step == 1
+
+
 def test_who_leaves_in_the_burn_in_goes_on_from_the_place_of_another() -> None:
     well, start = DoubleWell(), point(-1.0, 0.0).expand(300, -1)
     replicas = thermal(0.12, 0.1).replicas(well, start, generator())

@@ -64,3 +64,7 @@ def test_other_objectives_have_other_symmetries() -> None:
     mixing = nn.Sequential(nn.Linear(2, 2), nn.Softmax(dim=1), nn.Linear(2, 1))
     with pytest.raises(TypeError, match="Softmax"):
         hidden_neurons(NetworkObjective(mixing, half_square, (torch.zeros(2, 2), torch.zeros(2, 1))))
+    frozen = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1))
+    frozen[0].bias.requires_grad_(False)
+    with pytest.raises(TypeError, match="frozen"):
+        hidden_neurons(NetworkObjective(frozen, half_square, (torch.zeros(2, 2), torch.zeros(2, 1))))
