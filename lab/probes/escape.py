@@ -67,6 +67,7 @@ class Escape(Probe):
     directions     of top_distance and linear at a minimum.
     budget         steps a replica is watched; every replica is looked at 8 times in it (quench), or at every step.
     burn_in        steps; null: 3 relaxation times, at most a quarter of the budget.
+    max_matvecs    Hessian products, at most, that say what kind of point the start is.
     quench_steps   of gradient descent, at most; gradient_tol: |gradient| at rest, and of a critical point.
     growth_steps   of the random product and of the runs whose growth is measured.
     controls       runs without noise, at lr and lr/10.
@@ -88,6 +89,7 @@ class Escape(Probe):
     directions: Annotated[int, Field(gt=0)] = 5
     budget: Annotated[int, Field(ge=16)] = 2000
     burn_in: Annotated[int, Field(ge=0)] | None = None
+    max_matvecs: Annotated[int, Field(ge=2)] = 200
     quench_steps: Annotated[int, Field(gt=0)] = 2000
     gradient_tol: Positive = 1e-6
     growth_steps: Annotated[int, Field(ge=20)] = 200
@@ -158,7 +160,7 @@ class Escape(Probe):
 
     def _classify(self, snapshot: Snapshot, objective: Objective, w: Tensor) -> CriticalPoint:
         draws = stream(snapshot.seed, "escape/critical", snapshot.step)
-        return classify(objective, w, gradient_tol=self.gradient_tol, generator=draws)
+        return classify(objective, w, gradient_tol=self.gradient_tol, max_matvecs=self.max_matvecs, generator=draws)
 
     def _exit_name(self, start: Start) -> str:
         return self.exit if self.exit != "auto" else "saddle" if start.saddle else "quench"

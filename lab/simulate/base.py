@@ -128,7 +128,8 @@ class Experiment(ABC):
 
     name is that of its card. parallel says whether single operations are long enough to gain from a second thread: waking
     one for short operations costs more than it brings, on a busy machine a hundred times. on_cpu: it computes there only.
-    Settings that contradict each other raise ValueError from `__post_init__`, in one line that begins with the name of one of them.
+    Settings that contradict each other raise ValueError from `__post_init__`, in one line that begins with the name of one
+    of them.
     """
 
     name: ClassVar[str]
