@@ -32,6 +32,7 @@ def assert_is_the_saddle_of_the_table(outcome: Outcome) -> None:
     assert not outcome.disagreement()
 
 
+@pytest.mark.slow
 def test_a_dead_neuron_is_left_in_the_time_of_theory() -> None:
     outcome = carried_out(EscapeSaddle(replicas=100, batch_sizes=(8, 32), isotropic=0.04))
     assert_is_the_saddle_of_the_table(outcome)
@@ -90,6 +91,7 @@ def assert_equal_halves_are_never_left(outcome: Outcome, steps: int) -> None:
     assert not outcome.disagreement()
 
 
+@pytest.mark.slow
 def test_equal_halves_are_never_left_by_mini_batches() -> None:
     outcome = carried_out(EscapeSplit(replicas=64, stay_steps=150, isotropic=0.04, sizes=(1e-5, 1e-3)))
     assert_equal_halves_are_never_left(outcome, 150)

@@ -89,7 +89,10 @@ def measure(words: Words, file: Path, *, several: bool = False) -> "Result":
         report.keep(folder, result, file=file, command=_command(words), plain=_plain(cfg), facts=parts.dataset.facts)
     print(f"{file}: {report.sentence(result)}" if several else report.sentence(result))
     if not several:
-        print(f"\n  results   {folder.path}", flush=True)
+        print()
+        for figure in sorted(folder.figures.glob("*.png")):
+            print(f"  figure    {figure}")
+        print(f"  results   {folder.path}", flush=True)
     return result
 
 
