@@ -10,6 +10,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from torch import nn
 
+from lab.data.base import Split
 from lab.optim.escape import NegativeCurvature
 from lab.run import checkpoints
 from lab.run.folder import RunFolder
@@ -133,3 +134,14 @@ def test_slips_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean" in refused(capsys, "optimizer/escape=negative_curvature", "escape.lenght=1")
     with pytest.raises(SettingError, match=r"cannot be had with BatchNorm.*use model.norm=group"):
         NegativeCurvature().build(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), nn.functional.cross_entropy, 0)
+
+
+def test_weight_decays_that_differ_between_groups_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    groups = [
+        {"params": part.parameters(), "weight_decay": decay} for part, decay in zip(model, (0.0, 0.1), strict=True)
+    ]
+    split = Split(torch.ones(4, 2), torch.zeros(4, dtype=torch.long))
+    escape = NegativeCurvature().build(model, nn.CrossEntropyLoss(), seed=0)
+    with pytest.raises(SettingError, match=r"weight decays 0, 0\.1 in one optimiser"):
+        escape.loss(model, split, torch.optim.SGD(groups, lr=0.1))

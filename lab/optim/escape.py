@@ -93,10 +93,17 @@ class SaddleEscape:
             return self._leave(step, model, loss, w.double())  # drops at a saddle are below the round-off of float32
 
     def loss(self, model: nn.Module, data: Split, optimizer: optim.Optimizer) -> Objective:
-        """The mean over all training examples, and the decay that joins its gradient."""
+        """The mean over all training examples, and the decay that joins its gradient. Raises SettingError where that differs
+        between groups of parameters: it is no multiple of |w|^2 then.
+        """
         loss = NetworkObjective(model, self.criterion, (data.x, data.y))
         decays = {group["weight_decay"] for group in optimizer.param_groups if type(optimizer) in COUPLED}
-        return Decayed(loss, max(decays)) if any(decays) else loss
+        if len(decays) > 1:
+            told = ", ".join(f"{decay:g}" for decay in sorted(decays))
+            raise SettingError(
+                f"optimizer/escape=negative_curvature: weight decays {told} in one optimiser; expected one for all"
+            )
+        return Decayed(loss, decays.pop()) if any(decays) else loss
 
     def _leave(self, step: int, model: nn.Module, loss: Objective, w: Tensor) -> dict[str, float]:
         generator = stream(self.seed, "escape", step)

@@ -103,7 +103,9 @@ class SaddleEscape(Experiment):
 
         one = [seconds(self._descent(noise), self.walkers * self.dimension) for noise in self.noise]
         middle = self._middle
-        many = [seconds(self._descent(middle, k), self.walkers * (k + self.dimension - 1)) for k in self.directions]
+        many = [
+            seconds(self._descent(middle, k), self.walkers * (k + self.dimension - 1)) for k in self.directions if k > 1
+        ]
         return {
             "noises": sum(one),
             "directions": sum(many),
@@ -116,7 +118,7 @@ class SaddleEscape(Experiment):
         noises = sorted(self.noise, reverse=True)
         left = {s: self._leave(around, s, 1, tick) for s, tick in around.over("noises", noises)}
         many = {
-            k: self._leave(around, self._middle, k, tick)
+            k: left[self._middle] if k == 1 else self._leave(around, self._middle, k, tick)
             for k, tick in around.over("directions", sorted(self.directions))
         }
         furthest = self._without_noise_downwards(around, around.stage("no noise downwards"))
