@@ -1,5 +1,11 @@
-# make demo    quickstart on a fresh machine: environment, install, run
-# make test    the test suite        make check   format, lint, types, layers
+# make demo         quickstart on a fresh machine: environment, install, run
+# make test         the test suite
+# make test-slow    the long tests
+# make test-peers   the tests against other packages
+# make check        format, lint, types, layers
+# make format       repair format and lint
+# make bench        the tables of docs/benchmarks*.md, with CIFAR-10 images as class folders in IMAGES=DIR
+# make clean        take away the environment and the caches
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -49,6 +55,7 @@ $(VENV)/.lab-bench: $(VENV)/.lab-dev
 	@touch $@
 
 bench: $(VENV)/.lab-bench
+	$(BIN)/python scripts/benchmarks/sharpness.py $(if $(IMAGES),--images $(IMAGES)) --write docs/benchmarks_sharpness.md
 	$(BIN)/python scripts/benchmarks/curvature.py $(if $(IMAGES),--images $(IMAGES)) --write docs/benchmarks.md
 	$(BIN)/python scripts/benchmarks/noise.py $(if $(IMAGES),--images $(IMAGES)) --write docs/benchmarks_noise.md
 	$(BIN)/python scripts/benchmarks/escape.py --write docs/benchmarks_escape.md

@@ -22,6 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
+from lab.run.cards import config_dir
+from lab.run.signals import TERMINATED, ended
 from lab.settings import SettingError
 
 AROUND = ("noise", "escape")
@@ -30,12 +32,8 @@ LONGEST_NAME = 200
 """Characters of a folder name; a longer one is cut and ends in a hash of the whole."""
 PAGE_WIDTH = 112
 """Characters of a line of the help page."""
-
-
-def config_dir() -> str:
-    """The folder of the cards: beside the package in a checkout, inside it when installed from a wheel."""
-    package = Path(__file__).parent
-    return str(next((c for c in (package.parent / "conf", package / "conf") if c.is_dir()), package / "conf"))
+PIPE = 141
+"""The exit code of a program whose reader has gone: 128 + SIGPIPE."""
 
 
 def choices(group: str) -> list[str]:
@@ -65,10 +63,26 @@ def listed(group: str, indent: int) -> str:
     return ("\n" + " " * indent).join(lines)
 
 
+def settings_listed(group: str, indent: int) -> str:
+    """The settings of all cards of a group (of `probe`: of each card in its own lines) for a help page; lines after the
+    first of each are indented.
+
+    >>> settings_listed("scaling", 6)
+    'scaling.batch_size= .lr= .budget='
+    """
+    told = []
+    for prefix in [f"probe.{name}." for name in choices("probe")] if group == "probe" else [f"{group}."]:
+        names = [name.removeprefix(prefix) for name in _known_settings() if name.startswith(prefix)]
+        words = f"{prefix}{names[0]}= {' '.join(f'.{name}=' for name in names[1:])}".strip()
+        told.append(("\n" + " " * indent).join(textwrap.wrap(words, PAGE_WIDTH - indent)))
+    return ("\n" + " " * (indent - 4)).join(told)
+
+
 # At import, not in a door: a worker process of a sweep imports this module and nothing else of ours before it resolves.
 OmegaConf.register_new_resolver("lab.folder", lambda experiment: f"outputs/{experiment or 'train'}", replace=True)
 OmegaConf.register_new_resolver("lab.cell", cell_name, replace=True)
 OmegaConf.register_new_resolver("lab.choices", listed, replace=True)
+OmegaConf.register_new_resolver("lab.settings", settings_listed, replace=True)
 
 
 def card(config: DictConfig | dict[str, Any] | None, where: str) -> Any:
@@ -114,11 +128,12 @@ def validation_line(error: ValidationError, where: str) -> str:
     if mine[0]["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"{where}.{first} is not a setting of this card"
     # A union reports each of its types; an entry of a list, e.g. widths=[32,x], says more than that a list is no word.
-    inner = [e for e in mine if any(isinstance(part, int) for part in e["loc"])]
+    inner = [e for e in mine if any(isinstance(part, int) for part in e["loc"]) and e["type"] != "missing"]
     came = (inner or mine)[0]["input"]
     no_number = ", which is not a number" if isinstance(came, float) and math.isnan(came) else ""
     entry = f" (entry {came}{no_number})" if inner else ""
-    expected = list(dict.fromkeys(_expected(e) for e in (inner or mine)))
+    told = mine[-1:] if mine[-1]["type"] == "missing" else mine  # of several missing entries the last counts them
+    expected = list(dict.fromkeys(_expected(e) for e in (inner or told)))
     expected[1:] = [text.removeprefix("expected ") for text in expected[1:]]
     whole = "" if inner else f"={typed(came)}{no_number}"
     return f"{where}.{first}{whole}{entry}: {' or '.join(expected)}"
@@ -127,6 +142,12 @@ def validation_line(error: ValidationError, where: str) -> str:
 def _expected(error: Any) -> str:
     if error["type"] == "value_error":
         return error["msg"].removeprefix("Value error, ")
+    if error["type"] == "too_long":
+        return f"expected a list of at most {error['ctx']['max_length']}"
+    if error["type"] == "too_short":
+        return f"expected a list of at least {error['ctx']['min_length']}"
+    if error["type"] == "missing" and isinstance(error["loc"][-1], int):  # an entry of a list of fixed length
+        return f"expected a list of at least {error['loc'][-1] + 1}"
     message = error["msg"].split(", unable to")[0]
     message = re.sub(r"Input should be (a valid )?", "", message)
     message = {"tuple": "a list, e.g. [1,2]", "integer": "a whole number", "boolean": "true or false"}.get(
@@ -149,23 +170,28 @@ def one_line_errors(door: str) -> Iterator[None]:
     begin = time()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra raise, so that we can say it in one line
     try:
-        with redirect_stderr(cast(TextIO, _OneLine(sys.stderr))):
+        with redirect_stderr(cast(TextIO, _OneLine(sys.stderr))), ended():
             yield
+        sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads on, as after `| head`; what is left is not written again when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(PIPE)
     except (SettingError, HydraException, OmegaConfBaseException, ValueError, OSError) as error:
         if type(error) is ValueError and "Config group override" not in str(error):  # Hydra's, for optimizer=null
             raise
         if type(error).__module__ == "builtins" and isinstance(error, OSError) and Path(error.filename or ".").exists():
             raise  # not a run folder that cannot be made
-        chosen = [word.partition("=")[2] for word in sys.argv if word.startswith("hydra.sweep.dir=")]
-        for folder in [*Path("outputs").glob("*"), *map(Path, chosen)]:
-            _forget_sweep(folder, begin)
-            remove_if_empty(folder)
+        _clear(begin)
         print(f"error: {explain(error, door)}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        resumes = "; the same command resumes the run from its last checkpoint" if door == "train" else ""
-        print(f"interrupted{resumes}", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        _clear(begin)
+        print(str(error) or "interrupted", file=sys.stderr)
         sys.exit(130)
+    except SystemExit as error:
+        if error.code == TERMINATED:
+            _clear(begin)
+        raise
 
 
 def explain(error: Exception, door: str) -> str:
@@ -271,6 +297,14 @@ def remove_if_empty(folder: Path) -> None:
         elif content:
             return
         path.rmdir()
+
+
+def _clear(begin: float) -> None:
+    """Take away what Hydra made, since `begin`, for runs of which none was made."""
+    chosen = [word.partition("=")[2] for word in sys.argv if word.startswith("hydra.sweep.dir=")]
+    for folder in [*Path("outputs").glob("*"), *map(Path, chosen)]:
+        _forget_sweep(folder, begin)
+        remove_if_empty(folder)
 
 
 def _forget_sweep(folder: Path, begin: float) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter, process_time
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -20,6 +21,7 @@ from lab.data.base import Dataset, Split
 from lab.data.batches import Batches
 from lab.optim.escape import Escape
 from lab.optim.noise import GradientNoise
+from lab.run import signals
 from lab.run.agenda import Agenda, Chunk
 from lab.streams import stream
 
@@ -112,6 +114,8 @@ class SupervisedModule(pl.LightningModule):
         """The updates of one chunk; what they did is in `progress`."""
         self.progress = progress = Progress([], [])
         for step in range(chunk.begin, chunk.end):
+            if signals.asked():
+                break
             if self.escape is not None:
                 told = self.escape.look(step, self.model, self.train_data, self.optimizer)
                 progress.curves += [(step, told)] if told else []
@@ -131,6 +135,11 @@ class SupervisedModule(pl.LightningModule):
             self._look_back()
             if self.noise is not None:
                 self._time_noise(self.noise)
+
+    def on_train_batch_end(self, outputs: Any, batch: Chunk, batch_idx: int) -> None:
+        """After the callbacks, which have logged the updates that were made: stop here if SIGTERM has come meanwhile."""
+        if signals.asked() and self.step < self.agenda.total and not self.divergence:
+            signals.leave()
 
     @torch.no_grad()
     def evaluate(self, data: Split, *, chunk_size: int = 1000) -> dict[str, float]:

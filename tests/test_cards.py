@@ -2,12 +2,14 @@
 
 import dataclasses
 import importlib
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 from lab.cli import choices, config_dir
 from lab.train.settings import CARDS, read_settings
@@ -30,6 +32,31 @@ def test_a_card_lists_every_setting_with_its_default_and_a_comment(file: Path) -
     if file.parent.name == "probe":
         assert text.startswith(f"# @package probe.{file.stem}\n")
         assert kind.name == file.stem, "the name of a probe is that of its card"
+
+
+def settings_on_the_page() -> set[str]:
+    """What `python -m lab.train --help` names: "data.examples= .classes=" is data.examples and data.classes."""
+    names, prefix = set(), ""
+    for word in OmegaConf.load(CONF / "train.yaml").hydra.help.template.split():
+        if found := re.match(r"([\w./]*\.)?(\w+)=", word):
+            prefix = found[1] if found[1] and found[1] != "." else prefix if found[1] else ""
+            names.add(prefix + found[2])
+    return names
+
+
+@pytest.mark.parametrize("group", [*GROUPS, "optimizer/noise", "optimizer/escape"])
+def test_the_help_page_names_every_setting_of_every_card(group: str) -> None:
+    page = settings_on_the_page()
+    for file in (CONF / group).glob("*.yaml"):
+        card = yaml.safe_load(file.read_text()) or {}
+        place = f"probe.{file.stem}" if group == "probe" else group.removeprefix("optimizer/")
+        missing = {f"{place}.{name}" for name in card if "_target_" in card} - {f"{place}._target_"} - page
+        assert not missing, f"{file}: not on the page"
+
+
+def test_the_help_page_fits_a_terminal() -> None:
+    page = OmegaConf.load(CONF / "train.yaml").hydra.help.template
+    assert max(map(len, page.splitlines())) <= 120
 
 
 @pytest.mark.parametrize("name", choices("experiment"))

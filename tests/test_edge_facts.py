@@ -9,7 +9,6 @@ wide as it is. At the edge training is chaotic: "scatter" is the range of severa
 Cohen et al. 2021 (arXiv 2103.00065) and 2022 (arXiv 2207.14484); Lewkowycz et al. 2020 (arXiv 2003.02218).
 """
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -83,12 +82,9 @@ def mean(values: list[float]) -> float:
 
 
 @pytest.fixture
-def cifar() -> tuple[str, ...]:
-    """The settings of the CIFAR-10 runs; the unpacked images lie where LAB_CIFAR10_IMAGES says."""
-    root = os.environ.get("LAB_CIFAR10_IMAGES")
-    if not root:
-        pytest.skip("set LAB_CIFAR10_IMAGES to a folder that holds train/<class>/*.png of CIFAR-10")
-    return (*CIFAR, f"data.root={root}")
+def cifar(cifar_images: str) -> tuple[str, ...]:
+    """The settings of the CIFAR-10 runs."""
+    return (*CIFAR, f"data.root={cifar_images}")
 
 
 def test_sharpness_hovers_just_above_two_over_lr_and_the_gradient_direction_sits_on_it(run_of: Carry) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -27,7 +28,26 @@ SLIPS = [
     ("model.widths=[32", GRAMMAR),
     ("steps", "steps cannot be read"),
     ("--foo", "unrecognized arguments: --foo"),
-    ("~optimizer", "optimizer=null is not a card"),
+    (
+        "'hydra.run.dir=ünï codé'",
+        """hydra.run.dir=ünï codé cannot be read; a text with other signs than letters goes in quotes: \
+'hydra.run.dir="ünï codé"'""",
+    ),
+    ("+experiment=quickstart", "a card is chosen without the +: experiment=quickstart"),
+    # settings taken away: the default would be used unseen
+    ("~optimizer", "~optimizer: a setting cannot be taken away; leave it out for its default, or set it"),
+    ("~optimizer.lr", "~optimizer.lr: a setting cannot be taken away"),
+    ("~schedule=constant", "~schedule=constant: a setting cannot be taken away"),
+    ("~probe", "or set it, e.g. probe=[] for none"),
+    ("-m ~steps seed=0,1", "~steps: a setting cannot be taken away"),
+    # lists of probes
+    ("probe=[sharpness,sharpness]", "probe=[sharpness,sharpness]: sharpness stands there twice; leave one out"),
+    ("-m probe=[],[noise,sharpness,noise]", "probe=[noise,sharpness,noise]: noise stands there twice"),
+    ("-m seed=0,1,0", "seed=0,1,0: 0 stands there twice; leave one out"),
+    ("-m seed=0,1 hydra/launcher=joblib hydra.launcher.n_jobs=0", "n_jobs=0: expected a whole number of at least 1"),
+    ("experiment=[quickstart,fisher]", "one card at a time; expected experiment= one of batch_minima"),
+    ("probe=[null]", "probe=[null]: null is not the name of a probe; expected a list of different ones of batch_la"),
+    ("probe=[sharpness,[noise]]", "[noise] is not the name of a probe"),
     # names
     ("foo=1", "unknown setting foo"),
     ("+foo=1", "unknown setting foo"),
@@ -37,6 +57,7 @@ SLIPS = [
     ("optimizer=sgdd", "did you mean optimizer=sgd?"),
     ("data=mnist", "data=mnist does not exist; expected one of cifar10"),
     ("experiment=nope", "expected one of"),
+    ("experiment=quickstart model=resnet model.widths=[8]", "model.widths is not a setting of this card"),
     ("model.depth=8", "model.depth is not a setting of the chosen model"),
     ("data=digits data.root=x", "data.root is not a setting of the chosen data"),
     ("loss=mse loss.label_smoothing=0.1", "not a setting of the chosen loss"),
@@ -70,13 +91,26 @@ SLIPS = [
     ("model.widths=[32,x]", "model.widths (entry x): expected a whole number"),
     ("model.widths=32", "expected a list"),
     ("model.activation=swish", "'tanh'"),
-    ("schedule=step schedule.milestones=[5,3]", "strictly increasing"),
+    (
+        "schedule=step schedule.milestones=[5,3]",
+        "schedule.milestones=[5,3]: expected updates, strictly increasing, e.g.",
+    ),
+    (
+        "schedule=step schedule.milestones=[]",
+        "schedule.milestones=[]: expected updates, e.g. [500,750]; without any use",
+    ),
+    ("optimizer=adam optimizer.betas=[0.9]", "optimizer.betas=[0.9]: expected a list of at least 2"),
+    ("optimizer=adam optimizer.betas=[]", "optimizer.betas=[]: expected a list of at least 2"),
+    ("optimizer=adam optimizer.betas=[0.9,0.9,0.9]", "optimizer.betas=[0.9,0.9,0.9]: expected a list of at most 2"),
     ("steps=0", "steps=0: expected a whole number of at least 1"),
     ("steps=ten", "steps=ten: expected a whole number"),
     ("steps=true", "steps=true: expected a whole number"),
     ("seed=null", "seed=null: expected a whole number of at least 0"),
     ("seed=-1", "at least 0"),
+    ("seed=9223372036854775808", "expected a whole number of at most 9223372036854775807"),
+    ("trainer.max_loss=inf", "trainer.max_loss=inf: expected a finite number"),
     ("trainer.threads=0", "greater than 0 or 'auto'"),
+    ("trainer.threads=1025", "less than or equal to 1024 or 'auto'"),
     ("trainer.precision=16", "'32-true'"),
     ("trainer.accelerator=mps", "expected 'cpu', 'gpu' or 'auto'"),
     ("trainer.checkpoint_every=0", "greater than 0"),
@@ -108,15 +142,32 @@ SLIPS = [
     ("probe=[spectrum] probe.spectrum.parameters=conv*", "probe.spectrum.parameters=conv*: no parameter matches"),
     ("probe=[spectrum] probe.spectrum.engine=both", "probe.spectrum.engine=both: expected 'lab' or 'pyhessian'"),
     ("probe=[spectrum] probe.spectrum.examples=99999", "probe.spectrum.examples=99999 is larger than the 1797"),
+    ("model.widths=[10000000000000000]", "not enough memory (for 2.38e+09 GiB more); use a smaller model"),
     ("hydra.run.dir=/proc/nope", "choose another hydra.run.dir"),
+    ("hydra.run.dir=/dev/null", "hydra.run.dir=/dev/null: this is a file; choose another hydra.run.dir"),
+    ("hydra.run.dir=", "hydra.run.dir= names no folder"),
+    ("-m seed=0,1 hydra.sweep.dir=", "hydra.sweep.dir= names no folder"),
     ("data=image_folder", "data.root is empty"),
     ("data=image_folder data.root=/nonexistent", "holds no folder train"),
     ("data=cifar10", "it cannot be downloaded there"),
     ("data=cifar10 optimizer.nesterov=true", "needs optimizer.momentum > 0"),
     # sweeps
     ("-m optimizer.lr=-1,-2", "optimizer.lr=-1: optimizer.lr=-1: expected a number greater than 0"),
+    (
+        "-m optimizer.lr=0.1,-0.2 steps=3",
+        "optimizer.lr=-0.2,steps=3: optimizer.lr=-0.2: expected a number greater than 0",
+    ),
+    ("-m steps=3,ten data.batch_size=8,full", "data.batch_size=8,steps=ten: steps=ten: expected a whole number"),
+    ("-m optimizer=sgd,adam optimizer.momentum=0,0.9", "optimizer.momentum is not a setting of the chosen optimizer"),
+    ("-m optimizer.momentum=0.5,0 optimizer.nesterov=true hydra/launcher=joblib", "esterov=True: optimizer.nesterov="),
+    (
+        "hydra/launcher=joblib",
+        "hydra/launcher=joblib says how the runs of a grid are made, and this is one run here; add -m",
+    ),
+    ("hydra.sweep.dir=there", "add -m"),
     ("-m optimzer.lr=0.1,0.2", "did you mean optimizer.lr?"),
     ("-m optimizer=sgd,sgdd", "optimizer=sgdd does not exist"),
+    ("optimizer.momentum=0.5 -m optimizer.lr=-1,-2", "optimizer.lr=-1: expected a number greater than 0"),
 ]
 
 
@@ -161,6 +212,14 @@ MEASURE_SLIPS = [
     ("checkpoint='outputs/*/*'", "there is no such file"),
     ("checkpoint=.", "is a folder without checkpoints/last.ckpt"),
     ("checkpoint=w.pt", "lies in no run folder of lab.train; say which model it is"),
+    ("checkpoint='*.txt*'", "there is no such file"),
+    ("checkpoint='note*'", "finds no folder with checkpoints/last.ckpt and no file in .ckpt, .pt, .pth; name a run"),
+    ("checkpoint=notes.yaml model=mlp", "notes.yaml is no torch file, or was cut off"),
+    ("checkpoint='*.yaml' model=mlp", "notes.yaml is no torch file, or was cut off"),
+    ("checkpoint=w.pt model=mlp ~optimizer.lr", "~optimizer.lr: a setting cannot be taken away"),
+    ("checkpoint=w.pt model=mlp probe=[sharpness,sharpness]", "sharpness stands there twice"),
+    ("checkpoint=w.pt model=mlp trainer.max_loss=inf", "trainer.max_loss=inf: expected a finite number"),
+    ("checkpoint=w.pt model=mlp model.widths=[10000000000000000]", "not enough memory"),
     ("-m checkpoint=w.pt model=mlp", "has no sweeps; give a glob"),
     ("checkpoint=w.pt model=mlp --run", "--run: of Hydra's"),
     ("checkpoint=w.pt model=mlp --config-dir x", "--help and --cfg job"),
@@ -221,7 +280,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name / "checkpoints").mkdir(parents=True)
         torch.save({"model": model.state_dict()}, folder / name / "checkpoints/last.ckpt")
         (folder / name / "provenance.json").write_text(told)
-    (folder / "text.pt").write_text("epoch,loss\n1,2\n")
+    for name in ("text.pt", "notes.yaml"):
+        (folder / name).write_text("epoch,loss\n1,2\n")
     torch.save(model, folder / "pickled.pt")
     torch.save({"loss": 1.0}, folder / "numbers.pt")
     torch.save(model.state_dict() | {"0.weight": torch.full((32, 64), torch.nan)}, folder / "nan.pt")
@@ -279,10 +339,12 @@ def test_cfg_job_prints_all_settings_and_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["lab.train", "experiment=quickstart", "--cfg", "job"])
+    monkeypatch.setattr(sys, "argv", ["lab.train", "experiment=quickstart", "--cfg", "job", "seed=3"])
     GlobalHydra.instance().clear()
     main()
-    assert "lr: 0.6" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "lr: 0.6" in told
+    assert "seed: 3" in told
     assert list(tmp_path.iterdir()) == []
 
 
@@ -290,3 +352,13 @@ def environment() -> dict[str, str]:
     """The package from this checkout, whatever the current folder is."""
 
     return os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+
+
+def test_a_reader_that_has_gone_ends_the_program_without_a_word() -> None:
+    program = subprocess.Popen(
+        [sys.executable, "-m", "lab.train", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert program.stdout is not None
+    program.stdout.close()
+    _, told = program.communicate(timeout=100)
+    assert (program.returncode, told) == (128 + signal.SIGPIPE, b"")

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,10 +25,12 @@ from lab.data.digits import Digits
 from lab.data.image_folder import ImageFolder
 from lab.measure import main as measure_main
 from lab.measure.progress import Progress
+from lab.measure.words import Words
 from lab.models.losses import CrossEntropy
 from lab.models.mlp import Mlp
 from lab.models.torchvision import TorchVision
 from lab.objective import NetworkObjective
+from lab.probes import Sharpness
 from lab.run.folder import RunFolder
 from lab.train import main as train_main
 from lab.train.run import Run
@@ -223,6 +226,62 @@ def test_several_checkpoints_get_a_line_each_and_a_table(here: Path, capsys: pyt
     assert len(list(Path("all").iterdir())) == 2, "run folders, each with a folder in the chosen one"
 
 
+def test_a_slip_that_spoils_every_checkpoint_is_told_once(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(here.rglob("*"))
+    with pytest.raises(SystemExit) as stopped:
+        measure("checkpoint=run/checkpoints/*.ckpt", "optimizer.lr=-1")
+    told = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert (told.out, told.err) == ("", "error: optimizer.lr=-1: expected a number greater than 0\n")
+    assert sorted(here.rglob("*")) == before
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_of_a_run_that_diverged_the_last_finite_state_is_measured(
+    saved: bool, scratch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    every = ("trainer.checkpoint_every=2",) if saved else ()
+    folder = run(scratch / "run", *MLP, "optimizer.lr=30", "trainer.max_loss=1000", *every)
+    status = folder.read("status")
+    step = torch.load(folder.checkpoints / "last_finite.ckpt", weights_only=True)["step"]
+    assert status["status"] == "diverged"
+    capsys.readouterr()
+    measure("checkpoint=run")
+    told = capsys.readouterr().out
+    whole = "; run/checkpoints/last.ckpt is older and holds the state of the optimizer too" if saved else ""
+    assert told.startswith(
+        f"The run diverged at step {status['step']}: {status['reason']}. Measured is its last finite state, at step "
+        f"{step}{whole}. At step {step}: lambda_max = "
+    )
+    summary = json.loads(Path("run/measure/last_finite/summary.json").read_text())
+    assert summary["step"] == step
+    assert summary["values"]["sharpness/threshold"] == pytest.approx(2 / 30)
+    if saved:
+        measure("checkpoint=run/checkpoints/last.ckpt")
+        assert "diverged" not in capsys.readouterr().out
+
+
+def test_a_glob_of_a_folder_of_runs_passes_over_what_is_no_checkpoint(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in ("0", "1"):
+        shutil.copytree(here, Path("runs") / seed)
+    Path("runs/multirun.yaml").write_text("hydra: {}\n")
+    Path("runs/figures").mkdir()
+    assert [str(file) for file in Words.of(["checkpoint=runs/*"]).files()] == [
+        "runs/0/checkpoints/last.ckpt",
+        "runs/1/checkpoints/last.ckpt",
+    ]
+    assert [file.name for file in Words.of(["checkpoint=runs/0/**"]).files()] == ["last.ckpt", "previous.ckpt"]
+    assert [file.name for file in Words.of(["checkpoint=runs/*.yaml"]).files()] == ["multirun.yaml"], "asked for"
+    measure("checkpoint=runs/*", "probe=[critical_point]", "probe.critical_point.max_matvecs=4")
+    told = capsys.readouterr()
+    assert "error" not in told.err
+    assert "2 of 2 checkpoints measured." in told.out
+    assert re.search(r"^ *checkpoint +step +escape/kind ", told.out, re.M)
+    assert len(re.findall(r"^ *runs/./checkpoints/last.ckpt +40 +not critical ", told.out, re.M)) == 2
+
+
 def test_any_probe_any_checkpoint_with_arrays_and_figures(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("lab.probes.spectrum")
     measure(f"checkpoint={here}", "probe=[sharpness,spectrum]", "probe.spectrum.k=3", "hydra.run.dir=both")
@@ -243,6 +302,50 @@ def test_a_measurement_that_is_refused_leaves_no_folder(here: Path, capsys: pyte
     assert left.value.code == 2
     assert "error: probe.escape.batch_sizes: 999 is more than the" in capsys.readouterr().err
     assert not Path("refused").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_measurement_that_is_interrupted_leaves_no_folder(
+    number: signal.Signals, code: int, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Sharpness, "measure", lambda *arguments: os.kill(os.getpid(), number))
+    with pytest.raises(SystemExit) as left:
+        measure(f"checkpoint={here}", "hydra.run.dir=stopped")
+    assert left.value.code == code
+    assert not Path("stopped").exists()
+
+
+def test_a_run_is_not_overwritten_by_a_measurement_nor_the_other_way_round(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {file: file.read_bytes() for file in here.rglob("*") if file.is_file()}
+    with pytest.raises(SystemExit) as stopped:
+        measure(f"checkpoint={here}", f"hydra.run.dir={here}")
+    assert stopped.value.code == 2
+    assert "error: run holds a run, which a measurement would overwrite; choose" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in here.rglob("*") if file.is_file()} == before
+    measure(f"checkpoint={here}", "hydra.run.dir=there")
+    with pytest.raises(SystemExit):
+        run(Path("there"), *MLP)
+    assert "error: there holds a measurement of lab.measure; choose another" in capsys.readouterr().err
+
+
+def test_data_that_changed_since_the_run_are_measured_only_when_they_are_named(
+    scratch: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(images, "images")
+    small = ("data=image_folder", "data.root=images", "data.batch_size=full", "model.widths=[4]", "steps=1")
+    folder = run(scratch / "run", *small)
+    Image.new("RGB", (8, 8)).save("images/train/a/0.png")
+    with pytest.raises(SystemExit) as stopped:
+        measure("checkpoint=run")
+    assert stopped.value.code == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("error: run holds a run on other data: ")
+    assert told.endswith("; to measure on what is there now add data=image_folder")
+    assert not (folder.path / "measure").exists()
+    measure("checkpoint=run", "data=image_folder", "hydra.run.dir=now")
+    assert "sharpness/lambda_max" in values("now")
 
 
 def test_paths_with_any_sign_that_run_folders_have(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """Escape of real small networks, by the commands a user types: every band of the measured table; in full size: slow."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -127,6 +128,8 @@ def test_a_minimum_that_fits_is_left_at_the_rate_of_the_random_product() -> None
     assert not outcome.disagreement()
     grew = [c for c in outcome.comparisons if c.quantity.startswith("growth per step, batch 4")]
     assert grew and all(0.85 < c.measured / c.theory < 1.15 for c in grew)
+    [told] = re.findall(r": (\S+ \+- \S+), theory", outcome.finding)
+    assert told in {c.row()[2] for c in grew}, "the finding tells the number of the table, with the same error"
     assert all(c.measured == 0 for c in outcome.comparisons if c.quantity.startswith("runs that left"))
     assert 0.8 < outcome.values["landed_over_critical_batch_4"] < 1.02
     assert 0.9 < outcome.values["landed_over_critical_batch_full"] < 1.02

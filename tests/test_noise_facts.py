@@ -8,7 +8,6 @@ CIFAR-10; quarters are means over quarters of the run. Where the subset matters 
 Andreyev and Beneventano 2024 (arXiv 2412.20553).
 """
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -70,12 +69,9 @@ def run_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Carry:
 
 
 @pytest.fixture
-def cifar() -> tuple[str, ...]:
-    """The settings of the CIFAR-10 runs; the unpacked images lie where LAB_CIFAR10_IMAGES says."""
-    root = os.environ.get("LAB_CIFAR10_IMAGES")
-    if not root:
-        pytest.skip("set LAB_CIFAR10_IMAGES to a folder that holds train/<class>/*.png of CIFAR-10")
-    return (*CIFAR, "model.init_scale=0.5", "probe.batch_sharpness.gni_batches=0", f"data.root={root}")
+def cifar(cifar_images: str) -> tuple[str, ...]:
+    """The settings of the CIFAR-10 runs."""
+    return (*CIFAR, "model.init_scale=0.5", "probe.batch_sharpness.gni_batches=0", f"data.root={cifar_images}")
 
 
 def mean(values: list[float]) -> float:

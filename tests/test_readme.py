@@ -8,7 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
+
+from lab.cli import choices
+from lab.train.settings import CARDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -21,7 +25,7 @@ def blocks(language: str) -> list[str]:
 
 
 def commands(start: str) -> list[str]:
-    lines = [line.split("  #")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    lines = [line.split("  #")[0].strip() for block in blocks("sh") for line in block.replace("\\\n", "").splitlines()]
     return [line for line in lines if line.startswith(start)]
 
 
@@ -50,6 +54,9 @@ def test_every_train_command_of_readme_runs(command: str, tmp_path: Path, images
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
     assert "Traceback" not in done.stderr
+    if any(word.startswith("compare=") for word in words):
+        [figure] = re.findall(r"figure +(outputs/train/figures/.+\.png)", done.stdout)
+        assert (tmp_path / figure).stat().st_size > 10_000
     if "experiment=quickstart" in words:
         assert "Reached the edge of stability" in done.stdout
         assert (tmp_path / "outputs/quickstart/default/figures/edge.png").stat().st_size > 10_000
@@ -100,6 +107,12 @@ def test_every_make_target_of_readme_exists(command: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_make_help_names_every_target() -> None:
+    phony = re.findall(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), flags=re.M)[0].split()
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True)
+    assert re.findall(r"^make (\S+)", done.stdout, flags=re.M) == [name for name in phony if name != "help"]
+
+
 def test_make_demo_is_the_quickstart() -> None:
     done = subprocess.run(["make", "--dry-run", "demo"], cwd=ROOT, capture_output=True, text=True)
     assert "python -m lab.train experiment=quickstart" in done.stdout
@@ -116,6 +129,21 @@ def test_every_experiment_of_readme_exists_and_every_one_is_named(door: str, car
     table = README.split(f"| `python -m lab.{door} experiment=` |")[1].split("\n\n")[0]
     named = re.findall(r"^\| `(\w+)` \|", table, flags=re.M)
     assert sorted(named) == sorted(file.stem for file in (ROOT / "conf" / cards).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("group", [*CARDS, "scaling", "compare", "optimizer/noise", "optimizer/escape"])
+def test_the_table_of_readme_has_every_choice_of_a_group_and_every_setting(group: str) -> None:
+    [row] = re.findall(rf"^\| `{group}` \|(.+)\|(.+)\|$", README, flags=re.M)
+    chosen, told = (set(re.findall(r"(\w+)(?=[` ])", part)) for part in row)
+    cards = {file.stem: yaml.safe_load(file.read_text()) for file in (ROOT / "conf" / group).glob("*.yaml")}
+    assert chosen >= cards.keys()
+    settings = {name for card in cards.values() if "_target_" in (card or {}) for name in card} - {"_target_"}
+    assert told >= settings
+
+
+def test_every_probe_is_in_the_table_of_readme() -> None:
+    [row] = re.findall(r"^\| `probe` \|(.+?)\|", README, flags=re.M)
+    assert set(re.findall(r"`(\w+)`", row)) == set(choices("probe"))
 
 
 def test_every_file_that_readme_names_exists() -> None:

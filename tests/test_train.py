@@ -3,6 +3,7 @@
 Runs are made in a forked child where they must die, else in this process, on a handful of generated images or digits.
 """
 
+import errno
 import json
 import math
 import multiprocessing
@@ -20,19 +21,27 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lab.curvature.operators import LinearOperator
 from lab.data.base import Dataset, Split
 from lab.data.batches import Batches
+from lab.data.image_folder import ImageFolder
 from lab.module import SupervisedModule, _norm
 from lab.run import checkpoints
 from lab.run.agenda import Agenda
+from lab.run.cards import config_dir
 from lab.run.folder import RunFolder
 from lab.run.settings import TrainerSettings
 from lab.train import main
 from lab.train.run import Run
+from lab.train.settings import Settings
+from lab.train.sweep import composed
 
 SMALL = ("trainer.threads=1", "data.examples=60", "model.widths=[8]", "steps=60", "probe.sharpness.every=7")
 RESNET = (
@@ -172,6 +181,15 @@ def test_a_kill_after_the_last_step_leaves_a_run_that_can_be_finished() -> None:
     assert_same_run(whole, train("killed", *SMALL))
 
 
+def test_a_finished_run_without_its_summary_makes_it_again() -> None:
+    finished = train("run", *SMALL)
+    before, summary = metrics(finished), finished.read("summary")
+    (finished.path / "summary.json").unlink()
+    again = train("run", *SMALL)
+    assert metrics(again) == before
+    assert again.read("summary") | {"seconds": 0} == summary | {"seconds": 0}
+
+
 def test_a_damaged_checkpoint_falls_back_to_the_one_before() -> None:
     settings = (*SMALL, "trainer.checkpoint_every=20")
     whole = train("whole", *settings)
@@ -220,6 +238,104 @@ def test_a_signal_ends_a_run_that_can_be_resumed(number: int, code: int) -> None
     status = RunFolder("run").read("status")
     assert (status["status"], status["reason"]) == ("failed", "interrupted")
     assert_same_run(train("whole", *settings), train("run", *settings))
+
+
+def sigterm() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("kind", ["momentum, mini-batches", "resnet with BatchNorm, augmented"])
+def test_sigterm_cuts_a_measurement_off_which_is_made_again(
+    kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = (*KINDS[kind], "trainer.checkpoint_every=100", "trainer.evaluate_every=5")
+    whole, product, step, products = train("whole", *settings), LinearOperator.__matmul__, 0, 0
+
+    def cut(self: LinearOperator, v: torch.Tensor) -> torch.Tensor:
+        nonlocal products
+        products += 1
+        if products == 40:
+            sigterm()
+        return product(self, v)
+
+    monkeypatch.setattr(LinearOperator, "__matmul__", cut)
+    with pytest.raises(SystemExit) as stopped:
+        train("cut", *settings)
+    assert (stopped.value.code, products) == (143, 40), "no product is made after the signal"
+    status = RunFolder("cut").read("status")
+    step = status["step"]
+    assert status["reason"] == "interrupted"
+    assert last(RunFolder("cut"))["step"] == step > 0
+    assert capsys.readouterr().err.endswith(f"interrupted; the same command goes on from step {step}\n")
+    assert_same_run(whole, train("cut", *settings))
+    assert capsys.readouterr().err.count(f"cut goes on from step {step} of ") == 1
+
+
+def test_sigterm_stops_after_the_update_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = (*SMALL, "trainer.checkpoint_every=null", "probe.sharpness.every=50", "data.batch_size=7")
+    whole, keep = train("whole", *settings), SupervisedModule._keep
+    for stop in (25, 59):  # in the midst of a chunk, and in the last update of all
+
+        def cut(self: SupervisedModule, step: int, stop: int = stop) -> None:
+            keep(self, step)
+            if step == stop:
+                sigterm()
+
+        monkeypatch.setattr(SupervisedModule, "_keep", cut)
+        with pytest.raises(SystemExit) as stopped:
+            train("cut", *settings)
+        assert stopped.value.code == 143
+        assert last(RunFolder("cut"))["step"] == stop + 1
+    monkeypatch.setattr(SupervisedModule, "_keep", keep)
+    assert_same_run(whole, train("cut", *settings))
+
+
+@pytest.mark.parametrize("arguments", [("hydra.run.dir=run",), ("-m", "seed=0,1")])
+def test_sigterm_before_a_run_begins_leaves_nothing(
+    arguments: tuple[str, ...], scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted(scratch.rglob("*"))
+    monkeypatch.setattr(Settings, "build", lambda self: sigterm())
+    with pytest.raises(SystemExit) as stopped:
+        command(*arguments)
+    assert stopped.value.code == 143
+    assert sorted(scratch.rglob("*")) == before
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "the next one is the system's again"
+
+
+@pytest.mark.parametrize(
+    ("step", "told"),
+    [
+        (5, "interrupted; no step is saved yet: the same command starts again"),
+        (25, "interrupted; the same command goes on from step 20"),
+    ],
+)
+def test_an_interrupted_run_says_what_the_same_command_does(
+    step: int, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep = SupervisedModule._keep
+
+    def interrupt(self: SupervisedModule, now: int) -> None:
+        keep(self, now)
+        if now == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(SupervisedModule, "_keep", interrupt)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as stopped:
+        train("run", *SMALL, "trainer.checkpoint_every=20")
+    signal.signal(signal.SIGINT, handler)  # Lightning ignores it from then on
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err.splitlines()[-1] == told
+
+
+def test_seconds_are_those_of_all_processes_of_a_run() -> None:
+    folder = train("run", *SMALL, "trainer.checkpoint_every=20")
+    assert 0 < folder.read("summary")["seconds"] < 100
+    (folder.path / "summary.json").unlink()
+    folder.write("status", {"status": "failed", "step": 60, "reason": "interrupted", "pid": 1, "seconds": 1000.0})
+    summary = train("run", *SMALL, "trainer.checkpoint_every=20").read("summary")
+    assert 1000 < summary["seconds"] < 1100
 
 
 @pytest.mark.parametrize(
@@ -341,6 +457,89 @@ def test_a_killed_run_is_not_resumed_on_data_that_changed(capsys: pytest.Capture
     assert {file: file.read_bytes() for file in folder.path.rglob("*") if file.is_file()} == before
 
 
+IMAGES = ("data=image_folder", "data.batch_size=full", "model.widths=[4]", "steps=2", "trainer.threads=1", "probe=[]")
+
+
+def test_a_finished_run_says_when_its_data_have_changed(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = train("run", *IMAGES)
+    before = {file: file.read_bytes() for file in folder.path.rglob("*") if file.is_file()}
+    pixels = Path("images/train/a/0.png").read_bytes()
+    Image.new("RGB", (8, 8)).save("images/train/a/0.png")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        train("run", *IMAGES)
+    told = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert told.err.splitlines()[-1].startswith("error: run holds a run on other data: ")
+    assert told.out == ""
+    assert {file: file.read_bytes() for file in folder.path.rglob("*") if file.is_file()} == before
+    Path("images/train/a/0.png").write_bytes(pixels)  # the same pixels, another time of change: looked at, and the same
+    train("run", *IMAGES)
+    Path("images").rename("gone")  # nothing to compare with: what was found then is still what was found
+    train("run", *IMAGES)
+    assert capsys.readouterr().out.count("already finished") == 2
+
+
+def test_a_finished_run_is_known_by_its_files_without_reading_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train("run", *IMAGES)
+    monkeypatch.setattr(ImageFolder, "load", lambda *arguments: pytest.fail("the images were read"))
+    train("run", *IMAGES)
+    assert "already finished" in capsys.readouterr().out
+
+
+def test_a_refused_sweep_leaves_the_record_of_the_one_before(capsys: pytest.CaptureFixture[str]) -> None:
+    small = (*SMALL[:3], "steps=1", "probe=[]")
+    command("-m", *small, "seed=0")
+    record = Path("outputs/train/multirun.yaml")
+    before, changed = record.read_bytes(), record.stat().st_mtime_ns
+    for refused in ("optimizer.lr=-1,-2", "optimzer.lr=1,2"):
+        with pytest.raises(SystemExit) as stopped:
+            command("-m", *small, refused)
+        assert stopped.value.code == 2
+        assert (record.read_bytes(), record.stat().st_mtime_ns) == (before, changed)
+    with pytest.raises(SystemExit):
+        command("-m", *small, "seed=1,2", "data.classes=[0,1],[0]")
+    assert record.read_bytes() != before, "some of its runs were made"
+
+
+def test_the_home_folder_is_written_out(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(scratch / "home"))
+    command("hydra.run.dir=~/run", *SMALL[:3], "steps=1", "probe=[]")
+    assert RunFolder(scratch / "home/run").read("status")["status"] == "finished"
+    assert not Path("~").exists()
+
+
+def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on_from_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log, write = RunFolder.log, RunFolder.write
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def log_until(self: RunFolder, step: int, values: dict[str, float]) -> None:
+        if step >= 30:
+            monkeypatch.setattr(RunFolder, "write", write_nothing)
+            raise full
+        log(self, step, values)
+
+    def write_nothing(self: RunFolder, name: str, content: dict[str, Any]) -> None:
+        raise full
+
+    monkeypatch.setattr(RunFolder, "log", log_until)
+    settings = (*SMALL, "trainer.checkpoint_every=20")
+    with pytest.raises(SystemExit) as stopped:
+        train("run", *settings)
+    assert stopped.value.code == 2
+    assert [line for line in capsys.readouterr().err.splitlines() if not line.startswith("step ")] == [
+        "error: run cannot be written any more (No space left on device); make room and repeat the command, which goes on "
+        "from what is there"
+    ]
+    monkeypatch.setattr(RunFolder, "log", log)
+    monkeypatch.setattr(RunFolder, "write", write)
+    assert_same_run(train("whole", *settings), train("run", *settings))
+
+
 def test_tensorboard_shows_every_step_once_after_a_kill_before_the_first_checkpoint() -> None:
     settings = (*SMALL[:3], "steps=400", "trainer.checkpoint_every=null", "probe=[]")
     child = in_child("run", *settings)
@@ -460,13 +659,69 @@ def test_a_grid_makes_a_folder_per_cell_and_skips_what_is_finished(capsys: pytes
     assert capsys.readouterr().out.count("already finished") == 4
 
 
-def test_a_bad_cell_does_not_take_the_others_with_it(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        command("-m", "optimizer.lr=0.1,-1,0.2", "steps=2", "trainer.threads=1", "probe=[]")
-    assert stopped.value.code == 2
-    assert "error: optimizer.lr=-1,probe=[],steps=2: optimizer.lr=-1: expected" in capsys.readouterr().err
-    folders = sorted(path.name for path in Path("outputs/train").iterdir() if path.is_dir())
-    assert folders == ["optimizer.lr=0.1,probe=[],steps=2", "optimizer.lr=0.2,probe=[],steps=2"]
+def test_a_bad_cell_is_told_before_the_first_begins(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ("steps=2", "trainer.threads=1", "probe=[]")
+    for launcher in ((), ("hydra/launcher=joblib",), ("hydra.sweeper.max_batch_size=1",)):
+        with pytest.raises(SystemExit) as stopped:
+            command("-m", "optimizer.lr=0.1,-1,0.2", *small, *launcher)
+        assert stopped.value.code == 2
+        assert capsys.readouterr().err == (
+            "error: optimizer.lr=-1,probe=[],steps=2: optimizer.lr=-1: expected a number greater than 0\n"
+        )
+        assert not Path("outputs").exists()
+    command("-m", "optimizer.lr=0.1", *small)
+    Path("outputs/train/optimizer.lr=0.1,probe=[],steps=2").rename("outputs/train/optimizer.lr=0.2,probe=[],steps=2")
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        command("-m", "optimizer.lr=0.3,0.2", *small)
+    assert "holds a run with optimizer.lr=0.1, not 0.2; choose another hydra.sweep.dir" in capsys.readouterr().err
+    assert len([path for path in Path("outputs/train").iterdir() if path.is_dir()]) == 1
+
+
+def test_cells_are_composed_as_hydra_composes_them_but_once_per_choice_of_cards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cells = [
+        [f"optimizer={optimizer}", f"optimizer.lr={lr}", "probe=[spectrum]", "probe.spectrum.k=2", "model.widths=[3,4]"]
+        for optimizer in ("sgd", "adam")
+        for lr in (0.1, 1e-3, 2)
+    ]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir(), version_base=None):
+        loader = GlobalHydra.instance().config_loader()
+        master = loader.load_configuration("train", ["hydra.sweep.dir=there"], run_mode=RunMode.MULTIRUN)
+        expected = [OmegaConf.to_container(loader.load_sweep_config(master, cell)) for cell in cells]
+        load, calls = loader.load_sweep_config, list[Any]()
+        monkeypatch.setattr(loader, "load_sweep_config", lambda *given: calls.append(given) or load(*given))
+        found = list(composed(loader, master, cells))
+        assert [OmegaConf.to_container(cell) for cell in found] == expected
+        assert found[1].hydra.sweep.subdir.endswith(
+            "optimizer.lr=0.001,optimizer=sgd,probe.spectrum.k=2,probe=[spectrum]"
+        )
+        assert len(calls) == 2
+
+
+def test_settings_of_an_experiment_for_another_card_are_left_out_with_a_word(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    images = (
+        "data=image_folder",
+        "data.examples=20",
+        "data.batch_size=full",
+        "steps=1",
+        "trainer.threads=1",
+        "probe=[]",
+    )
+    resnet = ("model=resnet", "model.depth=8", "model.width=2")
+    told = (
+        "experiment=quickstart sets model.widths for its own model; model=resnet has no such setting, so that it is left "
+        "out\n"
+    )
+    folder = train("run", "experiment=quickstart", *images, *resnet)
+    assert told in capsys.readouterr().err
+    assert "widths" not in folder.read("provenance")["settings"]["model"]
+    command("-m", "experiment=quickstart", "data.root=images", *images, *resnet, "seed=1")
+    assert capsys.readouterr().err.count(told) == 1
 
 
 @pytest.mark.slow

@@ -6,6 +6,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
+from lab.curvature.phase import Phase
+
 EDGE, SPECTRUM, PRECONDITIONED = "Edge of stability", "Hessian spectrum", "preconditioned lambda_max and its threshold"
 NOISE, STOCHASTIC, FISHER, LINEAR = "Gradient noise", "Edge of stochastic stability", "Fisher", "Linear stability"
 LAYOUT = {
@@ -87,8 +89,12 @@ def flush(loggers: Iterable[Logger]) -> None:
 
 
 def show_settings(loggers: Iterable[Logger], settings: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
-    """Hyper-parameters with the final metrics, once, at the end: a placeholder would draw a false line."""
+    """Hyper-parameters with the final metrics, the phase as the number of `sharpness/phase` among them; once, at the end: a
+    placeholder would draw a false line.
+    """
     numbers = {f"final/{name}": float(value) for name, value in metrics.items() if isinstance(value, int | float)}
+    if (phase := metrics.get("phase")) is not None:
+        numbers["final/phase"] = float(Phase(phase).code)
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(dict(settings), numbers)

@@ -26,6 +26,7 @@ from lab.optim.stacked import stacked
 from lab.params import weights
 from lab.probes.base import Examples, Probe, Snapshot
 from lab.probes.sets import probe_set, require_probe_sets
+from lab.run.signals import cut_off
 
 
 class ProbeCallback(pl.Callback):
@@ -34,6 +35,7 @@ class ProbeCallback(pl.Callback):
     probes      e.g. [Sharpness(every=13)].
     criterion   (outputs, targets) -> mean loss: the loss whose landscape is measured.
     data        (x, y), the training examples as tensors; a probe measures on a fixed, class-balanced subset of them.
+                Raises TypeError for anything else, ValueError where x and y differ in length.
     model       what maps x to outputs; default: the LightningModule itself.
     batch_norm  "train": batch statistics, the loss that training descends; "eval": running statistics.
     chunk_size  examples per chunk (in train-mode BatchNorm part of the definition: give the batch size).
@@ -57,7 +59,7 @@ class ProbeCallback(pl.Callback):
         sampling: Sampling = "epoch",
         seed: int = 0,
     ):
-        self.probes, self.criterion, self.data, self.seed = list(probes), criterion, data, seed
+        self.probes, self.criterion, self.data, self.seed = list(probes), criterion, _pair(data), seed
         self.model, self.batch_norm, self.chunk_size = model, batch_norm, chunk_size
         self.batch_size, self.sampling = batch_size, sampling
         self.tracker = PhaseTracker(stochastic=stochastic)
@@ -130,12 +132,10 @@ class ProbeCallback(pl.Callback):
             direction=direction_of(optimizer, (p for p in self.model.parameters() if p.requires_grad)),
             replicate=stacked(optimizer),
         )
-        measured: dict[str, Any] = {}
-        for probe in probes:
-            measured |= probe.measure(snapshot)
+        measured = _measured(probes, snapshot)
         self._log(trainer, step, measured)
-        if math.isfinite(measured.get("sharpness/ratio", math.nan)):
-            phase = self.tracker.add_ratio(step, measured["sharpness/ratio"])
+        phase = self.tracker.add_ratio(step, measured.get("sharpness/ratio", math.nan))
+        if phase is not None:
             self._log(trainer, step, {"sharpness/phase": float(phase.code)})
         if rule is not None:
             self.formula = rule.formula
@@ -166,7 +166,10 @@ class ProbeCallback(pl.Callback):
         return self._objectives[examples]
 
     def summary(self) -> dict[str, Any]:
-        """Phase, entry step, overshoot, level ... of the run so far, and what they are measured in."""
+        """Phase, entry step, overshoot, level ... of the run so far, and what they are measured in.
+
+        The phase is None where no ratio was measured, as under an optimiser whose threshold is not known.
+        """
         preconditioned = "sharpness/preconditioned" in self.latest
         return self.tracker.summary() | {
             "quantity": "sharpness/preconditioned" if preconditioned else "sharpness/lambda_max",
@@ -223,6 +226,39 @@ class ProbeCallback(pl.Callback):
                 show_figure(logger, tag, figure, step)
             if isinstance(logger, MetricsLogger):
                 logger.log_others(arrays, figures, step)
+
+
+def _measured(probes: Sequence[Probe], snapshot: Snapshot) -> dict[str, Any]:
+    """What the probes find. Where they are cut off their memories are those before: the snapshot is measured again."""
+    memories = [probe.state_dict() for probe in probes]
+    found: dict[str, Any] = {}
+    try:
+        with cut_off():
+            for probe in probes:
+                found |= probe.measure(snapshot)
+    except BaseException:
+        for probe, memory in zip(probes, memories, strict=True):
+            probe.load_state_dict(memory)
+        raise
+    return found
+
+
+def _pair(data: Any) -> tuple[Tensor, Tensor]:
+    """`data` if it is (x, y), tensors of equal length. Raises TypeError or ValueError, one line."""
+    parts = list(data) if isinstance(data, tuple | list) else []
+    if len(parts) != 2 or not all(isinstance(part, Tensor) for part in parts):
+        of = f" of {len(parts)}: {', '.join(type(part).__name__ for part in parts)}" if parts else ""
+        raise TypeError(
+            f"ProbeCallback: data is a {type(data).__name__}{of}; expected (x, y), the training examples as two tensors: "
+            "dataset.tensors of a TensorDataset, torch.utils.data.default_collate(list(dataset)) of another"
+        )
+    x, y = parts
+    if x.shape[:1] != y.shape[:1] or not x.numel():
+        raise ValueError(
+            f"ProbeCallback: data=(x, y) of shapes {tuple(x.shape)} and {tuple(y.shape)}; expected as many targets y as "
+            "inputs x, one at least"
+        )
+    return x, y
 
 
 def _step(trainer: pl.Trainer, pl_module: pl.LightningModule) -> int:

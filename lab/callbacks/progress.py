@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lab.callbacks.probe import ProbeCallback
 from lab.module import SupervisedModule
+from lab.run.summary import decimals
 
 LINE_SECONDS = 10.0
 """Seconds between lines when the output is not a terminal."""
@@ -72,5 +73,5 @@ class ProgressCallback(pl.Callback):
         """loss, lambda / threshold and phase, as far as they are known."""
         tracker = self.probes.tracker
         loss = f"loss {tracker.losses[-1]:.4g}" if tracker.losses else ""
-        ratio = f"  lambda/threshold {tracker.ratio:.3f}" if tracker.ratios else ""
+        ratio = f"  lambda/threshold {decimals(tracker.ratio, 3)}" if tracker.ratios else ""
         return loss + ratio + (f"  {tracker.phase}" if ratio and phase else "")

@@ -13,6 +13,7 @@ from lab.run.agenda import Chunk, every
 from lab.run.checkpoints import State
 from lab.run.figures import save, waterfall_figure
 from lab.run.folder import RunFolder
+from lab.run.signals import cut_off
 
 
 class RunCallback(pl.Callback):
@@ -82,7 +83,7 @@ class RunCallback(pl.Callback):
                 show_figure(logger, "spectrum/waterfall", figure, pl_module.step)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """SIGTERM arrives between two chunks, where the state is whole: nothing done so far is lost."""
+        """SIGTERM ends a run where its state is whole, see `lab.run.signals`: no update made so far is lost."""
         if isinstance(exception, SystemExit) and isinstance(pl_module, SupervisedModule):
             self.save(trainer, pl_module)
 
@@ -90,7 +91,8 @@ class RunCallback(pl.Callback):
         """test/loss and test/accuracy of the present weights."""
         if module.test_data is None:
             return {}
-        values = {f"test/{name}": value for name, value in module.evaluate(module.test_data).items()}
+        with cut_off():
+            values = {f"test/{name}": value for name, value in module.evaluate(module.test_data).items()}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=module.step)
         latest = self.probes.latest | values

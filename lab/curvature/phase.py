@@ -10,10 +10,15 @@ It is left again, for the sharpness of ReLU networks and of cross entropy can co
 200 steps, or at once when the loss is calm and the ratio below 0.8. Not sooner: life at the edge is a cycle of bursts
 and of climbs back to 1, which lasted 143 steps at most in the runs looked at (Adam; Nesterov 137, gradient descent 29).
 
-A catapult is the start of a run that begins above 1 and throws the loss above its initial value, until the loss is back
-below it. That may take three steps, so it is read off the losses and dated by them, not by the measurements.
+A run that begins at or above 1 is above the edge until it comes down. It has not reached the edge from there by falling
+towards it: it enters when it has been below 1 and has come up again, or when it stays, that is when it was not thrown and
+shows both signs 20 steps later. A catapult is the start of such a run that throws the loss above its initial value, until
+the loss is back below it. That may take three steps, so it is read off the losses and dated by them, not by the
+measurements; its rises are none of the edge.
 
-With mini-batches the loss of a step says nothing about stability (it rises on half of all steps), so the ratio decides.
+With mini-batches the loss of a step says nothing about stability (it rises on half of all steps), so the ratio decides:
+the edge is entered by coming up to 1 from below, and by nothing else.
+
 Cohen et al. 2021 (arXiv 2103.00065); Lewkowycz et al. 2020 (arXiv 2003.02218) for the catapult.
 """
 
@@ -55,28 +60,32 @@ class Phase(StrEnum):
     CATAPULT = "catapult"
     INTERPOLATED = "interpolated before the edge"
     DIVERGED = "diverged"
+    ABOVE = "above the edge"
 
     @property
     def code(self) -> int:
-        """The number logged as `sharpness/phase`: 0 to 5 in the order above."""
+        """The number logged as `sharpness/phase`: 0 to 6 in the order above."""
         return list(Phase).index(self)
 
 
 class PhaseTracker:
     """Fed with the loss of every step and the ratio of every measurement, it knows the present phase and the history.
 
-    stochastic: the losses are those of mini-batches, or of augmented examples.
+    stochastic: the losses are those of mini-batches, or of augmented examples. `phase` is None as long as no ratio was
+    measured, as under an optimiser whose threshold is not known. In `changes` the edge and a catapult begin at their own
+    step, known at the measurement that follows; every other phase begins at the measurement that shows it.
     """
 
     def __init__(self, *, stochastic: bool = False):
         self.stochastic = stochastic
-        self.phase = Phase.BELOW
+        self.phase: Phase | None = None
         self.losses: list[float] = []
         self.ratios: list[tuple[int, float]] = []
         self.changes: list[tuple[int, Phase]] = []
         self.entry_step: int | None = None
         self._first_step = 0
         self._at_edge = False
+        self._from_above = False  # at or above 1 ever since the first measurement
         self._last_above = self._last_sign = NEVER
         self._thrown = self._back = math.inf  # of a catapult: first step above the initial loss, first below it again
         self._throw = THROWN if stochastic else 1.0
@@ -91,10 +100,15 @@ class PhaseTracker:
         elif self._thrown < step < self._back and loss < self.losses[0]:
             self._back = step
 
-    def add_ratio(self, step: int, ratio: float) -> Phase:
-        """sharpness / threshold measured before update `step`; returns the phase it makes."""
+    def add_ratio(self, step: int, ratio: float) -> Phase | None:
+        """sharpness / threshold measured before update `step`; returns the phase it makes.
+
+        A ratio that is not finite was not measured: it changes nothing, and None is returned.
+        """
         if not math.isfinite(ratio):
-            return self.phase
+            return None
+        if not self.ratios:
+            self._from_above = ratio >= 1
         before = self.ratios[-1] if self.ratios else (step, ratio)
         self.ratios.append((step, ratio))
         for s in range(before[0] + 1, step + 1):
@@ -110,13 +124,10 @@ class PhaseTracker:
         """The last ratio; NaN before the first measurement."""
         return self.ratios[-1][1] if self.ratios else math.nan
 
-    def rises(self, steps: int, *, until: int | None = None) -> float:
-        """Share of the last `steps` steps (up to and including `until`) whose loss is above that of the step before."""
-        end = len(self.losses) if until is None else until - self._first_step + 1
-        window = self.losses[max(0, end - steps - 1) : max(0, end)]
-        if len(window) < 2:
-            return 0.0
-        return sum(b > a for a, b in pairwise(window)) / (len(window) - 1)
+    def rises(self, steps: int) -> float:
+        """Share of the last `steps` steps whose loss is above that of the step before."""
+        window = self.losses[-steps - 1 :]
+        return sum(b > a for a, b in pairwise(window)) / max(1, len(window) - 1)
 
     def crossing_step(self) -> int | None:
         """The first step at which the interpolated ratio comes up to 1 from below."""
@@ -128,14 +139,16 @@ class PhaseTracker:
     def summary(self) -> dict[str, Any]:
         """What `summary.json` says of the run; None where there is nothing to say.
 
-        level is the mean ratio over the last half of the run, or since the entry into the edge where that came later.
+        crossing_step is where the ratio first came up to 1 from below, entry_step where the edge of stability began by the
+        rule above: the first "edge of stability" of phases has that step. level is the mean ratio over the last half of the
+        run, or since the entry into the edge where that came later.
         """
         crossing = self.crossing_step()
         half = (self.ratios[0][0] + self.ratios[-1][0]) / 2 if self.ratios else 0
         since = max(half, self.entry_step or 0)
         level = [r for s, r in self.ratios if s >= since]
         return {
-            "phase": str(self.phase),
+            "phase": None if self.phase is None else str(self.phase),
             "phases": [[step, str(phase)] for step, phase in self.changes],
             "crossing_step": crossing,
             "entry_step": self.entry_step,
@@ -154,25 +167,35 @@ class PhaseTracker:
 
     def _advance(self, step: int, ratio: float) -> None:
         """One step of the rule: enter and leave the edge."""
+        self._from_above = self._from_above and ratio >= 1
         if self._in_catapult(step):
             self._become(step, Phase.CATAPULT)
             return
         if self.stochastic:
-            self._at_edge = ratio >= (STOCHASTIC_EXIT if self._at_edge else 1.0)
+            self._at_edge = ratio >= (STOCHASTIC_EXIT if self._at_edge else 1.0) and not self._from_above
         else:
             self._at_edge = self._signs_of_the_edge(step, ratio)
-        if self._at_edge and self.entry_step is None:
-            self.entry_step = step
+        if self._at_edge:
+            self._become(step, Phase.EDGE)
+            if self.entry_step is None:
+                self.entry_step = step
 
     def _signs_of_the_edge(self, step: int, ratio: float) -> bool:
-        oscillates = self.rises(WINDOW, until=step - 1) > RISES
-        if ratio >= 1:
+        calm = self._back if self.ratios[0][1] > 1 and self._back < step else self._first_step
+        oscillates = self._rises_before(step, calm) > RISES * WINDOW
+        if ratio >= 1 and (not self._from_above or step - calm >= WINDOW):
             self._last_above = step
         if ratio >= 1 or oscillates:
             self._last_sign = step
         if self._at_edge:
             return oscillates or (ratio >= FAR and step - self._last_sign < QUIET)
         return oscillates and step - self._last_above < WINDOW
+
+    def _rises_before(self, step: int, since: float) -> int:
+        """How many of the last WINDOW losses before update `step`, none older than that of `since`, were a rise."""
+        end = max(0, step - self._first_step)
+        begin = max(0, end - WINDOW - 1, int(since) - self._first_step)
+        return sum(b > a for a, b in pairwise(self.losses[begin:end]))
 
     def _in_catapult(self, step: int) -> bool:
         return self.ratios[0][1] > 1 and self._thrown < step <= self._back
@@ -182,6 +205,8 @@ class PhaseTracker:
             return Phase.CATAPULT
         if self._at_edge:
             return Phase.EDGE
+        if self._from_above:
+            return Phase.ABOVE
         window = [ratio for _, ratio in self.ratios[-5:]]
         rising = window[-1] > (1 + RISING) * window[0] or window[-1] >= 1
         if rising and len(window) > 1:
@@ -221,4 +246,5 @@ class PhaseTracker:
         self.ratios = [(int(step), ratio) for step, ratio in state["ratios"].tolist()]
         self.changes = [(step, list(Phase)[code]) for step, code in state["changes"].tolist()]
         self._at_edge, self.entry_step = bool(at_edge), None if entry < 0 else entry
-        self.phase = self.changes[-1][1] if self.changes else Phase.BELOW
+        self._from_above = bool(self.ratios) and all(ratio >= 1 for _, ratio in self.ratios)
+        self.phase = self.changes[-1][1] if self.changes else None

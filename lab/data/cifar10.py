@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity, extract_archive
 
-from lab.data.base import Dataset, Examples, ImageCard, Images
+from lab.data.base import Dataset, Examples, Facts, ImageCard, Images
 from lab.settings import CARD, SettingError
 
 # What torchvision raises when it cannot fetch (OSError covers URLError and no space), or fetched a broken archive.
@@ -38,7 +38,8 @@ class Cifar10(ImageCard):
         if not _is_whole(root):
             _fetch(root, progress)
         train, test = CIFAR10(root, train=True), CIFAR10(root, train=False)
-        return self.assemble(_images(train), _images(test), train.classes, {"source": "cifar-10-batches-py"})
+        facts: Facts = {"source": "cifar-10-batches-py", "md5": CIFAR10.tgz_md5}  # each file was held against its own
+        return self.assemble(_images(train), _images(test), train.classes, facts)
 
 
 @dataclass(frozen=True, kw_only=True, config=CARD)

@@ -58,6 +58,11 @@ class ImageFolder(ImageCard):
                 f"data.root={root} holds no folder train; data=image_folder expects {root}/train/<class>/<images>"
             )
         train = _list_split(root, "train")
+        if len(train.class_names) < 2:
+            raise SettingError(
+                f"data.root={root}: {root / 'train'} holds one class folder, {train.class_names[0]}, but at least two "
+                "classes are needed; add another folder of images"
+            )
         train_pixels, train_sha256 = _cached_pixels(root, train, self.image_size, progress)
         facts: dict[str, int | float | str] = {"source": "image tree", "train_sha256": train_sha256[:16]}
         if not (root / "test").is_dir():

@@ -98,7 +98,6 @@ class Escape:
     """An ensemble's verdict. fit is the rate per step if there is one; reasons why there is none, each a sentence.
 
     refits     (burn-in in steps, rate) at 0, 1 and 2 relaxation times, from the start on
-    failures   the rate of replicas that were not finite any more; None: there were none
     quiet, slow   the controls at lr and lr/10; None where they were not wanted
     warnings   what the reader has to know besides
     """
@@ -109,7 +108,6 @@ class Escape:
     watched: Watched
     refits: tuple[tuple[float, Rate], ...]
     shape: Exponentiality
-    failures: Rate | None
     quiet: Control | None
     slow: Control | None
 
@@ -119,7 +117,7 @@ class Escape:
         return None if self.reasons else self.fit
 
 
-def watch(
+def fleming_viot(
     replicas: Replicas,
     exit: Exit,
     *,
@@ -129,10 +127,11 @@ def watch(
     stop: float = 0.9,
     tick: Tick = silent,
 ) -> Watched:
-    """Move the replicas until a share `stop` has left or `budget` steps are over, looking every `every` steps.
+    """Exits from the quasi-stationary law: moved until a share `stop` has left or `budget` steps are over.
 
-    During burn_in steps, rounded up to a multiple of `every`, those that left, or are not finite, go on from places of
-    others, drawn at random. The error of a time is half an inspection. Raises ValueError for settings that cannot be.
+    All are looked at every `every` steps. During burn_in steps, rounded up to a multiple of `every`, those that left, or
+    are not finite, go on from places of others, drawn at random. The error of a time is half an inspection. Raises
+    ValueError for settings that cannot be.
     """
     if every < 1 or budget < every or burn_in < 0 or not 0 < stop <= 1:
         raise ValueError(
@@ -289,7 +288,7 @@ def escape(
     burn = min(math.ceil(3 * tau), budget // 4) if burn_in is None and math.isfinite(tau) else burn_in
     burn = budget // 4 if burn is None else burn
     crowd = dynamics.replicas(objective, w.expand(replicas, -1), generator)
-    watched = watch(crowd, exit, every=every, budget=budget, burn_in=burn, stop=stop, tick=tick)
+    watched = fleming_viot(crowd, exit, every=every, budget=budget, burn_in=burn, stop=stop, tick=tick)
     fit = rate(watched.times)
     quiet = slow = None
     if controls:
@@ -307,7 +306,6 @@ def escape(
         watched,
         _refits(watched.first, tau),
         exponentiality(watched.times),
-        rate(watched.times, failures=True) if bool(watched.times.failed.any()) else None,
         quiet,
         slow,
     )

@@ -46,11 +46,11 @@ class Coordinate(Exit):
     name: ClassVar[str] = "saddle"
 
     @staticmethod
-    def beyond(direction: Tensor, saddle: Tensor, beyond: Tensor, share: float = 0.5) -> "Coordinate":
-        """Beyond the saddle by `share` of the way to the minimum `beyond` it, along the unstable direction."""
+    def beyond(direction: Tensor, saddle: Tensor, beyond: Tensor) -> "Coordinate":
+        """Half way beyond the saddle to the minimum `beyond` it, along the unstable direction."""
         along = float((beyond - saddle) @ direction)
         sign = 1.0 if along > 0 else -1.0
-        return Coordinate(sign * direction, saddle, share * abs(along))
+        return Coordinate(sign * direction, saddle, 0.5 * abs(along))
 
     def along(self, W: Tensor) -> Tensor:
         """u'(w - origin), (R,)."""

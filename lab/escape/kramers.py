@@ -4,7 +4,6 @@
     mean time to leave (a, b)       tau(x) = [S(x,b) int_a^x S(a,z) m dz + S(a,x) int_x^b S(z,b) m dz] / S(a,b)
     mean time to b from below       tau(x) = S(x,b) int_-inf^x m dz + int_x^b S(z,b) m dz
     rate of escape                  1 / the largest eigenvalue of that (Green's) operator: from the quasi-stationary law
-    gap between two wells           the rate at which both sides of the node of the second eigenfunction are left
 
 All terms are positive and kept as logarithms, so barriers of any height are computed to many digits; the asymptotes are
 the limit of a high barrier, off by 10 to 20 % where one can simulate:
@@ -23,7 +22,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from scipy.optimize import brentq
 from torch import Tensor
 
 from lab.escape.panels import Panels, panels
@@ -113,29 +111,6 @@ def escape_rate(process: Diffusion, domain: Domain, *, start: float) -> float:
     return math.exp(-_log_lifetime(process, domain, start))
 
 
-def spectral_gap(process: Diffusion, wells: tuple[float, float]) -> tuple[float, float, float]:
-    """The smallest rate of the generator above 0, and the rates from the left well and from the right one, which it adds up.
-
-    wells: a place in each of the two. The second eigenfunction vanishes at one point between them, from which both sides
-    are left at the same rate: that rate is the gap. The one-way rate is the gap times the share of the mass on the other
-    side: half of it for a symmetric well, as one who reaches the top goes back in half of the cases.
-    """
-    left, right = wells
-    low, high = reach(process, left, -1), reach(process, right, +1)
-    rule = panels(low, high, process.change, cuts=process.cuts)
-    width = right - left
-
-    def difference(node: float) -> float:
-        return _log_lifetime(process, Domain(high=node), left) - _log_lifetime(process, Domain(low=node), right)
-
-    node = float(brentq(difference, left + 1e-3 * width, right - 1e-3 * width, xtol=1e-10 * width))
-    gap = escape_rate(process, Domain(high=node), start=left)
-    speed = _log_speed(process, rule)
-    shares = (speed - rule.log_whole(speed)).exp() * rule.weights
-    beyond = float(shares[rule.nodes > node].sum())
-    return gap, gap * beyond, gap * (1 - beyond)
-
-
 class _Green:
     """The operator f -> E[int_0^exit f dt], whose kernel is positive, in logarithms."""
 
@@ -182,10 +157,6 @@ def _log_lifetime(process: Diffusion, domain: Domain, start: float) -> float:
             break
         log_f, before = image - image.max(), found
     return found
-
-
-def _log_speed(process: Diffusion, rule: Panels) -> Tensor:
-    return -rule.before(process.change(rule.nodes)) - process.diffusion(rule.nodes).log()
 
 
 def reach(process: Diffusion, start: float, side: int) -> float:

@@ -61,13 +61,13 @@ def descend(objective: Objective, W: Tensor, *, tol: float = 1e-10, max_steps: i
     return W
 
 
-def newton_step(H: Tensor, g: Tensor, mu: Tensor, *, reach: float = REACH) -> Tensor:
-    """-(|H| + mu)^-1 g for matrices (R, P, P), (R, P), (R,), cut to the length `reach`."""
+def newton_step(H: Tensor, g: Tensor, mu: Tensor) -> Tensor:
+    """-(|H| + mu)^-1 g for matrices (R, P, P), (R, P), (R,), cut to the length `REACH`."""
     h, V = torch.linalg.eigh(H)
     along = (V.transpose(1, 2) @ g[:, :, None])[:, :, 0]
     size = (h.abs() + mu[:, None]).clamp(min=torch.finfo(g.dtype).eps)
     step = -(V @ (along / size)[:, :, None])[:, :, 0]
-    return step * (reach / step.norm(dim=1, keepdim=True)).clamp(max=1)
+    return step * (REACH / step.norm(dim=1, keepdim=True)).clamp(max=1)
 
 
 def find_minima(

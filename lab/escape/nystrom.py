@@ -57,9 +57,9 @@ class Chain:
         if not self.domain.holds(self.start):
             raise SettingError(f"start={self.start:g} is not inside the domain ({self.domain.low}, {self.domain.high})")
 
-    def mean_steps(self, start: float | None = None) -> float:
-        """The mean number of steps until the walker is found outside, from `start` (default: the chain's own)."""
-        return 1 + float(self._row(self.start if start is None else start) @ self._times)
+    def mean_steps(self) -> float:
+        """The mean number of steps until the walker is found outside, from `start`."""
+        return 1 + float(self._start @ self._times)
 
     @cached_property
     def rate(self) -> float:
@@ -79,7 +79,7 @@ class Chain:
     def survival(self, every: int, count: int) -> Tensor:
         """Shares still inside after 0, every, 2 every, ... steps, (count + 1,). Cost: log2(every) products of the kernel."""
         jump = np.linalg.matrix_power(self._grid.kernel, every - 1) if every > 1 else np.eye(len(self._grid.kernel))
-        mass, shares = self._row(self.start) @ jump, [1.0]
+        mass, shares = self._start @ jump, [1.0]
         for _ in range(count):
             shares.append(float(mass.sum()))
             mass = (mass @ self._grid.kernel) @ jump
@@ -148,8 +148,10 @@ class Chain:
         kernel = self._grid.kernel
         return np.linalg.solve(np.eye(len(kernel)) - kernel, np.ones(len(kernel)))
 
-    def _row(self, start: float) -> np.ndarray:
-        return self._density(np.array([start]), self._grid.x)[0] * self._grid.w
+    @property
+    def _start(self) -> np.ndarray:
+        """Mass at the nodes after the first step."""
+        return self._density(np.array([self.start]), self._grid.x)[0] * self._grid.w
 
 
 @dataclass(frozen=True)

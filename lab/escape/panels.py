@@ -19,6 +19,8 @@ _PRIMITIVES = np.stack(
 )
 BEFORE = torch.from_numpy(_PRIMITIVES @ np.linalg.inv(_V))
 """BEFORE[j, k]: the integral from -1 to node j of the polynomial that is 1 at node k and 0 at the others."""
+LEAST = 32
+"""Panels that are begun with."""
 MOST = 200_000
 """Panels at most."""
 
@@ -62,16 +64,14 @@ class Panels:
         return torch.logaddexp(outside, top + (half * (f @ part.T)).log())
 
 
-def panels(
-    low: float, high: float, change: Callable[[Tensor], Tensor], *, cuts: Sequence[float] = (), least: int = 32
-) -> Panels:
+def panels(low: float, high: float, change: Callable[[Tensor], Tensor], *, cuts: Sequence[float] = ()) -> Panels:
     """Panels over [low, high], halved until `change` (the slope of log f) times the width is at most 1 in each.
 
     cuts: places where functions jump, which become edges. Raises ValueError where that takes more than MOST panels.
     """
     if not low < high:
         raise ValueError(f"a range from {low:g} to {high:g}: expected low < high")
-    grid = np.unique([*np.linspace(low, high, least + 1), *(c for c in cuts if low < c < high)])
+    grid = np.unique([*np.linspace(low, high, LEAST + 1), *(c for c in cuts if low < c < high)])
     edges = torch.from_numpy(grid)
     while True:
         found = Panels(edges)

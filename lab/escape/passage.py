@@ -34,9 +34,9 @@ Outside = Callable[[Tensor], Tensor]
 """Places (..., P) -> (...) bool: whether a walker there is outside."""
 
 
-def beyond(level: float, *, side: int = 1, coordinate: int = 0) -> Outside:
-    """Outside where one coordinate is above a level (side=-1: below it)."""
-    return lambda x: side * (x[..., coordinate] - level) > 0
+def beyond(level: float) -> Outside:
+    """Outside where the first coordinate is above a level."""
+    return lambda x: x[..., 0] > level
 
 
 def first_passages(
@@ -205,6 +205,17 @@ def escapes(
     )
     settled = after(times, min(settle, steps - 1))
     return Passages(chain, times, settled, rate(settled))
+
+
+def untold(cells: Sequence[Passages]) -> list[str]:
+    """The sentence on those without a mean time; none where all have one."""
+    silent = sum(not p.told for p in cells)
+    if not silent:
+        return []
+    return [
+        f"in {silent} of {len(cells)} cells fewer than {FEW} walkers left within the budget, and no time is told there: "
+        "raise budget, max_steps or walkers"
+    ]
 
 
 def slopes(x: Sequence[float], found: Sequence[Passages]) -> tuple[Slope, Slope]:

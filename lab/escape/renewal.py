@@ -1,4 +1,4 @@
-"""Replicas in one well, watched for as long as it takes: whoever leaves is put back and starts again.
+"""Replicas in one well as a renewal process: whoever leaves is put back at the minimum and starts again.
 
 Every stay begins at the minimum; its clock starts after the burn-in, when the replica has forgotten where it began (stays
 that end before are not counted). Stays are independent, and their number does not run out: a fast exit is seen as often as
@@ -28,7 +28,7 @@ class Stays:
     steps: int
 
 
-def watch(
+def renewals(
     replicas: Replicas,
     rule: Exit,
     home: Tensor,

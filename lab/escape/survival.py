@@ -24,14 +24,13 @@ from lab.results import EscapeTimes, Rate
 # --- rates ----------
 
 
-def rate(times: EscapeTimes, *, level: float = 0.95, failures: bool = False) -> Rate:
+def rate(times: EscapeTimes, *, level: float = 0.95) -> Rate:
     """Exits per step: k / T by maximum likelihood with censoring, and its exact interval.
 
     T adds what every replica was watched, whether it left or not; an exit found by an inspection is taken to have happened
-    in the middle of the interval before it (error of the rate (rate inspection)^2 / 12). Failed replicas are censored, or
-    counted in place of the exits with failures=True. Error: 1 / sqrt(k) of the rate. No exit: value NaN, high the
-    one-sided bound. The interval is exact for replicas that are independent and forget when they started: see
-    `exponentiality`.
+    in the middle of the interval before it (error of the rate (rate inspection)^2 / 12). Failed replicas are censored.
+    Error: 1 / sqrt(k) of the rate. No exit: value NaN, high the one-sided bound. The interval is exact for replicas that
+    are independent and forget when they started: see `exponentiality`.
 
     >>> left = torch.tensor([True, True, False, False])
     >>> times = EscapeTimes(torch.tensor([10.0, 30.0, 40.0, 40.0]), left, torch.zeros(4, dtype=torch.bool))
@@ -40,10 +39,9 @@ def rate(times: EscapeTimes, *, level: float = 0.95, failures: bool = False) -> 
     (0.016667, 0.002018, 0.060206)
     """
     _check(times, level)
-    counted = times.failed if failures else times.exited
     ended = int((times.exited | times.failed).sum())
     exposure = float(times.times.double().sum()) - ended * times.inspection / 2
-    return of_counts(int(counted.sum()), exposure, level=level)
+    return of_counts(int(times.exited.sum()), exposure, level=level)
 
 
 def of_counts(exits: int, exposure: float, *, level: float = 0.95, unit: str = "step") -> Rate:
@@ -101,22 +99,6 @@ def after(times: EscapeTimes, start: float) -> EscapeTimes:
         failed=times.failed[inside],
         burn_in=times.burn_in + start,
     )
-
-
-def delayed(times: EscapeTimes, *, level: float = 0.95) -> tuple[float, Rate]:
-    """The delay and the rate after it, where exits cannot happen before an unknown delay (shifted exponential).
-
-    The delay is the first exit, in the middle of its inspection interval; k - 1 exits are left for the rate, over the time
-    after it. Fewer than two exits: no rate.
-    A delay that is known, or a slow start, is cut off by `after` instead.
-    """
-    _check(times, level)
-    if int(times.exited.sum()) < 2:
-        raise ValueError(f"{int(times.exited.sum())} exits: expected at least two to tell the delay from the rate")
-    first = float(times.times[times.exited].min()) - times.inspection / 2
-    left = int((times.exited | times.failed).sum())
-    exposure = float((times.times.double() - first).clamp(min=0).sum()) - left * times.inspection / 2
-    return first, of_counts(int(times.exited.sum()) - 1, exposure, level=level)
 
 
 # --- several at once ----------

@@ -1,8 +1,8 @@
 """Landscapes whose truth is known: an objective, its critical points, and many walkers on it at once.
 
 A landscape is one file of this package (a checked dataclass) and one card in `conf/landscape/`. It writes `energy`, for
-any number of points at once; where speed matters also `gradient`. Everything that measures networks works on it through
-`Objective`.
+any number of points at once; where speed matters also `gradient`, or `gradient_into` (`InPlace`). Everything that
+measures networks works on it through `Objective`.
 """
 
 from abc import ABC, abstractmethod
@@ -64,7 +64,7 @@ class Landscape(Objective, ABC):
             return torch.autograd.grad(self.energy(leaf).sum(), leaf)[0]
 
     def gradient_into(self, x: Tensor, out: Tensor) -> Tensor:
-        """The same, written into `out`, which is no part of x. Overridden where walkers are many: no memory is taken."""
+        """The same, written into `out`, which is no part of x."""
         return out.copy_(self.gradient(x))
 
     def parts(self, w: Tensor) -> Iterator[tuple[float, Tensor]]:
@@ -89,3 +89,14 @@ class Landscape(Objective, ABC):
     def learning_coefficient(self) -> tuple[float, int] | None:
         """(lambda, m) at the worst singularity of L = min L: volume{L - min L < e} ~ e^lambda (log 1/e)^(m - 1)."""
         return None
+
+
+class InPlace(Landscape, ABC):
+    """A landscape for many walkers: its gradient is written where it is wanted, and no memory is taken."""
+
+    def gradient(self, x: Tensor) -> Tensor:
+        return self.gradient_into(x, torch.empty_like(x))
+
+    @abstractmethod
+    def gradient_into(self, x: Tensor, out: Tensor) -> Tensor:
+        """As `Landscape.gradient_into`."""

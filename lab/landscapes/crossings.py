@@ -17,7 +17,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from lab.landscapes.base import Critical, Landscape
+from lab.landscapes.base import Critical, InPlace
 from lab.settings import CARD
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -25,7 +25,7 @@ Real = Annotated[float, Field(allow_inf_nan=False)]
 
 
 @dataclass(config=CARD)
-class MinCrossing(Landscape):
+class MinCrossing(InPlace):
     """L(x, y) = alpha min((x - centre)^2, (y - centre)^2): two lines of minima that cross at (centre, centre).
 
     Often printed as min(x - b^2, (y - b)^2), which has no lower bound: the square belongs outside the bracket. The kink
@@ -39,9 +39,6 @@ class MinCrossing(Landscape):
     def energy(self, x: Tensor) -> Tensor:
         d = (x - self.centre).square()
         return torch.minimum(d[..., 0], d[..., 1]) * self.alpha
-
-    def gradient(self, x: Tensor) -> Tensor:
-        return self.gradient_into(x, torch.empty_like(x))
 
     def gradient_into(self, x: Tensor, out: Tensor) -> Tensor:
         torch.sub(x, self.centre, out=out).mul_(2 * self.alpha)
@@ -63,7 +60,7 @@ class MinCrossing(Landscape):
 
 
 @dataclass(config=CARD)
-class ProductCrossing(Landscape):
+class ProductCrossing(InPlace):
     """L(x, y) = alpha x^2 y^2: both axes are minima, the flatter the nearer to their crossing, where the Hessian is 0."""
 
     alpha: Positive = 400.0
@@ -71,9 +68,6 @@ class ProductCrossing(Landscape):
 
     def energy(self, x: Tensor) -> Tensor:
         return (x[..., 0] * x[..., 1]).square() * self.alpha
-
-    def gradient(self, x: Tensor) -> Tensor:
-        return self.gradient_into(x, torch.empty_like(x))
 
     def gradient_into(self, x: Tensor, out: Tensor) -> Tensor:
         for i, other in ((0, 1), (1, 0)):
@@ -90,7 +84,7 @@ class ProductCrossing(Landscape):
 
 
 @dataclass(config=CARD)
-class ThreeLines(Landscape):
+class ThreeLines(InPlace):
     """L(x, y) = alpha x^2 y^2 (x + y)^2: three lines of minima through 0, lambda = 1/3 there and 1/2 elsewhere on them."""
 
     alpha: Positive = 400.0
@@ -99,9 +93,6 @@ class ThreeLines(Landscape):
     def energy(self, x: Tensor) -> Tensor:
         a, b = x[..., 0], x[..., 1]
         return (a * b).mul(a + b).square().mul(self.alpha)
-
-    def gradient(self, x: Tensor) -> Tensor:
-        return self.gradient_into(x, torch.empty_like(x))
 
     def gradient_into(self, x: Tensor, out: Tensor) -> Tensor:
         """2 a p s (y s + p) and 2 a p s (x s + p), with p = x y and s = x + y."""
@@ -121,7 +112,7 @@ class ThreeLines(Landscape):
 
 
 @dataclass(config=CARD)
-class Cusp(Landscape):
+class Cusp(InPlace):
     """L(x, y) = alpha (y^2 - x^3)^2: a curve of minima that turns back at 0; lambda = (1/2)(1/2 + 1/3) = 5/12."""
 
     alpha: Positive = 400.0
@@ -130,9 +121,6 @@ class Cusp(Landscape):
     def energy(self, x: Tensor) -> Tensor:
         a, b = x[..., 0], x[..., 1]
         return (b * b - a * a * a).square() * self.alpha
-
-    def gradient(self, x: Tensor) -> Tensor:
-        return self.gradient_into(x, torch.empty_like(x))
 
     def gradient_into(self, x: Tensor, out: Tensor) -> Tensor:
         a, b = x[..., 0], x[..., 1]

@@ -49,13 +49,6 @@ class DeepLinear(Landscape):
         learnt = torch.where(torch.arange(len(s)) < rank, s ** (1 / self.depth), 0.0)
         return torch.diag(learnt).repeat(self.depth, 1, 1).reshape(-1)
 
-    def negative_eigenvalues(self, rank: int) -> list[float]:
-        """Those of the Hessian at `saddle(rank)`, ascending."""
-        if self.depth > 2:
-            return []
-        rest = self.singular_values[rank:]
-        return [-s for s in rest for _ in rest]
-
     @property
     def critical_points(self) -> tuple[Critical, ...]:
         """The origin: eigenvalues -+s_i for every hidden unit with two matrices, none with more."""

@@ -4,12 +4,12 @@ import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from lab.landscapes.base import Critical, Landscape
+from lab.landscapes.base import Critical, InPlace
 from lab.settings import CARD
 
 
 @dataclass(config=CARD)
-class DoubleWell(Landscape):
+class DoubleWell(InPlace):
     """L(x, y) = (x^2 - 1)^2/4 + 1/2 sum_i k_i y_i^2, P = 1 + number of `stiffness` k.
 
     Minima (+-1, 0) with Hessian eigenvalues (2, k) and L = 0; saddle at 0 with eigenvalues (-1, k) and L = 1/4, which is
@@ -31,9 +31,6 @@ class DoubleWell(Landscape):
     def energy(self, x: Tensor) -> Tensor:
         across, along = x[..., 1:], x[..., 0]
         return (along * along - 1) ** 2 / 4 + 0.5 * (self._k(x) * across * across).sum(-1)
-
-    def gradient(self, x: Tensor) -> Tensor:
-        return self.gradient_into(x, torch.empty_like(x))
 
     def gradient_into(self, x: Tensor, out: Tensor) -> Tensor:
         along, down = x[..., 0], out[..., 0]

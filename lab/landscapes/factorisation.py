@@ -12,12 +12,12 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from lab.landscapes.base import Critical, Landscape
+from lab.landscapes.base import Critical, InPlace
 from lab.settings import CARD
 
 
 @dataclass(config=CARD)
-class Factorisation(Landscape):
+class Factorisation(InPlace):
     """L(a, b) = (target - a b)^2/2. Saddle at 0 with eigenvalues -+target; minima a b = target with {0, a^2 + b^2}.
 
     target 0: the minima are the two axes, which cross at 0, where the Hessian vanishes: lambda = 1/2, m = 2.
@@ -28,9 +28,6 @@ class Factorisation(Landscape):
 
     def energy(self, x: Tensor) -> Tensor:
         return 0.5 * (self.target - x[..., 0] * x[..., 1]) ** 2
-
-    def gradient(self, x: Tensor) -> Tensor:
-        return self.gradient_into(x, torch.empty_like(x))
 
     def gradient_into(self, x: Tensor, out: Tensor) -> Tensor:
         a, b = x[..., 0], x[..., 1]

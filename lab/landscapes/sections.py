@@ -18,7 +18,9 @@ from lab.objective import Objective
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+
+BATCH_BYTES = 2**20
+"""Points that are evaluated at once: a whole grid in two variables; of a network more would fall out of the cache."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,12 @@ class Section:
     rows: Tensor
     values: Tensor
 
+    @classmethod
+    def whole(cls, columns: Tensor, rows: Tensor, values: Tensor) -> "Section":
+        """Of an objective in two variables, x in columns and y in rows."""
+        u, v = torch.eye(2, dtype=torch.float64)
+        return cls(torch.zeros(2, dtype=torch.float64), u, v, columns, rows, values)
+
     def coordinates(self, points: Tensor) -> Tensor:
         """(a, b) of points (..., P), by least squares: their projection on the plane (..., 2)."""
         plane = torch.stack([self.u, self.v], dim=1)
@@ -39,9 +47,24 @@ class Section:
 
 
 def section(objective: Objective, origin: Tensor, u: Tensor, v: Tensor, *, columns: Tensor, rows: Tensor) -> Section:
-    """L on the grid `columns` x `rows` of the plane through `origin` (P,) along u and v (P,). Cost: a value a grid point."""
-    values = torch.stack([torch.stack([objective.value(origin + a * u + b * v) for a in columns]) for b in rows])
-    return Section(origin, u, v, columns, rows, values)
+    """L on the grid `columns` x `rows` of the plane through `origin` (P,) along u and v (P,). Cost: a value a grid point, as
+    replicas, in batches of at most `BATCH_BYTES`.
+    """
+    a, b = columns.repeat(len(rows)).to(u), rows.repeat_interleave(len(columns)).to(v)
+    points = max(1, BATCH_BYTES // (len(origin) * origin.element_size()))
+    values = [
+        _values(objective, origin + some_a[:, None] * u + some_b[:, None] * v)
+        for some_a, some_b in zip(a.split(points), b.split(points), strict=True)
+    ]
+    return Section(origin, u, v, columns, rows, torch.cat(values).view(len(rows), len(columns)))
+
+
+def _values(objective: Objective, points: Tensor) -> Tensor:
+    """L at points (n, P): (n,), one by one where train-mode BatchNorm couples the examples."""
+    try:
+        return objective.replica_values(points)
+    except ValueError:
+        return Objective.replica_values(objective, points)
 
 
 def window(objective: Objective, low: Sequence[float], high: Sequence[float], *, points: int = 121) -> Section:
@@ -53,31 +76,16 @@ def window(objective: Objective, low: Sequence[float], high: Sequence[float], *,
     return section(objective, torch.zeros(2, dtype=torch.float64), u, v, columns=x, rows=y)
 
 
-def contours(
-    shown: Section,
-    trajectories: dict[str, Tensor] | None = None,
-    *,
-    title: str = "",
-    names: tuple[str, str] = ("x", "y"),
-) -> "Figure":
-    """Contours of log(1 + (L - min L)/scale), with trajectories {name: (steps, P)} from their dot to their star."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 5), layout="constrained")
-    axis = figure.subplots()
-    draw_contours(axis, shown, trajectories, names=names)
-    axis.set_title(title)
-    return figure
-
-
 def draw_contours(
     axis: "Axes",
     shown: Section,
-    trajectories: dict[str, Tensor] | None = None,
+    trajectories: dict[str, Tensor],
     *,
     names: tuple[str, str] = ("x", "y"),
 ) -> None:
-    """The same on an axis of a larger figure, with its colour bar."""
+    """Contours of log(1 + (L - min L)/scale) with their colour bar, and trajectories {name: (steps, P)} from their dot to
+    their star.
+    """
     height = shown.values - shown.values.min()
     scale = float(height.median()) / 20 or 1.0
     levels = axis.contourf(shown.columns, shown.rows, torch.log1p(height / scale), levels=24, cmap="Greys_r")
@@ -88,7 +96,7 @@ def draw_contours(
     bar.set_ticks(
         [places[share] for share in apart], labels=[f"{float(f'{height.max() * share:.2g}'):g}" for share in apart]
     )
-    for name, path in (trajectories or {}).items():
+    for name, path in trajectories.items():
         a, b = shown.coordinates(path.to(shown.u)).unbind(-1)
         (line,) = axis.plot(a, b, lw=1.2, label=name)
         axis.plot(a[0], b[0], "o", ms=6, color=line.get_color(), mec="white")
@@ -99,5 +107,4 @@ def draw_contours(
         xlim=(float(shown.columns[0]), float(shown.columns[-1])),
         ylim=(float(shown.rows[0]), float(shown.rows[-1])),
     )
-    if trajectories:
-        axis.legend(loc="upper right", framealpha=0.9)
+    axis.legend(loc="upper right", framealpha=0.9)

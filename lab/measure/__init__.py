@@ -18,7 +18,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from lab.cli import config_dir, one_line_errors, remove_if_empty
 from lab.measure.words import RunOf, Words, literal
 from lab.run.folder import RunFolder
+from lab.run.identity import require_no_run, require_same_data
 from lab.settings import SettingError
+from lab.train.memory import memory_told
 
 if TYPE_CHECKING:
     from lab.measure.carry import OptimizerUse, Result
@@ -35,18 +37,21 @@ def main() -> None:
 
 
 def _measure_all(words: Words) -> None:
-    """Every checkpoint; of several, a broken one is told and passed over, and the exit code is 2 in the end."""
+    """Every checkpoint; of several, a broken one is told and passed over, and the exit code is 2 in the end. What is wrong
+    with all of them alike, as a setting that was typed, is told once.
+    """
     done: list[tuple[Path, Result]] = []
-    files, broken = words.files(), 0
+    files, slips = words.files(), set[str]()
     for file in files:
         try:
             done.append((file, measure(words, file, several=len(files) > 1)))
         except SettingError as error:
             if len(files) == 1:
                 raise
-            broken += 1
-            print(f"error: {error}", file=sys.stderr)
-    if len(files) > 1:
+            if str(error) not in slips:
+                print(f"error: {error}", file=sys.stderr)
+            slips.add(str(error))
+    if len(files) > 1 and done:
         from lab.measure import report
 
         print()
@@ -54,7 +59,7 @@ def _measure_all(words: Words) -> None:
         print(f"\n{len(done)} of {len(files)} checkpoints measured.")
         for figure in report.across(done, words.together):
             print(f"\n  figure    {figure}")
-    if broken:
+    if slips:
         sys.exit(2)
 
 
@@ -76,14 +81,21 @@ def measure(words: Words, file: Path, *, several: bool = False) -> "Result":
     from lab.measure.weights import read
     from lab.train.settings import read_settings
 
-    saved, parts = read(file), read_settings(cfg).build()
-    parts.use_threads(jobs=1)
-    measurement = Measurement(parts, saved, _optimizer(words, run))
+    with memory_told():
+        saved, parts = read(file), read_settings(cfg).build()
+        parts.use_threads(jobs=1)
+        if run is not None and not any(name.partition(".")[0] == "data" for name in words.names):
+            card = f"data={run.card('data')}"
+            require_same_data(run.folder, parts.dataset.facts, cure=f"to measure on what is there now add {card}")
+        measurement = Measurement(parts, saved, _optimizer(words, run))
     folder = RunFolder(words.results(file, run, place, several=several))
+    require_no_run(folder)
     with folder.owned():
         try:
-            result = measurement.carry_out(str(file))
-        except SettingError:
+            with memory_told():
+                result = measurement.carry_out(str(file))
+                result.divergence = run.divergence(file, result.step) if run else ""
+        except BaseException:
             _leave_nothing(folder)
             raise
         report.keep(folder, result, file=file, command=_command(words), plain=_plain(cfg), facts=parts.dataset.facts)
@@ -97,7 +109,7 @@ def measure(words: Words, file: Path, *, several: bool = False) -> "Result":
 
 
 def _leave_nothing(folder: RunFolder) -> None:
-    """Take a folder away that was made for a measurement that was refused; an older measurement in it stays."""
+    """Take a folder away that was made for a measurement that came to nothing; an older measurement in it stays."""
     if [file.name for file in folder.path.iterdir()] == [".lock"]:
         (folder.path / ".lock").unlink()
         remove_if_empty(folder.path)

@@ -30,7 +30,10 @@ PER_SOLVE = 20
 
 @dataclass
 class Result:
-    """What was measured at `step`: numbers by tag, whatever else by tag, and what the numbers are held against."""
+    """What was measured at `step`: numbers by tag, whatever else by tag, and what the numbers are held against.
+
+    divergence: how the run ended that left these weights, where it diverged.
+    """
 
     step: int
     formula: str
@@ -39,6 +42,7 @@ class Result:
     others: dict[str, Any] = field(default_factory=dict)
     findings: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    divergence: str = ""
 
 
 @dataclass(frozen=True)

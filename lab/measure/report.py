@@ -1,6 +1,6 @@
 """A measurement in words and in a table, and on disk."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from rich.table import Table
 from torch import Tensor
 
 from lab.measure.carry import Result
-from lab.probes.critical_point import Point, index_against_loss
+from lab.probes.critical_point import ENDS, KINDS, Point, index_against_loss
 from lab.run import figures
 from lab.run.folder import RunFolder
 from lab.run.provenance import provenance
@@ -31,6 +31,8 @@ LEADING = (
     "spectrum/effective_rank",
 )
 """The quantities that come first where they were measured."""
+NAMES = {"escape/kind": KINDS, "escape/search": ENDS}
+"""The quantities that are the place of a word in a list."""
 
 
 def sentence(result: Result) -> str:
@@ -54,7 +56,7 @@ def sentence(result: Result) -> str:
     if not said and not result.findings:
         said = ["nothing was measured"]
     told = f"At step {result.step}{': ' if said else ''}{'; '.join(said)}{unsure}."
-    return joined([told, *result.findings])
+    return joined([*filter(None, [result.divergence]), told, *result.findings])
 
 
 def _told(tag: str) -> bool:
@@ -80,9 +82,14 @@ def table(rows: Sequence[tuple[Path, Result]]) -> Table:
     tags = list(dict.fromkeys(tag for _, result in rows for tag in leading(result)))[:COLUMNS]
     made = Table("checkpoint", "step", *[tag.replace("sharpness/", "") for tag in tags], box=None)
     for file, result in rows:
-        cells = [f"{result.values[tag]:.5g}" if tag in result.values else "" for tag in tags]
-        made.add_row(str(file), str(result.step), *cells)
+        made.add_row(str(file), str(result.step), *(_cell(tag, result.values) for tag in tags))
     return made
+
+
+def _cell(tag: str, values: Mapping[str, float]) -> str:
+    if tag not in values:
+        return ""
+    return NAMES[tag][int(values[tag])] if tag in NAMES else f"{values[tag]:.5g}"
 
 
 def across(rows: Sequence[tuple[Path, Result]], folder: Path) -> list[Path]:

@@ -16,12 +16,15 @@ from omegaconf import OmegaConf
 from lab.cli import cell_name, choices, config_dir, typed
 from lab.run.folder import RunFolder
 from lab.settings import SettingError
+from lab.train.slips import at_home, require_sound
 
 GROUPS = ("data", "model", "loss", "optimizer", "schedule", "trainer")
 NUMBERS = ("steps", "epochs", "seed")
 PLACE = ("trainer.threads", "trainer.accelerator")
 """Settings that say how and not what: they are no part of a folder's name."""
-LAST = "checkpoints/last.ckpt"
+LAST, LAST_FINITE = "checkpoints/last.ckpt", "checkpoints/last_finite.ckpt"
+WEIGHTS = (".ckpt", ".pt", ".pth")
+"""How files of weights end; another file that a glob finds is taken for one only where the glob ends like it."""
 FLAGS = ("--help", "-h", "--cfg", "-c", "--resolve")
 
 
@@ -36,6 +39,7 @@ class Words:
     @staticmethod
     def of(arguments: list[str]) -> "Words":
         """Sort the words. A path goes past Hydra, whose grammar stumbles over the names of run folders."""
+        arguments = [at_home(word) for word in arguments]
         paths = [word.partition("=")[2] for word in arguments if word.startswith("checkpoint=")]
         flagged = any(word.startswith("-") for word in arguments)
         flags = [word for word in arguments if flagged and "=" not in word]
@@ -49,6 +53,7 @@ class Words:
     @cached_property
     def parsed(self) -> list[Override]:
         """The overrides as Hydra reads them."""
+        require_sound(self.overrides)
         parsed = OverridesParser.create().parse_overrides(list(self.overrides))
         for override in parsed:
             if override.is_sweep_override():
@@ -79,13 +84,23 @@ class Words:
                 "checkpoint= is missing: name a file, a run folder or a glob, e.g. checkpoint=outputs/quickstart/default"
             )
         path = Path(self.checkpoint).expanduser()
-        found = [path] if path.exists() else [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
-        files = [place / LAST if (place / LAST).exists() else place for place in found]
-        if not files:
+        if path.exists():
+            file = _checkpoint(path)
+            if not file.is_file():
+                raise SettingError(
+                    f"checkpoint={self.checkpoint} is a folder without {LAST}; name a file or a run folder"
+                )
+            return [file]
+        found = [_checkpoint(Path(name)) for name in sorted(glob.glob(str(path), recursive=True))]
+        if not found:
             raise SettingError(f"checkpoint={self.checkpoint}: there is no such file")
-        if len(files) == 1 and not files[0].is_file():
-            raise SettingError(f"checkpoint={self.checkpoint} is a folder without {LAST}; name a file or a run folder")
-        return [file for file in files if file.is_file()]
+        files = [file for file in found if file.is_file() and file.suffix in (*WEIGHTS, path.suffix)]
+        if not files:
+            raise SettingError(
+                f"checkpoint={self.checkpoint} finds no folder with {LAST} and no file in {', '.join(WEIGHTS)}; "
+                "name a run folder or a file"
+            )
+        return list(dict.fromkeys(files))
 
     @property
     def together(self) -> Path:
@@ -138,7 +153,22 @@ class RunOf:
         if group not in self.settings:
             return False
         cards = [override.value() for override in words.parsed if override.key_or_group == group]
-        return not cards or cards[-1] == _card_of(group, self.settings[group]["_target_"])
+        return not cards or cards[-1] == self.card(group)
+
+    def divergence(self, file: Path, step: int) -> str:
+        """That the run diverged, where `file` is what it left then: the state of `step`; "" for any other checkpoint."""
+        if file.name != Path(LAST_FINITE).name:
+            return ""
+        status, last = self.folder.read("status"), self.folder.path / LAST
+        older = f"; {last} is older and holds the state of the optimizer too" if last.exists() else ""
+        return (
+            f"The run diverged at step {status.get('step')}: {status.get('reason')}. "
+            f"Measured is its last finite state, at step {step}{older}"
+        )
+
+    def card(self, group: str) -> str:
+        """The name of the card of the run in a group."""
+        return _card_of(group, self.settings[group]["_target_"])
 
     def overrides(self, words: Words) -> list[str]:
         """What the run says of all that was not chosen anew: its cards, their settings, its seed and length."""
@@ -180,6 +210,11 @@ def _card_of(group: str, target: str) -> str:
         if OmegaConf.load(Path(config_dir()) / group / f"{name}.yaml")["_target_"] == target:  # type: ignore[index]
             return name
     raise SettingError(f"the run was made with {target}, which no card in conf/{group}/ names; choose {group}=")
+
+
+def _checkpoint(place: Path) -> Path:
+    """The newest state of a run folder, of one that diverged the last finite one; anything else is what it is."""
+    return next((place / name for name in (LAST_FINITE, LAST) if (place / name).exists()), place)
 
 
 def _unique(file: Path) -> str:

@@ -24,8 +24,10 @@ Updates = Annotated[int, Field(gt=0, strict=True)]
 
 
 def _increasing(milestones: tuple[int, ...]) -> tuple[int, ...]:
+    if not milestones:
+        raise ValueError("expected updates, e.g. [500,750]; without any use schedule=constant")
     if any(later <= earlier for earlier, later in pairwise(milestones)):
-        raise ValueError(f"milestones={list(milestones)} must be strictly increasing, in updates")
+        raise ValueError("expected updates, strictly increasing, e.g. [500,750]")
     return milestones
 
 

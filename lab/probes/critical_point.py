@@ -81,7 +81,7 @@ class CriticalPoint(Probe):
     _points: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def measure(self, snapshot: Snapshot) -> dict[str, Value]:
-        """The tags escape/*, error/escape/*, cost/critical_point/*, the eigenvalues, and their figure."""
+        """The tags escape/*, error/escape/*, cost/critical_point/*, the eigenvalues; the figures critical_point/*."""
         begin, values = perf_counter(), dict[str, Value]()
         w, loss = snapshot.w.double(), self._loss(snapshot)
         try:
@@ -118,8 +118,8 @@ class CriticalPoint(Probe):
         self._points[snapshot.step] = torch.tensor(dot, dtype=torch.float64)
         if len(self._points) > 1:
             dots = [Point(*p.tolist()) for p in self._points.values()]
-            values["escape/index_against_loss"] = index_against_loss(dots, f"{len(dots)} points of the run")
-        values["escape/eigenvalues"] = eigenvalue_figure(point, f"step {snapshot.step}")
+            values["critical_point/index_against_loss"] = index_against_loss(dots, f"{len(dots)} points of the run")
+        values["critical_point/eigenvalues"] = eigenvalue_figure(point, f"step {snapshot.step}")
         values["escape/hessian_eigenvalues"] = point.values
         values["cost/critical_point/matvecs"] = float(point.matvecs)
         values["cost/critical_point/seconds"] = perf_counter() - begin
@@ -154,9 +154,7 @@ class CriticalPoint(Probe):
         of = {tag.removeprefix("escape/"): v for tag, v in values.items()}
         if "kind" not in of:
             return ""
-        kind, text = KINDS[int(of["kind"])], "Critical point: "
-        if "search" in of:
-            text += f"{self._searched(of)}; "
+        kind, searched = KINDS[int(of["kind"])], f"{self._searched(of)}; " if "search" in of else ""
         size = f"|g| = {of['grad_norm']:.2g}, loss {of['point_loss']:.6g}"
         if kind == "not critical":
             why = (
@@ -164,15 +162,16 @@ class CriticalPoint(Probe):
                 if of["grad_norm"] > self.gradient_tol
                 else "a plateau: following the gradient would still change the loss"
             )
-            text += f"the point is none ({size}; {why}). The Hessian there has "
+            here = f"Critical point: {searched}no critical point there" if searched else "No critical point here"
+            text = f"{here} ({size}; {why}). The Hessian has "
         else:
-            text += f"the point is {_article(kind)} ({size}), with "
+            text = f"Critical point: {searched}the point is {_article(kind)} ({size}), with "
         index = f"{'' if of['index_exact'] else 'at least '}{of['index']:.0f}"
         share = f" ({100 * of['index_fraction']:.2g} % of all)" if of["index"] else ""
         null = f"{'' if of['nullity_exact'] else 'at least '}{of['nullity']:.0f}"
         null = null if of["nullity_exact"] or of["nullity"] else "an unknown number"
         ends = f"they go from {of['lambda_min']:.4g} +- {of['error/escape/lambda_min']:.1g} to {of['lambda_max']:.4g}"
-        return f"{text}{index} negative eigenvalues{share} and {null} that are not told from zero; {ends}."
+        return f"{text}{index} negative {_eigenvalues(of['index'])}{share} and {null} not told from zero; {ends}."
 
     def _searched(self, of: dict[str, float]) -> str:
         """How the search ended, in words."""
@@ -192,6 +191,10 @@ class CriticalPoint(Probe):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self._points = {int(step): dot.cpu() for step, dot in state.items()}
+
+
+def _eigenvalues(count: float) -> str:
+    return "eigenvalue" if count == 1 else "eigenvalues"
 
 
 def _article(kind: str) -> str:
@@ -219,7 +222,8 @@ def index_against_loss(points: Sequence[Point], title: str) -> "Figure":
         axis.set_xscale("log")
     axis.set(xlabel="loss", ylabel="negative eigenvalues (% of all)")
     axis.set_title(f"index against loss, {title}", fontsize=11)
-    axis.set_ylim(bottom=-0.03 * (axis.get_ylim()[1] or 1.0))
+    top = max(100 * p.fraction for p in points) or 1.0
+    axis.set_ylim(-0.03 * top, 1.05 * top)
     axis.grid(alpha=0.25)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure

@@ -383,6 +383,7 @@ def _values(start: Start, cells: list[Cell]) -> dict[str, Value]:
     """Numbers of the first cell (the run's own, unless a sweep was asked for), and arrays of all."""
     values: dict[str, Value] = {
         "escape/index": float(start.critical.index),
+        "escape/index_exact": float(start.critical.index_exact),
         "escape/loss": start.critical.value,
         "escape/gradient_norm": start.critical.gradient_norm,
     }

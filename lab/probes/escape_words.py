@@ -182,7 +182,7 @@ def _place(point: CriticalPoint, cells: Sequence[Cell], fits: bool, kind: str) -
         point.kind, f"a {point.kind}" if point.kind != "degenerate" else "a degenerate critical point"
     )
     text = f"Escape from {where} (loss {point.value:.3g}, |gradient| {point.gradient_norm:.2g}"
-    text += f", index {point.index}" if point.index else ""
+    text += f", index {'' if point.index_exact else 'at least '}{point.index}" if point.index else ""
     if fits:
         text += "), which fits every example: mini-batches have no noise there and no rate exists; runs stay, or are "
         return text + "thrown out by unstable steps, found by the loss."

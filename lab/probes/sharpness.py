@@ -7,17 +7,21 @@ preconditions, the ratio is that of lambda_max(P^-1/2 (H + c) P^-1/2). Cohen et 
 (arXiv 2207.14484).
 """
 
+from collections.abc import Callable
 from dataclasses import field
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from lab.curvature.eigen import Extremes, lanczos, predicted
-from lab.curvature.operators import Hessian, LinearOperator, hessian, preconditioned
-from lab.curvature.stability import UpdateRule
+from lab.curvature.chain import Chain, Coarse
+from lab.curvature.eigen import Extremes
+from lab.curvature.operators import LinearOperator, hessian, preconditioned
+from lab.objective import Objective
+from lab.objective.sharded import Sharded
 from lab.probes.base import Probe, Snapshot, Value
 from lab.results import Eigenpairs
 from lab.settings import CARD
@@ -25,6 +29,9 @@ from lab.streams import stream
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+PART, TIMES = 1000, 10
+"""coarse=auto: so many examples, where the probe set is so many times as large."""
 
 
 @dataclass(kw_only=True, config=CARD)
@@ -37,11 +44,16 @@ class Sharpness(Probe):
     tol          wanted error relative to the largest |lambda|.
     max_matvecs  Hessian products allowed per solve.
     examples     size of the fixed, class-balanced probe set; all; auto (all up to 5000, else 2000).
-    midpoints    also lambda_max at (w_{t-2} + 2 w_{t-1} + w_t)/4, where the period-2 oscillation is averaged out.
+    midpoints    also what is held against the threshold at (w_{t-2} + 2 w_{t-1} + w_t)/4, where the period-2 oscillation is
+                 averaged out.
     cold         measurements between two that start from random vectors; those in between start from the last vectors,
                  which cannot see an eigenvalue that comes up in a direction of its own. 1: always cold.
-    Cost: one gradient; 2 to 5 products of 1.1 gradients while the surface changes smoothly, 15 to 25 cold and at the edge,
-    where the top eigenvalues crowd; one more for `directional` = g'Hg/|g|^2. As reported in cost/sharpness/matvecs.
+    coarse       examples, drawn once, over which these solves search before they look at the whole probe set
+                 (`lab.curvature.davidson`), up to 4 million weights and not with `bottom`. auto: 1000 of at least 10,000;
+                 0: none. Fewer whole products for many over the part: worth it where those cost next to nothing.
+    Cost: one gradient; at the edge, where the top eigenvalues crowd, 20 to 30 products of 1.1 gradients cold and 15 warm,
+    or with `coarse` 2 to 4 and 30 to 50 over the part; 2 to 5 below the edge; one more for `directional` = g'Hg/|g|^2. As
+    reported in cost/sharpness/matvecs, where a product over the part counts as its share of the examples.
     """
 
     name: ClassVar[str] = "sharpness"
@@ -54,7 +66,8 @@ class Sharpness(Probe):
     examples: Annotated[int, Field(gt=0)] | Literal["all", "auto"] = "auto"
     midpoints: bool = False
     cold: Annotated[int, Field(gt=0)] = 20
-    _starts: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+    coarse: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    _chains: dict[str, Chain] = field(default_factory=dict, init=False, repr=False)
     _last: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def due(self, step: int) -> bool:
@@ -70,11 +83,15 @@ class Sharpness(Probe):
             return {}
         begin, values, solves = perf_counter(), dict[str, Value](), list[Eigenpairs]()
         loss = snapshot.loss_on(self.examples)
+        part, spent = self._part(loss, snapshot.seed), sum(chain.products for chain in self._chains.values())
         H = snapshot.once(("hessian", self.examples), lambda: hessian(loss, snapshot.w))
 
         if snapshot.step // self.every % self.cold == 0:
-            self._starts.clear()
-        ends = self._solve("iterate", H, snapshot)
+            for chain in self._chains.values():
+                chain.forget()
+        scale = _scale(snapshot)
+        over_part: Coarse | None = None if part is None else lambda: hessian(part, snapshot.w)
+        ends = self._solve("iterate", H, over_part, snapshot)
         solves.append(ends.top)
         values["sharpness/loss"] = float(H.value)
         values["sharpness/lambda_max"] = float(ends.top.values[0])
@@ -85,81 +102,93 @@ class Sharpness(Probe):
             values["error/sharpness/lambda_min"] = float(ends.bottom.errors[0])
         values["sharpness/directional"] = _along(H, H.gradient)
 
+        compared = ends.top
+        if scale is not None:
+            scaled_part: Coarse | None = None if part is None else lambda: scale(hessian(part, snapshot.w))
+            compared = self._solve("preconditioned", scale(H), scaled_part, snapshot).top
+            solves.append(compared)
+            values["sharpness/preconditioned"] = float(compared.values[0])
+            values["error/sharpness/preconditioned"] = float(compared.errors[0])
         if snapshot.rule is not None:
-            values |= self._against_the_edge(snapshot, snapshot.rule, H, ends.top, solves)
+            values["sharpness/threshold"] = snapshot.rule.threshold
+            if snapshot.rule.plain or scale is not None:
+                values["sharpness/ratio"] = float(compared.values[0]) / snapshot.rule.threshold
         if self.midpoints and {snapshot.step - 1, snapshot.step - 2} <= self._last.keys():
             w0, w1, w2 = (self._last[snapshot.step - i] for i in (2, 1, 0))
-            middle = hessian(loss, (w0 + 2 * w1 + w2) / 4)
-            solves.append(self._solve("midpoint", middle, snapshot).top)
+            middle, scaled = (w0 + 2 * w1 + w2) / 4, scale or (lambda operator: operator)
+            part_there: Coarse | None = None if part is None else lambda: scaled(hessian(part, middle))
+            solves.append(self._solve("midpoint", scaled(hessian(loss, middle)), part_there, snapshot).top)
             values["sharpness/midpoint"] = float(solves[-1].values[0])
         values["sharpness/converged"] = float(all(solve.converged for solve in solves))
         if self.k > 1:
-            values["sharpness/spectrum"] = _stems(ends.top, snapshot.step, values.get("sharpness/threshold"))
-        values["cost/sharpness/matvecs"] = float(sum(solve.matvecs for solve in solves) + 1)
+            what = "$P^{-1}(H + c)$" if compared is not ends.top else "H"
+            values["sharpness/spectrum"] = _stems(compared, what, snapshot.step, values.get("sharpness/threshold"))
+        spent = sum(chain.products for chain in self._chains.values()) - spent
+        share = 0.0 if part is None or not loss.num_examples else (part.num_examples or 0) / loss.num_examples
+        values["cost/sharpness/matvecs"] = sum(solve.matvecs for solve in solves) + 1 + share * spent
         values["cost/sharpness/seconds"] = perf_counter() - begin
         return values
 
-    def _against_the_edge(
-        self, snapshot: Snapshot, rule: UpdateRule, H: Hessian, top: Eigenpairs, solves: list[Eigenpairs]
-    ) -> dict[str, Value]:
-        """Threshold and ratio; the preconditioned eigenvalue where H alone does not decide."""
-        values: dict[str, Value] = {"sharpness/threshold": rule.threshold}
-        if rule.plain:
-            return values | {"sharpness/ratio": float(top.values[0]) / rule.threshold}
-        scaling = rule.scaling(snapshot.w)
-        if not bool(scaling.isfinite().all()) or not bool((scaling > 0).all()):
-            return values  # an adaptive optimiser before its first update: no preconditioner yet
-        scaled = preconditioned(H, scaling, shift=rule.coupled_decay)
-        pairs = self._solve("preconditioned", scaled, snapshot).top
-        solves.append(pairs)
-        return values | {
-            "sharpness/preconditioned": float(pairs.values[0]),
-            "error/sharpness/preconditioned": float(pairs.errors[0]),
-            "sharpness/ratio": float(pairs.values[0]) / rule.threshold,
-        }
+    def _part(self, loss: Objective, seed: int) -> Objective | None:
+        """The loss over the same examples throughout a run; None where all of them are to be used."""
+        if isinstance(loss, Sharded) or loss.num_examples is None or self.bottom:
+            return None
+        count = (PART if loss.num_examples >= TIMES * PART else 0) if self.coarse == "auto" else self.coarse
+        if not 0 < count < loss.num_examples:
+            return None
+        order = torch.randperm(loss.num_examples, generator=stream(seed, "sharpness/coarse"))
+        return loss.restrict(order[:count])
 
-    def _solve(self, what: str, operator: LinearOperator, snapshot: Snapshot) -> Extremes:
-        """One eigensolve, warm from the last of its kind, or from where the last two point."""
-        start, before = self._starts.get(what), self._starts.get(f"{what}/before")
-        if start is not None and before is not None and start.shape == before.shape:
-            start = predicted(start, before)
-        ends = lanczos(
+    def _solve(self, what: str, operator: LinearOperator, coarse: Coarse | None, snapshot: Snapshot) -> Extremes:
+        """The next solve of its kind."""
+        return self._chains.setdefault(what, Chain()).solve(
             operator,
+            coarse=coarse,
             top=self._k(operator),
             bottom=int(self.bottom and what == "iterate"),
-            start=start,
             tol=self.tol,
             max_matvecs=self.max_matvecs,
             generator=stream(snapshot.seed, f"sharpness/{what}", snapshot.step),
         )
-        if bool(ends.start.isfinite().all()):
-            self._starts |= {f"{what}/before": self._starts[what]} if what in self._starts else {}
-            self._starts[what] = ends.start
-        return ends
 
     def _k(self, operator: LinearOperator) -> int:
         return min(self.k, operator.size)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {f"start/{what}": v for what, v in self._starts.items()} | {
-            f"last/{step}": w for step, w in self._last.items()
-        }
+        chains = {f"{what}/{name}": v for what, chain in self._chains.items() for name, v in chain.state_dict().items()}
+        return chains | {f"last/{step}": w for step, w in self._last.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self._starts = {key.removeprefix("start/"): v for key, v in state.items() if key.startswith("start/")}
         self._last = {int(key.removeprefix("last/")): w for key, w in state.items() if key.startswith("last/")}
+        self._chains = {}
+        for what in {key.split("/")[0] for key in state} - {"last"}:
+            prefix = f"{what}/"
+            chain = self._chains.setdefault(what, Chain())
+            chain.load_state_dict({key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)})
 
 
-def _stems(top: Eigenpairs, step: int, threshold: Value | None) -> "Figure":
-    """The top eigenvalues as stems, beside the threshold."""
+def _scale(snapshot: Snapshot) -> Callable[[LinearOperator], LinearOperator] | None:
+    """A -> P^-1/2 (A + c) P^-1/2 of the optimiser; None where H alone decides, or before the first update of P."""
+    rule = snapshot.rule
+    if rule is None or rule.plain:
+        return None
+    diagonal = rule.scaling(snapshot.w)
+    if not bool(diagonal.isfinite().all()) or not bool((diagonal > 0).all()):
+        return None
+    return lambda operator: preconditioned(operator, diagonal, shift=rule.coupled_decay)
+
+
+def _stems(top: Eigenpairs, what: str, step: int, threshold: Value | None) -> "Figure":
+    """The top eigenvalues of what the threshold is about as stems, beside it."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 3.5), layout="constrained")
     axis = figure.subplots()
-    axis.stem(range(1, len(top.values) + 1), top.values.tolist(), basefmt=" ", label="eigenvalues of H")
+    axis.stem(range(1, len(top.values) + 1), top.values.tolist(), basefmt=" ", label=f"eigenvalues of {what}")
     if isinstance(threshold, float):
         axis.axhline(threshold, color="tab:red", ls="--", label="stability threshold")
-    axis.set(xlabel="index", ylabel="eigenvalue (1 / learning rate)", title=f"top of the Hessian spectrum, step {step}")
+    axis.set(xlabel="index", ylabel="eigenvalue (1 / learning rate)", title=f"top of the spectrum, step {step}")
+    axis.set_xticks(range(1, len(top.values) + 1, max(1, len(top.values) // 10)))
     axis.legend(frameon=False)
     return figure
 

@@ -27,7 +27,7 @@ class Bars(Comparison):
     finding: Finding | None = None
 
     def compare(self, cells: Sequence[Cell], title: str) -> Told:
-        require_tags(self.tags, cells)
+        require_tags(self.tags, cells, "compare.tags")
         settings = differing(cells)
         groups = grouped(cells, settings)
         labels = [label if len(settings) > 1 else label.partition("=")[2] for label in groups]

@@ -32,12 +32,12 @@ class Comparison(ABC):
         """The finished or diverged `cells` side by side. Raises SettingError for a tag that none of them has."""
 
 
-def require_tags(tags: Sequence[str], cells: Sequence[Cell]) -> None:
-    """Raise SettingError for a tag without a single value in the cells that did not diverge."""
+def require_tags(tags: Sequence[str], cells: Sequence[Cell], setting: str) -> None:
+    """Raise SettingError for a tag of a setting without a single value in the cells that did not diverge."""
     known = {tag for cell in cells for tag in cell.series}
     for tag in tags:
         if tag not in known and not all(cell.diverged for cell in cells):
-            raise SettingError(f"compare: no run has {tag}; there are {', '.join(sorted(_quantities(known)))}")
+            raise SettingError(f"{setting}: no run has {tag}; choose of {', '.join(sorted(_quantities(known)))}")
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:

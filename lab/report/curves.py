@@ -34,7 +34,8 @@ class Curves(Comparison):
     finding: Finding | None = None
 
     def compare(self, cells: Sequence[Cell], title: str) -> Told:
-        require_tags([*self.tags, *([self.over] if self.over else [])], cells)
+        require_tags(self.tags, cells, "compare.tags")
+        require_tags([self.over] if self.over else [], cells, "compare.over")
         panels = grouped(cells, [self.panels] if self.panels else [])
         figure = new_figure(1.5 + 4.2 * len(panels), 4.6, title)
         row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -48,7 +49,7 @@ class Curves(Comparison):
             axis.set(xlabel="step (updates)", title=name or None)
             axis.grid(alpha=0.25)
         row[0].set_ylim(bottom=0)  # once all are drawn: it ends the scaling of the axes, which are shared
-        row[0].set_ylabel(self.ylabel or ", ".join(self.tags))
+        row[0].set_ylabel(self.ylabel or ", ".join(self.tags) + (f" / {self.over}" if self.over else ""))
         handles = {label: line for axis in row for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
         figure.legend(
             handles.values(), handles, loc="outside lower center", ncols=max(2, len(labels)), frameon=False, fontsize=9

@@ -32,7 +32,7 @@ class Ends(Comparison):
     finding: Finding | None = None
 
     def compare(self, cells: Sequence[Cell], title: str) -> Told:
-        require_tags([self.tag], cells)
+        require_tags([self.tag], cells, "compare.tag")
         panels = grouped(cells, [self.panels] if self.panels else [])
         figure = new_figure(1.5 + 4.2 * len(panels), 4.6, title)
         row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -50,7 +50,7 @@ class Ends(Comparison):
                 self._draw(axis, points, lost, label, place)
                 lowest = max(lowest, place + 1 if lost else 0)
                 values = ", ".join(f"{number(points[x][0], at)} ({x:g})" for x, at in places.items())
-                told.append(f"{', '.join(filter(None, (name, label)))}: {values}")
+                told.append(": ".join(filter(None, (", ".join(filter(None, (name, label))), values))))
             axis.set(xlabel=self.x, title=name or None, xscale="log")
             ticks = sorted({cell.number(self.x) for cell in cells})
             axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])

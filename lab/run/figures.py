@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 Series = Mapping[str, tuple[list[int], list[float]]]
 Arrays = Mapping[str, np.ndarray]
@@ -16,10 +18,21 @@ EIGENVALUE = "eigenvalue (1 / learning rate)"
 THRESHOLD = "stability threshold"
 REACH = 2.5
 """A threshold beyond so many times the largest eigenvalue is told and not drawn: it would squeeze the spectrum."""
+SQUEEZED = 10.0
+"""The larger of sharpness and threshold over the smaller one from which on only a log axis shows both."""
+DECADES = 1e2
+"""A log axis ends at most so many times below the smaller one."""
+COLUMNS, LINES = 84, 4
+"""Characters in a line of a title, and lines; what is more is told by dots."""
+SHORT = 60
+"""Characters up to which a title has large letters."""
 
 
 def edge_figure(series: Series, summary: Mapping[str, Any]) -> Figure:
-    """Loss above, sharpness with its threshold below, over the steps of the run."""
+    """Loss above, sharpness with its threshold below, over the steps of the run.
+
+    The sharpness has a log axis where threshold and sharpness would not both be seen on a linear one.
+    """
     figure = Figure(figsize=(8, 6.4), layout="constrained")
     FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
@@ -36,19 +49,21 @@ def edge_figure(series: Series, summary: Mapping[str, Any]) -> Figure:
     if "sharpness/midpoint" in series:
         below.plot(*series["sharpness/midpoint"], color="tab:cyan", marker=".", lw=1, label="at midpoints")
     if "sharpness/directional" in series and not preconditioned:
-        below.plot(*series["sharpness/directional"], color="tab:orange", lw=0.8, alpha=0.8, label=r"$g'Hg/|g|^2$")
+        steps, slopes = series["sharpness/directional"]
+        marker, label = _dot(steps) and ".", r"$g'Hg/|g|^2$"
+        below.plot(steps, slopes, color="tab:orange", lw=0.8, alpha=0.8, marker=marker, label=label)
+    if "sharpness/batch" in series and not preconditioned:
+        steps, sharpnesses = series["sharpness/batch"]
+        below.plot(steps, sharpnesses, color="tab:purple", lw=0.8, marker=_dot(steps), label="batch sharpness")
     if "sharpness/threshold" in series:
         label = f"threshold {summary['threshold_formula']}"
         steps, thresholds = series["sharpness/threshold"]
         below.plot(steps, thresholds, color="tab:red", ls="--", lw=1.5, marker=_dot(steps), label=label)
     if summary["entry_step"] is not None:
-        below.axvline(summary["entry_step"], color="0.6", lw=0.8, ls=":", label="edge of stability reached")
+        below.axvline(summary["entry_step"], color="0.4", lw=1.2, ls=":", label="edge of stability reached")
     below.set(xlabel="step (updates)", ylabel="sharpness (1 / learning rate)")
-    below.set_ylim(*_range(series, quantity))
-    for axis, place in ((above, "upper right"), (below, "lower right")):
-        axis.grid(alpha=0.25)
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(loc=place, frameon=False, ncols=2, fontsize=9)
+    _scale(below, series, quantity)
+    _finish(figure, above, below)
     return figure
 
 
@@ -64,10 +79,7 @@ def training_figure(series: Series, summary: Mapping[str, Any]) -> Figure:
             marker = "." if tag == "test" else _dot(steps)
             below.plot(steps, accuracies, color=color, lw=1, marker=marker, label=label)
     below.set(xlabel="step (updates)", ylabel="accuracy (share of examples)", ylim=(0, 1.05))
-    for axis, place in ((above, "upper right"), (below, "lower right")):
-        axis.grid(alpha=0.25)
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(loc=place, frameon=False, ncols=2, fontsize=9)
+    _finish(figure, above, below)
     return figure
 
 
@@ -129,7 +141,10 @@ def waterfall_figure(measurements: Mapping[int, Arrays]) -> Figure:
         label = "outliers" if i == 0 else None
         axis.plot(tops, [step] * len(tops), ls="", marker=".", ms=4, color="tab:orange", label=label, clip_on=False)
     if thresholds:
-        axis.plot(*zip(*((y, t) for t, y in thresholds), strict=True), color="tab:red", ls="--", label=THRESHOLD)
+        low, high = min(y for _, y in thresholds), max(y for _, y in thresholds)
+        told = "" if low < right else f" {low:.4g}" if low == high else f" {low:.4g} to {high:.4g}"
+        label = f"{THRESHOLD}{told}" + (", off to the right" if told else "")
+        axis.plot(*zip(*((y, t) for t, y in thresholds), strict=True), color="tab:red", ls="--", label=label)
     axis.set(xlabel=EIGENVALUE, ylabel="step (updates)", title="Hessian spectrum through training", xlim=(left, right))
     axis.set_ylim(bottom=max(0.0, _edges(np.array(steps, float))[0]))
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
@@ -138,12 +153,15 @@ def waterfall_figure(measurements: Mapping[int, Arrays]) -> Figure:
 
 def _losses(axis: Axes, series: Series, summary: Mapping[str, Any]) -> None:
     """Train and test loss on a log scale, under the title of the run and its phase."""
-    steps, losses = series.get("train/loss", ([], []))
-    axis.semilogy(steps, losses, color="0.25", lw=0.9, marker=_dot(steps), label="train loss")
+    if "train/loss" in series:
+        steps, losses = series["train/loss"]
+        axis.semilogy(steps, losses, color="0.25", lw=0.9, marker=_dot(steps), label="train loss")
     if "test/loss" in series:
         axis.semilogy(*series["test/loss"], color="tab:green", lw=1.2, marker=".", label="test loss")
     axis.set_ylabel(f"loss ({summary['loss_unit']})")
-    axis.set_title("\n".join(filter(None, (summary["title"], summary["phase"]))), fontsize=11)
+    lines = wrap(summary["title"], COLUMNS, max_lines=LINES, placeholder=" ...", break_on_hyphens=False)
+    title = "\n".join([*lines, *filter(None, [summary["phase"]])])
+    axis.set_title(title, fontsize=11 if len(summary["title"]) <= SHORT else 9, parse_math=False)
 
 
 def _count(arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
@@ -180,10 +198,37 @@ def _dot(steps: list[int]) -> str:
     return "o" if len(steps) == 1 else ""
 
 
-def _range(series: Series, quantity: str) -> tuple[float, float]:
-    """From zero to what shows the sharpness and the threshold; wild values of other curves are cut off."""
-    shown = [v for tag in (quantity, "sharpness/threshold") for v in series.get(tag, ([], []))[1] if np.isfinite(v)]
-    return (min(0.0, *shown), 1.15 * max(shown)) if shown else (0.0, 1.0)
+def _scale(axis: Axes, series: Series, quantity: str) -> None:
+    """What shows the sharpness and the threshold, linear from zero or logarithmic; wild values of others are cut off."""
+    tags = (quantity, "sharpness/threshold", "sharpness/batch")
+    sharpness, threshold, batch = ([v for v in series.get(tag, ([], []))[1] if np.isfinite(v)] for tag in tags)
+    shown = sharpness + threshold
+    if not shown:
+        return
+    high = max(shown)
+    low = min([*threshold, max(sharpness, default=high)])
+    if 0 < low < high / SQUEEZED:
+        along = series.get("sharpness/directional", ([], []))[1]
+        least = min(value for value in [*shown, *along] if value > 0)
+        axis.set_yscale("log", nonpositive="mask")
+        bottom = max(least, low / DECADES)
+        margin = max(2.0, (high / bottom) ** 0.05)
+        axis.set_ylim(bottom / margin, high * margin)
+    else:
+        axis.set_ylim(min([0.0, *shown]), 1.15 * max([high, *(value for value in batch if value < 2 * high)]))
+
+
+def _finish(figure: Figure, above: Axes, below: Axes) -> None:
+    """Grids, whole steps, and one legend below both axes, where it hides nothing."""
+    for axis in (above, below):
+        axis.grid(alpha=0.25)
+    below.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+    left, right = below.get_xlim()
+    if right - left < 1:  # a single step
+        below.set_xlim((left + right - 1) / 2, (left + right + 1) / 2)
+    handles, labels = (a + b for a, b in zip(*(x.get_legend_handles_labels() for x in (above, below)), strict=True))
+    columns = len(labels) if len(labels) <= 4 else -(-len(labels) // 2)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
 
 def save(figure: Figure, file: Path) -> Path:

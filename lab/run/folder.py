@@ -11,6 +11,7 @@ Every JSON and npz file is replaced as a whole (written beside, flushed to disk,
 the new one. A lock on the folder keeps a second process out for as long as the first one lives.
 """
 
+import errno
 import fcntl
 import io
 import json
@@ -19,11 +20,15 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import IO, Any
 
 import numpy as np
 
 from lab.settings import SettingError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""What the system says where there is no more room to write: on the disk, in a quota, in a file, or at all."""
 
 
 class RunFolder:
@@ -32,6 +37,7 @@ class RunFolder:
     def __init__(self, path: Path | str):
         self.path = Path(path)
         self._metrics: IO[str] | None = None
+        self._begin = math.nan
 
     @property
     def figures(self) -> Path:
@@ -49,7 +55,7 @@ class RunFolder:
     def owned(self) -> Iterator[None]:
         """The folder is ours alone, until the end of the block or of the process.
 
-        Raises SettingError when another live process writes to it, or when it cannot be written.
+        Raises SettingError when another live process writes to it, or when it cannot be written, at once or later.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -62,10 +68,18 @@ class RunFolder:
             except OSError:
                 raise SettingError(f"{self.path} is in use by another run; wait for it or set hydra.run.dir") from None
             try:
-                yield
-            finally:
-                if self._metrics is not None:
-                    self._metrics.close()
+                try:
+                    yield
+                finally:
+                    if self._metrics is not None:
+                        self._metrics.close()
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                raise SettingError(
+                    f"{self.path} cannot be written any more ({error.strerror}); make room and repeat the command, which "
+                    "goes on from what is there"
+                ) from None
 
     def forget_from(self, step: int) -> None:
         """Drop the measurements from `step` on, which will be made again, and be ready to `log`."""
@@ -123,13 +137,26 @@ class RunFolder:
         """`name`.json, empty where there is none."""
         file = self.path / f"{name}.json"
         try:
-            return json.loads(file.read_text()) if file.exists() else {}
+            content = json.loads(file.read_text()) if file.exists() else {}
         except ValueError:
-            raise SettingError(f"{file} is damaged; remove it, or choose another hydra.run.dir") from None
+            content = None
+        if isinstance(content, dict):
+            return content
+        raise SettingError(f"{file} is damaged; remove it, or choose another hydra.run.dir")
+
+    def start_clock(self) -> None:
+        """From now on `seconds` run, beginning at those of the processes before this one, as their last status says."""
+        self._begin = monotonic() - self.read("status").get("seconds", 0.0)
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on the run by all its processes (s), less what a killed one did after its last status."""
+        return monotonic() - self._begin
 
     def status(self, state: str, *, step: int, reason: str = "") -> None:
         """How the run stands: running, finished, diverged or failed."""
-        self.write("status", {"status": state, "step": step, "reason": reason, "pid": os.getpid()})
+        told = {"status": state, "step": step, "reason": reason, "pid": os.getpid()}
+        self.write("status", told | ({"seconds": self.seconds} if math.isfinite(self._begin) else {}))
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         """The measurements on disk; a last line cut off by a kill is passed over."""

@@ -1,8 +1,12 @@
 """Is this command the run that the folder holds? Settings are compared as plain values, without loading torch."""
 
+import os
 from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
+from lab.run.cards import card_names
 from lab.run.folder import RunFolder
 from lab.settings import SettingError
 
@@ -11,10 +15,12 @@ PLACE = ("trainer.threads",)
 
 
 def flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as {"optimizer.lr": 0.1, ...}."""
+    """Nested settings as {"optimizer": "sgd", "optimizer.lr": 0.1, ...}: two cards may share all their settings."""
     items: dict[str, Any] = {}
     for name, value in plain.items():
         if isinstance(value, dict):
+            if not prefix and "_target_" in value:
+                items[name] = card_names().get(value["_target_"], value["_target_"])
             items |= flat(value, f"{prefix}{name}.")
         elif name != "_target_":
             items[prefix + name] = value if isinstance(value, bool | int | float | str) else str(value)
@@ -22,11 +28,14 @@ def flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def require_unchanged(folder: RunFolder, plain: dict[str, Any]) -> None:
-    """Raises SettingError when the folder holds a run with other settings."""
-    before = folder.read("provenance").get("settings")
+    """Raises SettingError when the folder holds a run with other settings, or a measurement."""
+    provenance = folder.read("provenance")
+    if "checkpoint" in provenance:
+        raise SettingError(f"{folder.path} holds a measurement of lab.measure; choose another hydra.run.dir")
+    before = provenance.get("settings")
     if before is None:
         return
-    old, new = ({k: v for k, v in flat(s).items() if k not in PLACE} | _targets(s) for s in (before, plain))
+    old, new = ({k: v for k, v in flat(s).items() if k not in PLACE} for s in (before, plain))
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
             raise SettingError(
@@ -35,20 +44,52 @@ def require_unchanged(folder: RunFolder, plain: dict[str, Any]) -> None:
             )
 
 
-def require_same_data(folder: RunFolder, facts: Mapping[str, Any]) -> None:
+def require_no_run(folder: RunFolder) -> None:
+    """Raises SettingError when the folder holds a run, whose measurements those of a checkpoint would replace."""
+    provenance = folder.read("provenance")
+    if provenance and "checkpoint" not in provenance:
+        raise SettingError(
+            f"{folder.path} holds a run, which a measurement would overwrite; choose another hydra.run.dir"
+        )
+
+
+def require_same_data(
+    folder: RunFolder, facts: Mapping[str, Any], *, cure: str = "choose another hydra.run.dir"
+) -> None:
     """Raises SettingError when the folder holds a run on other data: the files behind a setting may have changed."""
     before = folder.read("provenance").get("data")
     if before is None:
         return
-    for name in sorted(before.keys() | facts.keys()):
-        if before.get(name) != facts.get(name):
+    for name in sorted(before):  # a run of an earlier version may not have noted all of them
+        if before[name] != facts.get(name):
             raise SettingError(
-                f"{folder.path} holds a run on other data: {name} was {before.get(name)}, is now {facts.get(name)}; "
-                "choose another hydra.run.dir"
+                f"{folder.path} holds a run on other data: {name} was {before[name]}, is now {facts.get(name)}; {cure}"
             )
 
 
-def _targets(plain: dict[str, Any]) -> dict[str, Any]:
-    """Which class stands behind each card, e.g. {"optimizer": "Sgd"}: two of them may share all their settings."""
-    cards = {name: value for name, value in plain.items() if isinstance(value, dict) and "_target_" in value}
-    return {name: value["_target_"].rpartition(".")[2] for name, value in cards.items()}
+def data_files(plain: Mapping[str, Any]) -> str | None:
+    """A digest of names, sizes and times of change of the files data.root/train|test/<class>/*; None where there are none.
+
+    Equal digests mean equal data; different ones do not mean different data: files may have been copied or touched.
+    Costs a look at every file and opens none, about 10 s a million.
+    """
+    if not (root := plain["data"].get("root")):
+        return None
+    digest, count = sha256(), 0
+    for split in ("train", "test"):
+        for folder in sorted(path for path in (Path(root).expanduser() / split).glob("*") if path.is_dir()):
+            with os.scandir(folder) as entries:
+                files = sorted((entry for entry in entries if entry.is_file()), key=lambda entry: entry.name)
+            for file in files:
+                line = f"{split}/{folder.name}/{file.name}\0{file.stat().st_size}\0{file.stat().st_mtime_ns}\n"
+                digest.update(os.fsencode(line))
+            count += len(files)
+    return f"{count} files, {digest.hexdigest()[:16]}" if count else None
+
+
+def same_data_files(folder: RunFolder, plain: Mapping[str, Any]) -> bool:
+    """Whether the files of the data are as the run of the folder left them, or nothing can be said: a run without files
+    of images, or files that are gone.
+    """
+    before = folder.read("provenance").get("data_files")
+    return before is None or data_files(plain) in (before, None)

@@ -8,6 +8,8 @@ from pydantic.dataclasses import dataclass
 
 from lab.settings import CARD, SettingError, usable_cpus
 
+MAX_THREADS = 1024
+"""More than that the system may not give, and then Python dies of it."""
 Period = Annotated[int, Field(gt=0)] | None
 
 
@@ -17,7 +19,7 @@ class TrainerSettings:
 
     accelerator: Literal["cpu", "gpu", "auto"] = "cpu"
     precision: Literal["32-true", "64-true", "bf16-mixed"] = "32-true"
-    threads: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
+    threads: Annotated[int, Field(gt=0, le=MAX_THREADS)] | Literal["auto"] = "auto"
     chunk_examples: Annotated[int, Field(gt=0)] | Literal["all"] = "all"
     batch_norm: Literal["train", "eval"] = "train"
     max_loss: Annotated[float, Field(gt=0)] = 1e6

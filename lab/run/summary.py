@@ -3,6 +3,9 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+DEFAULT = "default settings"
+"""The title of a run of which no setting was typed."""
+
 
 def sentence(summary: Mapping[str, Any]) -> str:
     """The phase of the run and the numbers that say so, then what the probes found, from `summary.json`."""
@@ -23,19 +26,31 @@ def joined(sentences: Iterable[str]) -> str:
     return " ".join(told)
 
 
+def decimals(number: float, places: int = 2) -> str:
+    """A number with so many decimals, or to three significant digits where these would be too few or too many.
+
+    >>> decimals(1.0374), decimals(0.0412), decimals(2820.16), decimals(1.3684e30)
+    ('1.04', '0.0412', '2820', '1.37e+30')
+    """
+    if 100 <= abs(number) < 1e5:
+        return f"{number:.0f}"
+    return f"{number:.{places}f}" if 0.1 <= abs(number) < 100 or number == 0 else f"{number:.3g}"
+
+
 def _of_the_run(summary: Mapping[str, Any]) -> str:
-    unit, level = summary["threshold_formula"], summary["level"]
+    formula, level = summary["threshold_formula"], summary["level"]
+    unit = f"({formula})" if formula.endswith("- wd") else formula
     sharpness = "lambda_max" if summary["quantity"] == "sharpness/lambda_max" else "preconditioned lambda_max"
     if summary["phase"] == "diverged":
-        start = _start(summary, sharpness, unit)
-        return f"The run diverged at step {summary['steps']}: {summary['reason']}.{start}"
+        return f"The run diverged at step {summary['steps']}: {summary['reason']}.{_start(summary, sharpness, unit)}"
     if level is None:
         held = " Sharpness was not held against a threshold." if summary["quantity"] else ""
         steps = f"{summary['steps']} step{'s' if summary['steps'] != 1 else ''}"
         return f"Trained {steps}; loss {_loss(summary)}{_accuracy(summary)}.{held}"
     late = summary["entry_step"] is not None and summary["level_since"] <= summary["entry_step"]
-    span = f"({summary['level_low']:.2f} to {summary['level_high']:.2f})"
-    hover = f"{level:.2f} x {unit} {span} {'since then' if late else 'over the last half'}"
+    low, high = decimals(summary["level_low"]), decimals(summary["level_high"])
+    span = f" ({low} to {high})" if low != high else ""
+    hover = f"{decimals(level)} x {unit}{span} {'since then' if late else 'over the last half'}"
     rises = f"loss rose on {100 * summary['loss_rises']:.0f} % of the last steps and went {_loss(summary)}"
     if summary["entry_step"] is not None:
         left = "" if summary["phase"] == "edge of stability" else f", and has left it again (now {summary['phase']})"
@@ -56,11 +71,23 @@ def _accuracy(summary: Mapping[str, Any]) -> str:
 
 
 def _start(summary: Mapping[str, Any], sharpness: str, unit: str) -> str:
+    """Where a run that diverged began, and what may be changed: its learning rate, or a bound that it began above."""
+    if summary["steps"] == 0:
+        above = "above the bound" in summary["reason"]
+        return " It began there, before the first update" + (": raise trainer.max_loss." if above else ".")
     ratio = summary["first_ratio"]
-    return "" if ratio is None else f" {sharpness} began at {ratio:.2f} x {unit}; a smaller optimizer.lr may survive."
+    if ratio is None:
+        return ""
+    return f" {sharpness} began at {decimals(ratio)} x {unit}; a smaller optimizer.lr may survive."
 
 
 def _hint(summary: Mapping[str, Any]) -> str:
-    """How far the learning rate is from the edge, for a run that never got there."""
-    highest = summary["max_ratio"]
-    return "" if highest >= 1 else f" The edge was never reached: the highest ratio was {highest:.2f}."
+    """How far the learning rate is from the edge, for a run that never got there, or from which side it came."""
+    if summary["max_ratio"] >= 1:
+        came_down = summary["first_ratio"] >= 1 and summary["phase"] != "above the edge"
+        return f" It began above the edge, at {decimals(summary['first_ratio'])}." if came_down else ""
+    told = f" The edge was never reached: the highest ratio was {decimals(summary['max_ratio'])}"
+    if (lr := summary.get("edge_lr")) is not None:
+        edge = summary["threshold_formula"].replace("/lr", "/lambda_max")
+        told += f"; the threshold meets the last lambda_max at optimizer.lr = {edge} = {lr:.3g}"
+    return f"{told}. experiment=quickstart reaches it." if summary["title"] == DEFAULT else f"{told}."

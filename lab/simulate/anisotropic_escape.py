@@ -9,13 +9,12 @@ out is among the sharp directions, k < 2, and hinders, exponentially, if it is a
 """
 
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 from pydantic import Field
@@ -27,7 +26,8 @@ from lab.escape.passage import Passages, escapes, time_ratio
 from lab.escape.survival import words
 from lab.landscapes.double_well import DoubleWell
 from lab.settings import CARD
-from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
+from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, paragraph, with_error
+from lab.simulate.frame import panels
 
 Kind = Literal["isotropic", "aligned"]
 KINDS: tuple[Kind, ...] = ("isotropic", "aligned")
@@ -171,18 +171,13 @@ class AnisotropicEscape(Experiment):
             "aligned noise of equal trace helps only if the way out is among the sharp directions, and hinders, "
             f"exponentially, where it is among the soft ones (theory: both are equal at k = {WELL:g})"
         )
-        return ". ".join(s[0].upper() + s[1:] for s in said) + "."
+        return paragraph(said)
 
     @staticmethod
     def figure(arrays: Mapping[str, np.ndarray], title: str) -> Figure:
-        figure = Figure(figsize=(13, 4.6), layout="constrained")
-        FigureCanvasAgg(figure)
-        soft, stiff, times = figure.subplots(1, 3, width_ratios=(1, 1, 1.25))
-        figure.suptitle(title, fontsize=11)
-        _draw_landscape(soft, arrays, 0)
-        _draw_landscape(stiff, arrays, 1)
-        _draw_times(times, arrays)
-        return figure
+        soft, stiff = (partial(_draw_landscape, which=which) for which in (0, 1))
+        draws = (soft, stiff, _draw_times)
+        return panels(arrays, title, draws, size=(13, 4.6), widths=(1, 1, 1.25), gridless=draws[:2])
 
 
 def _told(p: Passages) -> str:
@@ -225,4 +220,3 @@ def _draw_times(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
     axis.set_xticks([], minor=True)
     axis.set_title(f"escape by noise of equal trace, d = {int(arrays['dimension'])}", fontsize=10)
     axis.legend(loc="upper left", frameon=False, fontsize=9)
-    axis.grid(alpha=0.25)

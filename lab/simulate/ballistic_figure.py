@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from lab.simulate.frame import panels
 
 BAND = 0.3
 """Height of the strip of the runs that stay, beside that of the growth."""
@@ -15,16 +16,7 @@ Color = tuple[float, ...]
 
 def draw(arrays: Mapping[str, np.ndarray], title: str) -> Figure:
     """From the arrays of a run: cells (lr, batch, exponent, moments, growth, error, left), edges, ends."""
-    figure = Figure(figsize=(11.8, 5.3), layout="constrained")
-    FigureCanvasAgg(figure)
-    growth, landing = figure.subplots(1, 2, width_ratios=(1.2, 1))
-    figure.suptitle(title, fontsize=11)
-    _draw_growth(growth, arrays)
-    _draw_landing(landing, arrays)
-    for axis in (growth, landing):
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure
+    return panels(arrays, title, (_draw_growth, _draw_landing), size=(11.8, 5.3), widths=(1.2, 1), box=False)
 
 
 def _colors(sizes: np.ndarray) -> dict[int, Color]:

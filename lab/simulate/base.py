@@ -85,6 +85,15 @@ def with_error(value: float, error: float) -> str:
     return f"{value:.{digits}f} +- {error:.{digits}f}"
 
 
+def paragraph(said: Sequence[str]) -> str:
+    """Sentences, each with its capital and its full stop.
+
+    >>> paragraph(["walkers leave", "B / lr decides"])
+    'Walkers leave. B / lr decides.'
+    """
+    return ". ".join(s[0].upper() + s[1:] for s in said) + "."
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a simulation found: one plain paragraph, theory beside measurement, and the data behind the figure.

@@ -5,11 +5,10 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from torch import Tensor
 
 from lab.landscapes.edge_toy import CYCLE_BOUND, EdgeToy
 from lab.landscapes.factorisation import Factorisation
-from lab.landscapes.sections import Section, draw_contours
+from lab.landscapes.sections import draw_contours, window
 
 
 def draw_level(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
@@ -45,9 +44,8 @@ def draw_plane(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
     low, high = float(path[:, 1].min()), float(max(path[:, 1].max(), arrays["plain"][:, 1].max()))
     margin = 0.15 * (high - low)
     toy = EdgeToy(pull=float(arrays["pull"]), goal=edge + float(arrays["past"]))
-    columns = torch.linspace(-reach, reach, 121, dtype=torch.float64)
-    rows = torch.linspace(low - margin, high + 2.5 * margin, 121, dtype=torch.float64)
-    _contours(axis, toy, columns, rows, {"gradient descent": path}, ("x", "y"))
+    shown = window(toy, [-reach, low - margin], [reach, high + 2.5 * margin])
+    draw_contours(axis, shown, {"gradient descent": path})
     axis.axhline(edge, color="tab:red", ls="-.", lw=1.4)
     axis.set_title(f"its first {len(path) - 1} steps; red: y = 2/lr", fontsize=10)
 
@@ -79,32 +77,10 @@ def draw_noise(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def draw_factor(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
-    columns, rows = (
-        torch.linspace(2.0, 3.4, 121, dtype=torch.float64),
-        torch.linspace(-0.1, 0.9, 121, dtype=torch.float64),
-    )
     paths = {
         f"lr = {lr:g} (edge {2 / lr:.3g})": torch.from_numpy(path)
         for lr, path in zip(arrays["factor_lr"], arrays["factor"], strict=True)
     }
     paths["gradient flow"] = torch.from_numpy(arrays["smooth"])
-    _contours(axis, Factorisation(), columns, rows, paths, ("a", "b"))
+    draw_contours(axis, window(Factorisation(), [2.0, -0.1], [3.4, 0.9]), paths, names=("a", "b"))
     axis.set_title("$(1 - ab)^2/2$: the learning rate chooses the minimum", fontsize=10)
-
-
-def _contours(
-    axis: Axes,
-    landscape: EdgeToy | Factorisation,
-    columns: Tensor,
-    rows: Tensor,
-    paths: dict[str, Tensor],
-    names: tuple[str, str],
-) -> None:
-    mesh = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)
-    u, v = torch.eye(2, dtype=torch.float64)
-    draw_contours(
-        axis,
-        Section(torch.zeros(2, dtype=torch.float64), u, v, columns, rows, landscape.energy(mesh)),
-        paths,
-        names=names,
-    )

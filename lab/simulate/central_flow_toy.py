@@ -12,7 +12,6 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -23,8 +22,9 @@ from lab.landscapes.edge_toy import CYCLE_BOUND, EdgeToy
 from lab.landscapes.factorisation import Factorisation
 from lab.results import Estimate
 from lab.settings import CARD, SettingError
-from lab.simulate import central_flow_panels as panels
 from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
+from lab.simulate.central_flow_panels import draw_factor, draw_growth, draw_level, draw_noise, draw_plane, draw_variance
+from lab.simulate.frame import panels
 from lab.walks.tick import Tick
 
 MOST = 0.9
@@ -296,19 +296,8 @@ class CentralFlowToy(Experiment):
 
     @staticmethod
     def figure(arrays: Mapping[str, np.ndarray], title: str) -> Figure:
-        figure = Figure(figsize=(15, 8.6), layout="constrained")
-        FigureCanvasAgg(figure)
-        (level, variance, plane), (growth, noise, factor) = figure.subplots(2, 3)
-        figure.suptitle(title, fontsize=11)
-        panels.draw_level(level, arrays)
-        panels.draw_variance(variance, arrays)
-        panels.draw_plane(plane, arrays)
-        panels.draw_growth(growth, arrays)
-        panels.draw_noise(noise, arrays)
-        panels.draw_factor(factor, arrays)
-        for axis in (level, variance, growth, noise):
-            axis.grid(alpha=0.25)
-        return figure
+        above, below = (draw_level, draw_variance, draw_plane), (draw_growth, draw_noise, draw_factor)
+        return panels(arrays, title, above, below, size=(15, 8.6), gridless=(draw_plane, draw_factor))
 
 
 def _mean(values: Tensor) -> Estimate:

@@ -8,6 +8,7 @@ lands where the sharpness is just below what the exponent allows. `lab.noise.lin
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass as plain
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Annotated, ClassVar, Literal
 
@@ -95,6 +96,11 @@ class Cell:
     @property
     def measured(self) -> bool:
         return not self.stays and self.growth.converged
+
+    @property
+    def against_theory(self) -> Estimate:
+        """Growth with the error of its difference from the exponent, which is measured too."""
+        return replace(self.growth, error=math.hypot(self.growth.error, self.exponent.error))
 
     @property
     def name(self) -> str:
@@ -283,10 +289,8 @@ class EscapeBallistic(Experiment):
         rows = []
         for cell in cells:
             if cell.measured:
-                error = math.hypot(cell.growth.error, cell.exponent.error)
-                measured = Estimate(cell.growth.value, error, 0, cell.growth.method)
-                name = f"growth per step, {cell.name}"
-                rows.append(Comparison.of(name, cell.exponent.value, measured, approximate=cell.batch_size == FULL))
+                name, closed = f"growth per step, {cell.name}", cell.batch_size == FULL
+                rows.append(Comparison.of(name, cell.exponent.value, cell.against_theory, approximate=closed))
         rows += [
             Comparison(f"runs that left, {cell.name}", 0.0, float(cell.left), approximate=True)
             for cell in cells
@@ -339,12 +343,13 @@ class EscapeBallistic(Experiment):
         ratios = [cell.growth.value / cell.exponent.value for cell in grew]
         worst = max(grew, key=lambda cell: cell.moments / cell.exponent.value)
         shown = min(grew, key=lambda cell: abs(cell.growth.value - 0.1))
+        growth = shown.against_theory
         over = [cell.moments / cell.exponent.value for cell in grew]
         between = f"between {min(ratios):.2f} and {max(ratios):.2f}" if len(grew) > 1 else f"{ratios[0]:.2f}"
         return (
             f"Growth per step is {between} times the Lyapunov exponent of their random product in {len(grew)} "
             f"combination{'s' * (len(grew) > 1)} of learning rate and batch size ({shown.name}: "
-            f"{with_error(shown.growth.value, shown.growth.error)}, theory {shown.exponent.value:.4f}); half the logarithm "
+            f"{with_error(growth.value, growth.error)}, theory {shown.exponent.value:.4f}); half the logarithm "
             f"of the second-moment radius is {min(over):.1f} to {max(over):.1f} times the exponent, most at {worst.name}."
         )
 

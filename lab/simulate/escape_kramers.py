@@ -13,7 +13,6 @@ from typing import Annotated, ClassVar
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -24,6 +23,7 @@ from lab.escape.survival import against, kaplan_meier
 from lab.results import Rate
 from lab.settings import CARD
 from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings
+from lab.simulate.frame import panels
 from lab.simulate.stage import CaseName, Stage, bars, draw_string, measured, memoryless, said_of, set_stage
 
 SECONDS_PER_STEP = 6e-6
@@ -174,16 +174,8 @@ class EscapeKramers(Experiment):
 
     @staticmethod
     def figure(arrays: Mapping[str, np.ndarray], title: str) -> Figure:
-        figure = Figure(figsize=(12.5, 4.6), layout="constrained")
-        FigureCanvasAgg(figure)
-        way, law, survival = figure.subplots(1, 3)
-        figure.suptitle(f"{title}\n{arrays['case']}", fontsize=11)
-        draw_string(way, arrays)
-        _draw_law(law, arrays)
-        _draw_survival(survival, arrays)
-        for axis in (way, law, survival):
-            axis.grid(alpha=0.25)
-        return figure
+        draws = (draw_string, _draw_law, _draw_survival)
+        return panels(arrays, f"{title}\n{arrays['case']}", draws, size=(12.5, 4.6))
 
 
 def _reasons(barriers: list[float], refused: list[list[str]]) -> str:

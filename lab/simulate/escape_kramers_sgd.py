@@ -13,7 +13,6 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -26,6 +25,7 @@ from lab.escape.survival import Slope, exponentiality, same_rate, slope
 from lab.results import Rate
 from lab.settings import CARD
 from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
+from lab.simulate.frame import panels
 from lab.simulate.kramers_sgd_figure import draw_kinds, draw_line
 from lab.simulate.stage import CaseName, Stage, Theory, actions, bars, hasty, measured, memoryless, said_of, set_stage
 
@@ -285,15 +285,11 @@ class EscapeKramersSgd(Experiment):
 
     @staticmethod
     def figure(arrays: Mapping[str, np.ndarray], title: str) -> Figure:
-        kinds = len(arrays["kinds"]) > 0
-        figure = Figure(figsize=(12.0 if kinds else 7.4, 5.2), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.subplots(1, 2 if kinds else 1, width_ratios=(3, 2) if kinds else (1,), squeeze=False)[0]
-        figure.suptitle(f"{title}\n{arrays['case']}", fontsize=11)
-        draw_line(axes[0], arrays)
-        if kinds:
-            draw_kinds(axes[1], arrays)
-        return figure
+        title = f"{title}\n{arrays['case']}"
+        if not len(arrays["kinds"]):
+            return panels(arrays, title, (draw_line,), size=(7.4, 5.2))
+        draws = (draw_line, draw_kinds)
+        return panels(arrays, title, draws, size=(12.0, 5.2), widths=(3, 2), gridless=(draw_kinds,))
 
 
 def _noises(stage: Stage, batch_size: int) -> dict[str, Noise]:

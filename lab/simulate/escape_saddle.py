@@ -16,7 +16,6 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -34,6 +33,7 @@ from lab.objective import NetworkObjective
 from lab.results import EscapeTimes, Estimate
 from lab.settings import CARD, SettingError
 from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
+from lab.simulate.frame import panels
 from lab.streams import stream
 from lab.walks.tick import Tick, silent
 
@@ -263,16 +263,7 @@ class EscapeSaddle(Experiment):
 
     @staticmethod
     def figure(arrays: Mapping[str, np.ndarray], title: str) -> Figure:
-        figure = Figure(figsize=(11, 4.8), layout="constrained")
-        FigureCanvasAgg(figure)
-        means, curves = figure.subplots(1, 2, width_ratios=(1, 1.15))
-        figure.suptitle(title, fontsize=11)
-        _draw_means(means, arrays)
-        _draw_curves(curves, arrays)
-        for axis in (means, curves):
-            axis.grid(alpha=0.25)
-            axis.spines[["top", "right"]].set_visible(False)
-        return figure
+        return panels(arrays, title, (_draw_means, _draw_curves), size=(11, 4.8), widths=(1, 1.15), box=False)
 
 
 @lru_cache(maxsize=4)

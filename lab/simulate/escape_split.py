@@ -14,7 +14,6 @@ from typing import Annotated, ClassVar
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -38,6 +37,7 @@ from lab.simulate.escape_saddle import (
     require_stable,
     smaller_minimum,
 )
+from lab.simulate.frame import panels
 from lab.walks.tick import Tick
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -323,16 +323,7 @@ class EscapeSplit(Experiment):
 
     @staticmethod
     def figure(arrays: Mapping[str, np.ndarray], title: str) -> Figure:
-        figure = Figure(figsize=(11, 4.8), layout="constrained")
-        FigureCanvasAgg(figure)
-        distance, origin = figure.subplots(1, 2, width_ratios=(1.3, 1))
-        figure.suptitle(title, fontsize=11)
-        _draw_distance(distance, arrays)
-        _draw_origin(origin, arrays)
-        for axis in (distance, origin):
-            axis.grid(alpha=0.25)
-            axis.spines[["top", "right"]].set_visible(False)
-        return figure
+        return panels(arrays, title, (_draw_distance, _draw_origin), size=(11, 4.8), widths=(1.3, 1), box=False)
 
 
 def alike(saddle: NetworkSaddle) -> Tensor:

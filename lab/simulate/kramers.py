@@ -15,18 +15,18 @@ from typing import Annotated, ClassVar
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from lab.escape.kramers import Domain, escape_rate, kramers_time, on
 from lab.escape.nystrom import Chain
-from lab.escape.passage import FEW, Passages, escapes, slopes, time_ratio
+from lab.escape.passage import Passages, escapes, slopes, time_ratio, untold
 from lab.escape.survival import Slope, exponentiality, kaplan_meier
 from lab.landscapes.double_well import DoubleWell
 from lab.settings import CARD
-from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
+from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, paragraph, with_error
+from lab.simulate.frame import panels
 from lab.walks.tick import Tick
 
 LANDSCAPE = DoubleWell(())
@@ -222,26 +222,11 @@ class Kramers(Experiment):
                 f"lr * step, exactly {p.exact:.4g} by the chain, {self._continuous(b):.4g} by the differential equation "
                 f"and {self._asymptote(b):.4g} by Kramers' asymptote"
             )
-        silent = [cell for cell, p in wells.items() if not p.told]
-        if silent:
-            said.append(
-                f"in {len(silent)} of {len(wells)} cells fewer than {FEW} walkers left within the budget, and no time is "
-                f"told there: raise budget, max_steps or walkers"
-            )
-        return ". ".join(s[0].upper() + s[1:] for s in said) + "."
+        return paragraph([*said, *untold(list(wells.values()))])
 
     @staticmethod
     def figure(arrays: Mapping[str, np.ndarray], title: str) -> Figure:
-        figure = Figure(figsize=(13.5, 4.8), layout="constrained")
-        FigureCanvasAgg(figure)
-        survival, line, finite = figure.subplots(1, 3)
-        figure.suptitle(title, fontsize=11)
-        _draw_survival(survival, arrays)
-        _draw_line(line, arrays)
-        _draw_finite(finite, arrays)
-        for axis in (survival, line, finite):
-            axis.grid(alpha=0.25)
-        return figure
+        return panels(arrays, title, (_draw_survival, _draw_line, _draw_finite), size=(13.5, 4.8))
 
 
 def _factor(b: float, lr: float, well: Passages, top: Passages) -> Comparison:

@@ -16,7 +16,6 @@ from typing import Annotated, ClassVar
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -24,11 +23,12 @@ from torch import Tensor
 
 from lab.escape.kramers import Diffusion, Domain, curvature_exponent, escape_rate, kramers_time, on
 from lab.escape.nystrom import Chain
-from lab.escape.passage import FEW, Passages, escapes, slopes
+from lab.escape.passage import Passages, escapes, slopes, untold
 from lab.escape.survival import Slope
 from lab.landscapes.piecewise_parabola import PiecewiseParabola
 from lab.settings import CARD
-from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
+from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, paragraph, with_error
+from lab.simulate.frame import panels
 from lab.walks.tick import Tick
 
 LEAST = 2.0
@@ -277,26 +277,11 @@ class KramersCurvature(Experiment):
                 f"{flat.exact / steep.exact:.3g}): the exponent falls from {self.exponent(x[0], wells[0]):.3g} to "
                 f"{self.exponent(x[0], wells[-1]):.3g} and not to 0, for the top's curvature sets the rest"
             )
-        every = [*line, *sweep.values()]
-        silent = sum(not p.told for p in every)
-        if silent:
-            said.append(
-                f"in {silent} of {len(every)} cells fewer than {FEW} walkers left within the budget, and no time is told "
-                f"there: raise budget, max_steps or walkers"
-            )
-        return ". ".join(s[0].upper() + s[1:] for s in said) + "."
+        return paragraph([*said, *untold([*line, *sweep.values()])])
 
     @staticmethod
     def figure(arrays: Mapping[str, np.ndarray], title: str) -> Figure:
-        figure = Figure(figsize=(11, 4.8), layout="constrained")
-        FigureCanvasAgg(figure)
-        line, sweep = figure.subplots(1, 2)
-        figure.suptitle(title, fontsize=11)
-        _draw_line(line, arrays)
-        _draw_sweep(sweep, arrays)
-        for axis in (line, sweep):
-            axis.grid(alpha=0.25)
-        return figure
+        return panels(arrays, title, (_draw_line, _draw_sweep), size=(11, 4.8))
 
 
 def _draw_line(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:

@@ -67,7 +67,6 @@ def draw_line(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
     axis.set_ylim(bottom, top * (top / bottom) ** 0.45)  # room for the legend
     axis.set_title("SGD leaves a minimum by the path of least action (number: slope of the log)", fontsize=10)
     axis.legend(loc="upper left", frameon=False, fontsize=9)
-    axis.grid(alpha=0.25)
 
 
 def _times(axis: Axes, x: np.ndarray, found: np.ndarray, color: str, mark: str, label: str) -> None:

@@ -12,7 +12,6 @@ from typing import Annotated, ClassVar
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -23,10 +22,11 @@ from lab.flows.langevin import Langevin, reflecting
 from lab.flows.occupation import Boxes
 from lab.landscapes.factorisation import Factorisation
 from lab.landscapes.gibbs import gibbs, inside
-from lab.landscapes.sections import Section, draw_contours
+from lab.landscapes.sections import Section, draw_contours, window
 from lab.results import Estimate
 from lab.settings import CARD
 from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
+from lab.simulate.frame import panels
 
 NOISES = ("label", "minibatch", "langevin")
 COLORS = ("tab:orange", "tab:green", "tab:blue")
@@ -199,8 +199,7 @@ class LabelNoise(Experiment):
             ),
             Comparison.of(f"share in the box at step {self.steps}, Langevin", share, heat, approximate=not relaxed),
         ]
-        grid = torch.linspace(-c, c, 121, dtype=torch.float64)
-        mesh = torch.stack(torch.meshgrid(grid, grid, indexing="xy"), dim=-1)
+        seen = window(Factorisation(target=0.0), [-c, -c], [c, c])
         scale = np.linspace(0.01, 1.1 * max(2.0, *self.scales), 200)
         return Outcome(
             self._finding(times, valley, drift, growth, ends, share),
@@ -222,8 +221,8 @@ class LabelNoise(Experiment):
                 "driven": driven,
                 "gibbs": np.array(share),
                 "flow": np.array(flow_share(c, r)),
-                "grid": grid.numpy(),
-                "loss": Factorisation(target=0.0).energy(mesh).numpy(),
+                "grid": seen.columns.numpy(),
+                "loss": seen.values.numpy(),
                 "paths": paths,
                 "box": np.array(r),
             },
@@ -263,17 +262,8 @@ class LabelNoise(Experiment):
 
     @staticmethod
     def figure(arrays: Mapping[str, np.ndarray], title: str) -> Figure:
-        figure = Figure(figsize=(11, 8.6), layout="constrained")
-        FigureCanvasAgg(figure)
-        (plane, shares), (valley, growth) = figure.subplots(2, 2)
-        figure.suptitle(title, fontsize=11)
-        _draw_plane(plane, arrays)
-        _draw_shares(shares, arrays)
-        _draw_valley(valley, arrays)
-        _draw_growth(growth, arrays)
-        for axis in (shares, valley, growth):
-            axis.grid(alpha=0.25)
-        return figure
+        above, below = (_draw_plane, _draw_shares), (_draw_valley, _draw_growth)
+        return panels(arrays, title, above, below, size=(11, 8.6), gridless=(_draw_plane,))
 
 
 def _mean(values: Tensor) -> Estimate:
@@ -281,8 +271,8 @@ def _mean(values: Tensor) -> Estimate:
 
 
 def _draw_plane(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
-    grid, (u, v) = torch.from_numpy(arrays["grid"]), torch.eye(2, dtype=torch.float64)
-    shown = Section(torch.zeros(2, dtype=torch.float64), u, v, grid, grid, torch.from_numpy(arrays["loss"]))
+    grid = torch.from_numpy(arrays["grid"])
+    shown = Section.whole(grid, grid, torch.from_numpy(arrays["loss"]))
     axis.set_prop_cycle(color=COLORS)
     paths = dict(zip((f"{noise} noise" for noise in NOISES), torch.from_numpy(arrays["paths"]), strict=True))
     draw_contours(axis, shown, paths, names=("a", "b"))

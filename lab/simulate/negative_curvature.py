@@ -13,7 +13,6 @@ from typing import Annotated, ClassVar
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -31,6 +30,7 @@ from lab.landscapes.saddle import Saddle
 from lab.results import Estimate
 from lab.settings import CARD
 from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
+from lab.simulate.frame import panels
 from lab.walks.tick import Tick
 
 NETWORK = DeepLinear()
@@ -188,16 +188,7 @@ class NegativeCurvature(Experiment):
 
     @staticmethod
     def figure(arrays: Mapping[str, np.ndarray], title: str) -> Figure:
-        figure = Figure(figsize=(14, 4.8), layout="constrained")
-        FigureCanvasAgg(figure)
-        figure.suptitle(title, fontsize=11)
-        along, orders, updates = figure.subplots(1, 3)
-        _draw_loss(along, arrays)
-        _draw_orders(orders, arrays)
-        _draw_updates(updates, arrays)
-        for axis in (along, orders, updates):
-            axis.grid(alpha=0.25)
-        return figure
+        return panels(arrays, title, (_draw_loss, _draw_orders, _draw_updates), size=(14, 4.8))
 
 
 @plain(frozen=True)

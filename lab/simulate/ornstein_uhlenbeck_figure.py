@@ -5,27 +5,20 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from lab.noise.stationary import averaging_factor
 from lab.results import Estimate
+from lab.simulate.frame import panels
 
 KINDS = ("isotropic", "aligned")
 COLORS = {"isotropic": "tab:orange", "aligned": "tab:blue"}
 
 
 def draw(arrays: Mapping[str, np.ndarray], title: str) -> Figure:
-    figure = Figure(figsize=(14, 8), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(2, 3)
-    figure.suptitle(title, fontsize=11)
-    draws = (_draw_ratio, _draw_mean, _draw_valley, _draw_climb, _draw_sizes, _draw_tails)
-    for axis, draw in zip(axes.flat, draws, strict=True):
-        draw(axis, arrays)
-        axis.grid(alpha=0.25)
-    return figure
+    above, below = (_draw_ratio, _draw_mean, _draw_valley), (_draw_climb, _draw_sizes, _draw_tails)
+    return panels(arrays, title, above, below, size=(14, 8))
 
 
 def relative(measured: Estimate, theory: Tensor | float) -> tuple[float, float]:

@@ -10,13 +10,13 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from lab.settings import CARD
 from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
+from lab.simulate.frame import panels
 from lab.walks.polya import Returns, first_return, first_returns, return_probability
 
 NUM_TIMES = 12
@@ -110,15 +110,7 @@ class Polya(Experiment):
 
     @staticmethod
     def figure(arrays: Mapping[str, np.ndarray], title: str) -> Figure:
-        figure = Figure(figsize=(10.5, 4.8), layout="constrained")
-        FigureCanvasAgg(figure)
-        curves, totals = figure.subplots(1, 2, width_ratios=(3, 2))
-        figure.suptitle(title, fontsize=11)
-        _draw_curves(curves, arrays)
-        _draw_totals(totals, arrays)
-        for axis in (curves, totals):
-            axis.grid(alpha=0.25)
-        return figure
+        return panels(arrays, title, (_draw_curves, _draw_totals), size=(10.5, 4.8), widths=(3, 2))
 
 
 def _ever(r: Returns) -> tuple[float, float, float]:

@@ -5,24 +5,16 @@ from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from lab.simulate.frame import panels
 
 COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:cyan")
 
 
 def draw(arrays: Mapping[str, np.ndarray], title: str) -> Figure:
-    figure = Figure(figsize=(10.5, 7.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    (noises, inside), (directions, growth) = figure.subplots(2, 2)
-    figure.suptitle(title, fontsize=11)
-    _draw_noises(noises, arrays)
-    _draw_inside(inside, arrays)
-    _draw_directions(directions, arrays)
-    _draw_growth(growth, arrays)
-    for axis in (noises, inside, directions, growth):
-        axis.grid(alpha=0.25)
-    return figure
+    above, below = (_draw_noises, _draw_inside), (_draw_directions, _draw_growth)
+    return panels(arrays, title, above, below, size=(10.5, 7.8))
 
 
 def _draw_noises(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:

@@ -12,7 +12,6 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -23,10 +22,11 @@ from lab.flows.occupation import Boxes, Occupation, occupation
 from lab.landscapes.base import Landscape
 from lab.landscapes.crossings import Cusp, MinCrossing, ProductCrossing, ThreeLines
 from lab.landscapes.gibbs import Gibbs, gibbs, inside
-from lab.landscapes.sections import Section, draw_contours
+from lab.landscapes.sections import Section, draw_contours, window
 from lab.results import Estimate
 from lab.settings import CARD
 from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
+from lab.simulate.frame import panels
 
 LANDSCAPES: dict[str, type[Landscape]] = {
     "min_crossing": MinCrossing,
@@ -192,8 +192,7 @@ class SingularLangevin(Experiment):
                 f"P(box) a time {times[-1]:.3g} after the start at the crossing", truth[middle], late, approximate=True
             )
         )
-        grid = torch.linspace(-1, 1, 121, dtype=torch.float64)
-        mesh = torch.stack(torch.meshgrid(grid, grid, indexing="xy"), dim=-1)
+        seen = window(surface, [-1, -1], [1, 1])
         every = [[found[sampler, lr] for lr in sorted(self.lr)] for sampler in SAMPLERS]
         return Outcome(
             self._finding(truth, ratios, found, times, curves),
@@ -210,8 +209,8 @@ class SingularLangevin(Experiment):
                 "box": np.array(self.box),
                 "times": times,
                 "in_time": curves,
-                "grid": grid.numpy(),
-                "loss": surface.energy(mesh).numpy(),
+                "grid": seen.columns.numpy(),
+                "loss": seen.values.numpy(),
                 "path": path.numpy(),
                 "cusp": np.array(self.surface == "cusp"),
             },
@@ -262,17 +261,8 @@ class SingularLangevin(Experiment):
 
     @staticmethod
     def figure(arrays: Mapping[str, np.ndarray], title: str) -> Figure:
-        figure = Figure(figsize=(11, 8.6), layout="constrained")
-        FigureCanvasAgg(figure)
-        (plane, profile), (ratio, time) = figure.subplots(2, 2)
-        figure.suptitle(title, fontsize=11)
-        _draw_plane(plane, arrays)
-        _draw_profile(profile, arrays)
-        _draw_ratio(ratio, arrays)
-        _draw_time(time, arrays)
-        for axis in (profile, ratio, time):
-            axis.grid(alpha=0.25)
-        return figure
+        above, below = (_draw_plane, _draw_profile), (_draw_ratio, _draw_time)
+        return panels(arrays, title, above, below, size=(11, 8.6), gridless=(_draw_plane,))
 
 
 def _ratio(one: Occupation, box: int, truth: np.ndarray) -> Estimate:
@@ -285,8 +275,8 @@ def _told(ratio: Estimate) -> str:
 
 
 def _draw_plane(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
-    grid, (u, v) = torch.from_numpy(arrays["grid"]), torch.eye(2, dtype=torch.float64)
-    shown = Section(torch.zeros(2, dtype=torch.float64), u, v, grid, grid, torch.from_numpy(arrays["loss"]))
+    grid = torch.from_numpy(arrays["grid"])
+    shown = Section.whole(grid, grid, torch.from_numpy(arrays["loss"]))
     path = torch.from_numpy(arrays["path"])
     draw_contours(axis, shown, {"from the crossing": path[:, 0], "from the valley": path[:, 1]})
     half = float(arrays["box"])

@@ -151,7 +151,7 @@ class StabilityRadius(Experiment):
         mean = continuous if far else chain.mean_steps() * self.lr
         steps = round(self.longest / self.lr)
         stays = math.exp(-self.longest / mean) if far else float(chain.survival(steps, 1)[1])
-        return _Exact(mean, far, stays, self._radius(kind, h))
+        return _Exact(mean, stays, self._radius(kind, h))
 
     def _radius(self, kind: Kind, h: float) -> float:
         """In which `share` of the walkers stays for the horizon."""
@@ -338,10 +338,9 @@ class StabilityRadius(Experiment):
 
 @dataclass(frozen=True, config=CARD)
 class _Exact:
-    """Mean exit time, whether it is that of continuous time, the share inside after `longest`, and the radius."""
+    """Mean exit time, the share inside after `longest`, and the radius."""
 
     mean: float
-    far: bool
     stays: float
     radius: float
 

@@ -5,8 +5,9 @@ from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from lab.simulate.frame import panels
 
 Kind = Literal["aligned", "isotropic"]
 KINDS: tuple[Kind, ...] = ("aligned", "isotropic")
@@ -15,16 +16,7 @@ COLORS = {"aligned": "tab:blue", "isotropic": "tab:orange"}
 
 
 def draw(arrays: Mapping[str, np.ndarray], title: str) -> Figure:
-    figure = Figure(figsize=(13.5, 4.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    times, radii, linear = figure.subplots(1, 3)
-    figure.suptitle(title, fontsize=11)
-    _draw_times(times, arrays)
-    _draw_radii(radii, arrays)
-    _draw_linear(linear, arrays)
-    for axis in (times, radii, linear):
-        axis.grid(alpha=0.25)
-    return figure
+    return panels(arrays, title, (_draw_times, _draw_radii, _draw_linear), size=(13.5, 4.8))
 
 
 def _logarithmic(axis: Axes, h: np.ndarray) -> None:

@@ -31,7 +31,7 @@ from lab.escape.exits import Coordinate
 from lab.escape.langer import Langer
 from lab.escape.minima import find_minima
 from lab.escape.quench import Quenched, quench
-from lab.escape.renewal import Stays, watch
+from lab.escape.renewal import Stays, renewals
 from lab.escape.replicas import Noise, Replicas
 from lab.escape.string import find_pass
 from lab.escape.survival import exponentiality, per_time, rate, words
@@ -155,7 +155,7 @@ class Stage:
             noise=noise,
             generator=generator,
         )
-        return watch(
+        return renewals(
             copies,
             self.exit,
             self.well.w,
@@ -298,8 +298,9 @@ def bars(rates: list[Rate]) -> np.ndarray:
     return np.array([(r.value, r.low if r.exits else np.nan, r.high) for r in rates]).reshape(-1, 3)
 
 
-def draw_string(axis: Axes, arrays: Mapping[str, np.ndarray], *, scale: float = 1e3) -> None:
-    """The loss along the path of least loss, above the well."""
+def draw_string(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
+    """The loss along the path of least loss, above the well, in thousandths."""
+    scale = 1e3
     well, saddle, beyond = arrays["losses"]
     arc, loss = arrays["arc"], (arrays["string"] - well) * scale
     top = int(loss.argmax())

@@ -12,7 +12,6 @@ from typing import Annotated, ClassVar
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -20,6 +19,7 @@ from pydantic.dataclasses import dataclass
 from lab.results import Estimate
 from lab.settings import CARD
 from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
+from lab.simulate.frame import panels
 from lab.walks.lattice import Ends, FreeWalk, Kind, wander
 from lab.walks.shares import components, cosines, first_order_share, limit_shares, mean_share, walk_shares
 
@@ -171,18 +171,8 @@ class WalkDimensions(Experiment):
 
     @staticmethod
     def figure(arrays: Mapping[str, np.ndarray], title: str) -> Figure:
-        figure = Figure(figsize=(10.5, 7.6), layout="constrained")
-        FigureCanvasAgg(figure)
-        (growth, shell), (flat, share) = figure.subplots(2, 2)
-        figure.suptitle(title, fontsize=11)
-        walk = FreeWalk(int(arrays["d"]), int(arrays["n"]), str(arrays["kind"]))  # type: ignore[arg-type]
-        _draw_growth(growth, arrays, walk)
-        _draw_shell(shell, arrays, walk)
-        _draw_components(flat, arrays)
-        _draw_shares(share, arrays)
-        for axis in (growth, shell, flat, share):
-            axis.grid(alpha=0.25)
-        return figure
+        above, below = (_draw_growth, _draw_shell), (_draw_components, _draw_shares)
+        return panels(arrays, title, above, below, size=(10.5, 7.6))
 
 
 def _mean(values: torch.Tensor) -> Estimate:
@@ -195,7 +185,12 @@ def _spread(values: torch.Tensor) -> Estimate:
     return Estimate(spread, spread * (1 / (2 * len(values)) + spread**2 / len(values)) ** 0.5, 0, "walkers")
 
 
-def _draw_growth(axis: Axes, arrays: Mapping[str, np.ndarray], walk: FreeWalk) -> None:
+def _walk(arrays: Mapping[str, np.ndarray]) -> FreeWalk:
+    return FreeWalk(int(arrays["d"]), int(arrays["n"]), str(arrays["kind"]))  # type: ignore[arg-type]
+
+
+def _draw_growth(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
+    walk = _walk(arrays)
     n, square, error = arrays["times"], arrays["mean_square"], arrays["mean_square_error"]
     one, every = FreeWalk(walk.d, walk.n), FreeWalk(walk.d, walk.n, "all_coordinates")
     for kind, style, name in ((one, "--", r"$\sqrt{n}$"), (every, "-.", r"$\sqrt{n d}$")):
@@ -214,7 +209,8 @@ def _draw_growth(axis: Axes, arrays: Mapping[str, np.ndarray], walk: FreeWalk) -
     axis.legend(loc="upper left", frameon=False, fontsize=9)
 
 
-def _draw_shell(axis: Axes, arrays: Mapping[str, np.ndarray], walk: FreeWalk) -> None:
+def _draw_shell(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
+    walk = _walk(arrays)
     edges, scale = arrays["distance_edges"], walk.mean()
     r = np.linspace(0, edges[-1], 400)
     axis.stairs(

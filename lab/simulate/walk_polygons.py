@@ -12,7 +12,6 @@ from typing import Annotated, ClassVar
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -20,6 +19,7 @@ from pydantic.dataclasses import dataclass
 from lab.results import Estimate
 from lab.settings import CARD
 from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
+from lab.simulate.frame import panels
 from lab.walks.chords import ChordWalk
 from lab.walks.graphs import HUB, Walk, glued_polygons
 from lab.walks.tick import Tick
@@ -190,17 +190,8 @@ class WalkPolygons(Experiment):
 
     @staticmethod
     def figure(arrays: Mapping[str, np.ndarray], title: str) -> Figure:
-        figure = Figure(figsize=(10.5, 7.6), layout="constrained")
-        FigureCanvasAgg(figure)
-        (occupation, refinement), (returns, chords) = figure.subplots(2, 2)
-        figure.suptitle(title, fontsize=11)
-        _draw_occupation(occupation, arrays)
-        _draw_refinement(refinement, arrays)
-        _draw_returns(returns, arrays)
-        _draw_chords(chords, arrays)
-        for axis in (occupation, refinement, returns, chords):
-            axis.grid(alpha=0.25)
-        return figure
+        above, below = (_draw_occupation, _draw_refinement), (_draw_returns, _draw_chords)
+        return panels(arrays, title, above, below, size=(10.5, 7.6))
 
 
 def near_mass(m: int) -> float:

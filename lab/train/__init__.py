@@ -8,6 +8,7 @@ slips of the user and finished runs answer at once.
 """
 
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,30 @@ from omegaconf import DictConfig, OmegaConf
 
 from lab.cli import config_dir, one_line_errors, quiet, remove_if_empty
 from lab.run.folder import RunFolder
-from lab.run.identity import require_same_data, require_unchanged
-from lab.run.summary import sentence
+from lab.run.identity import require_same_data, require_unchanged, same_data_files
+from lab.run.signals import ended
+from lab.run.summary import DEFAULT, sentence
 from lab.settings import SettingError
+from lab.train.memory import memory_told
 from lab.train.scaling import scaled
-from lab.train.selection import selected
-from lab.train.sweep import DONE, CellError, Watch, announce, require_comparable
+from lab.train.selection import foreign, plain, selected, told
+from lab.train.slips import at_home, require_sound
+from lab.train.sweep import DONE, Watch, announce, cells_looked_at, record_kept
+
+SWEEPING = ("hydra/launcher=", "hydra.launcher.", "hydra/sweeper=", "hydra.sweeper.", "hydra.sweep.")
+"""How overrides begin that only a sweep has a use for."""
 
 
 def main() -> None:
     """The command line."""
     Watch.sweep = None
     with one_line_errors("train"):
-        hydra.main(version_base=None, config_path=config_dir(), config_name="train")(train)()
+        # Flags first: Hydra does not read overrides on both sides of one.
+        words = sorted(map(at_home, sys.argv[1:]), key=lambda word: "=" in word and not word.startswith("-"))
+        require_sound(words)
+        sys.argv[1:] = words
+        with record_kept(), cells_looked_at():
+            hydra.main(version_base=None, config_path=config_dir(), config_name="train")(train)()
         if Watch.sweep is not None:
             Watch.sweep.compare()
 
@@ -41,36 +53,39 @@ def train(cfg: DictConfig) -> float | None:
     sweep = runtime.mode == RunMode.MULTIRUN
     folder = _relative(Path(runtime.runtime.output_dir))
     try:
-        _require_fit(runtime, sweep=sweep)
-        return _train(
-            scaled(selected(cfg, runtime.overrides.task)),
-            folder,
-            runtime,
-            bar=not sweep or runtime.launcher.get("n_jobs", 1) == 1,
-        )
+        with ended():
+            _require_fit(runtime, sweep=sweep)
+            return _train(
+                scaled(selected(cfg, runtime)),
+                folder,
+                runtime,
+                left_out=[] if sweep else foreign(cfg, runtime.overrides.task, runtime.runtime.choices),
+                bar=not sweep or runtime.launcher.get("n_jobs", 1) == 1,
+            )
     except SettingError as error:
-        named = not sweep or isinstance(error, CellError)
-        told = str(error) if named else f"{folder.name}: {error}"
-        raise SettingError(
-            told.replace("another hydra.run.dir", "another hydra.sweep.dir") if sweep else told
-        ) from None
+        slip = f"{folder.name}: {error}".replace("another hydra.run.dir", "another hydra.sweep.dir")
+        raise SettingError(slip if sweep else str(error)) from None
     finally:
         remove_if_empty(folder)  # Hydra makes it before it asks us; a refused run leaves nothing
 
 
-def _train(cfg: DictConfig, path: Path, runtime: Any, *, bar: bool) -> float | None:
+@memory_told()
+def _train(cfg: DictConfig, path: Path, runtime: Any, *, left_out: list[str], bar: bool) -> float | None:
     """Look what the folder holds, check the settings, and only then load Lightning and train."""
-    folder, plain = RunFolder(path), _plain(cfg)
+    folder, values = RunFolder(path), plain(cfg)
     brief = runtime.mode == RunMode.MULTIRUN
-    require_unchanged(folder, plain)
-    if folder.read("status").get("status") in DONE:
-        summary = folder.read("summary")
+    require_unchanged(folder, values)
+    summary = folder.read("summary")
+    if summary and folder.read("status").get("status") in DONE:
+        if not same_data_files(folder, values):
+            from lab.train.settings import read_settings
+
+            require_same_data(folder, read_settings(cfg).data.load().facts)
         announce(runtime.job.num if brief else 0)
         report(folder, summary, again=True, brief=brief)
         return summary["last_loss"]
     from lab.train.settings import read_settings
 
-    require_comparable()
     settings = read_settings(cfg)
     parts = settings.build()
     require_same_data(folder, parts.dataset.facts)
@@ -78,10 +93,12 @@ def _train(cfg: DictConfig, path: Path, runtime: Any, *, bar: bool) -> float | N
 
     from lab.train.run import Run
 
+    for setting in left_out:
+        print(told(setting, runtime.runtime.choices), file=sys.stderr)
     announce(runtime.job.num if brief else 0)
     quiet()
     command = f"python -m lab.train {shlex.join(runtime.overrides.task)}".strip()
-    run = Run(parts, plain, title=_title(runtime), command=command, bar=bar)
+    run = Run(parts, values, title=_title(runtime), command=command, bar=bar)
     summary = run.carry_out(folder, begin=lambda: _keep_hydra(folder.path, cfg))
     report(folder, summary, brief=brief)
     return summary["last_loss"]
@@ -89,12 +106,12 @@ def _train(cfg: DictConfig, path: Path, runtime: Any, *, bar: bool) -> float | N
 
 def report(folder: RunFolder, summary: dict[str, Any], *, again: bool = False, brief: bool = False) -> None:
     """The result in one plain paragraph, and where to look. brief: for one of many runs, the paragraph and the folder."""
-    told = sentence(summary)
+    paragraph = sentence(summary)
     if brief:
-        print(f"{'already finished: ' if again else ''}{told}\n  run folder   {folder.path}", flush=True)
+        print(f"{'already finished: ' if again else ''}{paragraph}\n  run folder   {folder.path}", flush=True)
         return
     print("\nThis run was already finished." if again else "")
-    print(told)
+    print(paragraph)
     print()
     for figure in sorted(folder.figures.glob("*.png")):
         print(f"  figure       {figure}")
@@ -110,13 +127,8 @@ def _require_fit(runtime: Any, *, sweep: bool) -> None:
         raise SettingError(
             "compare= compares the runs of a grid, and this is one run; add -m and an axis, or leave it out"
         )
-
-
-def _plain(cfg: DictConfig) -> dict[str, Any]:
-    """The configuration as plain values, for provenance.json: what the run is, not what it is compared with."""
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(plain, dict)
-    return {str(name): value for name, value in plain.items() if name != "compare"}
+    if not sweep and (launching := [word for word in runtime.overrides.hydra if word.startswith(SWEEPING)]):
+        raise SettingError(f"{launching[0]} says how the runs of a grid are made, and this is one run here; add -m")
 
 
 def _relative(path: Path) -> Path:
@@ -126,7 +138,7 @@ def _relative(path: Path) -> Path:
 
 def _title(runtime: Any) -> str:
     experiment, overrides = runtime.runtime.choices.get("experiment"), runtime.job.override_dirname
-    return ": ".join(part for part in (experiment, overrides.replace(",", ", ")) if part) or "default settings"
+    return ": ".join(part for part in (experiment, overrides.replace(",", ", ")) if part) or DEFAULT
 
 
 def _keep_hydra(path: Path, cfg: DictConfig) -> None:

@@ -1,8 +1,9 @@
 """One run: the parts put together with Lightning, and carried out in a folder."""
 
 import math
+import sys
 from collections.abc import Callable
-from time import perf_counter
+from contextlib import suppress
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,18 +14,17 @@ from lab.callbacks.metrics import MetricsLogger
 from lab.callbacks.probe import ProbeCallback
 from lab.callbacks.progress import ProgressCallback
 from lab.callbacks.run import RunCallback
+from lab.curvature.phase import Phase
 from lab.models.losses import MeanSquaredError
 from lab.module import SupervisedModule
+from lab.optim.schedules import Constant
 from lab.params import layout
-from lab.run import checkpoints, figures
+from lab.run import checkpoints, figures, signals
 from lab.run.agenda import Agenda
 from lab.run.folder import RunFolder
-from lab.run.identity import flat
+from lab.run.identity import data_files, flat
 from lab.run.provenance import provenance
 from lab.train.settings import Parts
-
-TERMINATED = 143
-"""The exit code of a process that SIGTERM ended: 128 + 15."""
 
 
 class Run:
@@ -55,30 +55,43 @@ class Run:
 
         `begin` is called once the folder is ours. Raises SettingError when another process has it.
         """
-        with folder.owned():
+        with folder.owned(), signals.noted():
             try:
                 begin()
-                return self._carry_out(folder)
+                summary = self._carry_out(folder)
             except BaseException as error:
                 stopped = isinstance(error, KeyboardInterrupt | SystemExit)
                 reason = "interrupted" if stopped else f"{type(error).__name__}: {error}"
-                folder.status("failed", step=folder.read("status").get("step", 0), reason=reason)
-                if isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns it into exit code 1
-                    raise KeyboardInterrupt from None
-                if isinstance(error, SystemExit):  # Lightning's SIGTERMException has no exit code of its own
-                    raise SystemExit(TERMINATED) from None
-                raise
+                with suppress(OSError):  # a full disk takes no status either
+                    folder.status("failed", step=folder.read("status").get("step", 0), reason=reason)
+                if not stopped:
+                    raise
+                told = f"interrupted; {_resumption(folder)}"
+                # Lightning turns Ctrl-C into exit code 1, and its exception for SIGTERM has none of its own.
+                if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
+                    raise KeyboardInterrupt(told) from None
+                print(told, file=sys.stderr, flush=True)
+                signals.leave()
+            if signals.asked():  # too late for this run, not for what comes after it
+                signals.leave()
+            return summary
 
     def _carry_out(self, folder: RunFolder) -> dict[str, Any]:
         state = checkpoints.newest(folder.checkpoints)
         step = state["step"] if state else 0
+        folder.start_clock()
+        if state:
+            print(f"{folder.path} goes on from step {step} of {self.parts.total}", file=sys.stderr)
         folder.forget_from(step)
-        facts = {"data": self.parts.dataset.facts, "model": self._model_facts()}
+        facts = {
+            "data": self.parts.dataset.facts,
+            "data_files": data_files(self.plain),
+            "model": self._model_facts(),
+        }
         folder.write("provenance", provenance(self.command, self.plain, **facts))
         folder.status("running", step=step)
-        start = perf_counter()
         module, loggers = self._train(folder, step, state)
-        summary = self._summary(module, folder) | {"seconds": perf_counter() - start}
+        summary = self._summary(module, folder) | {"seconds": folder.seconds}
         self._show(folder, summary, loggers)
         folder.write("summary", summary)
         folder.status("diverged" if module.divergence else "finished", step=module.step, reason=module.divergence)
@@ -134,9 +147,8 @@ class Run:
         latest, found = self.probes.latest, self.probes.summary()
         if found["quantity"] not in latest:
             found["quantity"] = None
-        if found["level"] is None and not module.divergence:
-            found["phase"] = None
         return found | {
+            "edge_lr": self._edge_lr(found),
             "findings": [told for probe in self.settings.probes if (told := probe.finding(latest))]
             + self._noise(module)
             + self._escapes(folder),
@@ -147,6 +159,19 @@ class Run:
             "title": self.title,
             "loss_unit": "half squared error" if isinstance(self.settings.loss, MeanSquaredError) else "cross entropy",
         }
+
+    def _edge_lr(self, found: dict[str, Any]) -> float | None:
+        """The learning rate whose threshold is the last lambda_max, 2/lambda_max for gradient descent.
+
+        None where this is not one number (with mini-batches, a schedule, weight decay or a preconditioner; lambda_max not
+        measured or not positive), or leads nowhere: interpolation takes the sharpness of cross entropy to zero.
+        """
+        ratio, settings = found["last_ratio"], self.settings
+        plain = found["quantity"] == "sharpness/lambda_max" and "wd" not in found["threshold_formula"]
+        fitted, constant = found["phase"] == Phase.INTERPOLATED, isinstance(settings.schedule, Constant)
+        if self.probes.tracker.stochastic or fitted or not plain or not constant:
+            return None
+        return settings.optimizer.lr / ratio if ratio is not None and ratio > 0 else None
 
     def _noise(self, module: SupervisedModule) -> list[str]:
         """The noise in the gradient and what it cost, where there was one."""
@@ -191,6 +216,14 @@ class Run:
             "measured_batch_norm": self.settings.trainer.batch_norm,
             "measured_chunk": self.parts.measured_chunk,
         }
+
+
+def _resumption(folder: RunFolder) -> str:
+    """What the same command will do, by the step that was saved last."""
+    step = folder.read("status").get("step", 0)
+    return (
+        f"the same command goes on from step {step}" if step else "no step is saved yet: the same command starts again"
+    )
 
 
 def _times(ratio: float) -> str:

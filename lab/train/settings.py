@@ -3,12 +3,13 @@
 Nothing here writes to disk or knows of Lightning; whatever cannot be right is refused here, in one line.
 """
 
+import math
 from dataclasses import dataclass, fields
 from inspect import signature
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from lab.cli import card, typed
@@ -31,6 +32,8 @@ from lab.run.settings import TrainerSettings
 from lab.settings import SettingError, usable_cpus
 
 DEFAULT_STEPS = 1000
+MAX_SEED = 2**63 - 1
+"""What a generator of torch takes."""
 SMALL = 2e8
 """Weights times examples of a batch below which a step of an MLP takes some ten milliseconds on one thread."""
 CARDS = ("data", "model", "loss", "optimizer", "schedule", "trainer")
@@ -138,6 +141,8 @@ def read_settings(cfg: DictConfig) -> Settings:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise SettingError(f"{name}={typed(value)}: expected a whole number of at least {least}")
+    if cfg.seed > MAX_SEED:
+        raise SettingError(f"seed={cfg.seed}: expected a whole number of at most {MAX_SEED}")
     steps, epochs = cfg.get("steps"), cfg.get("epochs")
     if steps is not None and epochs is not None:
         raise SettingError(f"steps={steps} and epochs={epochs} contradict each other; set one of them to null")
@@ -147,7 +152,20 @@ def read_settings(cfg: DictConfig) -> Settings:
         card(cfg.compare, "compare")
     noise = _noise(cfg)
     probes = [card(settings, f"probe.{name}") for name, settings in (cfg.get("probe") or {}).items()]
+    _require_finite("", OmegaConf.to_container(cfg, resolve=True))
     return Settings(**cards, noise=noise, escape=_escape(cfg), probes=probes, steps=steps, epochs=epochs, seed=cfg.seed)
+
+
+def _require_finite(name: str, value: Any) -> None:
+    """Raise SettingError for a number that is not: whatever a card makes of it, JSON cannot hold it."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _require_finite(f"{name}.{key}" if name else str(key), inner)
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            _require_finite(f"{name}[{i}]", inner)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise SettingError(f"{name}={value}: expected a finite number")
 
 
 def _noise(cfg: DictConfig) -> NoiseCard | None:

@@ -6,74 +6,65 @@ replaces the axis of that name. Cells that are finished return at once, so the s
 """
 
 import math
+import os
 import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
 from typing import Any, ClassVar
 
-from hydra import compose
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
+from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, open_dict
 
 from lab.cli import card, cell_name
-from lab.run.folder import RunFolder
+from lab.run.folder import RunFolder, replace
+from lab.run.identity import require_unchanged
 from lab.settings import SettingError
 from lab.train.scaling import scaled
-from lab.train.selection import selected
+from lab.train.selection import foreign, plain, selected, told
 
 DONE = ("finished", "diverged")
-
-
-class CellError(SettingError):
-    """A mistake in the settings of a cell, which the message names."""
+RECORD = "multirun.yaml"
+"""What Hydra leaves of a sweep in its folder, before it has looked at any of the cells."""
 
 
 @dataclass
 class Sweep:
-    """The cells of the sweep that this process carries out; `config` is Hydra's, without the values of the axes."""
+    """The cells of the sweep that this process carries out; `config` is Hydra's, without the values of the axes; `before`
+    is the record of the sweep that lay in its folder, with its time in ns; `cells` are the folders, in order, with the
+    overrides of each.
+    """
 
     config: DictConfig
+    before: tuple[bytes, int] | None = None
     seconds: list[float] = field(default_factory=list)
+    cells: dict[Path, tuple[str, ...]] = field(default_factory=dict)
 
-    @cached_property
-    def composed(self) -> list[DictConfig]:
-        """The configuration of every cell, with Hydra's. To be asked first after Hydra has composed all of them itself, and
-        before it ends.
-        """
-        hydra = self.config.hydra
-        axes = [f"{name}={values}" for name, values in (hydra.sweeper.params or {}).items()]
-        parsed = OverridesParser.create().parse_overrides([*axes, *hydra.overrides.task])
-        [combinations] = BasicSweeper.split_arguments(parsed, None)
-        return [
-            compose(hydra.job.config_name, [*hydra.overrides.hydra, *overrides], return_hydra_config=True)
-            for overrides in combinations
-        ]
-
-    @cached_property
-    def cells(self) -> dict[Path, tuple[str, ...]]:
-        """The folder of every cell, in order, and its overrides."""
-        hydras = [cell.hydra for cell in self.composed]
-        return {Path(hydra.sweep.dir) / hydra.sweep.subdir: tuple(hydra.overrides.task) for hydra in hydras}
-
-    @cached_property
-    def slip(self) -> str:
-        """What is wrong with the settings of the first cell that has a mistake; "" where all of them can be read."""
-        from lab.train.settings import read_settings
-
-        for folder, cell in zip(self.cells, self.composed, strict=True):
-            settings = cell.copy()
-            with open_dict(settings):
-                del settings["hydra"]
+    def look_at(self, loader: ConfigLoader, cells: Iterable[Sequence[str]]) -> None:
+        """Compose every cell and read its settings. Raises SettingError for the first that cannot be made, by its name."""
+        said = set[str]()
+        for cfg in composed(loader, self.config, cells):
+            hydra = cfg.hydra
+            folder, overrides = Path(hydra.sweep.dir) / hydra.sweep.subdir, tuple(hydra.overrides.task)
+            with open_dict(cfg):
+                del cfg["hydra"]
             try:
-                read_settings(scaled(selected(settings, cell.hydra.overrides.task)))
+                _require_sound(RunFolder(folder), scaled(selected(cfg, hydra)))
             except SettingError as error:
-                return f"{folder.name}: {error}"
-        return ""
+                slip = str(error).replace("another hydra.run.dir", "another hydra.sweep.dir")
+                raise SettingError(f"{folder.name}: {slip}") from None
+            self.cells[folder] = overrides
+            said |= {told(setting, hydra.runtime.choices) for setting in foreign(cfg, overrides, hydra.runtime.choices)}
+        for line in sorted(said):
+            print(line, file=sys.stderr)
 
     def left(self, cell: int) -> int:
         """How many of the cells from number `cell` on have still to be made."""
@@ -98,7 +89,10 @@ class Sweep:
         if waiting := self.left(0):
             print(f"{waiting} of {len(self.cells)} cells are not finished; repeat the command to compare them.")
             return
-        name, place = cell_name(hydra.job.override_dirname), Path(hydra.sweep.dir) / "figures"
+        words = sorted((word.lstrip("+") for word in hydra.overrides.task), key=lambda word: word.partition("=")[0])
+        chosen = [word for word in words if word.startswith("compare")]  # no part of the names of the runs
+        name = cell_name(",".join(filter(None, (hydra.job.override_dirname, *chosen))))
+        place = Path(hydra.sweep.dir) / "figures"
         title = hydra.runtime.choices.get("experiment") or "sweep"
         typed = hydra.job.override_dirname.replace(",", ", ")
         title = f"{title}: {typed}" if typed else title
@@ -120,11 +114,8 @@ class Watch(Callback):
         self._begin, self._made = math.nan, False
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        Watch.sweep = Sweep(config)
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        if Watch.sweep is not None:
-            _ = Watch.sweep.cells  # where workers made them, nobody has asked yet
+        record = Path(config.hydra.sweep.dir) / RECORD
+        Watch.sweep = Sweep(config, (record.read_bytes(), record.stat().st_mtime_ns) if record.is_file() else None)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         self._begin = monotonic()
@@ -135,16 +126,83 @@ class Watch(Callback):
             Watch.sweep.seconds.append(monotonic() - self._begin)
 
 
+@contextmanager
+def record_kept() -> Iterator[None]:
+    """A sweep that is refused before any of its runs was made leaves the record of the one before it as it was."""
+    begin = time()
+    try:
+        yield
+    except BaseException:
+        sweep = Watch.sweep
+        if sweep is not None and sweep.before is not None:
+            file = Path(sweep.config.hydra.sweep.dir) / RECORD
+            if not any(status.stat().st_mtime >= begin for status in file.parent.glob("*/status.json")):
+                content, changed = sweep.before
+                replace(file, content)
+                os.utime(file, ns=(changed, changed))
+        raise
+
+
+@contextmanager
+def cells_looked_at() -> Iterator[None]:
+    """Within the block the sweeper looks at the settings of all cells, whatever launches them, before the first begins.
+
+    Hydra's own look, which this one replaces, composes each of them (0.1 s) and does not know what their settings mean.
+    """
+    before = Sweeper.validate_batch_is_legal
+
+    def look(sweeper: Any, batch: Sequence[Sequence[str]]) -> None:
+        if Watch.sweep is not None and not Watch.sweep.cells:
+            every = [
+                cell for cells in sweeper.overrides for cell in cells
+            ]  # batch: with max_batch_size not all of them
+            Watch.sweep.look_at(sweeper.hydra_context.config_loader, every)
+
+    Sweeper.validate_batch_is_legal = look  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        Sweeper.validate_batch_is_legal = before  # type: ignore[method-assign]
+
+
+def composed(loader: ConfigLoader, config: DictConfig, cells: Iterable[Sequence[str]]) -> Iterator[DictConfig]:
+    """The configuration of every cell, with Hydra's, as Hydra composes it; `config` is that without the overrides.
+
+    The cards are put together once for all cells that choose the same ones; the other overrides cost 10 ms a cell.
+    """
+    parser = OverridesParser.create()
+    read = cache(parser.parse_override)
+    is_group = cache(lambda name: bool(loader.get_group_options(name)))
+    chosen = dict[tuple[str, ...], DictConfig]()
+    for words in cells:
+        overrides = [read(word) for word in words]
+        cards = tuple(word for word, override in zip(words, overrides, strict=True) if is_group(override.key_or_group))
+        if cards not in chosen:
+            chosen[cards] = loader.load_sweep_config(config, list(cards))
+        cell = chosen[cards].copy()
+        others = [override for override in overrides if not is_group(override.key_or_group)]
+        ConfigLoaderImpl._apply_overrides_to_config(others, cell)
+        naming = cell.hydra.job.config.override_dirname
+        cell.hydra.job.override_dirname = get_overrides_dirname(
+            overrides, list(naming.exclude_keys), naming.item_sep, naming.kv_sep
+        )
+        cell.hydra.overrides.task = list(words)
+        yield cell
+
+
 def announce(cell: int) -> None:
     """Say on stderr which cell of the sweep begins; nothing for one run or in a worker, which does not know."""
-    if Watch.sweep is not None:
+    if Watch.sweep is not None and Watch.sweep.cells:
         print(f"\n{Watch.sweep.said(cell)}", file=sys.stderr, flush=True)
 
 
-def require_comparable() -> None:
-    """Raise CellError where the runs are to be compared and the settings of one are wrong: then none begins."""
-    if Watch.sweep is not None and Watch.sweep.config.get("compare") is not None and Watch.sweep.slip:
-        raise CellError(Watch.sweep.slip)
+def _require_sound(folder: RunFolder, cfg: DictConfig) -> None:
+    """Raises SettingError for a cell whose folder holds another run, or whose settings cannot be right."""
+    require_unchanged(folder, plain(cfg))
+    if not _done(folder.path):
+        from lab.train.settings import read_settings  # torch: not for a sweep that is finished
+
+        read_settings(cfg)
 
 
 def _done(folder: Path) -> bool:

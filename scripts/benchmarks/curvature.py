@@ -22,7 +22,7 @@ from time import perf_counter
 
 import numpy as np
 import torch
-from sharpness import METHODS, WARM, Point, Row, images, mlp_points, resnet_points, seconds
+from sharpness import METHODS, WARM, Point, Row, begin_chain, images, mlp_points, resnet_points, seconds, writer
 
 from lab.curvature.density import density
 from lab.curvature.eigen import lanczos, predicted
@@ -34,8 +34,8 @@ from lab.models.resnet import ResNet
 from lab.objective import NetworkObjective
 from lab.streams import stream
 
-Method = Callable[[Point], tuple[float | torch.Tensor | None, float]]
-"""One method: what it found (None: nothing to compare) and the products it took."""
+Method = Callable[[Point], tuple]
+"""One method: what it found (None: nothing to compare), the products it took, and those of a coarse operator if any."""
 Reference = Callable[[Point], float | torch.Tensor | None]
 
 
@@ -54,11 +54,11 @@ class Task:
 
 
 def top_ten(*, copies: bool = True, half: bool = False) -> Method:
-    def solve(point: Point) -> tuple[torch.Tensor, float]:
+    def solve(point: Point) -> tuple:
         coarse = rounded(point.objective, point.w) if half else None
         H = hessian(point.objective, point.w)
         top = lanczos(H, top=10, tol=1e-2, copies=copies, coarse=coarse).top
-        return top.values, top.matvecs + (coarse.products if coarse else 0)
+        return top.values, top.matvecs, *([coarse.products] if coarse else [])
 
     return solve
 
@@ -273,15 +273,16 @@ RESNET = [
 def measure(task: Task, points: list[Point], say: Callable[[str], None]) -> None:
     """One table."""
     rows, order = {name: Row() for name in task.methods}, list(task.methods)
+    for method in task.methods.values():
+        begin_chain(method, points[: -task.points])
     for done, point in enumerate(points[-task.points :], 1):
         truth = point.truth = task.reference(point)
         for name in order:
             before = seconds(point)
             begin = perf_counter()
-            found, products = task.methods[name](point)
+            found, *products = task.methods[name](point)
             spent = perf_counter() - begin
-            rows[name].times.append(spent / statistics.median([before, seconds(point), seconds(point)]))
-            rows[name].products.append(products)
+            rows[name].add(spent / statistics.median([before, seconds(point), seconds(point)]), tuple(products))
             if truth is not None and found is not None:
                 rows[name].errors.append(_error(found, truth))
         order = order[1:] + order[:1]
@@ -292,7 +293,7 @@ def measure(task: Task, points: list[Point], say: Callable[[str], None]) -> None
     for name, row in rows.items():
         times = f"{statistics.median(row.times):.1f} [{min(row.times):.1f}, {max(row.times):.1f}]"
         error = f"{max(row.errors):.1e}" if row.errors else "-"
-        say(f"| {name} | {times} | {statistics.median(row.products):.0f} | {error} |")
+        say(f"| {name} | {times} | {row.spent} | {error} |")
 
 
 def products(point: Point, say: Callable[[str], None], wanted: str) -> None:
@@ -344,20 +345,6 @@ def _trajectory(points: Iterator[tuple[int, Point]]) -> list[Point]:
             point.earlier = predicted(vectors[-1], vectors[-2])
         vectors.append(lanczos(hessian(point.objective, point.w)).start)
     return kept
-
-
-def writer(file: str | None) -> Callable[[str], None]:
-    """Prints lines, and keeps all of them in `file` after each, so that a run cut short leaves its tables."""
-    lines: list[str] = []
-
-    def say(line: str) -> None:
-        print(line, flush=True)
-        lines.append(line)
-        if file is not None:
-            Path(file).parent.mkdir(parents=True, exist_ok=True)
-            Path(file).write_text("\n".join(lines) + "\n")
-
-    return say
 
 
 def main() -> None:

@@ -6,7 +6,10 @@ Two workloads: a 3072-200-200-10 tanh MLP on 2000 images (full-batch gradient de
 measured with BatchNorm in eval mode, as the peers do). At each of several points along a real trajectory every method
 computes lambda_max once, in rotating order. Time is divided by that of one full gradient, measured at the same points;
 errors are against a float64 solve to 1e-6. `cold` knows nothing, `warm` starts from the eigenvectors five and ten steps
-earlier, extrapolated; `bfloat16` searches on products in that precision and lets the true ones decide.
+earlier, extrapolated; `bfloat16` searches on products in that precision, `on a tenth` on products over a tenth of the
+images, and the true ones decide. A chain is what the sharpness probe does: a cold solve at the first point, which is not in
+the table, then warm ones that search on a part and carry on what they learn. Products are those over all images, then
+those over a part.
 """
 
 import argparse
@@ -15,14 +18,16 @@ import statistics
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lab.curvature.chain import Chain
 from lab.curvature.eigen import lanczos, predicted
-from lab.curvature.operators import hessian, rounded
+from lab.curvature.operators import LinearOperator, hessian, rounded
 from lab.data.base import Split
 from lab.data.image_folder import ImageFolder
 from lab.models.losses import CrossEntropy, MeanSquaredError
@@ -31,8 +36,8 @@ from lab.models.resnet import ResNet
 from lab.objective import NetworkObjective
 from lab.streams import stream
 
-Solve = Callable[["Point"], tuple[float, int]]
-"""One method: the top eigenvalue and the products it took."""
+Solve = Callable[["Point"], tuple[float, ...]]
+"""One method: the top eigenvalue, the products it took, and those of a coarse operator where there is one."""
 
 
 @dataclass
@@ -49,16 +54,53 @@ class Point:
 class Row:
     times: list[float] = field(default_factory=list)
     products: list[float] = field(default_factory=list)
+    coarse: list[float] = field(default_factory=list)
     errors: list[float] = field(default_factory=list)
 
+    def add(self, time: float, spent: tuple[float, ...]) -> None:
+        """Time over G; products, and those of a coarse operator where there is one."""
+        self.times.append(time)
+        self.products.append(spent[0])
+        self.coarse.extend(spent[1:])
 
-def lab_solve(*, warm: bool = False, half: bool = False) -> Solve:
-    def solve(point: Point) -> tuple[float, int]:
-        coarse = rounded(point.objective, point.w) if half else None
+    @property
+    def spent(self) -> str:
+        """Products: median [least, most], then those of the coarse operator."""
+        return " + ".join(
+            f"{statistics.median(count):.0f} [{min(count):.0f}, {max(count):.0f}]"
+            for count in (self.products, self.coarse)
+            if count
+        )
+
+
+def over_part(point: Point, share: float) -> LinearOperator:
+    """The Hessian over a share of the images, the same at all points."""
+    count = point.objective.num_examples
+    index = torch.randperm(count, generator=stream(0, "sharpness/coarse"))[: round(share * count)]
+    return hessian(point.objective.restrict(index), point.w)
+
+
+def lab_solve(*, warm: bool = False, half: bool = False, share: float = 0.0) -> Solve:
+    def solve(point: Point) -> tuple[float, ...]:
+        coarse = over_part(point, share) if share else rounded(point.objective, point.w) if half else None
         top = lanczos(hessian(point.objective, point.w), start=point.earlier if warm else None, coarse=coarse).top
-        return float(top.values[0]), top.matvecs + (coarse.products if coarse else 0)
+        return float(top.values[0]), top.matvecs, *([coarse.products] if coarse else [])
 
     return solve
+
+
+class LabChain:
+    """The solves of the sharpness probe, one at every point in turn."""
+
+    def __init__(self, share: float):
+        self.share, self.chain = share, Chain()
+
+    def __call__(self, point: Point) -> tuple[float, ...]:
+        before = self.chain.products
+        top = self.chain.solve(
+            hessian(point.objective, point.w), coarse=(lambda: over_part(point, self.share)) if self.share else None
+        ).top
+        return float(top.values[0]), top.matvecs, self.chain.products - before
 
 
 def pyhessian(point: Point) -> tuple[float, int]:
@@ -143,8 +185,10 @@ def eigenthings(point: Point) -> tuple[float, int]:
 METHODS: dict[str, Solve] = {
     "lab, cold": lab_solve(),
     "lab, cold, bfloat16": lab_solve(half=True),
+    "lab, cold, on a tenth": lab_solve(share=0.1),
     "lab, warm from 5 and 10 steps before": lab_solve(warm=True),
     "lab, warm, bfloat16": lab_solve(warm=True, half=True),
+    "lab, warm chain, on a tenth": LabChain(0.1),
     "PyHessian eigenvalues(top_n=1)": pyhessian,
     "scipy eigsh, tol 0 (edge-of-stability)": eigsh(0.0),
     "scipy eigsh, tol 1e-3": eigsh(1e-3),
@@ -192,7 +236,7 @@ def resnet_points(data: Split, first: int, length: int) -> Iterator[tuple[int, P
         optimizer.step()
 
 
-def measure(points: Iterator[tuple[int, Point]], methods: dict[str, Solve]) -> None:
+def measure(points: Iterator[tuple[int, Point]], methods: dict[str, Solve], say: Callable[[str], None]) -> None:
     """Every method at every point, then one table."""
     rows = {name: Row() for name in methods}
     earlier: list[Tensor] = []
@@ -201,30 +245,37 @@ def measure(points: Iterator[tuple[int, Point]], methods: dict[str, Solve]) -> N
         reference = float(lanczos(hessian(point.objective, point.w.double()), tol=1e-6).top.values[0])
         if earlier:
             point.earlier = earlier[-1] if len(earlier) == 1 else predicted(earlier[-1], earlier[-2])
-        spent: dict[str, float] = {}
+        spent: dict[str, tuple[float, tuple[float, ...]]] = {}
         gradients = [seconds(point)]
         for name in order:
             if name in WARM and point.earlier is None:
+                begin_chain(methods[name], [point])
                 continue
             begin = perf_counter()
-            value, products = methods[name](point)
-            spent[name] = perf_counter() - begin
+            value, *products = methods[name](point)
+            spent[name] = perf_counter() - begin, tuple(products)
             gradients.append(seconds(point))
-            rows[name].products.append(products)
             rows[name].errors.append(abs(value - reference) / abs(reference))
         gradient = statistics.median(gradients)
-        for name, time in spent.items():
-            rows[name].times.append(time / gradient)
+        for name, (time, products) in spent.items():
+            rows[name].add(time / gradient, products)
         extremes = lanczos(hessian(point.objective, point.w), start=point.earlier)
         earlier, order = [*earlier[-1:], extremes.start], order[1:] + order[:1]
-        print(f"  step {step}: lambda_max {reference:.5g}, one gradient {1e3 * gradient:.0f} ms", flush=True)
-    print(f"\n| {'method':40} | points | products | time / G: median [min, max] | largest relative error |")
-    print(f"|{'-' * 42}|---|---|---|---|")
+        say(f"- step {step}: lambda_max {reference:.5g}, one gradient {1e3 * gradient:.0f} ms")
+    say(f"\n| {'method':40} | points | products | time / G: median [min, max] | largest relative error |")
+    say(f"|{'-' * 42}|---|---|---|---|")
     for name, row in rows.items():
         if row.times:
-            products = f"{statistics.median(row.products):.0f} [{min(row.products):.0f}, {max(row.products):.0f}]"
             times = f"{statistics.median(row.times):.1f} [{min(row.times):.1f}, {max(row.times):.1f}]"
-            print(f"| {name:40} | {len(row.times)} | {products} | {times} | {max(row.errors):.1e} |")
+            say(f"| {name:40} | {len(row.times)} | {row.spent} | {times} | {max(row.errors):.1e} |")
+
+
+def begin_chain(method: Solve, points: list[Point]) -> None:
+    """Where the method is a chain: a new one, that has been at these points."""
+    if isinstance(method, LabChain):
+        method.chain = Chain()
+        for point in points:
+            method(point)
 
 
 def seconds(point: Point) -> float:
@@ -242,26 +293,46 @@ def images(folder: str | None, count: int, standardise: str) -> Split:
     return ImageFolder(root=folder, examples=count, batch_size="full", standardise=standardise).load().train
 
 
+def writer(file: str | None) -> Callable[[str], None]:
+    """Prints lines, and keeps all of them in `file` after each, so that a run cut short leaves its tables."""
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+        lines.append(line)
+        if file is not None:
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
+            Path(file).write_text("\n".join(lines) + "\n")
+
+    return say
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", help="image folder with train/<class>/*; default: noise")
     parser.add_argument("--workload", choices=("mlp", "resnet", "both"), default="both")
-    parser.add_argument("--length", type=int, default=3, help="points per segment, five steps apart")
+    parser.add_argument("--write", metavar="FILE", help="also write the tables to this file")
+    parser.add_argument("--length", type=int, default=6, help="points per segment, five steps apart")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--lab-only", action="store_true", help="leave the peers out")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore", module="torch|pyhessian|curvlinops")
     methods = {name: solve for name, solve in METHODS.items() if name.startswith("lab") or not options.lab_only}
-    source = "real images" if options.images else "noise images"
-    print(f"{platform.platform()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, {source}")
+    say, source = writer(options.write), "real images" if options.images else "noise images"
+    say(
+        "# What the sharpness costs along a trajectory\n\nWritten by `scripts/benchmarks/sharpness.py`, which says what"
+    )
+    say("is measured and how; wanted: an error of 1e-3 that holds in at most 16 products cold and 5 warm.\n")
+    say(f"{platform.machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, {source}.")
     if options.workload in ("mlp", "both"):
         for lr, first, where in ((0.02, 100, "below the edge"), (0.05, 300, "at the edge")):
-            print(f"\n## MLP 3072-200-200-10, 2000 images, gradient descent at lr {lr}, {where} (2/lr = {2 / lr:.0f})")
-            measure(mlp_points(images(options.images, 2000, "pixel"), lr, first, options.length), methods)
+            say(f"\n## MLP 3072-200-200-10, 2000 images, gradient descent at lr {lr}, {where} (2/lr = {2 / lr:.0f})\n")
+            measure(mlp_points(images(options.images, 2000, "pixel"), lr, first, options.length), methods, say)
     if options.workload in ("resnet", "both"):
-        print("\n## ResNet-20, width 16, BatchNorm in eval mode, 256 images")
-        measure(resnet_points(images(options.images, 256, "channel"), 30, options.length), methods)
+        say("\n## ResNet-20, width 16, BatchNorm in eval mode, 256 images (other peers: docs/benchmarks.md)\n")
+        quick = {name: solve for name, solve in methods.items() if name.startswith(("lab", "PyHessian"))}
+        measure(resnet_points(images(options.images, 256, "channel"), 30, options.length), quick, say)
 
 
 if __name__ == "__main__":

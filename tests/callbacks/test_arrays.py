@@ -91,6 +91,12 @@ def measurement(top: float, threshold: float | None) -> dict[str, Any]:
     return arrays | {"edge": 0.4 * top} | ({} if threshold is None else {"threshold": threshold})
 
 
+def test_waterfall_tells_the_range_of_a_threshold_that_moves_out_of_sight() -> None:
+    for thresholds, told in (((200, 300), " 200 to 300, off to the right"), ((2, 300), "")):
+        figure = waterfall_figure({t: measurement(1.0, thresholds[t]) for t in range(2)})
+        assert figure.legends[0].get_texts()[1].get_text() == f"stability threshold{told}"
+
+
 @pytest.mark.parametrize("threshold", [None, 3.0, 1e4])
 def test_waterfall_has_a_strip_for_every_measurement(threshold: float | None) -> None:
     figure = waterfall_figure({step: measurement(1 + step / 10, threshold) for step in (0, 7, 20, 21)})
@@ -99,4 +105,7 @@ def test_waterfall_has_a_strip_for_every_measurement(threshold: float | None) ->
     assert strips is not None and torch.as_tensor(np.asarray(strips)).shape[0] == 4
     right = axis.get_xlim()[1]
     assert (right > 3.0) and right < 100
+    told = {text.get_text() for text in figure.legends[0].get_texts()}
+    line = {None: set(), 3.0: {"stability threshold"}, 1e4: {"stability threshold 1e+04, off to the right"}}[threshold]
+    assert told == {"outliers", *line}
     assert axis.get_ylim()[0] == 0

@@ -3,6 +3,7 @@
 import math
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
@@ -11,10 +12,11 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from lab.callbacks import ProbeCallback
 from lab.callbacks.dashboard import show_settings
+from lab.curvature.phase import Phase
 from lab.probes import Sharpness
 
 STEPS_PER_EPOCH = 12
@@ -154,6 +156,9 @@ def test_unknown_optimiser_warns_once_and_is_still_measured(data: tuple[Tensor, 
     assert sum("no stability threshold is known for Adagrad" in str(w.message) for w in caught) == 1
     assert list(logger.series("sharpness/lambda_max")) == [0, 5, 10, 15, 20]
     assert not logger.series("sharpness/threshold")
+    assert not logger.series("sharpness/phase")
+    assert probe.summary()["phase"] is None, "below which edge?"
+    assert probe.summary()["phases"] == []
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
@@ -176,6 +181,32 @@ def test_a_probe_set_larger_than_the_data_is_refused(data: tuple[Tensor, Tensor]
         probe.require_sets()
 
 
+def refused() -> list[tuple[Any, type[Exception], str]]:
+    x, y = torch.randn(6, 5), torch.arange(6)
+    loader = DataLoader(TensorDataset(x, y))
+    return [
+        (loader, TypeError, r"data is a DataLoader; expected \(x, y\), the training examples as two tensors"),
+        (x, TypeError, "data is a Tensor; expected"),
+        ((x, y.numpy()), TypeError, "data is a tuple of 2: Tensor, ndarray; expected"),
+        ([x, y, y], TypeError, "data is a list of 3: Tensor, Tensor, Tensor; expected"),
+        ((x, y[:3]), ValueError, r"of shapes \(6, 5\) and \(3,\); expected as many targets y as inputs x"),
+        ((x[:0], y[:0]), ValueError, "one at least"),
+    ]
+
+
+@pytest.mark.parametrize(("data", "kind", "told"), refused())
+def test_data_that_are_no_pair_of_tensors_are_refused_in_one_line(data: Any, kind: type[Exception], told: str) -> None:
+    with pytest.raises(kind, match=told) as error:
+        ProbeCallback([Sharpness()], nn.functional.cross_entropy, data)
+    assert "\n" not in str(error.value)
+
+
+def test_the_pair_that_a_dataset_collates_to_is_taken() -> None:
+    x, y = torch.randn(6, 5), torch.arange(6)
+    probe = ProbeCallback([Sharpness()], nn.functional.cross_entropy, default_collate(list(TensorDataset(x, y))))
+    assert probe.data[0].equal(x) and probe.data[1].equal(y)
+
+
 def test_tensorboard_draws_sharpness_and_threshold_in_one_chart(data: tuple[Tensor, Tensor], tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path, name="", version="", default_hp_metric=False)
     probe = ProbeCallback([Sharpness(every=5)], criterion=nn.functional.cross_entropy, data=data)
@@ -191,4 +222,5 @@ def test_tensorboard_draws_sharpness_and_threshold_in_one_chart(data: tuple[Tens
     assert "preconditioned" not in str(page)  # the optimiser has no preconditioner, and there is no spectrum probe:
     assert [category.title for category in page.category] == ["Edge of stability", "Loss"]  # charts would stay empty
     assert [event.value for event in events.Scalars("final/last_loss")] == [0.5]
+    assert [event.value for event in events.Scalars("final/phase")] == [Phase.EDGE.code]
     assert "_hparams_/session_start_info" in events.summary_metadata

@@ -15,7 +15,7 @@ import yaml
 from torch import Tensor
 
 import lab.landscapes
-from lab.cli import config_dir
+from lab.cli import card, config_dir
 from lab.objective import Objective
 
 DOUBLE = torch.float64
@@ -43,9 +43,7 @@ def quadratic() -> Objective:
 def _of_card(file: Path) -> tuple[str, Callable[[], Objective]]:
     """A landscape as its card has it."""
     values = yaml.safe_load(file.read_text())
-    module, _, name = values.pop("_target_").rpartition(".")
-    path = f"{module.removeprefix('lab.landscapes.')}.{name}"
-    return path, lambda: getattr(importlib.import_module(module), name)(**values)
+    return values["_target_"].removeprefix("lab.landscapes."), lambda: card(values, "landscape")
 
 
 for _file in sorted(Path(config_dir(), "landscape").glob("*.yaml")):

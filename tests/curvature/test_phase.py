@@ -58,7 +58,20 @@ def test_the_edge_is_entered_when_both_signs_are_there() -> None:
     # The loss rises at 121, 123, 125: more than 10 % of the last 20 steps at the third rise, known before update 126.
     tracker = follow(ramp, lambda step: oscillating(step) if step > 120 else falling(step), steps=300)
     assert tracker.entry_step == 126
-    assert tracker.changes[-1] == (130, Phase.EDGE)  # the first measurement thereafter
+    assert tracker.changes[-1] == (126, Phase.EDGE)  # its own step, known at the measurement of step 130
+
+
+def test_the_history_shows_an_edge_that_was_entered_and_left_between_two_measurements() -> None:
+    # Interpolated, 1.3 -> 0.3 from step 50 to 100; the rises at 51, 53, 55 are known before update 56, at ratio 1.18, and
+    # all but two of them are out of the window of update 75, at ratio 0.8 or below.
+    tracker = follow(
+        lambda step: (0.5, 1.3, 0.3)[min(step // 50, 2)],
+        lambda step: oscillating(step) if 50 < step <= 55 else falling(step),
+        steps=101,
+        every=50,
+    )
+    assert tracker.entry_step == 56
+    assert [change for change in tracker.changes if change[0] > 50] == [(56, Phase.EDGE), (100, Phase.BELOW)]
 
 
 def test_the_edge_is_found_when_the_oscillation_takes_the_ratio_down_before_a_tenth_of_the_steps_has_risen() -> None:
@@ -69,8 +82,17 @@ def test_the_edge_is_found_when_the_oscillation_takes_the_ratio_down_before_a_te
 
 def test_two_rises_in_twenty_steps_are_not_more_than_ten_per_cent() -> None:
     tracker = follow(lambda _: 1.1, lambda step: falling(step) * (1.1 if step % 10 == 0 else 1.0), steps=200)
-    # The first ten steps hold too few losses to count as a share of twenty: one rise among them is at most one in ten.
     assert tracker.entry_step is None
+
+
+def test_a_rise_among_the_first_few_steps_counts_as_one_of_twenty() -> None:
+    def ratio(step: int) -> float:
+        return 0.9 if step == 0 else 1.1
+
+    once = follow(ratio, lambda step: 1.1 if step == 1 else falling(step), steps=15, every=1)
+    assert once.entry_step is None
+    thrice = follow(ratio, oscillating, steps=15, every=1)
+    assert thrice.entry_step == 6  # the rises at 1, 3, 5
 
 
 def test_a_pause_between_bursts_is_not_leaving() -> None:
@@ -175,7 +197,41 @@ def test_a_catapult_is_dated_by_the_losses_whatever_the_rhythm_of_the_measuremen
     after = tracker.changes[tracker.changes.index((2, Phase.CATAPULT)) + 1]
     assert 4 <= after[0] < 4 + every
     assert after[1] != Phase.CATAPULT
-    assert tracker.entry_step == 4
+    # Thrown, and come down far below: it was above the edge and below it, never at it.
+    assert tracker.changes[0] == (0, Phase.ABOVE)
+    assert tracker.phase == Phase.BELOW
+    assert tracker.entry_step is None
+
+
+def test_a_run_that_begins_above_one_is_above_the_edge_until_it_comes_down() -> None:
+    tracker = follow(lambda step: 2820.0 if step < 50 else 0.7, falling, steps=100)
+    assert tracker.changes == [(0, Phase.ABOVE), (50, Phase.BELOW)]
+    assert tracker.entry_step is None
+    assert follow(lambda _: 1.5, falling, steps=400).changes == [(0, Phase.ABOVE)]
+
+
+def test_the_code_of_a_phase_is_what_it_was_in_older_logs() -> None:
+    assert [phase.code for phase in Phase] == list(range(7))
+    assert (Phase.BELOW.code, Phase.DIVERGED.code, Phase.ABOVE.code) == (0, 5, 6)
+
+
+def test_a_start_above_one_that_stays_and_oscillates_is_at_the_edge_after_twenty_steps() -> None:
+    # The loss rises at every other step, but not above its first value: not thrown.
+    tracker = follow(lambda _: 1.3, lambda step: 1.0 if step == 0 else 0.8 * oscillating(step), steps=100)
+    assert tracker.changes == [(0, Phase.ABOVE), (20, Phase.EDGE)]
+
+
+def test_the_rises_of_a_catapult_are_not_those_of_the_edge() -> None:
+    # Thrown by five rises, back below the first loss at step 6; then calm, while the ratio dips below 1 and comes back.
+    def loss(step: int) -> float:
+        return 1.0 + step if step < 6 else 0.5 * 0.99**step
+
+    calm = follow(lambda step: {0: 3.0, 1: 0.9}.get(step // 8, 1.2), loss, steps=60, every=4)
+    assert calm.changes[:2] == [(0, Phase.ABOVE), (2, Phase.CATAPULT)]
+    assert calm.entry_step is None
+    # Staying above, it enters when the loss rises in its own right and twenty steps after the catapult have passed.
+    stays = follow(lambda _: 1.5, lambda step: loss(step) * (1.1 if step > 6 and step % 2 else 1.0), steps=60, every=4)
+    assert stays.entry_step == 6 + 20
 
 
 def test_the_edge_is_not_entered_during_a_catapult() -> None:
@@ -214,6 +270,30 @@ def test_with_mini_batches_the_ratio_alone_decides_with_a_margin_for_leaving() -
     assert tracker.entry_step == 20
 
 
+def test_with_mini_batches_a_start_above_one_enters_the_edge_only_from_below() -> None:
+    def stochastic(*ratios: float) -> PhaseTracker:
+        return follow(lambda step: ratios[step // 7], oscillating, steps=7 * len(ratios), every=7,
+                      tracker=PhaseTracker(stochastic=True))  # fmt: skip
+
+    came_down = stochastic(2.41, 0.40, 0.71, 0.73, 0.56)
+    assert came_down.entry_step is None
+    assert came_down.changes[0] == (0, Phase.ABOVE)
+    assert Phase.EDGE not in [phase for _, phase in came_down.changes]
+    assert stochastic(2.41, 1.8, 1.2).changes == [(0, Phase.ABOVE)]
+    # From 0.4 at step 7 to 1.6 at 14 the ratio is 1 at 10.5.
+    assert stochastic(2.41, 0.4, 1.6).changes[-1] == (11, Phase.EDGE)
+
+
+@pytest.mark.parametrize("stochastic", [False, True], ids=["full batch", "mini-batches"])
+@pytest.mark.parametrize("every", [1, 5, 13])
+def test_entry_step_is_the_step_of_the_first_edge_in_the_history(stochastic: bool, every: int) -> None:
+    for ratio, loss in RUNS.values():
+        tracker = follow(ratio, loss, steps=600, every=every, tracker=PhaseTracker(stochastic=stochastic))
+        edges = [step for step, phase in tracker.changes if phase == Phase.EDGE]
+        assert tracker.entry_step == (edges[0] if edges else None)
+        assert [step for step, _ in tracker.changes] == sorted({step for step, _ in tracker.changes})
+
+
 def test_divergence_ends_the_history() -> None:
     tracker = follow(ramp, falling, steps=100)
     assert tracker.diverged(100) == Phase.DIVERGED
@@ -224,16 +304,22 @@ def test_divergence_ends_the_history() -> None:
 @pytest.mark.parametrize("ratio", [math.nan, math.inf])
 def test_a_ratio_that_was_not_measured_leaves_everything_as_it_was(ratio: float) -> None:
     tracker = follow(ramp, oscillating, steps=300)
-    before, phase = tracker.summary(), tracker.phase
-    assert tracker.add_ratio(300, ratio) == phase
+    before = tracker.summary()
+    assert tracker.add_ratio(300, ratio) is None
     assert tracker.summary() == before
 
 
 def test_a_run_without_measurements_or_losses_has_an_empty_summary() -> None:
     summary = PhaseTracker().summary()
-    assert summary["phase"] == "below the edge"
-    assert {name for name, value in summary.items() if value is not None} == {"phase", "phases"}
+    assert {name: value for name, value in summary.items() if value is not None} == {"phases": []}
     assert math.isnan(PhaseTracker().ratio)
+
+
+def test_without_a_threshold_there_is_no_phase_but_divergence() -> None:
+    tracker = follow(lambda _: math.nan, falling, steps=100)
+    assert tracker.phase is None
+    assert tracker.changes == []
+    assert tracker.diverged(100) == Phase.DIVERGED
 
 
 RUNS: dict[str, tuple[Series, Series]] = {
@@ -242,6 +328,8 @@ RUNS: dict[str, tuple[Series, Series]] = {
         lambda step: oscillating(step) if step % 230 < 30 else falling(step),
     ),
     "catapult": (lambda step: 3.0 if step < 13 else ramp(step), thrown),
+    "above and staying": (lambda _: 1.3, lambda step: 1.0 if step == 0 else 0.8 * oscillating(step)),
+    "above and down": (lambda step: 2.4 if step < 6 else 0.7, falling),
     "both signs apart": (
         lambda step: 1.0 if 100 <= step <= 110 else 0.9,
         lambda step: oscillating(step) if 108 < step < 120 else falling(step),

@@ -61,6 +61,7 @@ def test_images_are_channels_first_and_standardised_by_the_whole_training_split(
     np.testing.assert_allclose(data.test.x, expected, atol=1e-6)
     assert data.test.y.tolist() == test["labels"]
     assert len(data.train) == 50 and data.train.y.bincount().tolist() == [5] * 10
+    assert data.facts["md5"] == CIFAR10.tgz_md5
 
 
 def test_the_5k_card_asks_for_5000_examples(miniature: Path) -> None:

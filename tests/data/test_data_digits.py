@@ -1,5 +1,7 @@
 """Digits against a direct numpy computation, and its refusals."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -27,6 +29,17 @@ def test_a_subset_is_the_first_rows_with_statistics_of_all_and_the_rest_is_the_t
     assert part.train.x.equal(whole.train.x[:200]) and part.train.y.equal(whole.train.y[:200])
     assert part.test is not None and part.test.x.equal(whole.train.x[200:]) and len(part.test) == 1597
     assert part.facts["examples"] == 200 and part.facts["test_examples"] == 1597
+
+
+def test_the_facts_hold_a_hash_of_all_images_and_labels_whatever_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = load_digits()
+    found = Digits().load().facts["sha256"]
+    assert found == Digits(examples=200, classes=3, random_labels=0.5).load().facts["sha256"]
+    bytes_of = raw.data.astype("u1").tobytes() + raw.target.astype("<i8").tobytes()
+    assert found == hashlib.sha256(bytes_of).hexdigest()[:16]
+    raw.data[7, 20] += 1
+    monkeypatch.setattr("lab.data.digits.load_digits", lambda: raw)
+    assert Digits().load().facts["sha256"] != found
 
 
 def test_the_first_rows_are_counted_after_the_class_filter_and_labels_renumbered() -> None:

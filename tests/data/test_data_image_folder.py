@@ -229,7 +229,9 @@ def test_a_tree_of_the_wrong_form_is_refused_in_one_line(root: Path, tmp_path: P
 
 def test_a_tree_of_one_class_is_refused(tmp_path: Path) -> None:
     draw(tmp_path / "train" / "a" / "0.png", seed=0)
-    with pytest.raises(SettingError, match="at least two classes are needed"):
+    with pytest.raises(
+        SettingError, match=r"holds one class folder, a, but at least two classes are needed; add another"
+    ):
         card(tmp_path).load(progress=False)
 
 

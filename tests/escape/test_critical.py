@@ -1,6 +1,5 @@
 """Points classified: every known critical point, plateaus that are none, and bounds that hold when the products run out."""
 
-import importlib
 import math
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from lab.cli import config_dir
+from lab.cli import card, config_dir
 from lab.curvature.operators import hessian
 from lab.escape.critical import classify
 from lab.landscapes.base import Critical, Landscape
@@ -23,13 +22,8 @@ from lab.landscapes.saddle import Saddle
 DOUBLE = torch.float64
 
 
-def of_card(file: Path) -> Landscape:
-    values = yaml.safe_load(file.read_text())
-    module, _, name = values.pop("_target_").rpartition(".")
-    return getattr(importlib.import_module(module), name)(**values)
-
-
-LANDSCAPES = [of_card(file) for file in sorted(Path(config_dir(), "landscape").glob("*.yaml"))] + [
+CARDS = sorted(Path(config_dir(), "landscape").glob("*.yaml"))
+LANDSCAPES = [card(yaml.safe_load(file.read_text()), "landscape") for file in CARDS] + [
     Quadratic((-2.0, -1.0)),
     Quadratic((-2.0, 0.0)),
     Quadratic((2.0, -1.0, 0.0)),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from lab.escape.critical import classify
-from lab.escape.ensemble import Dynamics, Escape, escape, watch
+from lab.escape.ensemble import Dynamics, Escape, escape, fleming_viot
 from lab.escape.exits import Coordinate, Exit, LossBarrier, Quench
 from lab.escape.noises import Isotropic
 from lab.escape.replicas import Replicas
@@ -71,7 +71,7 @@ class Dice(Exit):
 def test_times_of_an_exponential_sampler_are_counted_and_censored_rightly() -> None:
     p, R = 0.05, 2000
     replicas = Replicas(Quadratic((1.0,)), torch.zeros(R, 1, dtype=DOUBLE), sgd(0.1), generator=generator())
-    seen = watch(replicas, Dice(p), every=2, budget=60, stop=1.0)
+    seen = fleming_viot(replicas, Dice(p), every=2, budget=60, stop=1.0)
     times = seen.times
     assert float(times.times.max()) == 60 and bool((times.times % 2 == 0).all())
     inside = float((~times.exited).double().mean())
@@ -82,7 +82,7 @@ def test_times_of_an_exponential_sampler_are_counted_and_censored_rightly() -> N
 
 def test_watching_stops_when_the_wanted_share_has_left() -> None:
     replicas = Replicas(Quadratic((1.0,)), torch.zeros(500, 1, dtype=DOUBLE), sgd(0.1), generator=generator())
-    times = watch(replicas, Dice(0.1), every=1, budget=1000, stop=0.5).times
+    times = fleming_viot(replicas, Dice(0.1), every=1, budget=1000, stop=0.5).times
     assert 0.5 <= float(times.exited.double().mean()) < 0.6
     assert replicas.step < 20
 
@@ -90,14 +90,14 @@ def test_watching_stops_when_the_wanted_share_has_left() -> None:
 def test_the_wanted_share_itself_is_enough() -> None:
     start = torch.cat([torch.zeros(9, 1), -torch.ones(1, 1)]).to(DOUBLE)  # nine of ten are outside at the first look
     replicas = Replicas(Quadratic((1.0,)), start, sgd(0.1), generator=generator())
-    watch(replicas, Coordinate(point(1.0), point(0.0), -0.01), every=1, budget=10, stop=0.9)
+    fleming_viot(replicas, Coordinate(point(1.0), point(0.0), -0.01), every=1, budget=10, stop=0.9)
     assert replicas.step == 1
 
 
 def test_who_leaves_in_the_burn_in_goes_on_from_the_place_of_another() -> None:
     well, start = DoubleWell(), point(-1.0, 0.0).expand(300, -1)
     replicas = thermal(0.12, 0.1).replicas(well, start, generator())
-    seen = watch(replicas, well_exit(), every=5, budget=5, burn_in=200)
+    seen = fleming_viot(replicas, well_exit(), every=5, budget=5, burn_in=200)
     left = int(seen.first.exited.sum())
     assert seen.times.replaced >= left > 30 and seen.times.burn_in == 200
     assert float(well_exit().along(seen.settled).max()) <= 0.5, "everybody is inside when the clock starts"
@@ -112,7 +112,7 @@ def test_replicas_that_diverge_are_exits_of_their_own_kind() -> None:
             return torch.where(x > 0.5, torch.nan, super().gradient(x))
 
     walkers = thermal(0.05, 0.2).replicas(Cliff((1.0,)), torch.zeros(200, 1, dtype=DOUBLE), generator())
-    seen = watch(walkers, Coordinate(point(-1.0), point(0.0), 0.5), every=1, budget=300, stop=1.0)
+    seen = fleming_viot(walkers, Coordinate(point(-1.0), point(0.0), 0.5), every=1, budget=300, stop=1.0)
     both = seen.times.exited & seen.times.failed
     assert not both.any() and int(seen.times.failed.sum()) > 20 and int(seen.times.exited.sum()) > 20
 
@@ -244,7 +244,7 @@ def test_recrossing_is_seen() -> None:
 def test_settings_that_cannot_be_are_said_in_a_line() -> None:
     replicas = thermal(0.1, 0.1).replicas(DoubleWell(), point(-1.0, 0.0).expand(2, -1), generator())
     with pytest.raises(ValueError, match="every=0, budget=5"):
-        watch(replicas, well_exit(), every=0, budget=5)
+        fleming_viot(replicas, well_exit(), every=0, budget=5)
 
 
 @pytest.mark.parametrize("every", [7, 40, 67])
@@ -264,7 +264,7 @@ def test_exits_sooner_than_the_inspections_are_no_error_and_refits_start_at_insp
 
 def test_a_burn_in_ends_with_an_inspection() -> None:
     replicas = Replicas(Quadratic((1.0,)), torch.zeros(4, 1, dtype=DOUBLE), sgd(0.1), generator=generator())
-    seen = watch(replicas, Coordinate(point(1.0), point(0.0), 1.0), every=5, budget=5, burn_in=11)
+    seen = fleming_viot(replicas, Coordinate(point(1.0), point(0.0), 1.0), every=5, budget=5, burn_in=11)
     assert seen.times.burn_in == 15 and replicas.step == 20
 
 

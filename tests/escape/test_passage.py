@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lab.escape.kramers import Domain, on
 from lab.escape.nystrom import Chain
-from lab.escape.passage import beyond, escapes, first_passages, slopes
+from lab.escape.passage import beyond, escapes, first_passages, slopes, untold
 from lab.escape.survival import exponentiality, kaplan_meier, of_counts, slope
 from lab.landscapes.double_well import DoubleWell
 from lab.landscapes.piecewise_parabola import PiecewiseParabola
@@ -119,10 +119,8 @@ def test_walkers_in_chunks_and_in_blocks_are_all_counted_once(monkeypatch: pytes
     assert told == sorted(told) and told[-1] == 1
 
 
-def test_other_sides_and_coordinates() -> None:
-    x = torch.tensor([[1.0, -3.0], [-1.0, 3.0]])
-    assert beyond(0.0)(x).tolist() == [True, False]
-    assert beyond(-2.0, side=-1, coordinate=1)(x).tolist() == [True, False]
+def test_outside_is_where_the_first_coordinate_is_above_the_level() -> None:
+    assert beyond(0.0)(torch.tensor([[1.0, -3.0], [-1.0, 3.0], [0.0, 0.0]])).tolist() == [True, False, False]
 
 
 def test_slopes_measured_and_exact_have_the_same_weights() -> None:
@@ -149,3 +147,16 @@ def test_settings_that_cannot_be_are_refused(change: dict[str, float | Tensor]) 
         first_passages(
             LINE, settings.pop("start"), beyond(0.0), diffusion=0.1, generator=stream(0, "refused"), **settings
         )  # type: ignore[arg-type]
+
+
+def test_cells_in_which_too_few_left_are_counted_in_one_sentence() -> None:
+    chain = Chain(on(LINE, 0.1), 0.1, Domain(high=1.0), -1.0)
+    few, enough = (
+        escapes(
+            LINE, chain, START, diffusion=0.1, walkers=walkers, budget=1.0, burn_in=5.0, max_steps=10_000,
+            generator=stream(0, "untold"),
+        )
+        for walkers in (2, 40)
+    )  # fmt: skip
+    assert untold([enough, enough]) == []
+    assert untold([few, enough, few])[0].startswith("in 2 of 3 cells fewer than 5 walkers left")

@@ -98,6 +98,12 @@ def test_ends_draw_a_line_for_every_combination_and_mark_what_diverged(tmp_path:
     assert list(told.figure.axes[0].get_xticks()) == [32, 300]
 
 
+def test_ends_of_one_line_have_no_name_before_them(tmp_path: Path) -> None:
+    cells = [cell(tmp_path, f"optimizer.lr={lr}", {"x": lr}) for lr in (0.1, 0.2)]
+    told = Ends(tag="x", x="optimizer.lr").compare(cells, "title")
+    assert told.sentence == "x at the end (lr). 0.1 (0.1), 0.2 (0.2)."
+
+
 def test_curves_are_divided_at_their_own_steps_in_panels(tmp_path: Path) -> None:
     cells = [
         cell(tmp_path, f"data.batch_size={size}", {"x": [2.0, 3.0], "lr": [4.0, 6.0]}, steps=2) for size in (8, 16)
@@ -119,8 +125,13 @@ def test_a_curve_above_the_first_panel_is_not_cut_off(tmp_path: Path) -> None:
 
 def test_a_tag_that_no_run_has_is_refused(tmp_path: Path) -> None:
     cells = [cell(tmp_path, "a=1", {"x": 1.0, "error/x": 0.1})]
-    for comparison in (Bars(tags=("y",)), Ends(tag="y"), Curves(tags=("y",)), Curves(tags=("x",), over="y")):
-        with pytest.raises(SettingError, match=r"^compare: no run has y; there are x$"):
+    for comparison, setting in (
+        (Bars(tags=("y",)), "tags"),
+        (Ends(tag="y"), "tag"),
+        (Curves(tags=("y",)), "tags"),
+        (Curves(tags=("x",), over="y"), "over"),
+    ):
+        with pytest.raises(SettingError, match=rf"^compare\.{setting}: no run has y; choose of x$"):
             comparison.compare(cells, "title")
 
 

@@ -2,7 +2,11 @@
 
 from typing import Any
 
-from lab.run.figures import training_figure
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lab.run.figures import edge_figure, training_figure
 from lab.run.summary import joined, sentence
 
 BARE: dict[str, Any] = {
@@ -51,3 +55,117 @@ def test_the_figure_without_sharpness_shows_loss_and_accuracy() -> None:
     above, below = figure.axes
     assert above.get_title() == "x"
     assert [list(line.get_ydata()) for line in below.get_lines()] == [[0.1, 0.9], [0.1, 0.8]]
+
+
+MEASURED = BARE | {
+    "phase": "below the edge", "quantity": "sharpness/lambda_max", "threshold_formula": "2/lr", "level_since": 30,
+    "level": 0.04, "level_low": 0.03, "level_high": 0.05, "first_ratio": 0.04, "last_ratio": 0.05, "max_ratio": 0.05,
+    "edge_lr": None,
+}  # fmt: skip
+"""summary.json of a run far below the edge."""
+
+
+def test_a_run_below_the_edge_tells_the_learning_rate_whose_threshold_is_its_sharpness() -> None:
+    told = sentence(MEASURED | {"edge_lr": 2.7951})
+    assert told.endswith(
+        "highest ratio was 0.05; the threshold meets the last lambda_max at optimizer.lr = 2/lambda_max = 2.8."
+    )
+    momentum = sentence(MEASURED | {"edge_lr": 5.321, "threshold_formula": "(1+b) x 2/lr"})
+    assert momentum.endswith("at optimizer.lr = (1+b) x 2/lambda_max = 5.32.")
+    assert sentence(MEASURED).endswith("The edge was never reached: the highest ratio was 0.05.")
+    assert sentence(MEASURED | {"title": "default settings"}).endswith("was 0.05. experiment=quickstart reaches it.")
+
+
+def test_a_run_above_the_edge_is_told_from_one_that_came_down() -> None:
+    high = {"level": 2820.16, "level_low": 2820.16, "level_high": 2820.16, "first_ratio": 2820.16, "max_ratio": 2820.16}
+    above = sentence(MEASURED | high | {"phase": "above the edge"})
+    assert above.startswith("Phase at the end: above the edge. lambda_max was at 2820 x 2/lr over the last half; loss")
+    assert "It began" not in above
+    down = sentence(MEASURED | {"first_ratio": 2.41, "max_ratio": 2.41})
+    assert down.endswith(" It began above the edge, at 2.41.")
+
+
+def test_a_threshold_that_is_a_difference_is_put_in_brackets() -> None:
+    assert "was at 0.04 x (2/lr - wd) (0.03 to 0.05)" in sentence(MEASURED | {"threshold_formula": "2/lr - wd"})
+
+
+def test_a_diverged_run_says_what_may_help() -> None:
+    diverged = MEASURED | {"phase": "diverged", "reason": "the training loss became inf"}
+    told = sentence(diverged | {"first_ratio": 1.368400884974124509e30})
+    assert told.endswith("lambda_max began at 1.37e+30 x 2/lr; a smaller optimizer.lr may survive.")
+    at_once = sentence(diverged | {"steps": 0, "reason": "the training loss became 2.4, above the bound 0.5"})
+    assert at_once.endswith("the bound 0.5. It began there, before the first update: raise trainer.max_loss.")
+    assert sentence(diverged | {"steps": 0}).endswith("became inf. It began there, before the first update.")
+
+
+def drawn(sharpness: list[float], threshold: float, **more: list[float]) -> tuple[Figure, Axes]:
+    """The figure of a run that was measured at the steps 0, 1, 2 ..., and its lower axes."""
+    steps = list(range(len(sharpness)))
+    values = {"lambda_max": sharpness, "threshold": [threshold] * len(steps), **more}
+    series = {f"sharpness/{name}": (steps, found) for name, found in values.items()}
+    figure = edge_figure(series | {"train/loss": (steps, [1.0] * len(steps))}, MEASURED)
+    figure.canvas.draw()
+    return figure, figure.axes[1]
+
+
+@pytest.mark.parametrize(
+    ("sharpness", "scale"),
+    [
+        ([4.0, 6.0], "linear"),
+        ([0.8, 0.6], "linear"),
+        ([-1.0, 2.0], "linear"),
+        ([100.0, 5e7, 0.0], "log"),
+        ([0.04, 0.05], "log"),
+    ],
+)
+def test_sharpness_and_threshold_are_both_seen_however_far_apart(sharpness: list[float], scale: str) -> None:
+    _, axis = drawn(sharpness, 5.0)
+    assert axis.get_yscale() == scale
+    height = axis.transAxes.inverted().transform(axis.transData.transform((0, 5.0)))[1]
+    assert 0.03 < height < 0.97
+    highest = axis.transAxes.inverted().transform(axis.transData.transform((0, max(sharpness))))[1]
+    assert 0.03 < highest < 0.97
+
+
+def test_batch_sharpness_is_drawn_beside_lambda_max() -> None:
+    figure, axis = drawn([4.0, 4.0], 5.0, batch=[2.0, 3.0])
+    assert "batch sharpness" in [text.get_text() for text in figure.legends[0].get_texts()]
+    assert [2.0, 3.0] in [list(line.get_ydata()) for line in axis.get_lines()]
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_ticks_of_short_runs_are_whole_steps(count: int) -> None:
+    _, axis = drawn([4.0] * count, 5.0)
+    left, right = axis.get_xlim()
+    shown = [tick for tick in axis.get_xticks() if left <= tick <= right]
+    assert shown
+    assert all(tick == round(tick) for tick in shown)
+
+
+@pytest.mark.parametrize("draw", [edge_figure, training_figure])
+@pytest.mark.parametrize(
+    "title",
+    [
+        ", ".join(["probe.sharpness.max_matvecs=100"] * 5),
+        ", ".join(["probe.sharpness.max_matvecs=100"] * 40),
+        ("optimizer.lr=0.1, " * 5)[:84],
+        "optimizer.momentum=0.99, " * 2 + "optimizer",
+        "data.root=/" + "directory/" * 60,
+        "$a, b$_{",
+    ],
+    ids=["five", "forty", "one full line", "one large line", "one word", "mathtext"],
+)
+def test_titles_of_any_length_stay_inside_the_figure(draw: Any, title: str) -> None:
+    figure = draw({"train/loss": ([0, 1], [1.0, 0.5])}, MEASURED | {"title": title})
+    figure.canvas.draw()
+    box = figure.axes[0].title.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1
+    assert box.y1 <= figure.bbox.y1
+
+
+def test_the_legend_lies_beside_the_axes_and_not_over_the_data() -> None:
+    figure, _ = drawn([4.0, 6.0], 5.0)
+    legend = figure.legends[0].get_window_extent()
+    assert not any(axis.get_legend() for axis in figure.axes)
+    assert not any(legend.overlaps(axis.get_window_extent()) for axis in figure.axes)

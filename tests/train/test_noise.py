@@ -5,21 +5,23 @@ one line where it would be wrong.
 import json
 import re
 import shlex
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
-from lab.run import checkpoints
 from lab.run.folder import RunFolder
-from lab.train import main
-from lab.train.run import Run, _times
+from lab.train.run import _times
 
+Command = Callable[..., None]
+Train = Callable[..., RunFolder]
+Resumed = Callable[..., tuple[RunFolder, RunFolder]]
+Refused = Callable[..., str]
+Read = Callable[[RunFolder], Any]
 SMALL = ("trainer.threads=1", "data.examples=60", "model.widths=[8]", "steps=24", "probe=[]")
 KINDS = {
     "isotropic": (*SMALL, "noise.trace=0.1"),
@@ -35,14 +37,6 @@ RESNET = ("data=image_folder", "data.root=images", "data.batch_size=8", "data.au
 TINY = ("model.depth=8", "model.width=2", "trainer.threads=1", "probe=[]")
 
 
-@pytest.fixture(autouse=True)
-def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test runs in a folder of its own, without drawing the figure of the run."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Run, "_show", lambda *arguments: None)
-    return tmp_path
-
-
 @pytest.fixture
 def images(scratch: Path) -> None:
     rng = np.random.default_rng(0)
@@ -53,35 +47,9 @@ def images(scratch: Path) -> None:
             Image.fromarray(pixels).save(scratch / "images" / place / f"{i}.png")
 
 
-def command(*arguments: str) -> None:
-    GlobalHydra.instance().clear()
-    sys.argv = ["lab.train", *arguments]
-    main()
-
-
-def train(folder: str, *overrides: str) -> RunFolder:
-    command("hydra.run.dir=" + folder, *overrides)
-    return RunFolder(folder)
-
-
-def metrics(folder: RunFolder) -> list[dict[str, Any]]:
-    """metrics.jsonl, less what the clock says."""
-    lines = [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if not line["tag"].endswith("/seconds")]
-
-
-def weights(folder: RunFolder) -> dict[str, torch.Tensor]:
-    return checkpoints.load(folder.checkpoints / "last.ckpt")["model"]
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        command(*arguments)
-    assert stopped.value.code == 2
-    return capsys.readouterr().err.splitlines()[-1]  # before it, images are read
-
-
-def test_a_noise_too_small_to_be_felt_leaves_weights_batches_and_probes_as_they_are_without() -> None:
+def test_a_noise_too_small_to_be_felt_leaves_weights_batches_and_probes_as_they_are_without(
+    train: Train, metrics: Read, weights: Read
+) -> None:
     # 1e-30 beside gradients of 1e-3 is below the round-off of float32: everything must be bit-identical.
     settings = (*SMALL[:-1], "data.batch_size=7", "probe.sharpness.every=5", "optimizer.momentum=0.9")
     plain = train("plain", *settings)
@@ -91,14 +59,14 @@ def test_a_noise_too_small_to_be_felt_leaves_weights_batches_and_probes_as_they_
     assert not [line for line in metrics(plain) if "noise" in line["tag"]]
 
 
-def test_no_noise_is_the_default_and_leaves_no_trace_in_the_settings() -> None:
+def test_no_noise_is_the_default_and_leaves_no_trace_in_the_settings(train: Train, metrics: Read) -> None:
     plain, none = train("plain", *SMALL), train("none", *SMALL, "optimizer/noise=none")
     assert metrics(plain) == metrics(none)
     assert not none.read("provenance")["settings"].get("noise")
     assert none.read("summary")["findings"] == []
 
 
-def test_the_small_batch_is_one_of_the_noises_and_adds_none() -> None:
+def test_the_small_batch_is_one_of_the_noises_and_adds_none(train: Train, metrics: Read) -> None:
     small = train("small", *SMALL, "optimizer/noise=small_batch", "noise.equivalent_batch_size=7")
     plain = train("plain", *SMALL, "data.batch_size=7", "data.sampling=with_replacement")
     assert metrics(small) == metrics(plain)
@@ -107,15 +75,13 @@ def test_the_small_batch_is_one_of_the_noises_and_adds_none() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_with_noise_resumes_bit_for_bit_and_says_what_it_cost(kind: str) -> None:
+def test_a_run_with_noise_resumes_bit_for_bit_and_says_what_it_cost(
+    kind: str, resumed: Resumed, metrics: Read, weights: Read
+) -> None:
     settings = (*KINDS[kind], f"optimizer/noise={kind}", "trainer.checkpoint_every=5")
-    whole, broken = train("whole", *settings), train("broken", *settings)
-    (broken.checkpoints / "last.ckpt").unlink()  # as if killed after the checkpoint before
-    step = checkpoints.load(broken.checkpoints / "previous.ckpt")["step"]
-    broken.write("status", {"status": "running", "step": step, "reason": "", "pid": 1})
-    resumed = train("broken", *settings)
-    assert metrics(whole) == metrics(resumed)
-    assert all(torch.equal(weights(whole)[name], tensor) for name, tensor in weights(resumed).items())
+    whole, again = resumed(*settings)
+    assert metrics(whole) == metrics(again)
+    assert all(torch.equal(weights(whole)[name], tensor) for name, tensor in weights(again).items())
     (told,) = whole.read("summary")["findings"]
     assert told.startswith("Noise in the gradient: ")
     assert re.search(r"; a step took (\d+(\.\d)? times )?as long as one without noise\.$", told)
@@ -136,7 +102,9 @@ def test_the_cost_of_the_noise_has_two_digits() -> None:
 
 @pytest.mark.parametrize("kind", ["minibatch", "half_difference"])
 @pytest.mark.parametrize("trace", [1e-30, 1e-320])
-def test_a_trace_that_no_batch_is_large_enough_for_is_a_batch_scaled_down(kind: str, trace: float) -> None:
+def test_a_trace_that_no_batch_is_large_enough_for_is_a_batch_scaled_down(
+    kind: str, trace: float, train: Train, metrics: Read
+) -> None:
     # Tr D/trace examples are 1e30, or not even finite: neither can be drawn.
     folder = train("run", *SMALL, "steps=3", f"optimizer/noise={kind}", f"noise.trace={trace}")
     norms = [line["value"] for line in metrics(folder) if line["tag"] == "train/noise_norm"]
@@ -145,14 +113,14 @@ def test_a_trace_that_no_batch_is_large_enough_for_is_a_batch_scaled_down(kind: 
     assert all(norm < 1e-14 for norm in norms)  # sqrt(1e-30) = 1e-15
 
 
-def test_the_norm_that_is_logged_is_of_the_size_asked_for() -> None:
+def test_the_norm_that_is_logged_is_of_the_size_asked_for(train: Train, metrics: Read) -> None:
     folder = train("run", *SMALL, "steps=400", "optimizer/noise=isotropic", "noise.trace=0.25")
     squares = np.array([line["value"] ** 2 for line in metrics(folder) if line["tag"] == "train/noise_norm"])
     assert len(squares) == 400
     assert abs(squares.mean() - 0.25) < 4 * squares.std() / 20
 
 
-def test_a_sweep_over_noises() -> None:
+def test_a_sweep_over_noises(command: Command) -> None:
     command(
         "-m", *SMALL, "optimizer/noise=sample_weights,fisher,isotropic", "noise.equivalent_batch_size=4,60", "steps=3"
     )
@@ -161,13 +129,13 @@ def test_a_sweep_over_noises() -> None:
     assert len({json.loads(file.read_text())["last_loss"] for file in found}) == 6
 
 
-def test_augmented_mini_batches_in_chunks_with_group_norm(images: None) -> None:
+def test_augmented_mini_batches_in_chunks_with_group_norm(images: None, train: Train) -> None:
     settings = (*RESNET, *TINY, "model.norm=group", "trainer.chunk_examples=3", "noise.equivalent_batch_size=4")
     folder = train("run", *settings, "optimizer/noise=sample_weights")
     assert folder.read("status")["status"] == "finished"
 
 
-def test_batch_norm_counts_no_batch_for_the_noise(images: None) -> None:
+def test_batch_norm_counts_no_batch_for_the_noise(images: None, train: Train, weights: Read) -> None:
     plain = train("plain", *RESNET, *TINY, "steps=1")
     for kind, size in (("isotropic", "noise.trace=1e-30"), ("fisher", "noise.equivalent_batch_size=4")):
         noisy = train(kind, *RESNET, *TINY, f"optimizer/noise={kind}", size, "steps=1")
@@ -176,13 +144,13 @@ def test_batch_norm_counts_no_batch_for_the_noise(images: None) -> None:
         assert all(torch.equal(weights(plain)[name], tensor) for name, tensor in buffers.items())
 
 
-def test_mixed_precision() -> None:
+def test_mixed_precision(train: Train) -> None:
     for kind in ("sample_weights", "half_difference", "fisher", "isotropic"):
         folder = train(kind, *SMALL, "trainer.precision=bf16-mixed", f"optimizer/noise={kind}", "noise.trace=0.1")
         assert folder.read("status")["status"] == "finished"
 
 
-def test_too_much_noise_is_a_divergence_like_any_other() -> None:
+def test_too_much_noise_is_a_divergence_like_any_other(train: Train) -> None:
     folder = train("run", *SMALL, "loss=mse", "optimizer/noise=isotropic", "noise.trace=1e12", "trainer.max_loss=100")
     assert folder.read("status")["status"] == "diverged"
 
@@ -215,7 +183,7 @@ SLIPS = [
 
 @pytest.mark.parametrize(("typed", "told"), SLIPS)
 def test_a_slip_is_told_in_one_line_and_writes_nothing(
-    typed: str, told: str, capsys: pytest.CaptureFixture[str]
+    typed: str, told: str, capsys: pytest.CaptureFixture[str], command: Command
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
         command(*SMALL, *shlex.split(typed))
@@ -226,17 +194,15 @@ def test_a_slip_is_told_in_one_line_and_writes_nothing(
     assert not list(Path.cwd().iterdir())
 
 
-def test_gradients_of_single_examples_through_batch_norm_are_refused(
-    images: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_gradients_of_single_examples_through_batch_norm_are_refused(images: None, refused: Refused) -> None:
     for kind in ("sample_weights", "diagonal", "minibatch", "half_difference", "isotropic", "hessian_sqrt"):
-        line = refused(capsys, *RESNET, *TINY, f"optimizer/noise={kind}", "noise.equivalent_batch_size=4")
+        line = refused(*RESNET, *TINY, f"optimizer/noise={kind}", "noise.equivalent_batch_size=4")
         assert "cannot be had with BatchNorm" in line
         assert "use model.norm=group" in line
     assert [path.name for path in Path.cwd().iterdir()] == ["images"]
 
 
-def test_help_names_the_noises(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_the_noises(capsys: pytest.CaptureFixture[str], command: Command) -> None:
     with pytest.raises(SystemExit):
         command("--help")
     told = capsys.readouterr().out

@@ -3,8 +3,6 @@
 import ast
 import dataclasses
 import importlib
-import io
-import math
 import pkgutil
 import shlex
 import subprocess
@@ -17,16 +15,13 @@ import pytest
 import torch
 import yaml
 from hydra.core.global_hydra import GlobalHydra
-from rich.console import Console
 
 import lab.simulate
 from lab.cli import choices, config_dir
-from lab.results import Estimate
 from lab.run.folder import RunFolder
 from lab.settings import SettingError
 from lab.simulate import knobs, main, summary_of
-from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
-from lab.simulate.progress import Progress
+from lab.simulate.base import Experiment, Surroundings
 from lab.simulate.settings import Shared, read_settings
 
 CARDS = {file.stem: file for file in sorted((Path(config_dir()) / "simulation").glob("*.yaml"))}
@@ -204,7 +199,7 @@ def test_a_setting_found_wrong_while_it_runs_is_one_line_and_leaves_nothing(
     assert not list(scratch.iterdir())
 
 
-def test_a_refused_sweep_beside_runs_leaves_nothing() -> None:
+def test_a_refused_sweep_beside_runs_leaves_nothing(scratch: Path) -> None:
     simulate(f"experiment=polya {SMALL['polya']}")
     before = sorted(Path("outputs").rglob("*"))
     for words in ("walkers=5", "steps=20 walkers=50 seed=0,1", "walker=200,300"):
@@ -320,60 +315,6 @@ def test_help_slips_and_finished_runs_do_not_load_torch(scratch: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_comparisons_say_how_far_apart_they_are() -> None:
-    exact = Comparison.of("a", 1.0, Estimate(1.2, 0.1, 0, "walkers"))
-    assert exact.z == pytest.approx(2)
-    assert exact.row() == ("a", "1", "1.20 +- 0.10", "z = +2.0")
-    about = Comparison.of("b", 2.0, Estimate(2.1, 0.1, 0, "walkers"), approximate=True)
-    assert math.isnan(about.z)
-    assert about.row() == ("b", "~2", "2.10 +- 0.10", "+5 %")
-    assert about.plain()["z"] is None
-    loud = Comparison("c", 1.0, 1.5, 0.1)
-    outcome = Outcome("", [exact, about, loud], {}, {})
-    assert outcome.disagreement() == "Theory and measurement DISAGREE: c (+5.0 standard errors)."
-    assert Outcome("", [exact, about], {}, {}).disagreement() == ""
-    assert with_error(0.0, 0.0) == "0"
-    assert math.isnan(Comparison("d", 0.9, 1.0, 4e-18).z), "round-off is no standard error"
-    assert with_error(1.0, 4e-18) == "1"
-    assert with_error(31.659, 9.96) == "31.7 +- 10.0"
-
-
-def test_progress_tells_part_share_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr("lab.simulate.progress.monotonic", lambda: now[0])
-    text = io.StringIO()
-    with Progress("polya", {"first": 1.0, "second": 3.0}, console=Console(file=text, width=80)) as progress:
-        tick = progress.stage("first")
-        assert progress.left() == ""
-        now[0] = 2.0
-        tick(1.0)
-        assert progress.text() == "polya: 25 %, 6 s to go: first"
-        tick = progress.stage("second")
-        now[0] = 6.0
-        tick(0.5)
-    lines = text.getvalue().splitlines()
-    assert lines == ["simulating polya: first, second", "polya: 62 %, 4 s to go: second"]
-
-
-def test_progress_on_a_terminal_is_a_bar() -> None:
-    text = io.StringIO()
-    console = Console(file=text, width=100, force_terminal=True)
-    with Progress("polya", {"first": 1.0}, console=console) as progress:
-        progress.stage("first")(0.5)
-        sleep(0.15)
-    assert "50%" in text.getvalue()
-    assert "first" in text.getvalue()
-
-
-def test_parts_of_a_stage_share_its_tick() -> None:
-    told = list[float]()
-    around = Surroundings(0, torch.device("cpu"), lambda part: told.append)
-    for _, tick in around.over("part", ["a", "b"]):
-        tick(0.5)
-        tick(1.0)
-    assert told == [0.25, 0.5, 0.75, 1.0]
-
-
 def test_the_door_knows_no_experiment_by_name() -> None:
     """What is found by walking is listed nowhere."""
     for module in ("__init__", "base", "run", "settings", "report", "progress"):
@@ -385,7 +326,7 @@ def test_the_door_knows_no_experiment_by_name() -> None:
 
 
 def readme_commands() -> list[str]:
-    text = (Path(__file__).parents[1] / "README.md").read_text()
+    text = (Path(__file__).parents[2] / "README.md").read_text()
     return [line.partition("  #")[0].strip() for line in text.splitlines() if line.startswith("python -m lab.simulate")]
 
 

@@ -1,13 +1,10 @@
 """Whole runs with steps along negative curvature: they leave saddles, resume bit for bit, and cost nothing when off."""
 
-import json
-import sys
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from hydra.core.global_hydra import GlobalHydra
 from torch import nn
 
 from lab.data.base import Split
@@ -15,9 +12,11 @@ from lab.optim.escape import NegativeCurvature
 from lab.run import checkpoints
 from lab.run.folder import RunFolder
 from lab.settings import SettingError
-from lab.train import main
-from lab.train.run import Run
 
+Train = Callable[..., RunFolder]
+Resumed = Callable[..., tuple[RunFolder, RunFolder]]
+Refused = Callable[..., str]
+Read = Callable[[RunFolder], Any]
 SADDLE = (
     "trainer.threads=1", "data.examples=60", "model.widths=[4]", "model.init_scale=1e-6", "loss=mse", "probe=[]",
     "optimizer.lr=0.2",
@@ -25,43 +24,7 @@ SADDLE = (
 ESCAPE = ("optimizer/escape=negative_curvature", "escape.gradient_tol=0.03", "escape.every=4")
 
 
-@pytest.fixture(autouse=True)
-def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test runs in a folder of its own, without drawing the figure of the run."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Run, "_show", lambda *arguments: None)
-    return tmp_path
-
-
-def command(*arguments: str) -> None:
-    GlobalHydra.instance().clear()
-    sys.argv = ["lab.train", *arguments]
-    main()
-
-
-def train(folder: str, *overrides: str) -> RunFolder:
-    command("hydra.run.dir=" + folder, *overrides)
-    return RunFolder(folder)
-
-
-def metrics(folder: RunFolder) -> list[dict[str, Any]]:
-    """metrics.jsonl, less what the clock says."""
-    lines = [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if not line["tag"].endswith("/seconds")]
-
-
-def weights(folder: RunFolder) -> dict[str, torch.Tensor]:
-    return checkpoints.load(folder.checkpoints / "last.ckpt")["model"]
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        command(*arguments)
-    assert stopped.value.code == 2
-    return capsys.readouterr().err.splitlines()[-1]
-
-
-def test_a_saddle_is_left_where_gradient_descent_stays_and_the_drop_is_as_told() -> None:
+def test_a_saddle_is_left_where_gradient_descent_stays_and_the_drop_is_as_told(train: Train) -> None:
     bare = train("bare", *SADDLE, "steps=40")
     fled = train("fled", *SADDLE, *ESCAPE, "steps=40")
     series = fled.all_series()
@@ -92,20 +55,20 @@ def test_a_saddle_is_left_where_gradient_descent_stays_and_the_drop_is_as_told()
     ],
     ids=["momentum", "adamw", "never far enough down"],
 )
-def test_a_run_with_escapes_resumes_bit_for_bit(more: tuple[str, ...]) -> None:
+def test_a_run_with_escapes_resumes_bit_for_bit(
+    more: tuple[str, ...], resumed: Resumed, metrics: Read, weights: Read
+) -> None:
     settings = (*SADDLE, *ESCAPE, "steps=16", "trainer.checkpoint_every=5", *more)
-    whole, broken = train("whole", *settings), train("broken", *settings)
-    (broken.checkpoints / "last.ckpt").unlink()  # as if killed after the checkpoint before
-    step = checkpoints.load(broken.checkpoints / "previous.ckpt")["step"]
-    broken.write("status", {"status": "running", "step": step, "reason": "", "pid": 1})
-    resumed = train("broken", *settings)
+    whole, again = resumed(*settings)
     assert [line for line in metrics(whole) if line["tag"] == "escape/curvature"], "it has looked"
-    assert metrics(whole) == metrics(resumed)
-    assert all(torch.equal(weights(whole)[name], tensor) for name, tensor in weights(resumed).items())
-    assert whole.read("summary")["findings"][-1] == resumed.read("summary")["findings"][-1]
+    assert metrics(whole) == metrics(again)
+    assert all(torch.equal(weights(whole)[name], tensor) for name, tensor in weights(again).items())
+    assert whole.read("summary")["findings"][-1] == again.read("summary")["findings"][-1]
 
 
-def test_none_is_the_default_and_an_escape_that_never_comes_changes_nothing() -> None:
+def test_none_is_the_default_and_an_escape_that_never_comes_changes_nothing(
+    train: Train, metrics: Read, weights: Read
+) -> None:
     plain, none = train("plain", *SADDLE, "steps=6"), train("none", *SADDLE, "steps=6", "optimizer/escape=none")
     idle = train("idle", *SADDLE, "steps=6", "optimizer/escape=negative_curvature", "escape.gradient_tol=1e-9")
     assert metrics(plain) == metrics(none) == metrics(idle)
@@ -116,7 +79,7 @@ def test_none_is_the_default_and_an_escape_that_never_comes_changes_nothing() ->
     assert all(torch.equal(weights(plain)[name], tensor) for name, tensor in weights(idle).items())
 
 
-def test_at_a_minimum_nothing_is_found_and_said() -> None:
+def test_at_a_minimum_nothing_is_found_and_said(train: Train) -> None:
     convex = ("data.examples=60", "model.widths=[]", "loss=mse", "probe=[]", "steps=9", "trainer.threads=1")
     folder = train("run", *convex, "optimizer/escape=negative_curvature", "escape.gradient_tol=100", "escape.every=3")
     assert folder.read("summary")["findings"] == ["Negative curvature: looked for 3 times and not found: no saddle."]
@@ -124,14 +87,14 @@ def test_at_a_minimum_nothing_is_found_and_said() -> None:
     assert all(value > -1e-6 for value in folder.series("escape/curvature")[1])
 
 
-def test_slips_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "expected one of negative_curvature, none" in refused(capsys, "optimizer/escape=negative")
-    assert refused(capsys, "escape.length=1") == (
+def test_slips_are_one_line(refused: Refused) -> None:
+    assert "expected one of negative_curvature, none" in refused("optimizer/escape=negative")
+    assert refused("escape.length=1") == (
         "error: escape.length is not a setting of the chosen escape; choose optimizer/escape= one of negative_curvature"
     )
-    said = refused(capsys, "optimizer/escape=negative_curvature", "escape.gradient_tol=-1")
+    said = refused("optimizer/escape=negative_curvature", "escape.gradient_tol=-1")
     assert "escape.gradient_tol=-1: expected a number greater than 0" in said
-    assert "did you mean" in refused(capsys, "optimizer/escape=negative_curvature", "escape.lenght=1")
+    assert "did you mean" in refused("optimizer/escape=negative_curvature", "escape.lenght=1")
     with pytest.raises(SettingError, match=r"cannot be had with BatchNorm.*use model.norm=group"):
         NegativeCurvature().build(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), nn.functional.cross_entropy, 0)
 

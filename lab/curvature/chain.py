@@ -1,0 +1,111 @@
+"""The extreme eigenpairs of an operator that changes a little from one solve to the next: a chain of solves, each warm."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lab.curvature.davidson import Knowledge, carried, davidson, learned
+from lab.curvature.eigen import Extremes, lanczos, predicted
+from lab.curvature.operators import LinearOperator
+from lab.results import Eigenpairs
+
+EASY = 12
+"""Products of the coarse operator, beside one of the operator itself, up to which Lanczos would have done as well ..."""
+HARD = 6
+"""... and products of a warm Lanczos solve above which it did not."""
+
+Coarse = Callable[[], LinearOperator]
+"""Makes the coarse operator that goes with the operator of a solve; not called where none is needed."""
+
+
+class Chain:
+    """Solves one after another. The first, and the one after `forget`, is cold: a search of the operator itself.
+
+    With a coarse operator the solves after it are those of `lab.curvature.davidson`, from what was learned in the cold one,
+    until it turns out not to be near enough. Without, and where the operator changes so smoothly that they are easy, block
+    Lanczos from where the last two solves point (`predicted`).
+
+    products   of coarse operators, in all.
+    """
+
+    def __init__(self) -> None:
+        self.products = 0
+        self._start: Tensor | None = None
+        self._before: Tensor | None = None
+        self._known: Knowledge | None = None
+        self._useful = True
+
+    def forget(self) -> None:
+        """The next solve is cold."""
+        self._start = self._before = self._known = None
+        self._useful = True
+
+    def solve(
+        self,
+        operator: LinearOperator,
+        *,
+        coarse: Coarse | None = None,
+        top: int = 1,
+        bottom: int = 0,
+        tol: float = 1e-3,
+        max_matvecs: int = 200,
+        generator: torch.Generator | None = None,
+    ) -> Extremes:
+        """As `lanczos`; `coarse` serves where only the top is wanted. Where nothing finite is found, nothing is kept."""
+        coarse = coarse if self._useful and bottom == 0 and carried(operator.size) > top else None
+        if coarse is not None and self._known is not None:
+            part = coarse()
+            pairs, self._known = davidson(
+                operator, part, top=top, known=self._known, tol=tol, max_matvecs=max_matvecs, generator=generator
+            )
+            self.products += part.products
+            ends, self._useful = Extremes(pairs, _none(pairs)), self._known is not None
+            if pairs.matvecs <= top and part.products <= EASY:
+                self._known = None
+        else:
+            ends = lanczos(
+                operator,
+                top=top,
+                bottom=bottom,
+                start=self._predicted(),
+                tol=tol,
+                max_matvecs=max_matvecs,
+                keep=carried(operator.size) if coarse is not None else 0,
+                generator=generator,
+            )
+            if ends.kept is not None and coarse is not None and ends.top.matvecs > HARD:
+                part = coarse()
+                known = learned(part, *ends.kept, top=top)
+                self._known = known if bool(known.differences.isfinite().all()) else None
+                self.products += part.products
+        if bool(ends.start.isfinite().all()):
+            self._before, self._start = self._start, ends.start
+        return ends
+
+    def _predicted(self) -> Tensor | None:
+        if self._start is not None and self._before is not None and self._start.shape == self._before.shape:
+            return predicted(self._start, self._before)
+        return self._start
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the next solve builds on."""
+        state = {"start": self._start, "before": self._before, "useful": torch.tensor(self._useful)}
+        if self._known is not None:
+            known = self._known
+            state |= {"known/basis": known.basis, "known/differences": known.differences, "known/start": known.start}
+            state["known/delta"] = torch.tensor(known.delta, dtype=torch.float64)
+        return {name: v for name, v in state.items() if v is not None}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self._start, self._before, self._known = state.get("start"), state.get("before"), None
+        self._useful = bool(state.get("useful", True))
+        if "known/basis" in state:
+            basis, differences, start = (state[f"known/{name}"] for name in ("basis", "differences", "start"))
+            self._known = Knowledge(basis, differences, start, float(state["known/delta"]))
+
+
+def _none(pairs: Eigenpairs) -> Eigenpairs:
+    """No pairs, at the same cost."""
+    nothing = pairs.values[:0]
+    return Eigenpairs(nothing, pairs.vectors[:, :0], nothing, nothing, pairs.matvecs, pairs.converged)

@@ -1,0 +1,62 @@
+"""Which run a folder holds: settings with the names of their cards, and the data behind them."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lab.run.cards import config_dir
+from lab.run.folder import RunFolder
+from lab.run.identity import flat, require_same_data, require_unchanged
+from lab.settings import SettingError
+
+GROUPS = ("data", "model", "loss", "optimizer", "schedule", "trainer")
+
+
+def of(**cards: str) -> dict:
+    """The settings of these cards, as they stand in provenance.json."""
+    files = {group: Path(config_dir()) / group / f"{name}.yaml" for group, name in cards.items()}
+    return {group: yaml.safe_load(file.read_text()) for group, file in files.items()}
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_card_is_told_from_the_others_by_its_name(group: str) -> None:
+    for file in (Path(config_dir()) / group).glob("*.yaml"):
+        assert flat(of(**{group: file.stem}))[group] == file.stem
+
+
+def test_settings_lie_flat_with_the_names_of_their_cards() -> None:
+    noise = {"_target_": "lab.optim.noise.Sgld", "temperature": None}
+    probes = {"sharpness": {"_target_": "lab.probes.sharpness.Sharpness", "every": 13}}
+    plain = of(loss="mse") | {
+        "noise": noise,
+        "probe": probes,
+        "model": {"_target_": "mine.Net", "widths": [2]},
+        "seed": 0,
+    }
+    assert flat(plain) == {
+        "loss": "mse",
+        "noise": "sgld",
+        "noise.temperature": "None",
+        "probe.sharpness.every": 13,
+        "model": "mine.Net",
+        "model.widths": "[2]",
+        "seed": 0,
+    }
+
+
+def test_a_folder_with_another_card_is_refused_by_the_names_of_both(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write("provenance", {"settings": of(loss="mse")})
+    require_unchanged(folder, of(loss="mse"))
+    with pytest.raises(SettingError, match="holds a run with loss=mse, not cross_entropy; choose another "):
+        require_unchanged(folder, of(loss="cross_entropy"))
+
+
+def test_data_are_compared_in_what_the_run_has_noted_of_them(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write("provenance", {"data": {"examples": 300}})
+    require_same_data(folder, {"examples": 300, "sha256": "noted since"})
+    for facts in ({"examples": 299}, {"sha256": "x"}):
+        with pytest.raises(SettingError, match="holds a run on other data: examples was 300, is now "):
+            require_same_data(folder, facts)

@@ -1,0 +1,36 @@
+"""Theory beside measurement: how far apart they are, and how that is told; the progress of parts of a stage."""
+
+import math
+
+import pytest
+import torch
+
+from lab.results import Estimate
+from lab.simulate.base import Comparison, Outcome, Surroundings, with_error
+
+
+def test_comparisons_say_how_far_apart_they_are() -> None:
+    exact = Comparison.of("a", 1.0, Estimate(1.2, 0.1, 0, "walkers"))
+    assert exact.z == pytest.approx(2)
+    assert exact.row() == ("a", "1", "1.20 +- 0.10", "z = +2.0")
+    about = Comparison.of("b", 2.0, Estimate(2.1, 0.1, 0, "walkers"), approximate=True)
+    assert math.isnan(about.z)
+    assert about.row() == ("b", "~2", "2.10 +- 0.10", "+5 %")
+    assert about.plain()["z"] is None
+    loud = Comparison("c", 1.0, 1.5, 0.1)
+    outcome = Outcome("", [exact, about, loud], {}, {})
+    assert outcome.disagreement() == "Theory and measurement DISAGREE: c (+5.0 standard errors)."
+    assert Outcome("", [exact, about], {}, {}).disagreement() == ""
+    assert with_error(0.0, 0.0) == "0"
+    assert math.isnan(Comparison("d", 0.9, 1.0, 4e-18).z), "round-off is no standard error"
+    assert with_error(1.0, 4e-18) == "1"
+    assert with_error(31.659, 9.96) == "31.7 +- 10.0"
+
+
+def test_parts_of_a_stage_share_its_tick() -> None:
+    told = list[float]()
+    around = Surroundings(0, torch.device("cpu"), lambda part: told.append)
+    for _, tick in around.over("part", ["a", "b"]):
+        tick(0.5)
+        tick(1.0)
+    assert told == [0.25, 0.5, 0.75, 1.0]
