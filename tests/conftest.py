@@ -1,6 +1,7 @@
 """What tests share: one thread of torch, for small products on contended cores cost milliseconds with two; CIFAR-10."""
 
 import os
+import signal
 
 import pytest
 import torch
@@ -18,3 +19,9 @@ def cifar_images() -> str:
     if not root:
         pytest.skip("set LAB_CIFAR10_IMAGES to a folder that holds train/<class>/*.png of CIFAR-10")
     return root
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_is_heard() -> None:
+    """A shell starts what runs in the background with SIGINT ignored, which children inherit."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -128,6 +128,7 @@ class _Sides:
         self.T = torch.zeros(0, 0, dtype=torch.float64)
         self.values = self.errors = torch.zeros(0, dtype=torch.float64)
         self.s = torch.zeros(0, 0, dtype=torch.float64)
+        self.theta, self.z = torch.zeros(0, dtype=torch.float64), self.s  # Ritz values of A on V, and their coordinates
         self.seen: list[float] = []
         self.delta = 0.0
         self.finite = True
@@ -215,11 +216,13 @@ class _Sides:
         known = self.before.times(x[:, None], self.CB.combined(x[:, None]))
         difference = image - known
         self.now.append(v[None], difference, x[None], dots(difference, self.B.rows).cpu())
+        theta, z = torch.linalg.eigh(_symmetric(dots(self.V.rows, self.AV.rows).cpu()))
+        self.theta, self.z = theta.flip(0), z.flip(1)
 
     @property
     def scale(self) -> float:
         """The largest |eigenvalue| found of A, of the upper operator as long as there is none."""
-        values = self._ritz()[0] if len(self.V) else self.values
+        values = self.theta if len(self.theta) else self.values
         return float(values.abs().max()) or 1.0
 
     @property
@@ -233,17 +236,16 @@ class _Sides:
 
     def pairs(self) -> Eigenpairs:
         """Ritz pairs of A on V; errors: how far the upper operator is above."""
-        theta, z = self._ritz()
-        vectors = self.vectors()
-        residuals = self.AV.combined(z[:, : self.top]) - theta[: self.top, None].to(vectors) * vectors.T
+        theta, vectors = self.theta[: self.top], self.vectors()
+        residuals = self.AV.combined(self.z[:, : self.top]) - theta[:, None].to(vectors) * vectors.T
         norms = torch.tensor([norm(r) for r in residuals]).double()
         least = torch.finfo(vectors.dtype).eps * self.scale
         errors = torch.minimum(self._gaps(), norms).clamp(min=least)
-        return Eigenpairs(theta[: self.top], vectors, norms, errors, len(self.V), True)
+        return Eigenpairs(theta, vectors, norms, errors, len(self.V), True)
 
     def vectors(self) -> Tensor:
         """The wanted Ritz vectors (P, top) of A on V."""
-        return self.V.combined(self._ritz()[1][:, : self.top]).T
+        return self.V.combined(self.z[:, : self.top]).T
 
     def outlook(self) -> Tensor:
         """(P, top) eigenvectors of the upper operator."""
@@ -252,14 +254,9 @@ class _Sides:
     def _gaps(self) -> Tensor:
         """(top,) upper minus lower sides; infinite where V has fewer dimensions than pairs are wanted."""
         gaps = torch.full((self.top,), math.inf, dtype=torch.float64)
-        found = min(self.top, len(self.V))
-        if found:
-            gaps[:found] = self.values[:found] + self.errors[:found] - self._ritz()[0][:found]
+        found = min(self.top, len(self.theta))
+        gaps[:found] = self.values[:found] + self.errors[:found] - self.theta[:found]
         return gaps
-
-    def _ritz(self) -> tuple[Tensor, Tensor]:
-        theta, z = torch.linalg.eigh(_symmetric(dots(self.V.rows, self.AV.rows).cpu()))
-        return theta.flip(0), z.flip(1)
 
     def _lower(self) -> Tensor:
         """B'M B."""

@@ -2,7 +2,7 @@
 
     python scripts/benchmarks/sharpness.py --images DIR        (DIR/train/<class>/*, e.g. CIFAR-10; without it: noise images)
 
-Two workloads: a 3072-200-200-10 tanh MLP on 2000 images (full-batch gradient descent) and a ResNet-20 on 256 (SGD,
+Workloads: a 3072-200-200-10 tanh MLP on 2000 and on 10,000 images (full-batch gradient descent) and a ResNet-20 on 256 (SGD,
 measured with BatchNorm in eval mode, as the peers do). At each of several points along a real trajectory every method
 computes lambda_max once, in rotating order. Time is divided by that of one full gradient, measured at the same points;
 errors are against a float64 solve to 1e-6. `cold` knows nothing, `warm` starts from the eigenvectors five and ten steps
@@ -14,6 +14,7 @@ those over a part.
 
 import argparse
 import platform
+import re
 import statistics
 import warnings
 from collections.abc import Callable, Iterator
@@ -199,6 +200,9 @@ METHODS: dict[str, Solve] = {
 
 WARM = tuple(name for name in METHODS if "warm" in name)
 
+ALONE = ("lab, warm from 5 and 10 steps before", "lab, warm chain, on a tenth")
+"""On many images: the sharpness probe without and with a part of them to search on."""
+
 
 def load(point: Point) -> None:
     """The weights of the point into the model, for peers that read them there."""
@@ -293,9 +297,9 @@ def images(folder: str | None, count: int, standardise: str) -> Split:
     return ImageFolder(root=folder, examples=count, batch_size="full", standardise=standardise).load().train
 
 
-def writer(file: str | None) -> Callable[[str], None]:
+def writer(file: str | None, *, append: bool = False) -> Callable[[str], None]:
     """Prints lines, and keeps all of them in `file` after each, so that a run cut short leaves its tables."""
-    lines: list[str] = []
+    lines = Path(file).read_text().splitlines() if file is not None and append and Path(file).exists() else []
 
     def say(line: str) -> None:
         print(line, flush=True)
@@ -310,26 +314,35 @@ def writer(file: str | None) -> Callable[[str], None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", help="image folder with train/<class>/*; default: noise")
-    parser.add_argument("--workload", choices=("mlp", "resnet", "both"), default="both")
+    parser.add_argument("--workload", choices=("mlp", "large", "resnet", "all"), default="all")
     parser.add_argument("--write", metavar="FILE", help="also write the tables to this file")
+    parser.add_argument("--append", action="store_true", help="to what stands in the file")
     parser.add_argument("--length", type=int, default=6, help="points per segment, five steps apart")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--lab-only", action="store_true", help="leave the peers out")
+    parser.add_argument(
+        "--methods", default="", metavar="REGEX", help='only those whose name it is found in, e.g. "^lab"'
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore", module="torch|pyhessian|curvlinops")
-    methods = {name: solve for name, solve in METHODS.items() if name.startswith("lab") or not options.lab_only}
-    say, source = writer(options.write), "real images" if options.images else "noise images"
-    say(
-        "# What the sharpness costs along a trajectory\n\nWritten by `scripts/benchmarks/sharpness.py`, which says what"
-    )
-    say("is measured and how; wanted: an error of 1e-3 that holds in at most 16 products cold and 5 warm.\n")
-    say(f"{platform.machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, {source}.")
-    if options.workload in ("mlp", "both"):
+    methods = {name: solve for name, solve in METHODS.items() if re.search(options.methods, name)}
+    say, source = writer(options.write, append=options.append), "real images" if options.images else "noise images"
+    if not options.append:
+        say("# What the sharpness costs along a trajectory\n")
+        say(
+            "Written by `scripts/benchmarks/sharpness.py`, which says what is measured and how; wanted: an error of 1e-3"
+        )
+        say("that holds, in at most 16 products over all images cold and 5 warm.")
+    say(f"\n{platform.machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, {source}.")
+    if options.workload in ("mlp", "all"):
         for lr, first, where in ((0.02, 100, "below the edge"), (0.05, 300, "at the edge")):
             say(f"\n## MLP 3072-200-200-10, 2000 images, gradient descent at lr {lr}, {where} (2/lr = {2 / lr:.0f})\n")
             measure(mlp_points(images(options.images, 2000, "pixel"), lr, first, options.length), methods, say)
-    if options.workload in ("resnet", "both"):
+    if options.workload in ("large", "all"):
+        say("\n## The same MLP at lr 0.05, at the edge, on 10,000 images\n")
+        alone = {name: solve for name, solve in methods.items() if name in ALONE}
+        measure(mlp_points(images(options.images, 10_000, "pixel"), 0.05, 300, options.length), alone, say)
+    if options.workload in ("resnet", "all"):
         say("\n## ResNet-20, width 16, BatchNorm in eval mode, 256 images (other peers: docs/benchmarks.md)\n")
         quick = {name: solve for name, solve in methods.items() if name.startswith(("lab", "PyHessian"))}
         measure(resnet_points(images(options.images, 256, "channel"), 30, options.length), quick, say)

@@ -99,7 +99,7 @@ def test_the_upper_side_is_above_the_truth_wherever_delta_bounds_what_is_not_kno
         assert (sides.values[:top] + sides.errors[:top] >= truth - 1e-12).all()
         if not sides.look():
             break
-        assert (sides._ritz()[0][:top] <= truth[: len(sides.V)] + 1e-12).all()
+        assert (sides.theta[:top] <= truth[: len(sides.V)] + 1e-12).all()
     assert len(sides.V) > top
     assert (sides._gaps() < 0.05).all()
 

@@ -157,8 +157,8 @@ def test_any_grid_can_be_compared(capsys: pytest.CaptureFixture[str], command: C
     again = capsys.readouterr()
     assert again.out.count("already finished: ") == 2, "what is drawn of the runs is no part of a run"
     assert again.err.splitlines()[-1] == (
-        "error: compare: no run has test/beauty; there are test/accuracy, test/loss, train/accuracy, train/grad_norm, "
-        "train/loss, train/lr, train/update_norm"
+        "error: compare.tag: no run has test/beauty; choose of test/accuracy, test/loss, train/accuracy, "
+        "train/grad_norm, train/loss, train/lr, train/update_norm"
     )
 
 
