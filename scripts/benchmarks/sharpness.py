@@ -190,6 +190,7 @@ METHODS: dict[str, Solve] = {
     "lab, warm from 5 and 10 steps before": lab_solve(warm=True),
     "lab, warm, bfloat16": lab_solve(warm=True, half=True),
     "lab, warm chain, on a tenth": LabChain(0.1),
+    "lab, warm chain, on a fifth": LabChain(0.2),
     "PyHessian eigenvalues(top_n=1)": pyhessian,
     "scipy eigsh, tol 0 (edge-of-stability)": eigsh(0.0),
     "scipy eigsh, tol 1e-3": eigsh(1e-3),
