@@ -11,9 +11,9 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from omegaconf import OmegaConf
 
-from lab.cli import cell_name, choices, config_dir, typed
+from lab.cli import cell_name, choices, typed
+from lab.run.cards import card_names
 from lab.run.folder import RunFolder
 from lab.settings import SettingError
 from lab.train.slips import at_home, require_sound
@@ -206,9 +206,8 @@ def _here(group: str, values: dict[str, Any]) -> dict[str, Any]:
 
 def _card_of(group: str, target: str) -> str:
     """The name of the card in `conf/` that stands for a class."""
-    for name in choices(group):
-        if OmegaConf.load(Path(config_dir()) / group / f"{name}.yaml")["_target_"] == target:  # type: ignore[index]
-            return name
+    if (name := card_names().get(target)) in choices(group):
+        return str(name)
     raise SettingError(f"the run was made with {target}, which no card in conf/{group}/ names; choose {group}=")
 
 
