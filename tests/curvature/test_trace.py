@@ -6,6 +6,7 @@ share of 300 intervals of 95 % is held to 0.90 .. 0.99 it would be below 1e-3 (b
 
 import pytest
 import torch
+from once_only import OnceOnly
 from torch import Tensor, nn
 
 from lab.curvature.operators import LinearOperator, hessian
@@ -601,20 +602,6 @@ def test_a_diverged_network_has_no_trace(activation: nn.Module) -> None:
     with pytest.warns(UserWarning, match="trace not converged: nan"):
         found = hessian_trace(objective, w)
     assert not found.converged and found.value != found.value
-
-
-class OnceOnly(torch.autograd.Function):
-    """x^2 whose backward must not be differentiated: torch says nothing of it where only some inputs are asked for."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(x)
-        return x.square()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, slope: Tensor) -> Tensor:  # type: ignore[override]
-        return 2 * ctx.saved_tensors[0] * slope
 
 
 @pytest.mark.parametrize("method", ["auto", "signs", "hutchinson"])

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from once_only import OnceOnly
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -36,20 +37,6 @@ def test_targets_that_cross_entropy_ignores_are_refused() -> None:
     y = torch.tensor([0, 1, -100, 1])
     with pytest.raises(ValueError, match="ignore_index"):
         NetworkObjective(nn.Linear(2, 3), nn.CrossEntropyLoss(), (torch.randn(4, 2), y))
-
-
-class OnceOnly(torch.autograd.Function):
-    """x^2, with a derivative that has none."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(x)
-        return x.square()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, slope: Tensor) -> Tensor:  # type: ignore[override]
-        return 2 * ctx.saved_tensors[0] * slope
 
 
 class Broken(nn.Linear):

@@ -1,0 +1,129 @@
+"""Grids of runs by one command."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+from whole_runs import SMALL, command, train
+
+from lab.run.cards import config_dir
+from lab.run.folder import RunFolder
+from lab.train.sweep import composed
+
+
+def test_a_refused_sweep_leaves_the_record_of_the_one_before(capsys: pytest.CaptureFixture[str]) -> None:
+    small = (*SMALL[:3], "steps=1", "probe=[]")
+    command("-m", *small, "seed=0")
+    record = Path("outputs/train/multirun.yaml")
+    before, changed = record.read_bytes(), record.stat().st_mtime_ns
+    for refused in ("optimizer.lr=-1,-2", "optimzer.lr=1,2"):
+        with pytest.raises(SystemExit) as stopped:
+            command("-m", *small, refused)
+        assert stopped.value.code == 2
+        assert (record.read_bytes(), record.stat().st_mtime_ns) == (before, changed)
+    with pytest.raises(SystemExit):
+        command("-m", *small, "seed=1,2", "data.classes=[0,1],[0]")
+    assert record.read_bytes() != before, "some of its runs were made"
+
+
+GRID = ("-m", "optimizer.lr=0.1,1e9", "data.batch_size=8,full", "steps=3", "trainer.threads=1", "data.examples=60")
+
+
+def test_a_grid_makes_a_folder_per_cell_and_skips_what_is_finished(capsys: pytest.CaptureFixture[str]) -> None:
+    command(*GRID, "loss=mse", "probe=[]")
+    cells = sorted(p.parent for p in Path("outputs/train").glob("*/status.json"))
+    assert [cell.name for cell in cells] == [
+        f"data.batch_size={size},data.examples=60,loss=mse,optimizer.lr={lr},probe=[],steps=3"
+        for size in ("8", "full")
+        for lr in ("0.1", "1000000000.0")
+    ]
+    states = [RunFolder(cell).read("status")["status"] for cell in cells]
+    assert sorted(states) == ["diverged", "diverged", "finished", "finished"]
+    capsys.readouterr()
+    command(*GRID, "loss=mse", "probe=[]")
+    assert capsys.readouterr().out.count("already finished") == 4
+
+
+def test_a_bad_cell_is_told_before_the_first_begins(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ("steps=2", "trainer.threads=1", "probe=[]")
+    for launcher in ((), ("hydra/launcher=joblib",), ("hydra.sweeper.max_batch_size=1",)):
+        with pytest.raises(SystemExit) as stopped:
+            command("-m", "optimizer.lr=0.1,-1,0.2", *small, *launcher)
+        assert stopped.value.code == 2
+        assert capsys.readouterr().err == (
+            "error: optimizer.lr=-1,probe=[],steps=2: optimizer.lr=-1: expected a number greater than 0\n"
+        )
+        assert not Path("outputs").exists()
+    command("-m", "optimizer.lr=0.1", *small)
+    Path("outputs/train/optimizer.lr=0.1,probe=[],steps=2").rename("outputs/train/optimizer.lr=0.2,probe=[],steps=2")
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        command("-m", "optimizer.lr=0.3,0.2", *small)
+    assert "holds a run with optimizer.lr=0.1, not 0.2; choose another hydra.sweep.dir" in capsys.readouterr().err
+    assert len([path for path in Path("outputs/train").iterdir() if path.is_dir()]) == 1
+
+
+def test_cells_are_composed_as_hydra_composes_them_but_once_per_choice_of_cards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cells = [
+        [f"optimizer={optimizer}", f"optimizer.lr={lr}", "probe=[spectrum]", "probe.spectrum.k=2", "model.widths=[3,4]"]
+        for optimizer in ("sgd", "adam")
+        for lr in (0.1, 1e-3, 2)
+    ]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir(), version_base=None):
+        loader = GlobalHydra.instance().config_loader()
+        master = loader.load_configuration("train", ["hydra.sweep.dir=there"], run_mode=RunMode.MULTIRUN)
+        expected = [OmegaConf.to_container(loader.load_sweep_config(master, cell)) for cell in cells]
+        load, calls = loader.load_sweep_config, list[Any]()
+        monkeypatch.setattr(loader, "load_sweep_config", lambda *given: calls.append(given) or load(*given))
+        found = list(composed(loader, master, cells))
+        assert [OmegaConf.to_container(cell) for cell in found] == expected
+        assert found[1].hydra.sweep.subdir.endswith(
+            "optimizer.lr=0.001,optimizer=sgd,probe.spectrum.k=2,probe=[spectrum]"
+        )
+        assert len(calls) == 2
+
+
+def test_settings_of_an_experiment_for_another_card_are_left_out_with_a_word(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    images = (
+        "data=image_folder",
+        "data.examples=20",
+        "data.batch_size=full",
+        "steps=1",
+        "trainer.threads=1",
+        "probe=[]",
+    )
+    resnet = ("model=resnet", "model.depth=8", "model.width=2")
+    told = (
+        "experiment=quickstart sets model.widths for its own model; model=resnet has no such setting, so that it is left "
+        "out\n"
+    )
+    folder = train("run", "experiment=quickstart", *images, *resnet)
+    assert told in capsys.readouterr().err
+    assert "widths" not in folder.read("provenance")["settings"]["model"]
+    command("-m", "experiment=quickstart", "data.root=images", *images, *resnet, "seed=1")
+    assert capsys.readouterr().err.count(told) == 1
+
+
+@pytest.mark.slow
+def test_cells_in_parallel_processes() -> None:
+    parallel = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    shell = [sys.executable, "-m", "lab.train", *GRID, "loss=mse", *parallel]
+    done = subprocess.run(shell, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    states = sorted(json.loads(f.read_text())["status"] for f in Path("outputs/train").glob("*/status.json"))
+    assert states == ["diverged", "diverged", "finished", "finished"]
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,93 @@
+"""What the settings of a run make of it: threads, device, precision, chunks, schedule, provenance."""
+
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from whole_runs import RESNET, SMALL, command, metrics, train
+
+from lab.run.folder import RunFolder
+from lab.run.settings import TrainerSettings
+
+
+def test_the_home_folder_is_written_out(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(scratch / "home"))
+    command("hydra.run.dir=~/run", *SMALL[:3], "steps=1", "probe=[]")
+    assert RunFolder(scratch / "home/run").read("status")["status"] == "finished"
+    assert not Path("~").exists()
+
+
+def test_threads_are_those_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {2, 3, 5, 7}, raising=False)
+    assert TrainerSettings().num_threads() == 4
+    assert TrainerSettings().num_threads(2) == 2
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert TrainerSettings().num_threads() == 64
+
+
+def test_auto_is_cuda_or_cpu_and_never_what_lacks_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cuda, name in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        assert TrainerSettings(accelerator="auto").lightning_accelerator() == name
+        assert TrainerSettings().lightning_accelerator() == "cpu"
+
+
+def test_numbers_are_read_as_numbers() -> None:
+    settings = train("run", *SMALL, "steps=1", "optimizer.lr=1e-3", "optimizer.momentum=0").read("provenance")[
+        "settings"
+    ]
+    assert settings["optimizer"]["lr"] == 0.001
+    assert train("one", *SMALL, "steps=1", "optimizer.lr=1").series("train/lr")[1] == [1.0]
+
+
+def test_provenance_says_how_the_run_came_about() -> None:
+    found = train("run", *RESNET, "steps=1", "data.examples=12", "trainer.threads=1").read("provenance")
+    assert found["command"].startswith("python -m lab.train data.root=images data=image_folder")
+    assert found["settings"]["optimizer"]["lr"] == 0.1
+    assert found["data"]["examples"] == 12
+    assert len(found["data"]["subset_sha256"]) == 16
+    assert found["model"]["measured_chunk"] == 8
+    assert {"torch", "python", "numpy"} <= found["versions"].keys()
+    assert found["hardware"]["threads"] == 1
+    assert {"commit", "diff"} <= found["git"].keys()
+
+
+def test_chunks_of_a_batch_add_up_to_the_batch() -> None:
+    whole = metrics(train("whole", *SMALL, "steps=5", "trainer.precision=64-true"))
+    chunked = metrics(train("chunked", *SMALL, "steps=5", "trainer.precision=64-true", "trainer.chunk_examples=7"))
+    assert len(whole) == len(chunked)
+    for one, other in zip(whole, chunked, strict=True):
+        assert one["tag"] == other["tag"]
+        assert one["value"] == pytest.approx(other["value"], rel=1e-9, abs=1e-12), one["tag"]
+
+
+def test_mixed_precision_is_measured_unmixed() -> None:
+    first = {
+        line["tag"]: line["value"] for line in metrics(train("mixed", *SMALL, "trainer.precision=bf16-mixed"))[:12]
+    }
+    plain = {line["tag"]: line["value"] for line in metrics(train("plain", *SMALL))[:12]}
+    assert first["sharpness/lambda_max"] == plain["sharpness/lambda_max"]
+    assert first["train/loss"] != plain["train/loss"]
+    assert first["train/loss"] == pytest.approx(plain["train/loss"], rel=0.02)
+
+
+def test_full_batch_resnet_without_rhythms_and_in_epochs(drawn: None) -> None:
+    nulls = [f"trainer.{name}_every=null" for name in ("log", "evaluate", "checkpoint")]
+    folder = train("run", *RESNET, "data.batch_size=full", "epochs=3", *nulls, "probe=[]")
+    assert folder.read("status")["step"] == 3
+    assert {line["tag"] for line in metrics(folder)} == {"test/loss", "test/accuracy"}
+    assert {line["step"] for line in metrics(folder)} == {3}
+    assert [file.name for file in folder.figures.iterdir()] == ["training.png"], "no edge was looked for"
+    assert folder.read("summary")["phase"] is None
+    assert not (folder.checkpoints / "previous.ckpt").exists()
+
+
+def test_learning_rate_and_threshold_follow_the_schedule() -> None:
+    folder = train("run", *SMALL, "schedule=cosine")
+    rates, thresholds = (dict(zip(*folder.series(tag), strict=True)) for tag in ("train/lr", "sharpness/threshold"))
+    for step in range(60):
+        assert rates[step] == pytest.approx(0.05 * (1 + math.cos(math.pi * step / 60)))
+    assert all(thresholds[step] == pytest.approx(2 / rates[step]) for step in range(0, 60, 7))

@@ -1,0 +1,118 @@
+"""A run with probes is the run without, and one that was killed the one that was not, bit for bit."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from whole_runs import KINDS, SMALL, assert_same, assert_same_run, in_child, last, metrics, train, wait_for_lines
+
+from lab.run import checkpoints
+from lab.run.folder import RunFolder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_with_probes_is_bit_identical_to_the_run_without(kind: str) -> None:
+    plain = [setting for setting in KINDS[kind] if not setting.startswith("probe")]
+    probed, bare = last(train("probed", *KINDS[kind])), last(train("bare", *plain, "probe=[]"))
+    assert_same(probed["model"], bare["model"])
+    assert_same(probed["optimizer"], bare["optimizer"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_killed_run_resumes_bit_for_bit(kind: str) -> None:
+    settings = (*KINDS[kind], "trainer.checkpoint_every=5", "trainer.evaluate_every=4")
+    whole = train("whole", *settings)
+    lines = len((whole.path / "metrics.jsonl").read_text().splitlines())
+    for share in np.random.default_rng().uniform(0.1, 0.9, size=2):  # killed twice, at random
+        child = in_child("killed", *settings)
+        wait_for_lines("killed", int(share * lines), child)
+        os.kill(child.pid or 0, signal.SIGKILL)
+        child.join()
+        assert RunFolder("killed").read("status")["status"] == "running"
+    assert_same_run(whole, train("killed", *settings))
+
+
+def test_a_kill_after_the_last_step_leaves_a_run_that_can_be_finished() -> None:
+    whole = train("whole", *SMALL)
+    finished = train("killed", *SMALL)
+    finished.write("status", {"status": "running", "step": 60, "reason": "", "pid": 1})
+    (finished.path / "summary.json").unlink()
+    assert_same_run(whole, train("killed", *SMALL))
+
+
+def test_a_finished_run_without_its_summary_makes_it_again() -> None:
+    finished = train("run", *SMALL)
+    before, summary = metrics(finished), finished.read("summary")
+    (finished.path / "summary.json").unlink()
+    again = train("run", *SMALL)
+    assert metrics(again) == before
+    assert again.read("summary") | {"seconds": 0} == summary | {"seconds": 0}
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before() -> None:
+    settings = (*SMALL, "trainer.checkpoint_every=20")
+    whole = train("whole", *settings)
+    broken = train("broken", *settings)
+    file = broken.checkpoints / "last.ckpt"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    broken.write("status", {"status": "failed", "step": 60, "reason": "", "pid": 1})
+    assert_same_run(whole, train("broken", *settings))
+    assert checkpoints.load(file)["step"] == 60
+
+
+def test_a_finished_run_returns_at_once_and_other_settings_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = train("run", *SMALL)
+    before = {file: file.stat().st_mtime_ns for file in folder.path.rglob("*")}
+    train("run", *SMALL)
+    assert "already finished" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        train("run", *SMALL, "optimizer.lr=0.2")
+    assert stopped.value.code == 2
+    assert "run holds a run with optimizer.lr=0.1, not 0.2; choose another" in capsys.readouterr().err
+    assert {file: file.stat().st_mtime_ns for file in folder.path.rglob("*")} == before
+
+
+def test_a_second_process_in_the_same_folder_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with RunFolder("run").owned():
+        child = in_child("run", *SMALL)
+        child.join()
+        assert child.exitcode == 2
+        with pytest.raises(SystemExit) as stopped:
+            train("run", *SMALL)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.count("run is in use by another run") == 1
+    assert [file.name for file in Path("run").iterdir()] == [".lock"]
+
+
+def test_tensorboard_shows_every_step_once_after_a_kill_before_the_first_checkpoint() -> None:
+    settings = (*SMALL[:3], "steps=400", "trainer.checkpoint_every=null", "probe=[]")
+    child = in_child("run", *settings)
+    wait_for_lines("run", 400, child)
+    os.kill(child.pid or 0, signal.SIGINT)
+    child.join()
+    assert not (Path("run") / "checkpoints").exists()
+    time.sleep(1.1)  # event files are read in the order of the second in their names
+    folder = train("run", *settings)
+    assert len(list((folder.path / "tensorboard").glob("events.*"))) == 2
+    events = EventAccumulator(str(folder.path / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(400))
+
+
+def test_double_precision_is_kept_over_a_resume() -> None:
+    settings = (*SMALL, "trainer.precision=64-true", "trainer.checkpoint_every=20", "optimizer=adam")
+    whole = train("whole", *settings)
+    weight = next(iter(last(whole)["model"].values()))
+    assert weight.dtype == torch.float64
+    assert not torch.equal(weight, weight.float().double())
+    resumed = train("resumed", *settings)
+    (resumed.checkpoints / "last.ckpt").unlink()  # previous.ckpt is that of step 40
+    resumed.write("status", {"status": "running", "step": 40, "reason": "", "pid": 1})
+    assert_same_run(whole, train("resumed", *settings))
