@@ -167,14 +167,10 @@ def require_examples(objective: Objective, w: Tensor) -> NetworkObjective:
     """A network whose loss is a mean over examples that do not see each other; TypeError, ValueError where it is none."""
     if not isinstance(objective, NetworkObjective):
         raise TypeError(f"{type(objective).__name__} is no network: it has no layers; use method=hutchinson or xtrace")
-    if objective.has_batch_norm and objective.batch_norm == "train":
-        raise ValueError('train-mode BatchNorm couples the examples of a batch; use batch_norm="eval" or hutchinson')
-    if len(objective.x) > 1:
-        objective.require_mean()
-        with torch.no_grad():
-            alone, together = (objective._outputs(w, objective.x[:num]) for num in (1, 2))
-        if len(together) != 2 or not torch.allclose(alone[0], together[0], rtol=1e-3, atol=1e-5, equal_nan=True):
-            raise ValueError("the outputs of an example depend on the others of its batch; use method=hutchinson")
+    if objective.coupled:
+        cure = 'use batch_norm="eval" or hutchinson' if objective.batch_statistics else "use method=hutchinson"
+        raise ValueError(f"{objective.coupled}; {cure}")
+    objective.require_mean()
     return objective
 
 

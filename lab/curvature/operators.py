@@ -18,7 +18,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lab.objective import Objective, directional, memory_of
+from lab.objective import Objective, at_least_single, directional, memory_of, with_gradients
 
 Product = Callable[[Tensor], Tensor]
 Entries = Tensor | slice | Sequence[slice]
@@ -60,6 +60,7 @@ class Curvature(LinearOperator, ABC):
     value     L(w), float64 scalar (dtype of w where rebuilt); gradient (P,): they come with the graph for nothing
     """
 
+    @with_gradients
     def __init__(self, objective: Objective, w: Tensor, *, memory: int | None):
         w = w.detach().clone()  # the optimiser updates its weights in place; this operator stays that at w
         leaf = w.detach().requires_grad_()
@@ -79,6 +80,7 @@ class Curvature(LinearOperator, ABC):
             for weight, _, _, product in self.parts(objective, leaf):
                 yield weight, product
 
+        @with_gradients
         def apply(v: Tensor) -> Tensor:
             if len(graphs) == 1 and graphs[0][0] == 1.0:
                 return objective.reduce(graphs[0][1](v))
@@ -134,7 +136,7 @@ def hessian(objective: Objective, w: Tensor, *, memory: int | None = None) -> He
     >>> H @ torch.tensor([1.0, 1.0])
     tensor([2., 5.])
     """
-    return Hessian(objective, w, memory=memory)
+    return Hessian(objective, at_least_single(w), memory=memory)
 
 
 def rounded(
@@ -162,7 +164,7 @@ def gauss_newton(objective: Objective, w: Tensor, *, memory: int | None = None) 
     backward of a convolution computes more than J v needs), one more where rebuilt.
     Raises TypeError where the objective is no loss of outputs. Schraudolph (2002); Martens (2010).
     """
-    return GaussNewton(objective, w, memory=memory)
+    return GaussNewton(objective, at_least_single(w), memory=memory)
 
 
 def residual(objective: Objective, w: Tensor, *, memory: int | None = None) -> LinearOperator:

@@ -17,7 +17,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.func import grad, vmap
 
 from lab.curvature.anatomy import MOST_OUTPUTS, Anatomy, output_curvature, require_examples, take_apart
 from lab.curvature.layers import per_example
@@ -33,7 +32,7 @@ from lab.curvature.probing import (
     sampled,
     xtrace,
 )
-from lab.objective import CHUNK_BYTES, NetworkObjective, Objective
+from lab.objective import CHUNK_BYTES, NetworkObjective, Objective, projection, with_gradients
 from lab.results import Estimate
 
 OperatorMethod = Literal["auto", "hutchinson", "hutch++", "xtrace"]
@@ -76,6 +75,7 @@ def trace(
     return _warned(solvers[method](probes, tol, max_matvecs), tol)
 
 
+@with_gradients
 def hessian_trace(
     objective: Objective,
     w: Tensor,
@@ -132,20 +132,21 @@ def hessian_trace(
     return _warned(sampled(draws, few, tol, max_matvecs, "signs"), tol)
 
 
+@with_gradients
 def gauss_newton_trace(objective: Objective, w: Tensor) -> Estimate:
     """Tr G = (1/N) sum over examples n of Tr J_n' (d2 loss_n/df2) J_n, J_n = df_n/dw (K, P): exact, error 0.
 
     Any criterion that is a mean over examples, convex in the outputs f or not. Cost: K backward passes with per-example
     norms (`matvecs`; K - 1 for the softmax, whose output Hessian is singular). For ten classes together 1.3 gradients on
     a 3072-200-200-10 MLP, 7 on ResNet-20. For layers other than Linear, Conv2d and the norms: K passes of per-example
-    gradients by vmap, dear for wide layers.
+    gradients, dear for wide layers.
     Raises TypeError without a network, ValueError for train-mode BatchNorm or a criterion that is no mean over examples.
     """
     network = require_examples(objective, w)
     try:
         return _gauss_newton_exact(take_apart(network, w), w)
     except TypeError:
-        return _gauss_newton_by_vmap(network, w)
+        return _gauss_newton_by_rows(network, w)
 
 
 def _gauss_newton(anatomy: Anatomy, w: Tensor, tol: float, most: int, generator: torch.Generator) -> Estimate:
@@ -174,12 +175,9 @@ def _gauss_newton_exact(anatomy: Anatomy, w: Tensor, spent: int = 0) -> Estimate
     return Estimate(total, 0.0, spent + passes, "gauss_newton", math.isfinite(total))
 
 
-def _gauss_newton_by_vmap(network: NetworkObjective, w: Tensor) -> Estimate:
+def _gauss_newton_by_rows(network: NetworkObjective, w: Tensor) -> Estimate:
     """The same for any layers: the per-example gradients of v'f are formed."""
     w, total, passes = w.detach(), 0.0, 0
-
-    def projected(w: Tensor, x: Tensor, v: Tensor) -> Tensor:
-        return network._outputs(w, x[None]).flatten() @ v
 
     size = max(1, min(network.chunk_size(w), CHUNK_BYTES // (w.numel() * w.element_size())))
     for x, y in zip(network.x.split(size), network.y.split(size), strict=True):
@@ -189,8 +187,8 @@ def _gauss_newton_by_vmap(network: NetworkObjective, w: Tensor) -> Estimate:
             values, vectors = output_curvature(partial(network._criterion, y=y), outputs)
         curved = [k for k in range(values.shape[1]) if bool((values[:, k] != 0).any())]
         for k in curved:
-            with torch.no_grad():
-                gradients = vmap(grad(projected), in_dims=(None, 0, 0))(w, x, vectors[:, :, k])
+            along = vectors[:, :, k].to(w.dtype)
+            gradients = network.on(x, along, projection).example_grads(w)
             total += float((values[:, k] * per_example(gradients.square())).sum()) / len(network.x)
         passes = max(passes, len(curved))
     return Estimate(total, 0.0, passes, "gauss_newton", math.isfinite(total))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lab.objective import CHUNK_BYTES, NetworkObjective
+from lab.objective import CHUNK_BYTES, NetworkObjective, projection
 
 HALVINGS = 12
 """How often a step that does not lower the loss is halved before the search is given up."""
@@ -94,9 +94,4 @@ def jacobian(objective: NetworkObjective, w: Tensor) -> Tensor:
         )
     unit = torch.eye(outputs, dtype=w.dtype, device=w.device).repeat(len(objective.x), 1)
     data = objective.x.repeat_interleave(outputs, 0), unit
-    return NetworkObjective(objective.model, _along, data, batch_norm="eval").example_grads(w)
-
-
-def _along(outputs: Tensor, direction: Tensor) -> Tensor:
-    """A loss linear in the outputs: the gradient of an example is J'direction."""
-    return (outputs.flatten(1) * direction).sum(1).mean()
+    return objective.on(*data, projection).example_grads(w)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lab.escape.exits import Exit, Quench
 from lab.objective import Decayed, NetworkObjective, Objective
@@ -236,7 +236,8 @@ def remarks(found: "Escape", place: Place, exit: Exit, dynamics: "Dynamics", obj
         if not 0.5 < change < 2:
             yield f"the noise of the gradient is {change:.2g} times as large outside as at the start: it changes on the way"
     network = objective.inner if isinstance(objective, Decayed) else objective
-    if isinstance(network, NetworkObjective) and network.has_batch_norm:
+    modules = network.modes.modules if isinstance(network, NetworkObjective) else []
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules):
         yield "BatchNorm keeps its running statistics: what they would do in training is left out"
     if dynamics.sampling == "epoch" and dynamics.batch_size is not None:
         yield "the batches of an epoch make up for one another: there is less noise than D/B over many steps"

@@ -115,7 +115,7 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
 
 def _linear_layers(objective: NetworkObjective) -> list[nn.Linear]:
     """The linear layers, where they hold all trainable weights, each once, and no example sees another; else none."""
-    if objective.has_batch_norm and objective.batch_norm == "train":
+    if objective.coupled:
         return []
     owned = [(module, p) for module in objective.model.modules() for p in module.parameters(recurse=False)]
     owned = [(module, p) for module, p in owned if p.requires_grad]

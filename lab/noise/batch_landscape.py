@@ -13,6 +13,7 @@ method of Barzilai and Borwein (1988) with the non-monotone line search of Rayda
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,24 +55,34 @@ def draw_batches(
 
 
 class BatchLosses:
-    """The losses L_b of R batches, index (R, B), each at weights of its own, all at once by vmap."""
+    """The losses L_b of R batches, index (R, B), each at weights of its own, all at once where vmap can go."""
 
     def __init__(self, objective: NetworkObjective, index: Tensor):
         objective.require_single_examples()
-        self.objective, index = objective, index.to(objective.y.device)
-        self.x, self.y = objective.x[index], objective.y[index]
+        self.objective, self.index = objective, index.to(objective.y.device)
+        self.x, self.y = objective.x[self.index], objective.y[self.index]
 
     def value_and_grad(self, W: Tensor) -> tuple[Tensor, Tensor]:
         """L_b(w_b) (R,) and gradients (R, P) at W (R, P). Cost: R gradients of B examples."""
+        function = vmap(grad_and_value(self.objective.loss_of), chunk_size=self._at_once(W))
         with torch.no_grad():
-            function = vmap(grad_and_value(self.objective.loss_of), chunk_size=self._at_once(W))
-            gradients, values = function(W, self.x, self.y)
-        return values, gradients
+            found = self.objective.vectorised.attempt(lambda: function(W, self.x, self.y))
+        if found is None:
+            pairs = [loss.value_and_grad(w) for loss, w in self._each(W)]
+            return torch.stack([value for value, _ in pairs]), torch.stack([gradient for _, gradient in pairs])
+        return found[1], found[0]
 
     def value(self, W: Tensor) -> Tensor:
         """L_b(w_b) (R,) at W (R, P). Cost: R forward passes of B examples."""
+        function = vmap(self.objective.loss_of, chunk_size=self._at_once(W))
         with torch.no_grad():
-            return vmap(self.objective.loss_of, chunk_size=self._at_once(W))(W, self.x, self.y)
+            found = self.objective.vectorised.attempt(lambda: function(W, self.x, self.y))
+        return torch.stack([loss.value(w) for loss, w in self._each(W)]) if found is None else found
+
+    def _each(self, W: Tensor) -> Iterator[tuple[NetworkObjective, Tensor]]:
+        """Batch by batch, where vmap cannot go."""
+        for row, w in zip(self.index, W, strict=True):
+            yield self.objective.restrict(row), w
 
     def _at_once(self, W: Tensor) -> int:
         examples = self.x.shape[1] * self.objective.bytes_per_example(W[0])

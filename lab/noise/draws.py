@@ -7,6 +7,7 @@ the formula that is to be checked.
 """
 
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,8 +20,8 @@ from lab.objective import CHUNK_BYTES, NetworkObjective, Objective
 def batch_gradients(objective: Objective, w: Tensor, index: Tensor) -> Iterable[Tensor]:
     """The gradients (some, P) of the mini-batches `index` (b, m), all b of them, some at a time.
 
-    Networks: many batches at once by vmap. Cost: b m / N gradients. Raises TypeError where there are no examples, ValueError
-    for train-mode BatchNorm.
+    Networks: many batches at once, where vmap can go. Cost: b m / N gradients. Raises TypeError where there are no
+    examples, ValueError for coupled ones.
     """
     if not isinstance(objective, NetworkObjective):
         for row in index:
@@ -38,9 +39,11 @@ def batch_gradients(objective: Objective, w: Tensor, index: Tensor) -> Iterable[
         for row in index:
             yield network.restrict(row).grad(w)[None]
         return
+    every = vmap(grad(loss), in_dims=(None, 0, 0))
     for part in index.split(min(by_graph, by_size)):
         with torch.no_grad():
-            yield vmap(grad(loss), in_dims=(None, 0, 0))(w.detach(), network.x[part], network.y[part])
+            found = network.vectorised.attempt(partial(every, w.detach(), network.x[part], network.y[part]))
+        yield torch.stack([network.restrict(row).grad(w) for row in part]) if found is None else found
 
 
 def batch_moments(objective: Objective, w: Tensor, index: Tensor) -> tuple[float, float]:

@@ -4,8 +4,8 @@
 
 all come from one forward and one backward pass that record the inputs and output gradients of the layers
 (`lab.noise.layers`). Parameters that are no weight or bias of a known layer, or that are used more than once, have their
-per-example gradients formed by vmap, a few examples at a time; so have those that a layer's record does not account for,
-which the whole gradient of one example of every chunk tells. Objectives that are no networks form theirs by
+per-example gradients formed, by vmap or one by one, a few examples at a time; so have those that a layer's record does
+not account for, which the whole gradient of one example of every chunk tells. Objectives that are no networks form theirs by
 `example_grads`. Scale: of one example, mean g_i = g. BatchNorm normalises by running statistics: on those of a batch a
 single example has no gradient (ValueError).
 """
@@ -18,10 +18,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.func import grad, vmap
 
 from lab.noise.layers import LAYERS, Layer, known, squares
 from lab.objective import CHUNK_BYTES, NetworkObjective, Objective, memory_of
+from lab.objective.singles import example_gradients
 from lab.params import Layout
 
 T = TypeVar("T")
@@ -148,8 +148,6 @@ class ExampleGradients:
             objective.require_single_examples()
             self.layout, self.num_examples = objective.layout, len(objective.x)
             self._modules = _known_modules(objective.model)
-            if self.num_examples > 1:
-                objective.require_mean()
         else:
             if objective.num_examples is None:
                 objective.example_grads(w)  # says that there are none: TypeError
@@ -267,7 +265,7 @@ class ExampleGradients:
             for name in wrong:
                 chunk.known.pop(name, None)
             if self.formed:
-                chunk.formed = self._by_vmap(network, part)
+                chunk.formed = self._by_rows(network, part)
             yield chunk
 
     def _by_example_grads(self) -> Formed:
@@ -275,7 +273,7 @@ class ExampleGradients:
         step = self._step(self.size)
         return Formed({"w": slice(0, self.size)}, every, step, partial(self.objective.example_grads, self.w))
 
-    def _by_vmap(self, network: NetworkObjective, part: slice) -> Formed:
+    def _by_rows(self, network: NetworkObjective, part: slice) -> Formed:
         """Gradients in the parameters `formed` only, the others constant."""
         pieces = self.layout.unflatten(self.w)
         names = [name for name in self.layout.names if name in self.formed]
@@ -284,11 +282,11 @@ class ExampleGradients:
         ends = torch.tensor([0, *sizes]).cumsum(0).tolist()
 
         def loss(free: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-            return network.loss_of(self.flat(pieces | free), x[None], y[None])
+            return network.loss_of(self.flat(pieces | free), x, y)
 
         def form(index: Tensor) -> Tensor:
-            with torch.no_grad():
-                found = vmap(grad(loss), in_dims=(None, 0, 0))(free, network.x[index], network.y[index])
+            x, y = network.x[index], network.y[index]
+            found = example_gradients(loss, free, x, y, chunk_size=len(index), known=network.vectorised)
             return torch.cat([found[name].flatten(1) for name in names], dim=1)
 
         places = {name: slice(*ends[i : i + 2]) for i, name in enumerate(names)}

@@ -31,7 +31,7 @@ from lab.curvature.operators import LinearOperator
 from lab.curvature.stability import UpdateRule
 from lab.curvature.vectors import dots
 from lab.noise.sampling import Sampling
-from lab.objective import CHUNK_BYTES, NetworkObjective
+from lab.objective import CHUNK_BYTES, NetworkObjective, projection
 from lab.results import Estimate
 
 WIDENINGS = 8
@@ -110,13 +110,8 @@ def example_curvature(objective: NetworkObjective, w: Tensor, *, scale: Tensor |
     if outputs == 0:
         return ExampleCurvature(roots.new_zeros(num, 1, 0))
     x = objective.x.repeat_interleave(outputs, 0)
-    along = NetworkObjective(objective.model, _along, (x, roots.flatten(0, 1).to(w.dtype)), batch_norm="eval")
+    along = objective.on(x, roots.flatten(0, 1).to(w.dtype), projection)
     return ExampleCurvature.of_kernel(_gram(along, w, scale), num)
-
-
-def _along(outputs: Tensor, direction: Tensor) -> Tensor:
-    """A loss linear in the outputs: the gradient of an example is J'direction."""
-    return (outputs.flatten(1) * direction).sum(1).mean()
 
 
 def _loss_roots(objective: NetworkObjective, w: Tensor) -> Tensor:

@@ -1,18 +1,35 @@
 """The seam of the lab: a scalar loss L(w) on a flat vector w. What mathematics sees of a landscape or a network."""
 
-from lab.objective.base import Objective, differentiating_again, directional, memory_of, require_graph
+from lab.objective.audit import Audit, audit
+from lab.objective.base import (
+    Objective,
+    at_least_single,
+    differentiating_again,
+    directional,
+    memory_of,
+    require_graph,
+    with_gradients,
+)
+from lab.objective.criterion import projection
 from lab.objective.decayed import Decayed
+from lab.objective.laws import Unsound
 from lab.objective.network import CHUNK_BYTES, NetworkObjective
 from lab.objective.sharded import Sharded
 
 __all__ = [
     "CHUNK_BYTES",
+    "Audit",
     "Decayed",
     "NetworkObjective",
     "Objective",
     "Sharded",
+    "Unsound",
+    "at_least_single",
+    "audit",
     "differentiating_again",
     "directional",
     "memory_of",
+    "projection",
     "require_graph",
+    "with_gradients",
 ]

@@ -9,6 +9,8 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +24,37 @@ SILENTLY_WRONG = {
 """Nodes of a graph through which torch 2.15 gives a wrong second derivative and says nothing. At a once_differentiable
 function it hangs a node that raises, but does not come by it when it is asked for the derivative by named inputs, as here:
 the terms behind it would be missing. Through weight_norm Hessian products are off by half and more."""
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def with_gradients(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """`function` with gradients recorded, also where its caller has switched them off by `torch.no_grad`, as the validation
+    hooks of a trainer do. Under `torch.inference_mode`, which cannot be left for tensors made in it: ValueError.
+    """
+
+    @wraps(function)
+    def recorded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        require_no_inference()
+        with torch.enable_grad():
+            return function(*args, **kwargs)
+
+    return recorded
+
+
+def require_no_inference() -> None:
+    """Raise ValueError under `torch.inference_mode`."""
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "called under torch.inference_mode, in which torch records no derivatives: call it outside, or use "
+            "torch.no_grad there (in Lightning: Trainer(inference_mode=False))"
+        )
+
+
+def at_least_single(w: Tensor) -> Tensor:
+    """w, in float32 where it is of half precision: products and solves in it would be off by 20 to 60 per cent."""
+    return w.to(torch.promote_types(w.dtype, torch.float32)) if w.is_floating_point() else w
 
 
 class Objective(ABC):
@@ -44,6 +77,7 @@ class Objective(ABC):
         with torch.no_grad():
             return self._mean((weight, loss) for weight, loss in self.parts(w.detach()))
 
+    @with_gradients
     def value_and_grad(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """L(w) and its gradient (P,). Cost: one gradient, memory of one chunk."""
         leaf = w.detach().requires_grad_()
@@ -58,6 +92,7 @@ class Objective(ABC):
         """Gradient of L at w, (P,). Cost: one gradient."""
         return self.value_and_grad(w)[1]
 
+    @with_gradients
     def hvp(self, w: Tensor, v: Tensor) -> Tensor:
         """Hessian product H(w) v, (P,), exact. Cost: 2.2 gradients; `curvature.hessian` keeps the graph and pays 1.1."""
         leaf, product = w.detach().requires_grad_(), torch.zeros_like(w)
@@ -65,6 +100,7 @@ class Objective(ABC):
             product.add_(directional(self.slope(loss, leaf), leaf, v), alpha=weight)
         return self.reduce(product)
 
+    @with_gradients
     def third(self, w: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """Gradient of u'H(w)v with respect to w, (P,): the third derivative contracted twice. Cost: about 5 gradients."""
         leaf, product = w.detach().requires_grad_(), torch.zeros_like(w)

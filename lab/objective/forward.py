@@ -1,67 +1,111 @@
-"""How the forward pass of a stranger's network is kept a fixed function of w: modes, kernels, random draws, criteria."""
+"""How the forward pass of a stranger's network is kept a twice differentiable function of w: kernels, wrappers, criteria."""
 
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import checkpoint
 
 
 @contextmanager
-def modes(model: nn.Module, *, train_batch_norm: bool) -> Iterator[None]:
-    """Every module in eval mode, BatchNorm in train mode if asked; the flags are put back afterwards."""
-    before = [(module, module.training) for module in model.modules()]
-    for module, _ in before:
-        module.training = train_batch_norm and isinstance(module, nn.modules.batchnorm._BatchNorm)
-    try:
+def eager(device: torch.device) -> Iterator[None]:
+    """Compiled parts run as they were before they were compiled, and nothing is put into half precision by itself."""
+    with ExitStack() as stack:
+        if torch.is_autocast_enabled(device.type):
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+        if "torch._dynamo" in sys.modules:  # else nothing was compiled: no need to import it
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
-    finally:
-        for module, training in before:
-            module.training = training
 
 
 @contextmanager
-def plain_attention() -> Iterator[None]:
-    """Attention by matrix products and softmax: the fused kernels have no second derivative."""
-    before = torch.backends.mha.get_fastpath_enabled()
+def plain(device: torch.device) -> Iterator[None]:
+    """Kernels that can be differentiated twice, at any w: `eager`, attention by matrix products and softmax, and nothing
+    checkpointed, for what is computed again in a backward pass would be computed with the weights of the module, not w.
+    """
+    fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with eager(device), sdpa_kernel(SDPBackend.MATH), _not_checkpointed():
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+class _Direct:
+    """In place of `torch.utils.checkpoint.CheckpointFunction`: the function itself."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+        return function(*args)
+
+
+def _nothing_kept(*args: Any, **kwargs: Any) -> Iterator[None]:
+    """In place of the hooks of torch around a checkpointed function, which runs at the yield."""
+    yield
 
 
 @contextmanager
-def no_draws(device: torch.device) -> Iterator[None]:
-    """Raise ValueError where random numbers are drawn; the generators are put back."""
+def _not_checkpointed() -> Iterator[None]:
+    """`torch.utils.checkpoint.checkpoint(f, *args)`, imported by whatever name, is f(*args). Where torch has none of the
+    parts that are taken out here, a checkpoint meets saved-tensor hooks that are forbidden, and says so.
+    """
+    names = ("_checkpoint_without_reentrant_generator_impl", "_checkpoint_without_reentrant_generator")
+    parts = {name: _nothing_kept for name in names if hasattr(checkpoint, name)}
+    replaced: dict[str, Any] = {**parts, "CheckpointFunction": _Direct}
+    kept = {name: getattr(checkpoint, name) for name in replaced}
+    with ExitStack() as stack:
+        if not parts:
+            told = "activation checkpointing recomputes with the weights of the module, not with w: switch it off"
+            stack.enter_context(torch.autograd.graph.disable_saved_tensors_hooks(told))
+        for name, part in replaced.items():
+            setattr(checkpoint, name, part)
+        try:
+            yield
+        finally:
+            for name, part in kept.items():
+                setattr(checkpoint, name, part)
 
-    def states() -> list[Tensor]:
-        return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
-    before = states()
-    yield
-    if all(map(torch.equal, before, states())):
-        return
-    torch.set_rng_state(before[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(before[1], device)
-    raise ValueError(
-        "the network draws random numbers though dropout is off (functional.dropout without training=self.training?): "
-        "its loss is no function of w"
-    )
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module itself, without wrappers of `torch.compile`, DataParallel and DistributedDataParallel.
 
-
-def refuse_sums(criterion: Callable[[Tensor, Tensor], Tensor], y: Tensor) -> None:
-    """A loss whose chunk values do not average to the whole is refused, never silently wrong."""
-    name = type(criterion).__name__
-    if getattr(criterion, "reduction", "mean") not in ("mean", "batchmean"):
-        raise ValueError(f'{name} has reduction={criterion.reduction!r}; expected "mean" over examples')  # type: ignore[attr-defined]
-    if getattr(criterion, "weight", None) is not None:
-        raise ValueError(f"{name} has class weights: chunk means do not average to the mean; use an unweighted loss")
-    ignored = getattr(criterion, "ignore_index", None)
-    if ignored is not None and not y.is_floating_point() and bool((y == ignored).any()):
-        raise ValueError(
-            f"{name} ignores targets equal to ignore_index={ignored}: leave those examples out of the data"
-        )
+    Raises ValueError, one line, for what has no parameters that can be replaced: scripted, lazy, sharded modules, complex
+    weights, embeddings that change their weights or have sparse gradients.
+    """
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            break
+    for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(
+                f"{type(model).__name__} is, or holds, a scripted module, whose weights cannot be replaced by w; give the "
+                "nn.Module it was made from"
+            )
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            raise ValueError(
+                f"{type(model).__name__} holds a {type(module).__name__} inside; put its `.module` in its place"
+            )
+        if getattr(module, "max_norm", None) is not None and isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            raise ValueError("an embedding with max_norm changes its weights when it is evaluated; use max_norm=None")
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
+            raise ValueError("an embedding with sparse gradients has no gradient as a vector; use sparse=False")
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise ValueError(f"{name} of a lazy module has no shape yet; run one batch through the model first")
+        if parameter.is_complex():
+            raise ValueError(
+                f"{name} is complex: L is a function of real w; hold its real and imaginary parts as two parameters and "
+                "join them in forward by torch.complex"
+            )
+        if hasattr(parameter, "to_local"):
+            raise ValueError(f"{name} is sharded over processes; measure the unsharded model, one process at a time")
+    return model

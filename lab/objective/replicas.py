@@ -39,13 +39,35 @@ class Replicated:
         self._calls: Counter[tuple[object, ...]] = Counter()
         self._recorded: dict[tuple[object, ...], Program] = {}
 
-    def values(self, W: Tensor, x: Tensor, y: Tensor, *, shared: bool) -> Tensor:
-        """(R,) losses on batches x, y (R, B, ...), or on one batch for all (B, ...) where `shared`."""
-        return self._call(self._loss, "value", W, x, y, None, shared)
+    def values(self, W: Tensor, index: Tensor | None) -> Tensor:
+        """(R,) losses on the mini-batches `index` (R, B), or on all examples."""
+        return self._over_chunks("value", self._loss, W, index, None)
 
-    def grads(self, W: Tensor, x: Tensor, y: Tensor, weights: Tensor | None, *, shared: bool) -> Tensor:
+    def grads(self, W: Tensor, index: Tensor | None, weights: Tensor | None) -> Tensor:
         """(R, P) gradients of the means, or of sum_j weights[r, j] loss_j for weights (R, B)."""
-        return self._call(grad(self._loss), "grad", W, x, y, weights, shared)
+        return self._over_chunks("grad", grad(self._loss), W, index, None if weights is None else weights.to(W))
+
+    def _over_chunks(
+        self, name: str, function: Callable[..., Tensor], W: Tensor, index: Tensor | None, weights: Tensor | None
+    ) -> Tensor:
+        """`function` of rows of W and their batches, added up over chunks of examples, joined over chunks of replicas."""
+        network, joined = self.objective, list[Tensor]()
+        network._outputs(network.weights.to(W), network.x[:1])  # what is found out once cannot be under vmap
+        count = len(network.x) if index is None else index.shape[1]
+        columns = min(count, network.chunk_size(W[0]))
+        step = network.replicas_at_once(W, columns)
+        for begin in range(0, len(W), step):
+            some, parts = slice(begin, begin + step), []
+            for left in range(0, count, columns):
+                those = slice(left, left + columns)
+                chosen = None if index is None else index[some, those]
+                x, y = (_taken(data, those, chosen) for data in (network.x, network.y))
+                a = None if weights is None else weights[some, those]
+                part = self._call(function, name, W[some], x, y, a, index is None)
+                share = (min(left + columns, count) - left) / count
+                parts.append(part if weights is not None or share == 1 else share * part)
+            joined.append(sum(parts[1:], parts[0]))
+        return joined[0] if len(joined) == 1 else torch.cat(joined)
 
     def _loss(self, w: Tensor, x: Tensor, y: Tensor, weights: Tensor | None, constants: list[Tensor]) -> Tensor:
         """The mean loss of one replica on one batch, or the weighted sum over its examples."""
@@ -119,3 +141,8 @@ def _compiled(graph: Program, given: list[Tensor]) -> Program | None:
 def _same(found: Tensor, expected: Tensor) -> bool:
     tol = torch.finfo(expected.dtype).eps ** 0.5
     return found.shape == expected.shape and torch.allclose(found, expected, rtol=tol, atol=tol, equal_nan=True)
+
+
+def _taken(data: Tensor, those: slice, index: Tensor | None) -> Tensor:
+    """A slice of the examples, or those of `index` (R, B) as (R, B, ...); several times faster than data[index]."""
+    return data[those] if index is None else data.index_select(0, index.reshape(-1)).unflatten(0, index.shape)

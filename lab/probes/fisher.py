@@ -265,8 +265,8 @@ class Fisher(Probe):
         self._say(perf_counter() - begin, len(loss.x))
         if not bool(value.isfinite()):
             return None
-        if loss.has_batch_norm and loss.batch_norm == "train":
-            loss = NetworkObjective(loss.model, loss.criterion, (loss.x, loss.y))
+        if loss.batch_statistics:
+            loss = loss.with_running_statistics()
             H = hessian(loss, w)
         else:
             H = snapshot.once(("hessian", examples), lambda: hessian(loss, w))

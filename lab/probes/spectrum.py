@@ -26,7 +26,7 @@ from lab.curvature.density import SpectralDensity, density
 from lab.curvature.eigen import Extremes, lanczos
 from lab.curvature.operators import Hessian, LinearOperator, difference, gauss_newton, hessian, restricted
 from lab.curvature.trace import gauss_newton_trace, hessian_trace, trace
-from lab.objective import Objective
+from lab.objective import Objective, at_least_single, audit, with_gradients
 from lab.params import Layout
 from lab.probes.base import Probe, Snapshot, Value
 from lab.results import Eigenpairs, Estimate
@@ -90,6 +90,7 @@ class Spectral:
         return spectrum_figure({name: array.cpu().numpy() for name, array in self.arrays(threshold).items()}, title)
 
 
+@with_gradients
 def spectrum(
     objective: Objective,
     w: Tensor | None = None,
@@ -102,8 +103,12 @@ def spectrum(
     vectors: int = 3,
     parameters: str = "*",
     seed: int = 0,
+    audited: bool = True,
 ) -> Spectral:
     """The spectrum of the Hessian of `objective` at w (default: its present `weights`); settings as of `Spectrum`.
+
+    Before the first number of a loss its laws are looked at (`lab.objective.audit`, at the price of a few gradients; Unsound
+    where one is broken), unless `audited` is False.
 
     >>> from lab.landscapes.quadratic import Quadratic
     >>> found = spectrum(Quadratic(torch.tensor([9.0, 4.0, 1.0, 1.0, -1.0])), torch.zeros(5), k=2, bottom=1)
@@ -114,6 +119,9 @@ def spectrum(
         if not isinstance(present := getattr(objective, "weights", None), Tensor):
             raise ValueError(f"{type(objective).__name__} has no present weights; give w")
         w = present
+    w = at_least_single(w)
+    if audited:
+        audit(objective, w, seed=seed)
     settings = Spectrum(
         k=k, bottom=bottom, tol=tol, max_matvecs=max_matvecs, steps=steps, vectors=vectors, parameters=parameters
     )

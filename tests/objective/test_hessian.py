@@ -153,11 +153,11 @@ def test_third_derivatives_that_torch_gets_wrong_or_does_not_have_are_refused(ca
     # Through LayerNorm torch 2.15 returns a third derivative that is off by 10 to 160 % and raises nothing.
     model, criterion, x, y = case("layer norm")
     loss = NetworkObjective(model, criterion, (x, y))
-    with pytest.raises(ValueError, match="LayerNorm; use GroupNorm"):
+    with pytest.raises(ValueError, match=r"no right third derivative.*LayerNorm"):
         loss.third(loss.weights, loss.weights, loss.weights)
     model, criterion, x, y = case("batch norm")
     loss = NetworkObjective(model, criterion, (x, y), batch_norm="train")
-    with pytest.raises(ValueError, match='batch_norm="eval" or GroupNorm'):
+    with pytest.raises(ValueError, match=r'no right third derivative.*batch_norm="eval"'):
         loss.third(loss.weights, loss.weights, loss.weights)
 
 

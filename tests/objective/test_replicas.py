@@ -90,8 +90,10 @@ def test_many_replicas_go_in_chunks_that_fit_the_memory(monkeypatch: pytest.Monk
     W, whole = stacked(objective), network().replica_grads(stacked(objective), index())
     monkeypatch.setattr("lab.objective.network.CHUNK_BYTES", 4 * 6 * objective.bytes_per_example(W[0]))
     seen: list[int] = []
-    grads = objective._replicated.grads
-    monkeypatch.setattr(objective._replicated, "grads", lambda W, *a, **k: (seen.append(len(W)), grads(W, *a, **k))[1])
+    call = objective._replicated._call
+    monkeypatch.setattr(
+        objective._replicated, "_call", lambda f, name, W, *a: (seen.append(len(W)), call(f, name, W, *a))[1]
+    )
     torch.testing.assert_close(objective.replica_grads(W, index()), whole)
     assert len(seen) > 1 and sum(seen) == len(W)
 
@@ -149,5 +151,5 @@ def test_weight_decay_has_no_third_derivative_and_what_the_loss_refuses_is_refus
     torch.testing.assert_close(Decayed(inner, 0.3).third(w, u, v), inner.third(w, u, v))
     normed = nn.Sequential(nn.Linear(5, 3), nn.LayerNorm(3)).double()
     inner = NetworkObjective(normed, mean_squared, (inner.x, inner.y))
-    with pytest.raises(ValueError, match="no right third derivative of LayerNorm"):
+    with pytest.raises(ValueError, match="no right third derivative"):
         Decayed(inner, 0.3).third(inner.weights, inner.weights, inner.weights)

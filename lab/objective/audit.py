@@ -1,0 +1,221 @@
+"""An audit of a loss before its first number: what autograd, vmap and chunks say of it must belong to one function of w.
+
+A stranger's network may be anything: a backward pass that keeps intermediates, a batch that is sorted, a criterion that
+sums, a state that remembers. No list of known bad layers is complete, so the laws themselves are looked at, on a few
+examples:
+
+    value              L(w), then other examples, then L(w) again; w itself is left alone
+    derivatives        `lab.objective.laws`: gradient, Hessian products, symmetry
+    single examples    those that are formed at once against plain backward passes; their mean against the gradient
+    chunks             one chunk against two uneven ones
+
+A broken law is refused in one line, `Unsound`. That examples see each other, or that a criterion is no mean over them, is
+none: the loss of a chunk is still a function of w. Then only what needs single examples is refused, by whom it is asked for.
+"""
+
+import math
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from lab.objective.base import Objective
+from lab.objective.laws import Law, Place, Unsound, _listed, derivative_laws
+from lab.objective.network import NetworkObjective
+
+FEW = 6
+"""Examples that the laws are looked at with."""
+CAUSES = {
+    "value": (
+        "the network or the criterion keeps a state or draws numbers that torch does not know of",
+        "make it a function of its inputs",
+    ),
+    "weights": ("the network changes its weights when it is evaluated", "initialise it before"),
+    "gradient": (
+        "detach, no_grad or a backward pass of somebody's own that is not that of the value",
+        "write the part in differentiable operations of torch",
+    ),
+    "Hessian": (
+        "a backward pass of somebody's own that uses saved intermediates, numpy or no_grad",
+        "write it in differentiable operations of torch on the inputs themselves",
+    ),
+    "single examples": (
+        "vmap changes what the network does",
+        "report it: plain backward passes should have been used",
+    ),
+    "mean of single examples": (
+        "the loss of a batch is not the mean over its examples",
+        "use the mean over examples as criterion",
+    ),
+    "chunks": (
+        "the loss of a batch depends on its size",
+        "give the batch size of training as chunk_size",
+    ),
+}
+CAUSES["symmetry"] = CAUSES["Hessian"]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What an audit found: the laws, all held or undecided; notes on the loss that are no faults; and its cost.
+
+    gradients   evaluations, in gradients of the whole loss (a value is a third of one, a Hessian product 2.2); seconds.
+    """
+
+    laws: tuple[Law, ...]
+    notes: tuple[str, ...]
+    gradients: float
+    seconds: float
+
+    def sentence(self) -> str:
+        """What was found, in a line."""
+        held = [law.name for law in self.laws if law.held]
+        open_ = [law.name for law in self.laws if law.held is None]
+        told = f"audit of the loss: {len(held)} laws hold"
+        if open_:
+            told += f", undecided (kinks or round-off): {', '.join(open_)}"
+        told += f"; cost {self.gradients:.2g} gradients"
+        return "; ".join([told, *self.notes])
+
+    def numbers(self) -> dict[str, float]:
+        """The cost, by tag."""
+        return {"cost/audit/gradients": self.gradients, "cost/audit/seconds": self.seconds}
+
+
+def audit(objective: Objective, w: Tensor | None = None, *, seed: int = 0) -> Audit:
+    """Look whether `objective` keeps the laws, near w (default: its present weights), on `FEW` of its examples.
+
+    In float64 where the network takes it. Random directions are drawn from `seed`; nothing else is random, and nothing of
+    the caller's is changed. Cost: about 10 gradients of `FEW` examples, 3 where N is 20 times as many. Of one network it
+    is made once: later calls, also for its mini-batches, return the first result. Raises Unsound, one line, where a law is
+    broken; ValueError where the loss cannot be evaluated or differentiated.
+
+    >>> from lab.landscapes.quadratic import Quadratic
+    >>> audit(Quadratic(torch.tensor([2.0, 5.0])), torch.zeros(2)).sentence()
+    'audit of the loss: 4 laws hold; cost 10 gradients'
+    """
+    network = _network(objective)
+    if network is not None and network._known.audit is not None:
+        return network._known.audit
+    begin = perf_counter()
+    generator = torch.Generator().manual_seed(seed)
+    found = _of_function(objective, w, generator) if network is None else _of_network(network, w, generator)
+    audited = Audit(found.laws, found.notes, found.gradients, perf_counter() - begin)
+    if network is not None:
+        network._known.audit = audited
+    return audited
+
+
+def _network(objective: Objective) -> NetworkObjective | None:
+    """The network inside an objective, if there is one."""
+    while not isinstance(objective, NetworkObjective):
+        inner = getattr(objective, "inner", None) or getattr(objective, "local", None)
+        if not isinstance(inner, Objective):
+            return None
+        objective = inner
+    return objective
+
+
+def _of_function(objective: Objective, w: Tensor | None, generator: torch.Generator) -> Audit:
+    """The laws of a loss that is no network."""
+    if w is None:
+        raise ValueError(f"{type(objective).__name__} has no weights of its own: give w")
+    place = Place.near(objective, w.detach().double(), generator)
+    if not bool(objective.value(place.w).isfinite()):
+        return Audit((), ("the loss is not finite here: nothing could be looked at",), 1 / 3, 0.0)
+    laws = [_held(_same_value(objective, objective, place))]
+    laws += [_held(law) for law in derivative_laws(objective, place)]
+    return Audit(tuple(laws), (), 1 + 1 + 2 * 2.2 + 2 + 2 / 3 + 1, 0.0)
+
+
+def _of_network(network: NetworkObjective, w: Tensor | None, generator: torch.Generator) -> Audit:
+    """The laws of a network's loss, on a few of its examples."""
+    few, notes, share = network.few(FEW), [], FEW / max(FEW, len(network.x))
+    look = network.look
+    w = (network.weights if w is None else w).detach().to(look.dtype)
+    place = Place.near(few, w, generator, look.eps)
+    if not bool(few.value(place.w).isfinite()):
+        return Audit((), ("the loss is not finite here: nothing could be looked at",), share, 0.0)
+    laws = [_held(_same_value(few, _others(network), place))]
+    laws += [_held(law) for law in derivative_laws(few, place)]
+    spent = 1 + 1 + 2 * 2.2 + 2 + 2 / 3
+    if network.modes.silenced:
+        notes.append(f"off in measurements, for it draws random numbers: {', '.join(network.modes.silenced)}")
+    if network.coupled:
+        notes.append(f"{network.coupled}: the loss is defined by its chunks of {network.chunk_size(network.weights)}")
+    elif reason := _no_mean(network):
+        notes.append(reason)
+    elif len(few.x) > 1:
+        laws += [_held(law) for law in _of_examples(few, place)]
+        spent += 4
+    return Audit(tuple(laws), tuple(notes), share * spent, 0.0)
+
+
+def _others(network: NetworkObjective) -> NetworkObjective:
+    """Another number of other examples."""
+    return network.restrict(torch.arange(max(1, min(FEW, len(network.x)) - 1), device=network.y.device))
+
+
+def _no_mean(network: NetworkObjective) -> str:
+    try:
+        network.require_mean()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _same_value(objective: Objective, other: Objective, place: Place) -> Law:
+    """L(w), the loss of other examples elsewhere, L(w) again; w must be as it was."""
+    w = place.w.clone()
+    first = float(objective.value(w))
+    other.value(w + 0.1 * place.u)
+    again = float(objective.value(w))
+    if not torch.equal(w, place.w):
+        return Law("weights", math.inf, 0.0, False)
+    off, allowed = abs(again - first) / max(abs(first), 1e-30), 100 * place.eps
+    return Law("value", off, allowed, off <= allowed or first == again)
+
+
+def _of_examples(few: NetworkObjective, place: Place) -> list[Law]:
+    """Single examples, their mean, and two chunkings."""
+    w, num = place.w, len(few.x)
+    every = torch.arange(num, device=few.y.device)
+    single = torch.stack([few.restrict(every[i : i + 1]).grad(w) for i in range(num)]).double()
+    value, gradient = few.value_and_grad(w)
+    fast, mean = few.example_grads(w).double(), single.mean(0)
+    size, allowed = float(single.norm(dim=1).max()), max(1e-6, 10 * place.eps**0.5)
+    off = float((fast - single).norm(dim=1).max()) / size if size > 0 else 0.0
+    laws = [Law("single examples", off, allowed, off <= allowed)]
+    off = float((mean - gradient.double()).norm()) / size if size > 0 else 0.0
+    laws.append(Law("mean of single examples", off, allowed, off <= allowed))
+    parts = [few.restrict(every[: num // 3 + 1]), few.restrict(every[num // 3 + 1 :])]
+    chunked = sum(len(part.x) / num * float(part.value(w)) for part in parts if len(part.x))
+    off = abs(chunked - float(value)) / max(abs(float(value)), 1e-30)
+    return [*laws, Law("chunks", off, allowed, off <= allowed)]
+
+
+def _held(law: Law) -> Law:
+    """The law, or Unsound where it is broken."""
+    if law.held is False:
+        cause, cure = CAUSES[law.name]
+        where = f" in {_listed(law.where)}" if law.where and law.where != ("w",) else ""
+        raise Unsound(
+            f"the loss breaks a law: {TOLD[law.name]}{where} by {100 * law.error:.2g} % "
+            f"(allowed {100 * law.tolerance:.1g} %); likely {cause}; {cure}, or leave the audit out (audit=false) and "
+            "trust no number"
+        )
+    return law
+
+
+TOLD = {
+    "value": "the value at one w differs from call to call",
+    "weights": "w is changed by evaluating the loss",
+    "gradient": "the gradient differs from the difference of values",
+    "Hessian": "a Hessian product differs from the difference of gradients",
+    "symmetry": "u'Hv differs from v'Hu",
+    "single examples": "gradients of single examples formed at once differ from those formed one by one",
+    "mean of single examples": "the mean of the gradients of single examples differs from the gradient",
+    "chunks": "the loss of one chunk differs from that of two",
+}
+"""What a broken law says."""

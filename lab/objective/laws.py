@@ -1,0 +1,187 @@
+"""Laws of derivatives, by differences: does what autograd says of a loss belong to that loss?
+
+    gradient     g(w)'v       against  (L(w + hv) - L(w - hv)) / 2h
+    Hessian      H(w) v       against  (g(w + hv) - g(w - hv)) / 2h,      and u'Hv = v'Hu
+    third        d(u'Hv)/dw   against  (H(w + hu) v - H(w - hu) v) / 2h
+
+They are looked at where exact zeros of initialisation are no issue: at w moved by a per cent or so of each parameter. A
+difference is believed where it is the same at h and 3h: there it holds neither a kink (ReLU: a step across one adds its
+jump over 2h, which is never the same twice) nor round-off. A law is broken where every believed difference, two at least,
+says so, parameter by parameter; it is undecided where none can be believed.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lab.objective.base import Objective
+
+STEPS = (1e-6, 1e-5, 1e-7, 1e-4, 1e-8, 1e-3, 1e-2)
+"""Steps of differences, relative to the weights: the first that agrees is enough."""
+MOVED = 0.03
+"""How far from w the laws are looked at, relative to the weights."""
+TOLERANCE = 1e-3
+"""Relative difference that a law allows, beside what the difference itself is uncertain by."""
+BELIEVED, WIDER = 0.05, 5.0
+"""A difference is believed where it changes by less than this share from h to 3h; its change counts so many times."""
+ROUND_OFF = 100.0
+"""Round-off of a sum such as a gradient, in units of eps of its size."""
+
+
+class Unsound(ValueError):
+    """A loss that breaks a law: what the lab would say of it is not to be believed. The message is one line."""
+
+
+@dataclass(frozen=True)
+class Law:
+    """What came of one law. error and tolerance are relative; held is None where it could not be decided; where names the
+    parameters in which it is broken.
+    """
+
+    name: str
+    error: float
+    tolerance: float
+    held: bool | None
+    where: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the laws are looked at: w, directions u and v (P,), in the scale of each parameter, whose names and sizes go
+    with them; eps of the numbers computed with.
+    """
+
+    w: Tensor
+    u: Tensor
+    v: Tensor
+    names: Sequence[str]
+    sizes: Sequence[int]
+    eps: float
+
+    @classmethod
+    def near(cls, objective: Objective, w: Tensor, generator: torch.Generator, eps: float | None = None) -> "Place":
+        """Near w, in the dtype of w."""
+        layout = getattr(objective, "layout", None)
+        names, sizes = (layout.names, layout.sizes) if layout is not None else (("w",), (w.numel(),))
+        least = 0.01 * max(_rms(w), 0.1)
+        scale = torch.cat([piece.new_full(piece.shape, max(_rms(piece), least)) for piece in w.split(sizes)])
+        draws = (torch.randn(w.shape, generator=generator, dtype=torch.float64).to(w) for _ in range(3))
+        moved, u, v = (scale * draw for draw in draws)
+        there = w + MOVED * moved
+        if not bool(objective.value(there).isfinite()):
+            there = w
+        return cls(there, u, v, names, sizes, torch.finfo(w.dtype).eps if eps is None else eps)
+
+
+def derivative_laws(objective: Objective, place: Place) -> list[Law]:
+    """Gradient, Hessian product and symmetry. Cost: about 7 gradients, more where kinks or a broken law want more steps."""
+    w, u, v = place.w, place.u, place.v
+    value, gradient, hu, hv = _products(objective, w, u, v)
+    slopes = _compare(
+        "gradient",
+        (gradient.double() @ v.double())[None],
+        lambda h: ((objective.value(w + h * v) - objective.value(w - h * v)).double() / (2 * h))[None],
+        ("w",),
+        (1,),
+        lambda h: ROUND_OFF * place.eps * abs(value) / h,
+    )
+    size = float(gradient.double().norm())
+    curved = _compare(
+        "Hessian",
+        hv,
+        lambda h: (objective.grad(w + h * v) - objective.grad(w - h * v)) / (2 * h),
+        place.names,
+        place.sizes,
+        lambda h: ROUND_OFF * place.eps * size / h,
+    )
+    uhv, vhu = (float(a.double() @ b.double()) for a, b in ((u, hv), (v, hu)))
+    spread = float(u.double().norm() * hv.double().norm() + v.double().norm() * hu.double().norm())
+    scale = max(abs(uhv), abs(vhu), spread / math.sqrt(len(w)))
+    off = abs(uhv - vhu) / scale if scale > 0 else 0.0
+    allowed = max(1e-5, place.eps**0.5)
+    return [slopes, curved, Law("symmetry", off, allowed, off <= allowed)]
+
+
+def third_law(objective: Objective, place: Place) -> Law:
+    """The third derivative. Cost: about 10 gradients."""
+    w, u, v = place.w, place.u, place.v
+    size = float(objective.hvp(w, v).double().norm())
+    return _compare(
+        "third derivative",
+        Objective.third(objective, w, u, v),
+        lambda h: (objective.hvp(w + h * u, v) - objective.hvp(w - h * u, v)) / (2 * h),
+        place.names,
+        place.sizes,
+        lambda h: ROUND_OFF * place.eps * size / h,
+    )
+
+
+def require_third(few: Objective, w: Tensor) -> None:
+    """Raise Unsound where the third derivative of `few` examples is not the derivative of their Hessian products."""
+    look = getattr(few, "look", None)
+    w = w.detach().to(w.dtype if look is None else look.dtype)
+    place = Place.near(few, w, torch.Generator().manual_seed(0), None if look is None else look.eps)
+    law = third_law(few, place)
+    if law.held is False:
+        raise Unsound(
+            f"the third derivative in {_listed(law.where)} differs by {100 * law.error:.2g} % from the difference of "
+            "Hessian products: torch has no right third derivative through this layer (as LayerNorm, train-mode BatchNorm, "
+            'a function of somebody\'s own); use GroupNorm, or batch_norm="eval"'
+        )
+
+
+def _products(objective: Objective, w: Tensor, u: Tensor, v: Tensor) -> tuple[float, Tensor, Tensor, Tensor]:
+    """L, g, Hu, Hv at w."""
+    value, gradient = objective.value_and_grad(w)
+    return float(value), gradient, objective.hvp(w, u), objective.hvp(w, v)
+
+
+def _compare(
+    name: str,
+    exact: Tensor,
+    difference: Callable[[float], Tensor],
+    names: Sequence[str],
+    sizes: Sequence[int],
+    round_off: Callable[[float], float],
+) -> Law:
+    """`exact` against differences at several steps, block by block."""
+    whole = float(exact.double().norm())
+    believed, broken, error = torch.zeros(len(sizes)), torch.zeros(len(sizes)), torch.zeros(len(sizes))
+    for h in STEPS:
+        near = difference(h)
+        if not bool(near.isfinite().all()):
+            continue
+        off, size = _norms(exact - near, sizes), _norms(near, sizes)
+        allowed = TOLERANCE * torch.maximum(size, _norms(exact, sizes)) + round_off(h) + 1e-6 * whole
+        if bool((off <= allowed).all()):
+            return Law(name, _share(off, size), TOLERANCE, True)
+        spread = _norms(near - difference(3 * h), sizes)
+        sure = spread + round_off(h) <= BELIEVED * torch.maximum(size, _norms(exact, sizes))
+        wrong = sure & (off > allowed + WIDER * spread)
+        believed, broken = believed + sure, broken + wrong
+        error = torch.where(wrong, off / torch.maximum(size, _norms(exact, sizes)), error)
+    guilty = (believed >= 2) & (broken == believed)
+    if bool(guilty.any()):
+        where = tuple(n for n, bad in zip(names, guilty.tolist(), strict=True) if bad)
+        return Law(name, float(error[guilty].max()), TOLERANCE, False, where)
+    return Law(name, math.nan, TOLERANCE, True if bool((believed >= 2).all()) else None)
+
+
+def _norms(v: Tensor, sizes: Sequence[int]) -> Tensor:
+    return torch.stack([piece.double().norm() for piece in v.split(list(sizes))]).cpu()
+
+
+def _share(off: Tensor, size: Tensor) -> float:
+    total = float(size.norm())
+    return float(off.norm()) / total if total > 0 else 0.0
+
+
+def _rms(v: Tensor) -> float:
+    return float(v.detach().double().square().mean().sqrt()) if v.numel() else 0.0
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,99 @@
+"""A look at a stranger's network: the precision it computes in, and whether the examples of a batch see each other.
+
+An example has a gradient of its own only where its output does not depend on its companions. Lists of layers that couple
+examples (BatchNorm) are never complete, so the outputs of a few examples are compared with those that they have in another
+order, in smaller and doubled company. Networks that sort, average or normalise over their batch differ; rounding does not.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lab.objective.base import at_least_single
+
+if TYPE_CHECKING:
+    from lab.objective.network import NetworkObjective
+
+EXAMPLES = 8
+"""Examples that are looked at."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look found.
+
+    dtype    of weights in which laws are examined: float64 where the network takes it.
+    eps      round-off of the coarsest numbers it computes with, given weights of that dtype.
+    coupled  how examples see each other, "" where they do not.
+    rank     dimensions of the outputs of several examples.
+    """
+
+    dtype: torch.dtype
+    eps: float
+    coupled: str
+    rank: int
+
+
+def look_at(network: "NetworkObjective") -> Look:
+    """A look at the network at its present weights. Cost: three forward passes of `EXAMPLES` examples at most.
+
+    Raises what the network raises on few examples.
+    """
+    few = network.few(EXAMPLES)
+    w = few.weights.double()
+    try:
+        outputs, eps = _precise(few, w, few.x)
+    except (RuntimeError, TypeError, ValueError):  # numbers of a fixed precision inside
+        w = at_least_single(few.weights)
+        outputs, eps = _precise(few, w, few.x)
+    return Look(w.dtype, eps, _coupled(few, w, outputs, eps), outputs.dim())
+
+
+def _precise(few: "NetworkObjective", w: Tensor, x: Tensor) -> tuple[Tensor, float]:
+    """Outputs, and the round-off of the coarsest numbers on the way to them."""
+    with torch.no_grad(), _Precision() as seen:
+        outputs = few._outputs(w, x)
+    return outputs, seen.eps
+
+
+def _coupled(few: "NetworkObjective", w: Tensor, outputs: Tensor, eps: float) -> str:
+    num = len(few.x)
+    if num == 1:
+        return ""
+    if outputs.dim() == 0 or len(outputs) % num:
+        return f"the network gives outputs of shape {tuple(outputs.shape)} for {num} examples, not some for each"
+    order = torch.arange(num - 1, -1, -1, device=few.y.device)[: max(1, num // 2) + 1]
+    order[-1] = order[0]
+    with torch.no_grad():
+        again = few._outputs(w, few.x[order])
+    if again.dim() == 0 or len(again) % len(order):
+        return f"the network gives outputs of shape {tuple(again.shape)} for {len(order)} examples, not some for each"
+    before, after = outputs.reshape(num, -1)[order], again.reshape(len(order), -1)
+    if before.shape != after.shape:
+        return "the outputs of an example have another shape in other company"
+    before, after = before.double(), after.double()
+    if not bool(before.isfinite().all() and after.isfinite().all()):
+        return ""  # diverged weights tell nothing
+    off, size = float((before - after).abs().max()), float(before.abs().max())
+    if off <= eps**0.5 * size:
+        return ""
+    return f"the outputs of an example depend on the others of its batch (by {100 * off / size:.2g} % of their size)"
+
+
+class _Precision(TorchDispatchMode):
+    """The coarsest floating-point numbers that operations on such numbers make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.eps = torch.finfo(torch.float64).eps
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if any(isinstance(t, Tensor) and t.is_floating_point() for t in tree_leaves((args, kwargs))):
+            made = [t for t in tree_leaves(result) if isinstance(t, Tensor) and t.is_floating_point()]
+            self.eps = max([self.eps, *(torch.finfo(t.dtype).eps for t in made)])
+        return result
