@@ -27,6 +27,8 @@ TOLERANCE = 1e-3
 """Relative difference that a law allows, beside what the difference itself is uncertain by."""
 BELIEVED, WIDER = 0.05, 5.0
 """A difference is believed where it changes by less than this share from h to 3h; its change counts so many times."""
+VALUE, PRODUCT = 1 / 3, 2.2
+"""Cost of a value and of a Hessian product, in gradients."""
 ROUND_OFF = 100.0
 """Round-off of a sum such as a gradient, in units of eps of its size."""
 
@@ -38,7 +40,7 @@ class Unsound(ValueError):
 @dataclass(frozen=True)
 class Law:
     """What came of one law. error and tolerance are relative; held is None where it could not be decided; where names the
-    parameters in which it is broken.
+    parameters in which it is broken; spent is the cost, in gradients of what it was looked at with.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Law:
     tolerance: float
     held: bool | None
     where: tuple[str, ...] = ()
+    spent: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ def derivative_laws(objective: Objective, place: Place) -> list[Law]:
         ("w",),
         (1,),
         lambda h: ROUND_OFF * place.eps * abs(value) / h,
+        (1 + PRODUCT, 2 * VALUE),
     )
     size = float(gradient.double().norm())
     curved = _compare(
@@ -96,6 +100,7 @@ def derivative_laws(objective: Objective, place: Place) -> list[Law]:
         place.names,
         place.sizes,
         lambda h: ROUND_OFF * place.eps * size / h,
+        (PRODUCT, 2.0),
     )
     uhv, vhu = (float(a.double() @ b.double()) for a, b in ((u, hv), (v, hu)))
     spread = float(u.double().norm() * hv.double().norm() + v.double().norm() * hu.double().norm())
@@ -116,6 +121,7 @@ def third_law(objective: Objective, place: Place) -> Law:
         place.names,
         place.sizes,
         lambda h: ROUND_OFF * place.eps * size / h,
+        (5.0 + PRODUCT, 2 * PRODUCT),
     )
 
 
@@ -127,7 +133,7 @@ def require_third(few: Objective, w: Tensor) -> None:
     law = third_law(few, place)
     if law.held is False:
         raise Unsound(
-            f"the third derivative in {_listed(law.where)} differs by {100 * law.error:.2g} % from the difference of "
+            f"the third derivative in {listed(law.where)} differs by {100 * law.error:.2g} % from the difference of "
             "Hessian products: torch has no right third derivative through this layer (as LayerNorm, train-mode BatchNorm, "
             'a function of somebody\'s own); use GroupNorm, or batch_norm="eval"'
         )
@@ -146,19 +152,27 @@ def _compare(
     names: Sequence[str],
     sizes: Sequence[int],
     round_off: Callable[[float], float],
+    cost: tuple[float, float],
 ) -> Law:
-    """`exact` against differences at several steps, block by block."""
+    """`exact` against differences at several steps, block by block; cost: of the former, and of a difference."""
+    spent, each = cost
     whole = float(exact.double().norm())
     believed, broken, error = torch.zeros(len(sizes)), torch.zeros(len(sizes)), torch.zeros(len(sizes))
+    zero = list[bool]()  # whether both sides were below round-off
     for h in STEPS:
-        near = difference(h)
+        if h < STEPS[-1] and round_off(h) > BELIEVED * whole > 0:
+            continue  # a difference at this step could not speak against anything
+        near, spent = difference(h), spent + each
         if not bool(near.isfinite().all()):
             continue
         off, size = _norms(exact - near, sizes), _norms(near, sizes)
+        zero.append(max(whole, float(size.norm())) <= round_off(h))
+        if round_off(h) > BELIEVED * max(whole, float(size.norm())):
+            continue
         allowed = TOLERANCE * torch.maximum(size, _norms(exact, sizes)) + round_off(h) + 1e-6 * whole
         if bool((off <= allowed).all()):
-            return Law(name, _share(off, size), TOLERANCE, True)
-        spread = _norms(near - difference(3 * h), sizes)
+            return Law(name, _share(off, size), TOLERANCE, True, spent=spent)
+        spread, spent = _norms(near - difference(3 * h), sizes), spent + each
         sure = spread + round_off(h) <= BELIEVED * torch.maximum(size, _norms(exact, sizes))
         wrong = sure & (off > allowed + WIDER * spread)
         believed, broken = believed + sure, broken + wrong
@@ -166,8 +180,9 @@ def _compare(
     guilty = (believed >= 2) & (broken == believed)
     if bool(guilty.any()):
         where = tuple(n for n, bad in zip(names, guilty.tolist(), strict=True) if bad)
-        return Law(name, float(error[guilty].max()), TOLERANCE, False, where)
-    return Law(name, math.nan, TOLERANCE, True if bool((believed >= 2).all()) else None)
+        return Law(name, float(error[guilty].max()), TOLERANCE, False, where, spent)
+    held = True if (zero and all(zero)) or bool((believed >= 2).all()) else None
+    return Law(name, math.nan, TOLERANCE, held, spent=spent)
 
 
 def _norms(v: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -183,5 +198,5 @@ def _rms(v: Tensor) -> float:
     return float(v.detach().double().square().mean().sqrt()) if v.numel() else 0.0
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

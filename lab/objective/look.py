@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lab.objective.base import at_least_single
+from lab.objective.laws import Unsound
 
 if TYPE_CHECKING:
     from lab.objective.network import NetworkObjective
@@ -41,22 +42,32 @@ class Look:
 def look_at(network: "NetworkObjective") -> Look:
     """A look at the network at its present weights. Cost: three forward passes of `EXAMPLES` examples at most.
 
-    Raises what the network raises on few examples.
+    Raises Unsound where the network changes its weights, and what it raises itself on few examples.
     """
     few = network.few(EXAMPLES)
     w = few.weights.double()
     try:
-        outputs, eps = _precise(few, w, few.x)
+        outputs, eps = _precise(few, w)
+    except Unsound:
+        raise
     except (RuntimeError, TypeError, ValueError):  # numbers of a fixed precision inside
         w = at_least_single(few.weights)
-        outputs, eps = _precise(few, w, few.x)
+        outputs, eps = _precise(few, w)
     return Look(w.dtype, eps, _coupled(few, w, outputs, eps), outputs.dim())
 
 
-def _precise(few: "NetworkObjective", w: Tensor, x: Tensor) -> tuple[Tensor, float]:
-    """Outputs, and the round-off of the coarsest numbers on the way to them."""
-    with torch.no_grad(), _Precision() as seen:
-        outputs = few._outputs(w, x)
+def _precise(few: "NetworkObjective", w: Tensor) -> tuple[Tensor, float]:
+    """Outputs, and the round-off of the coarsest numbers on the way to them. Raises Unsound where w itself is changed."""
+    before = w.clone()
+    with torch.no_grad():
+        few.find_modes(w)
+        with _Precision() as seen:
+            outputs = few._outputs(w, few.x)
+    if not torch.equal(w.nan_to_num(), before.nan_to_num()):
+        raise Unsound(
+            "the network changes its weights when it is evaluated (does its first batch initialise them?): run one batch "
+            "through it in training mode before it is measured"
+        )
     return outputs, seen.eps
 
 

@@ -319,6 +319,11 @@ class NetworkObjective(Objective):
             return outputs[None]  # a squeeze in the network took the axis of the examples with it
         return outputs
 
+    def find_modes(self, w: Tensor) -> None:
+        """Find out what draws random numbers, if that is not known yet: `_outputs` would do so by itself."""
+        with self.modes.applied(w.device, partial(self._run_few, w)):
+            pass
+
     def _run_few(self, w: Tensor) -> None:
         """A forward pass of few examples, or of a chunk where few will not do; nothing is kept of it."""
         w, size = w.detach(), self.chunk_size(w) if self._chunk_size is not None else len(self.x)
