@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from lab.curvature.layers import LAYERS, Layer, per_example
 from lab.curvature.probing import random_signs
-from lab.objective import NetworkObjective, Objective, differentiating_again, require_graph
+from lab.objective import NetworkObjective, Objective, differentiating_again, require_graph, with_gradients
 
 MOST_OUTPUTS = 1000
 """Numbers the network may put out per example where their Hessian is formed."""
@@ -174,6 +174,7 @@ def require_examples(objective: Objective, w: Tensor) -> NetworkObjective:
     return objective
 
 
+@with_gradients
 def take_apart(objective: Objective, w: Tensor) -> Anatomy:
     """Take the network apart, and check on two examples that its layers account for the whole gradient.
 

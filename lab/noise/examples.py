@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from lab.noise.layers import LAYERS, Layer, known, squares
-from lab.objective import CHUNK_BYTES, NetworkObjective, Objective, memory_of
-from lab.objective.singles import example_gradients
+from lab.objective import CHUNK_BYTES, NetworkObjective, Objective, memory_of, with_gradients
+from lab.objective.singles import example_gradients, single_gradient
 from lab.params import Layout
 
 T = TypeVar("T")
@@ -222,6 +222,7 @@ class ExampleGradients:
             )
         return chunk
 
+    @with_gradients
     def each(self, work: Callable[[Chunk], T]) -> list[T]:
         """`work` of every chunk, in order."""
         while True:
@@ -258,7 +259,7 @@ class ExampleGradients:
             part = slice(begin, min(begin + size, self.num_examples))
             chunk = _record(network, self._modules, self.formed, self.w, part)
             new = not begin or chunk.num_examples != size  # another axis may have as many entries as there are examples
-            wrong = _unaccounted(network, self.w, chunk) - self.formed if new else set()
+            wrong = _unaccounted(network, self.w, chunk, self.formed) if new else set()
             if wrong and begin:
                 raise _Unaccounted(wrong)
             self.formed |= wrong
@@ -378,25 +379,32 @@ def _record(
     return chunk
 
 
-def _unaccounted(network: NetworkObjective, w: Tensor, chunk: Chunk) -> set[str]:
-    """Parameters whose record differs from the gradient of one example, that with the largest output gradient."""
-    j = 0
+def _unaccounted(network: NetworkObjective, w: Tensor, chunk: Chunk, formed: set[str]) -> set[str]:
+    """Parameters, beside those that are formed, whose records are not their gradients: of the example with the largest
+    output gradient, of the first and of the last; or that have no record though the loss of the chunk depends on them.
+    """
+    looked = {0, chunk.num_examples - 1}
     if chunk.known:
         last = list(chunk.known.values())[-1][0]
-        j = int(last.g.flatten(1).square().sum(1).argmax())
-    leaf, i = w.detach().requires_grad_(), chunk.part.start + j
-    with torch.enable_grad():
-        loss = network.loss_of(leaf, network.x[i : i + 1], network.y[i : i + 1])
-    (truth,) = torch.autograd.grad(loss, leaf, materialize_grads=True)
-    if not bool(truth.isfinite().all()):
-        return set()
-    eps = torch.finfo(w.dtype).eps
-    wrong, size = set(), truth.norm()
-    for name, piece in network.layout.unflatten(truth).items():
-        found = torch.zeros_like(piece).flatten()
-        if name in chunk.known:
+        looked.add(int(last.g.flatten(1).square().sum(1).argmax()))
+    wrong = set[str]()
+    for j in looked:
+        i = chunk.part.start + j
+        truth = single_gradient(network.loss_of, w, network.x[i : i + 1], network.y[i : i + 1])
+        if not bool(truth.isfinite().all()):
+            continue
+        eps, size = torch.finfo(w.dtype).eps, truth.norm()
+        for name, piece in network.layout.unflatten(truth).items():
+            if name in formed or name not in chunk.known:
+                continue
             layer, local = chunk.known[name]
             found = layer.rows(local, slice(j, j + 1))[0]
-        if not (piece.flatten() - found).norm() <= 10 * eps**0.5 * piece.norm() + 1e3 * eps * size:
-            wrong.add(name)
+            if not (piece.flatten() - found).norm() <= 10 * eps**0.5 * piece.norm() + 1e3 * eps * size:
+                wrong.add(name)
+    unseen = set(network.layout.names) - formed - set(chunk.known)
+    if unseen:
+        whole = network.layout.unflatten(
+            single_gradient(network.loss_of, w, network.x[chunk.part], network.y[chunk.part])
+        )
+        wrong |= {name for name in unseen if bool((whole[name] != 0).any())}
     return wrong

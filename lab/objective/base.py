@@ -8,7 +8,7 @@ alike. Parts are weighted by examples, so a ragged last chunk is right: the mean
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -31,16 +31,27 @@ Result = TypeVar("Result")
 
 def with_gradients(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """`function` with gradients recorded, also where its caller has switched them off by `torch.no_grad`, as the validation
-    hooks of a trainer do. Under `torch.inference_mode`, which cannot be left for tensors made in it: ValueError.
+    hooks of a trainer do, and without automatic half precision, which reaches into backward passes too. Under
+    `torch.inference_mode`, which cannot be left for tensors made in it: ValueError.
     """
 
     @wraps(function)
     def recorded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         require_no_inference()
-        with torch.enable_grad():
+        with torch.enable_grad(), full_precision():
             return function(*args, **kwargs)
 
     return recorded
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """No automatic half precision inside, whatever is switched on around it."""
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def require_no_inference() -> None:

@@ -10,27 +10,28 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import checkpoint
 
+from lab.objective.base import full_precision
+
 
 @contextmanager
-def eager(device: torch.device) -> Iterator[None]:
+def eager() -> Iterator[None]:
     """Compiled parts run as they were before they were compiled, and nothing is put into half precision by itself."""
     with ExitStack() as stack:
-        if torch.is_autocast_enabled(device.type):
-            stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(full_precision())
         if "torch._dynamo" in sys.modules:  # else nothing was compiled: no need to import it
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
 
 
 @contextmanager
-def plain(device: torch.device) -> Iterator[None]:
+def plain() -> Iterator[None]:
     """Kernels that can be differentiated twice, at any w: `eager`, attention by matrix products and softmax, and nothing
     checkpointed, for what is computed again in a backward pass would be computed with the weights of the module, not w.
     """
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with eager(device), sdpa_kernel(SDPBackend.MATH), _not_checkpointed():
+        with eager(), sdpa_kernel(SDPBackend.MATH), _not_checkpointed():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)

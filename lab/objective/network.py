@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lab.objective.base import Objective, at_least_single, require_graph, require_no_inference
+from lab.objective.base import Objective, at_least_single, require_graph, require_no_inference, with_gradients
 from lab.objective.criterion import refuse_sums, require_mean
 from lab.objective.forward import eager, plain, unwrapped
 from lab.objective.look import Look, look_at
@@ -187,6 +187,7 @@ class NetworkObjective(Objective):
         part._chunk_size = None if self._chunk_size is None else max(self._chunk_size, count)
         return part
 
+    @with_gradients
     def example_grads(self, w: Tensor, index: Tensor | None = None) -> Tensor:
         """Per-example gradients (b, P), by vmap in chunks, or one by one where it cannot go. Raises ValueError where
         examples see each other, as in train-mode BatchNorm, or the criterion is no mean over examples.
@@ -196,12 +197,14 @@ class NetworkObjective(Objective):
         size = self.chunk_size(w)
         return example_gradients(self.loss_of, w.detach(), x, y, chunk_size=size, known=self.vectorised)
 
+    @with_gradients
     def replica_values(self, W: Tensor, index: Tensor | None = None) -> Tensor:
         """As `Objective.replica_values`, as one program where vmap can go. Coupled examples raise ValueError."""
         self._require_replicas(W)
         found = self.vectorised.attempt(lambda: self._replicated.values(W, index))
         return super().replica_values(W, index) if found is None else found
 
+    @with_gradients
     def replica_grads(self, W: Tensor, index: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
         """As `Objective.replica_grads`, as one program where vmap can go, in chunks of replicas whose graphs fit
         `CHUNK_BYTES`. Coupled examples raise ValueError.
@@ -299,13 +302,12 @@ class NetworkObjective(Objective):
 
     def _outputs(self, w: Tensor, x: Tensor, constants: list[Tensor] | None = None) -> Tensor:
         """The network on one chunk, with w in place of the parameters and copies in place of the buffers."""
-        if w.requires_grad:
-            require_no_inference()
+        require_no_inference()
         held = dict(zip(self._constant, self.constants(w) if constants is None else constants, strict=True))
         with ExitStack() as stack:
             if w.requires_grad:
                 stack.enter_context(torch.enable_grad())
-            stack.enter_context(plain(w.device))
+            stack.enter_context(plain())
             stack.enter_context(self.modes.applied(w.device, partial(self._run_few, w)))
             outputs = functional_call(self.model, (self.layout.unflatten(w), held), (_cast(x, w),))
         if not isinstance(outputs, Tensor):
@@ -340,7 +342,7 @@ class NetworkObjective(Objective):
         with ExitStack() as stack:
             if outputs.requires_grad:
                 stack.enter_context(torch.enable_grad())
-            stack.enter_context(eager(outputs.device))
+            stack.enter_context(eager())
             loss = self.criterion(outputs, y.to(outputs.dtype) if y.is_floating_point() else y)
         if loss.dim() != 0:
             raise ValueError(f"the criterion returned shape {tuple(loss.shape)}; expected the mean, a scalar")

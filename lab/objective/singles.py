@@ -39,7 +39,9 @@ class Vectorised:
         if self.works is False:
             return None
         try:
-            return function()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of slow fallbacks inside functorch
+                return function()
         except (
             Exception
         ) as error:  # whatever a stranger's network does to functorch: the loop is right, or says what is wrong
