@@ -64,7 +64,7 @@ class Clipping:
         if self.share is None:
             return {}, ratio
         values, f = {"train/clipped": self.share}, self.factor
-        if rule is None or not (rule.plain or not isinstance(rule.coupled_decay, Tensor) and rule.coupled_decay == 0):
+        if rule is None or not (rule.plain or bool((torch.as_tensor(rule.coupled_decay) == 0).all())):
             return values, ratio if f == 1 else math.nan
         if f > 0 and not self._by_value and math.isfinite(ratio):
             values |= {"sharpness/clipped_threshold": rule.threshold / f, "sharpness/clipped_ratio": ratio * f}

@@ -43,8 +43,8 @@ class ProbeCallback(pl.Callback):
     batch_size  examples in a batch of training (None: all), and how they are drawn, for the probes of the noise: `sampling`
                 epoch | with_replacement | without_replacement.
     Threshold, preconditioner and steps are those of whichever optimiser holds each weight; what is frozen, thawed or added
-    in the run is followed. Where gradients are clipped (`lab.callbacks.clipping`), train/clipped is the share of steps so far
-    that were, and sharpness/clipped_threshold and clipped_ratio are those of the effective rate lr min(1, c/|g|) of the step.
+    in the run is followed. Where gradients are clipped (`lab.callbacks.clipping`), train/clipped is the share of steps so
+    far that were; sharpness/clipped_threshold, clipped_ratio are those of the effective rate lr min(1, c/|g|) of the step.
     Training is bit-identical with and without it. After (and during) training: `tracker`, `summary()`.
     """
 
