@@ -84,12 +84,13 @@ class Live:
     def _idle(self, rule: UpdateRule, gradient: Callable[[], Tensor]) -> Tensor:
         """Places of the parameters without second moments on which the loss does not depend."""
         unknown = torch.zeros(0) if rule.preconditioner is None else rule.preconditioner.isnan()
-        if not bool(unknown.any()) or bool(unknown.all()):
+        if not bool(unknown.any()):
             return torch.zeros(0, dtype=torch.long)
         sizes = [p.numel() for p in self.params]
         pieces = zip(unknown.split(sizes), gradient().split(sizes), strict=True)
         idle = [torch.full((len(g),), bool(missing.any()) and not bool(g.any())) for missing, g in pieces]
-        return torch.cat(idle).nonzero()[:, 0]
+        places = torch.cat(idle)
+        return (places & ~places.all()).nonzero()[:, 0]  # all: a critical point
 
 
 def _still(direction: Callable[[Tensor], Tensor] | None, idle: Tensor) -> Callable[[Tensor], Tensor] | None:
