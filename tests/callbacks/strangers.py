@@ -122,15 +122,15 @@ def fit(
     save: str | None = None,
     **trainer: Any,
 ) -> ProbeCallback:
-    """A run of full batches, an epoch a step."""
-    (x, y), sharpness = data(), Sharpness(every=every, tol=1e-8, midpoints=midpoints)
+    """A run of full batches, an epoch a step; every=0: without the callback."""
+    (x, y), sharpness = data(), Sharpness(every=every or 1, tol=1e-8, midpoints=midpoints)
     probe = ProbeCallback([sharpness], Loss, data=(x, y), model=model)
     settings = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "max_epochs": -1}
     settings |= {
         "enable_model_summary": False,
         "accelerator": "cpu",
         "max_steps": steps,
-        "callbacks": [*callbacks, probe],
+        "callbacks": [*callbacks, *([probe] if every else [])],
     }
     run = pl.Trainer(**(settings | trainer))
     run.fit(project, DataLoader(TensorDataset(x, y), batch_size=len(y)), ckpt_path=resume)

@@ -185,7 +185,7 @@ def test_the_measurement_follows_what_is_trained_and_says_so_once(make: Make, ch
     assert sum("are others than before" in str(one.message) for one in said) == 1
     assert probe.latest["sharpness/ratio"] == pytest.approx(truth.ratios[12], **SMALL)
     bare = Project(make)
-    fit(bare, change(), every=10**6)
+    fit(bare, change(), every=0)
     for a, b in zip(project.parameters(), bare.parameters(), strict=True):
         assert torch.equal(a, b)
 
