@@ -156,9 +156,7 @@ class ProbeCallback(pl.Callback):
             self._judge(trainer)
 
     def _follow(self, trainer: pl.Trainer, step: int) -> bool:
-        """See which weights are trained and moved now; what was built or remembered of others is forgotten, and said.
-        Whether there are any.
-        """
+        """See which weights are trained and move now, and forget what is known of others. Whether there are any."""
         assert self.model is not None
         model, before = self.model, self.live.params
         if not all(a is b for a, b in itertools.zip_longest(trainable(model), before)):
@@ -172,11 +170,8 @@ class ProbeCallback(pl.Callback):
                 f"step {step}: the weights that are trained, or move, are others than before ({_size(before)}, now "
                 f"{_size(self.live.params)} trained): measured anew, and the memories of the probes begin anew"
             )
-        if self.live.refusal:
-            self._say(f"{self.live.refusal}: sharpness is measured, but not against a threshold")
-        self._say(self.live.left_out)
-        if not self.live.params:
-            self._say("no weight of the model is trainable (requires_grad): nothing is measured so far")
+        for text in self.live.remarks:
+            self._say(text)
         return bool(self.live.params)
 
     def _say(self, text: str) -> None:

@@ -73,6 +73,14 @@ class Live:
         moved = total if self._moved is None else len(self._moved)
         return LEFT_OUT.format(total - moved, total, moved) if moved < total else ""
 
+    @property
+    def remarks(self) -> list[str]:
+        """What is to be said of them, each in a sentence."""
+        if not self.params:
+            return ["no weight of the model is trainable (requires_grad): nothing is measured so far"]
+        held = f"{self.refusal}: sharpness is measured, but not against a threshold" if self.refusal else ""
+        return [text for text in (held, self.left_out) if text]
+
     def state_dict(self) -> dict[str, Any]:
         """Which weights were trained and moved at the last look; {} before the first."""
         return {} if self._names is None else {"names": list(self._names), "moved": self._moved}

@@ -111,12 +111,19 @@ def _diagonal(optimizer: optim.Optimizer, group: Group, p: Tensor) -> Tensor | N
     s = optimizer.state.get(p)
     if not s:
         return torch.full_like(p, torch.nan).detach().reshape(-1)
+    s = {name: _at_least_single(value) for name, value in s.items()}
     if type(optimizer) is optim.RMSprop:
         variance = s["square_avg"] - (s["grad_avg"] ** 2 if group["centered"] else 0.0)
         return (variance.sqrt() + group["eps"]).detach().reshape(-1)
     b1, b2 = (float(b) for b in group["betas"])
     t, square = float(s["step"]), s["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
     return ((1 - b1**t) * ((square / (1 - b2**t)).sqrt() + group["eps"])).detach().reshape(-1)
+
+
+def _at_least_single(value: Any) -> Any:
+    """Averages kept in half precision, for roots and quotients of them."""
+    half = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+    return value.float() if half else value
 
 
 def _join(rules: list[UpdateRule], diagonals: list[Tensor | None], params: list[Tensor]) -> UpdateRule:

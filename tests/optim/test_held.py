@@ -226,3 +226,17 @@ def test_following_tells_other_tensors_apart_by_identity() -> None:
     again = Live()
     again.load_state_dict(live.state_dict())
     assert again.follow(model, [optimizer], lambda: torch.zeros(17))
+
+
+@pytest.mark.parametrize("kind", [optim.Adam, optim.AdamW, optim.RMSprop])
+def test_averages_in_half_precision_give_a_preconditioner_in_single(kind: Callable[..., optim.Optimizer]) -> None:
+    model = network().bfloat16()
+    optimizer = kind(model.parameters(), lr=0.01)
+    steps([optimizer], model)
+    found = rule_of([optimizer], model.parameters()).preconditioner
+    for state in optimizer.state.values():
+        for name, value in state.items():
+            state[name] = value.double() if isinstance(value, Tensor) else value
+    exact = rule_of([optimizer], model.parameters()).preconditioner
+    assert found is not None and exact is not None and found.dtype == torch.float32
+    assert torch.allclose(found.double(), exact.double(), rtol=1e-5, atol=0)
