@@ -79,6 +79,11 @@ def flatten(tensors: Iterable[Tensor]) -> Tensor:
     return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
 
 
+def trainable(module: nn.Module) -> list[Tensor]:
+    """The tensors that w is made of, in order."""
+    return [p for p in module.parameters() if p.requires_grad]
+
+
 def weights(module: nn.Module) -> Tensor:
     """The trainable parameters of `module` as a detached copy w (P,)."""
-    return flatten(p for p in module.parameters() if p.requires_grad)
+    return flatten(trainable(module))

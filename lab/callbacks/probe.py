@@ -4,6 +4,7 @@ It hands every due probe a snapshot BEFORE the update (`on_train_batch_start`): 
 and the batch still that of t. Values go to the loggers with their own step, for `self.log` would move or lose them.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -13,6 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from lab.callbacks.clipping import Clipping
 from lab.callbacks.dashboard import show_figure, show_layout
 from lab.callbacks.metrics import MetricsLogger
 from lab.curvature.phase import PhaseTracker
@@ -20,10 +22,8 @@ from lab.curvature.stability import UpdateRule
 from lab.module import SupervisedModule
 from lab.noise.sampling import Sampling
 from lab.objective import NetworkObjective
-from lab.optim.direction import direction_of
-from lab.optim.rules import rule_of
-from lab.optim.stacked import stacked
-from lab.params import weights
+from lab.optim.live import Live
+from lab.params import flatten, trainable, weights
 from lab.probes.base import Examples, Probe, Snapshot
 from lab.probes.sets import probe_set, require_probe_sets
 from lab.run.signals import cut_off
@@ -42,6 +42,9 @@ class ProbeCallback(pl.Callback):
     stochastic  whether training uses mini-batches; default: yes for a LightningModule of your own.
     batch_size  examples in a batch of training (None: all), and how they are drawn, for the probes of the noise: `sampling`
                 epoch | with_replacement | without_replacement.
+    Threshold, preconditioner and steps are those of whichever optimiser holds each weight; what is frozen, thawed or added
+    in the run is followed. Where gradients are clipped (`lab.callbacks.clipping`), train/clipped is the share of steps so
+    far that were; sharpness/clipped_threshold, clipped_ratio are those of the effective rate lr min(1, c/|g|) of the step.
     Training is bit-identical with and without it. After (and during) training: `tracker`, `summary()`.
     """
 
@@ -67,7 +70,9 @@ class ProbeCallback(pl.Callback):
         self.formula = "the threshold"
         self._objectives: dict[Examples, NetworkObjective] = {}
         self._measured = -1
-        self._rule_error = ""
+        self.live, self.clipping = Live(), Clipping()
+        self._waiting: tuple[int, dict[str, Any], UpdateRule | None] | None = None
+        self._told: set[str] = set()
         self._saved: dict[str, dict[str, Tensor]] = {}
         self._updates, self._micro_losses = 0, list[float]()
 
@@ -86,16 +91,20 @@ class ProbeCallback(pl.Callback):
         x = x.to(pl_module.device, dtype) if x.is_floating_point() else x.to(pl_module.device)
         self.data = x, y.to(pl_module.device)
         self._objectives.clear()
-        self.require_sets()
+        if trainable(self.model):
+            self.require_sets()
         for probe in self.probes:
             memory = self._saved.get(type(probe).__name__, {})
             probe.load_state_dict({name: tensor.to(pl_module.device) for name, tensor in memory.items()})
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._measured, self._updates = -1, trainer.global_step
-        rule = self._rule(trainer)
+        self.clipping.begin(trainer, pl_module, lambda: self._judge(trainer))
+        assert self.model is not None
+        now = Live()
+        now.follow(self.model, trainer.optimizers, lambda: torch.ones(sum(p.numel() for p in now.params)))
         names = [probe.name for probe in self.probes]
-        show_layout(trainer.loggers, names, preconditioned=rule is not None and not rule.plain)
+        show_layout(trainer.loggers, names, preconditioned=now.rule is not None and not now.rule.moving.plain)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -107,38 +116,85 @@ class ProbeCallback(pl.Callback):
         with torch.enable_grad():
             self.measure(trainer, pl_module, step, [probe for probe in self.probes if probe.due(step)])
 
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.clipping.see(optimizer)
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The probes that wait for the end, unless the run diverged."""
         last = [probe for probe in self.probes if probe.at_end]
         if last and not (isinstance(pl_module, SupervisedModule) and pl_module.divergence):
             with torch.enable_grad():
                 self.measure(trainer, pl_module, _step(trainer, pl_module), last)
+        self._judge(trainer)  # no step follows: by the factor of the last one
+        self.clipping.end()
 
     def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int, probes: Sequence[Probe]) -> None:
         """These probes on one snapshot, then the phase."""
-        assert self.model is not None
-        rule = self._rule(trainer)
-        w, optimizer = weights(self.model), trainer.optimizers[0]
+        self._judge(trainer)
+        if not self._follow(trainer, step):
+            return
+        live = self.live
         snapshot = Snapshot(
             step,
-            w,
+            flatten(live.params),
             self.objective,
-            rule,
+            live.rule,
             lambda: self._batch(pl_module, step),
             self.seed,
             batch_size=self.batch_size,
             sampling=self.sampling,
             num_train=len(self.data[1]),
-            direction=direction_of(optimizer, (p for p in self.model.parameters() if p.requires_grad)),
-            replicate=stacked(optimizer),
+            direction=live.direction,
+            replicate=live.replicate,
         )
         measured = _measured(probes, snapshot)
         self._log(trainer, step, measured)
-        phase = self.tracker.add_ratio(step, measured.get("sharpness/ratio", math.nan))
+        self._waiting = step, measured, live.rule
+        if not self.clipping.watched:
+            self._judge(trainer)
+
+    def _follow(self, trainer: pl.Trainer, step: int) -> bool:
+        """See which weights are trained and move now, and forget what is known of others. Whether there are any."""
+        assert self.model is not None
+        model, before = self.model, self.live.params
+        if not all(a is b for a, b in itertools.zip_longest(trainable(model), before)):
+            self._objectives.clear()
+        changed = self.live.follow(model, trainer.optimizers, lambda: self.objective("auto").grad(weights(model)))
+        if changed:
+            for probe in self.probes:
+                probe.load_state_dict({})
+            self.latest = {tag: value for tag, value in self.latest.items() if "sharpness/" not in tag}
+            pl.utilities.rank_zero_warn(
+                f"step {step}: the weights that are trained, or move, are others than before ({_size(before)}, now "
+                f"{_size(self.live.params)} trained): measured anew, and the memories of the probes begin anew"
+            )
+        for text in self.live.remarks:
+            self._say(text)
+        return bool(self.live.params)
+
+    def _say(self, text: str) -> None:
+        """A warning, once; "" is none."""
+        if text and text not in self._told:
+            self._told.add(text)
+            pl.utilities.rank_zero_warn(text)
+
+    def _judge(self, trainer: pl.Trainer) -> None:
+        """The phase, once it is known what clipping left of the step that was measured; where nothing clips, at once."""
+        if self._waiting is None:
+            return
+        step, measured, rule = self._waiting
+        self._waiting = None
+        values, ratio = self.clipping.judged(rule and rule.moving, measured.get("sharpness/ratio", math.nan))
+        if rule is not None:
+            self.formula = self.clipping.formula(rule.moving.formula)
+        self._say(self.clipping.told)
+        if values:
+            self._log(trainer, step, values)
+        phase = self.tracker.add_ratio(step, ratio)
         if phase is not None:
             self._log(trainer, step, {"sharpness/phase": float(phase.code)})
-        if rule is not None:
-            self.formula = rule.formula
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -168,12 +224,15 @@ class ProbeCallback(pl.Callback):
     def summary(self) -> dict[str, Any]:
         """Phase, entry step, overshoot, level ... of the run so far, and what they are measured in.
 
-        The phase is None where no ratio was measured, as under an optimiser whose threshold is not known.
+        The phase is None where no ratio was measured, as under an optimiser whose threshold is not known. left_out: the
+        weights that do not move, in a sentence; clipped: the share of steps on clipped gradients; None for nothing to say.
         """
-        preconditioned = "sharpness/preconditioned" in self.latest
+        compared = [tag for tag in ("sharpness/preconditioned", "sharpness/moved") if tag in self.latest]
         return self.tracker.summary() | {
-            "quantity": "sharpness/preconditioned" if preconditioned else "sharpness/lambda_max",
+            "quantity": compared[0] if compared else "sharpness/lambda_max",
             "threshold_formula": self.formula,
+            "left_out": self.live.left_out or None,
+            "clipped": self.clipping.share,
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -182,6 +241,8 @@ class ProbeCallback(pl.Callback):
             "phase": self.tracker.state_dict(),
             "latest": dict(self.latest),
             "formula": self.formula,
+            "live": self.live.state_dict(),
+            "clipping": self.clipping.state_dict(),
             "probes": {type(probe).__name__: probe.state_dict() for probe in self.probes},
         }
 
@@ -189,16 +250,8 @@ class ProbeCallback(pl.Callback):
         """Take it back; the memory of the probes follows at the start of the fit, when the device is known."""
         self.tracker.load_state_dict(state["phase"])
         self.latest, self.formula, self._saved = state["latest"], state["formula"], state["probes"]
-
-    def _rule(self, trainer: pl.Trainer) -> UpdateRule | None:
-        """The rule of the live optimiser; None, said once, where its threshold is not known."""
-        try:
-            return rule_of(trainer.optimizers[0])
-        except TypeError as error:
-            if not self._rule_error:
-                self._rule_error = str(error)
-                pl.utilities.rank_zero_warn(f"{error}: sharpness is measured, but not against a threshold")
-            return None
+        self.live.load_state_dict(state.get("live", {}))
+        self.clipping.load_state_dict(state.get("clipping", {}))
 
     def _batch(self, pl_module: pl.LightningModule, step: int) -> NetworkObjective | None:
         """The loss on the batch about to be used, unaugmented; None for a full batch or a foreign module."""
@@ -264,3 +317,7 @@ def _pair(data: Any) -> tuple[Tensor, Tensor]:
 def _step(trainer: pl.Trainer, pl_module: pl.LightningModule) -> int:
     """Updates made so far: the lab's own counter, or the trainer's."""
     return pl_module.step if isinstance(pl_module, SupervisedModule) else trainer.global_step
+
+
+def _size(params: Sequence[Tensor]) -> int:
+    return sum(p.numel() for p in params)

@@ -17,7 +17,7 @@ from lab.objective import NetworkObjective
 from lab.optim.direction import direction_of
 from lab.optim.rules import rule_of
 from lab.optim.stacked import stacked
-from lab.params import weights
+from lab.params import trainable, weights
 from lab.probes import Sharpness, Spectrum
 from lab.probes.base import Examples, Probe, Snapshot
 from lab.probes.sets import probe_set, require_probe_sets
@@ -87,7 +87,7 @@ class Measurement:
             sampling=batches.sampling,
             num_train=len(self.data[1]),
             direction=self._direction(),
-            replicate=None if self.rule is None else stacked(self.parts.optimizer),
+            replicate=None if self.rule is None else stacked([self.parts.optimizer], trainable(self.parts.model)),
         )
         result = Result(step, self.rule.formula if self.rule else "", w.numel())
         for probe in self.parts.settings.probes:
@@ -144,13 +144,13 @@ class Measurement:
         for name in use.typed:
             for group, fresh in zip(optimizer.param_groups, built, strict=True):
                 group[name] = fresh[name]
-        return rule_of(optimizer)
+        return rule_of([optimizer], trainable(self.parts.model))
 
     def _direction(self) -> Callable[[Tensor], Tensor] | None:
         """The step of the optimiser whose rule is known."""
         if self.rule is None:
             return None
-        return direction_of(self.parts.optimizer, (p for p in self.parts.model.parameters() if p.requires_grad))
+        return direction_of([self.parts.optimizer], trainable(self.parts.model))
 
     def _progress(self, what: str, probe: Probe, snapshot: "Watched") -> Progress:
         """Watches the products of the Hessian; it is made here, and timed, where the probe will take many."""

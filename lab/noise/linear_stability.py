@@ -306,7 +306,7 @@ def lyapunov(
 def coefficients(rule: UpdateRule) -> tuple[float, float, float, float, float]:
     """lr, momentum, dampening, coupled and decoupled decay as numbers. Raises ValueError where they differ by weight."""
     values = (rule.lr, rule.momentum, rule.dampening, rule.coupled_decay, rule.decoupled_decay)
-    if any(isinstance(value, Tensor) for value in values):
+    if not rule.uniform:
         raise ValueError(
             "the parameter groups of the optimiser differ: the linearised steps need one learning rate for all"
         )

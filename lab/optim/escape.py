@@ -22,7 +22,8 @@ from lab.escape.negative_curvature import FIRST, line_search, way_down
 from lab.models.losses import Criterion
 from lab.objective import Decayed, NetworkObjective, Objective
 from lab.optim.noise.draw import has_batch_norm
-from lab.params import layout, weights
+from lab.optim.rules import rule_of
+from lab.params import layout, trainable, weights
 from lab.settings import CARD, SettingError
 from lab.streams import stream
 
@@ -97,13 +98,15 @@ class SaddleEscape:
         between groups of parameters: it is no multiple of |w|^2 then.
         """
         loss = NetworkObjective(model, self.criterion, (data.x, data.y))
-        decays = {group["weight_decay"] for group in optimizer.param_groups if type(optimizer) in COUPLED}
-        if len(decays) > 1:
-            told = ", ".join(f"{decay:g}" for decay in sorted(decays))
+        if type(optimizer) not in COUPLED:
+            return loss
+        decay = rule_of([optimizer], trainable(model)).coupled_decay
+        if isinstance(decay, Tensor):
+            told = ", ".join(f"{number:g}" for number in decay.unique().tolist())
             raise SettingError(
                 f"optimizer/escape=negative_curvature: weight decays {told} in one optimiser; expected one for all"
             )
-        return Decayed(loss, decays.pop()) if any(decays) else loss
+        return Decayed(loss, decay) if decay else loss
 
     def _leave(self, step: int, model: nn.Module, loss: Objective, w: Tensor) -> dict[str, float]:
         generator = stream(self.seed, "escape", step)

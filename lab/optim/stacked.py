@@ -5,38 +5,40 @@ of the live optimiser, copied to every row, so that replicas go on from where th
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, optim
 
-ITS_OWN = ("params", "lr", "initial_lr")
-"""What a parameter group may have for itself."""
+from lab.optim.rules import held_by
 
 Make = Callable[[list[Tensor]], optim.Optimizer]
 
 
-def stacked(optimizer: optim.Optimizer) -> Callable[[float], Make]:
-    """make(lr)([W]) is `optimizer` on the stacked parameter W (R, P) at learning rate lr; nothing is changed.
+def stacked(optimizers: Iterable[optim.Optimizer], params: Iterable[Tensor]) -> Callable[[float], Make]:
+    """make(lr)([W]) is the optimiser of `params` on the stacked parameter W (R, P) at learning rate lr; nothing is changed.
 
-    P must be the trainable weights of `optimizer`, in order. make raises TypeError where its parameter groups differ in
-    more than the learning rate: all weights of W have one setting.
+    A row of W is w: the tensors `params` in their order, whatever the order of parameter groups. make raises TypeError,
+    one line, where they have no one setting: in several optimisers, in none, in groups that differ (but for the learning
+    rate), or updated so many times and others.
     """
+    optimizers, params = list(optimizers), list(params)
 
     def make(lr: float) -> Make:
-        groups = [group for group in optimizer.param_groups if any(p.requires_grad for p in group["params"])]
-        settings = [{key: value for key, value in group.items() if key not in ITS_OWN} for group in groups]
-        if any(other != settings[0] for other in settings[1:]):
-            raise TypeError("the parameter groups of the optimiser differ: replicas need one setting for all weights")
-        params = [p for group in groups for p in group["params"] if p.requires_grad]
-        known = settings[0].keys() & inspect.signature(type(optimizer)).parameters.keys()
+        optimizer, settings = _owner(optimizers, params)
+        known = settings.keys() & inspect.signature(type(optimizer)).parameters.keys() - ITS_OWN
+        updates = {float(s["step"]) for p in params if (s := optimizer.state.get(p)) and "step" in s}
+        if len(updates) > 1:
+            told = ", ".join(f"{number:g}" for number in sorted(updates))
+            raise TypeError(f"some weights have had {told} updates each: replicas count one number for all weights")
 
         def build(stack: list[Tensor]) -> optim.Optimizer:
-            built = type(optimizer)(stack, **({name: settings[0][name] for name in known} | {"lr": lr}))  # type: ignore[call-arg]
+            built = type(optimizer)(stack, **({name: settings[name] for name in known} | {"lr": lr}))  # type: ignore[call-arg]
             (W,) = stack
-            if all(optimizer.state.get(p) for p in params):
-                built.state[W] = {name: _rows(name, optimizer, params, W) for name in optimizer.state[params[0]]}
+            entries: dict[str, Any] = next((s for p in params if (s := optimizer.state.get(p))), {})
+            if entries:
+                built.state[W] = {name: _rows(name, optimizer, params, W) for name in entries}
             return built
 
         return build
@@ -44,12 +46,37 @@ def stacked(optimizer: optim.Optimizer) -> Callable[[float], Make]:
     return make
 
 
+ITS_OWN = {"params", "lr", "initial_lr"}
+"""What a parameter group may have for itself."""
+
+
+def _owner(optimizers: list[optim.Optimizer], params: list[Tensor]) -> tuple[optim.Optimizer, dict[str, Any]]:
+    """The one optimiser of all params, and their one setting."""
+    held = held_by(optimizers, params)
+    owners = [owner for owner in held if owner is not None]
+    if not owners or len(owners) < len(held):
+        still = sum(p.numel() for p, owner in zip(params, held, strict=True) if owner is None)
+        raise TypeError(
+            f"{still} weights are in no optimiser: replicas move all of them; freeze them (requires_grad=False)"
+        )
+    if len({id(optimizer) for optimizer, _ in owners}) > 1:
+        raise TypeError("several optimisers move the weights: replicas need one for all")
+    settings = [{name: value for name, value in group.items() if name not in ITS_OWN} for _, group in owners]
+    if any(other != settings[0] for other in settings[1:]):
+        raise TypeError("the parameter groups of the optimiser differ: replicas need one setting for all weights")
+    return owners[0][0], settings[0]
+
+
 def _rows(name: str, optimizer: optim.Optimizer, params: list[Tensor], W: Tensor) -> Any:
-    """An entry of the state for the stack: what has the shape of the parameters in rows, counters as they are."""
-    entries = [optimizer.state[p][name] for p in params]
-    if entries[0] is None or not isinstance(entries[0], Tensor):
-        return entries[0]
-    if entries[0].shape != params[0].shape or name == "step":
-        return entries[0].clone()
-    row = torch.cat([entry.detach().reshape(-1) for entry in entries])
+    """An entry of the state for the stack: what has the shape of the parameters in rows, counters as they are. Where a
+    parameter has had no gradient so far it is zero, as if it had been.
+    """
+    known = [(p, state[name]) for p in params if (state := optimizer.state.get(p)) and name in state]
+    first, entry = known[0]
+    if not isinstance(entry, Tensor):
+        return entry
+    if entry.shape != first.shape or name == "step":
+        return entry.clone()
+    entries = {id(p): value for p, value in known}
+    row = torch.cat([entries.get(id(p), torch.zeros_like(p)).detach().reshape(-1) for p in params])
     return row.to(W).expand(len(W), -1).clone()

@@ -31,11 +31,12 @@ class Snapshot:
 
     w (P,) are the weights; `loss_on(examples)` the objective over the fixed, class-balanced probe set of that size
     ("all": the training set, "auto": all of it up to 5000 examples, 2000 of a larger one); batch() the loss over the
-    mini-batch about to be used, unaugmented (None where it is the whole set); rule the next update of the optimiser (None
-    where its threshold is not known); seed that of the run. Training draws batches of `batch_size` (None: the whole set)
-    out of `num_train` examples by `sampling`. direction(g) is the step (P,) that the optimiser as it is would make for the
-    gradient g (P,) (None where there is none); ask for it while the optimiser is at this step. replicate(lr) makes the
-    optimiser as it is, at another learning rate, of a stack of weights (R, P) (None where there is none); likewise.
+    mini-batch about to be used, unaugmented (None where it is the whole set); rule the next update of w, every weight
+    by the optimiser that holds it (None where the threshold is not known; `rule.moving` is that of the weights that
+    move); seed that of the run. Training draws batches of `batch_size` (None: the whole set) out of `num_train`
+    examples by `sampling`. direction(g) is the step (P,) that the optimiser as it is would make for the gradient g (P,)
+    (None where there is none); ask for it while the optimiser is at this step. replicate(lr) makes the optimiser as it
+    is, at another learning rate, of a stack of weights (R, P) (None where there is none); likewise.
     """
 
     step: int

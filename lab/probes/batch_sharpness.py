@@ -252,8 +252,7 @@ def _draw(snapshot: Snapshot, loss: Objective, count: int, generator: torch.Gene
 def _plain(rule: UpdateRule) -> bool:
     """Whether the step is -lr g: batch sharpness itself has its edge at 2/lr."""
     none = (rule.momentum, rule.coupled_decay, rule.decoupled_decay)
-    numbers = not any(isinstance(value, Tensor) for value in (rule.lr, *none))
-    return numbers and not any(none) and rule.preconditioner is None
+    return rule.uniform and not any(none) and rule.preconditioner is None
 
 
 def _direction(snapshot: Snapshot) -> Direction | None:
@@ -285,4 +284,5 @@ def _beside(values: dict[str, float], steps: bool) -> str:
     if "sharpness/ratio" not in values:
         return ""
     name = "preconditioned lambda_max" if "sharpness/preconditioned" in values else "lambda_max"
+    name += " of the weights that move" if "sharpness/moved" in values else ""
     return f", while {name} is {_figures(values['sharpness/ratio'])} x {'its threshold' if steps else '2/lr'}"

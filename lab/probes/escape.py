@@ -133,8 +133,15 @@ class Escape(Probe):
         if isinstance(loss, NetworkObjective):
             loss = loss.with_running_statistics()
         rule = snapshot.rule
-        if rule is None or isinstance(rule.lr, Tensor) or isinstance(rule.coupled_decay, Tensor):
-            raise SettingError("probe=[escape]: the optimiser has no single learning rate; replicas need one")
+        if rule is not None and rule.moved is not None:
+            raise SettingError(
+                f"probe=[escape]: {len(snapshot.w) - len(rule.moved)} of {len(snapshot.w)} weights do not move, replicas "
+                "move all of them; freeze those (requires_grad=False)"
+            )
+        if rule is None or not rule.uniform:
+            raise SettingError(
+                "probe=[escape]: the weights have no one learning rate, momentum and decay; replicas need one setting"
+            )
         decay = float(rule.coupled_decay)
         objective: Objective = Decayed(loss, decay) if decay else loss
         w = snapshot.w.double()

@@ -64,7 +64,9 @@ def at_rest(rule: UpdateRule) -> Callable[[float], Callable[[list[Tensor]], opti
 
     def make(lr: float) -> Callable[[list[Tensor]], optim.Optimizer]:
         b, d = number(rule.momentum), number(rule.dampening)
-        return lambda stack: optim.SGD(stack, lr=lr, momentum=b, dampening=d if b else 0.0, nesterov=rule.nesterov)
+        return lambda stack: optim.SGD(
+            stack, lr=lr, momentum=b, dampening=d if b else 0.0, nesterov=bool(rule.nesterov)
+        )
 
     return make
 

@@ -83,8 +83,9 @@ class LinearStability(Probe):
     replicas    random vectors it is applied to; the error falls as 1/sqrt(replicas steps).
     critical    also the learning rate at which the exponent passes through zero.
     Momentum, Nesterov and decay join in the exponent; plane and radius are those of plain SGD and left out where there is
-    momentum. A preconditioner scales the curvatures (`preconditioned` is 1). Where no step is known, at learning rate 0 and
-    before the first update of an adaptive optimiser, the curvatures alone are measured (`region` is 0). Where they vanish
+    momentum. A preconditioner scales the curvatures (`preconditioned` is 1), and so do learning rates that differ; weights
+    that do not move have none (`part_moves` is 1). Where no step is known, at learning rate 0 and before the first update
+    of an adaptive optimiser, the curvatures alone are measured (`region` is 0). Where they vanish
     no learning rate is critical: NaN. Cost: (examples x outputs) per-example gradients, the eigensolve of as many rows,
     steps x replicas products with them for the exponent, and some 5 times that for `critical`.
     """
@@ -107,34 +108,26 @@ class LinearStability(Probe):
         values: dict[str, Value] = {}
         if bool(snapshot.w.isfinite().all()):
             loss = loss.with_running_statistics()
-            training, scale = self._training(snapshot, loss)
+            rule, scale, preconditioned = _linear(snapshot)
+            training = None if rule is None else self._training(snapshot, loss, rule)
             curvature = example_curvature(loss, snapshot.w, scale=scale)
             drawn = training is not None and snapshot.sampling == "epoch" and training.sampling == "with_replacement"
             flags = {
                 "region": training is not None,
-                "preconditioned": scale is not None,
+                "preconditioned": preconditioned,
                 "before_first_update": _before_first_update(snapshot.rule),
                 "epochs_replaced": drawn,
+                "part_moves": snapshot.rule is not None and snapshot.rule.moved is not None,
             }
             values = _tagged({flag: float(said) for flag, said in flags.items()})
             values |= self._of(curvature, training, snapshot)
         values["cost/linear_stability/seconds"] = perf_counter() - begin
         return values
 
-    def _training(self, snapshot: Snapshot, loss: NetworkObjective) -> tuple[_Training | None, torch.Tensor | None]:
-        """How training steps, None where its steps are no linear map known here; and the scale of the curvatures."""
+    def _training(self, snapshot: Snapshot, loss: NetworkObjective, rule: UpdateRule) -> _Training:
+        """How training steps by `rule` on batches drawn from this loss."""
         assert loss.num_examples is not None
-        rule, scale, total = snapshot.rule, None, snapshot.num_train or loss.num_examples
-        if rule is None or any(isinstance(c, torch.Tensor) for c in (rule.edge, rule.coupled_decay)):
-            return None, None
-        if rule.preconditioner is not None:
-            known = bool(rule.preconditioner.isfinite().all()) and bool((rule.preconditioner > 0).all())
-            if not known or rule.coupled_decay:
-                return None, None
-            scale = rule.preconditioner.to(snapshot.w).rsqrt()
-            rule = replace(rule, preconditioner=None)
-        if not coefficients(rule)[0] > 0:
-            return None, scale
+        total = snapshot.num_train or loss.num_examples
         batch_size = snapshot.batch_size or total
         sampling: Sampling = snapshot.sampling if snapshot.batch_size else "without_replacement"
         factor = batch_factor(total, batch_size, sampling)
@@ -142,7 +135,7 @@ class LinearStability(Probe):
             batch_size = loss.num_examples
         elif loss.num_examples < total:
             sampling = "with_replacement"
-        return _Training(rule, batch_size, sampling, factor), scale
+        return _Training(rule, batch_size, sampling, factor)
 
     def _of(self, curvature: ExampleCurvature, training: _Training | None, snapshot: Snapshot) -> dict[str, Value]:
         a, s, seen = curvature.sharpness, curvature.non_uniformity, curvature.top(self.directions)
@@ -197,7 +190,8 @@ class LinearStability(Probe):
         if not of["sharpness"] > 0:
             return "Linear stability: the loss has no curvature at these weights, so no learning rate is critical."
         of_what = "preconditioned " if of["preconditioned"] else ""
-        where = f"{of_what}sharpness {of['sharpness']:.3g}, {of_what}non-uniformity {of['non_uniformity']:.3g}"
+        block = ", both of the weights that move" if of.get("part_moves") else ""
+        where = f"{of_what}sharpness {of['sharpness']:.3g}, {of_what}non-uniformity {of['non_uniformity']:.3g}{block}"
         if of["before_first_update"]:
             return f"Linear stability: {where}; there is no preconditioner before the first update, hence no region."
         if not of["region"]:
@@ -217,6 +211,31 @@ class LinearStability(Probe):
             inside = "inside" if of["in_plane"] <= 1 else "outside"
             text += f", and the point lies {inside} the region of Wu, Ma and E"
         return text + "."
+
+
+def _linear(snapshot: Snapshot) -> tuple[UpdateRule | None, torch.Tensor | None, bool]:
+    """The step as one of uniform coefficients on weights in their own units: its rule, None where there is none; the scale
+    (P,) of the columns of J that goes with it, 0 for weights that do not move; and whether that preconditions.
+
+    Without decay, learning rates that differ are a preconditioner: lr_i / p_i = lr / (p_i lr / lr_i), lr the largest.
+    """
+    if snapshot.rule is None:
+        return None, None, False
+    places, rule, w = snapshot.rule.moved, snapshot.rule.moving, snapshot.w
+    p, decay = rule.preconditioner, rule.coupled_decay + rule.decoupled_decay
+    if isinstance(rule.lr, torch.Tensor) and not isinstance(decay, torch.Tensor) and not decay:
+        lr = float(rule.lr.max())
+        p = (lr / rule.lr).to(w) * (1.0 if p is None else p.to(w))
+        rule = replace(rule, lr=lr)
+    known = p is None or (bool(p.isfinite().all()) and bool((p > 0).all()))
+    linear = rule.uniform and known and (p is None or not rule.coupled_decay)
+    scale = None if p is None or not linear else p.to(w).rsqrt()
+    preconditioned = scale is not None
+    if places is not None:
+        block = torch.ones_like(w[: len(places)]) if scale is None else scale
+        scale = torch.zeros_like(w).index_copy(0, places.to(w.device), block)
+    rule = replace(rule, preconditioner=None)
+    return rule if linear and coefficients(rule)[0] > 0 else None, scale, preconditioned
 
 
 def _before_first_update(rule: UpdateRule | None) -> bool:

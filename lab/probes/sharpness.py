@@ -3,11 +3,12 @@
     ratio = lambda_max(H) / threshold,   the edge is 1
 
 For gradient descent the threshold is 2/lr; for any other optimiser see `lab.curvature.stability`. Where the optimiser
-preconditions, the ratio is that of lambda_max(P^-1/2 (H + c) P^-1/2). Cohen et al. 2021 (arXiv 2103.00065) and 2022
-(arXiv 2207.14484).
+preconditions, the ratio is that of lambda_max(P^-1/2 (H + c) P^-1/2). Where some weights do not move (no optimiser
+holds them, or their learning rate is 0), it is that of the block of H of those that do. Cohen et al. 2021 (arXiv
+2103.00065) and 2022 (arXiv 2207.14484).
 """
 
-from collections.abc import Callable
+import dataclasses
 from dataclasses import field
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -19,7 +20,8 @@ from torch import Tensor
 
 from lab.curvature.chain import Chain, Coarse
 from lab.curvature.eigen import Extremes
-from lab.curvature.operators import LinearOperator, hessian, preconditioned
+from lab.curvature.operators import LinearOperator, hessian, preconditioned, restricted
+from lab.curvature.stability import UpdateRule
 from lab.objective import Objective
 from lab.objective.sharded import Sharded
 from lab.probes.base import Probe, Snapshot, Value
@@ -89,7 +91,7 @@ class Sharpness(Probe):
         if snapshot.step // self.every % self.cold == 0:
             for chain in self._chains.values():
                 chain.forget()
-        scale = _scale(snapshot)
+        held = _held(snapshot)
         over_part: Coarse | None = None if part is None else lambda: hessian(part, snapshot.w)
         ends = self._solve("iterate", H, over_part, snapshot)
         solves.append(ends.top)
@@ -100,28 +102,28 @@ class Sharpness(Probe):
         if self.bottom:
             values["sharpness/lambda_min"] = float(ends.bottom.values[0])
             values["error/sharpness/lambda_min"] = float(ends.bottom.errors[0])
-        values["sharpness/directional"] = _along(H, H.gradient)
+        values["sharpness/directional"] = _along(H, held.moved_part(H.gradient))
 
         compared = ends.top
-        if scale is not None:
-            scaled_part: Coarse | None = None if part is None else lambda: scale(hessian(part, snapshot.w))
-            compared = self._solve("preconditioned", scale(H), scaled_part, snapshot).top
+        if held.name != "lambda_max":
+            held_part: Coarse | None = None if part is None else lambda: held.of(hessian(part, snapshot.w))
+            compared = self._solve(held.name, held.of(H), held_part, snapshot).top
             solves.append(compared)
-            values["sharpness/preconditioned"] = float(compared.values[0])
-            values["error/sharpness/preconditioned"] = float(compared.errors[0])
-        if snapshot.rule is not None:
-            values["sharpness/threshold"] = snapshot.rule.threshold
-            if snapshot.rule.plain or scale is not None:
-                values["sharpness/ratio"] = float(compared.values[0]) / snapshot.rule.threshold
+            values[f"sharpness/{held.name}"] = float(compared.values[0])
+            values[f"error/sharpness/{held.name}"] = float(compared.errors[0])
+        if held.rule is not None:
+            values["sharpness/threshold"] = held.rule.threshold
+            if held.known:
+                values["sharpness/ratio"] = float(compared.values[0]) / held.rule.threshold
         if self.midpoints and {snapshot.step - 1, snapshot.step - 2} <= self._last.keys():
             w0, w1, w2 = (self._last[snapshot.step - i] for i in (2, 1, 0))
-            middle, scaled = (w0 + 2 * w1 + w2) / 4, scale or (lambda operator: operator)
-            part_there: Coarse | None = None if part is None else lambda: scaled(hessian(part, middle))
-            solves.append(self._solve("midpoint", scaled(hessian(loss, middle)), part_there, snapshot).top)
+            middle = (w0 + 2 * w1 + w2) / 4
+            part_there: Coarse | None = None if part is None else lambda: held.of(hessian(part, middle))
+            solves.append(self._solve("midpoint", held.of(hessian(loss, middle)), part_there, snapshot).top)
             values["sharpness/midpoint"] = float(solves[-1].values[0])
         values["sharpness/converged"] = float(all(solve.converged for solve in solves))
         if self.k > 1:
-            what = "$P^{-1}(H + c)$" if compared is not ends.top else "H"
+            what = {"preconditioned": "$P^{-1}(H + c)$", "moved": "H of the weights that move"}.get(held.name, "H")
             values["sharpness/spectrum"] = _stems(compared, what, snapshot.step, values.get("sharpness/threshold"))
         spent = sum(chain.products for chain in self._chains.values()) - spent
         share = 0.0 if part is None or not loss.num_examples else (part.num_examples or 0) / loss.num_examples
@@ -167,15 +169,45 @@ class Sharpness(Probe):
             chain.load_state_dict({key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)})
 
 
-def _scale(snapshot: Snapshot) -> Callable[[LinearOperator], LinearOperator] | None:
-    """A -> P^-1/2 (A + c) P^-1/2 of the optimiser; None where H alone decides, or before the first update of P."""
-    rule = snapshot.rule
-    if rule is None or rule.plain:
-        return None
-    diagonal = rule.scaling(snapshot.w)
+@dataclasses.dataclass(frozen=True)
+class _Held:
+    """What of H is held against the threshold: lambda_max of H, of the block of the weights that move (`moved`), or of that
+    block, or of H, `preconditioned`; rule is that of the weights that move, `known` whether it decides so far.
+    """
+
+    name: str
+    rule: UpdateRule | None
+    known: bool
+    places: Tensor | None = None
+    diagonal: Tensor | None = None
+
+    def of(self, operator: LinearOperator) -> LinearOperator:
+        block = operator if self.places is None else restricted(operator, self.places)
+        if self.rule is None or self.diagonal is None:
+            return block
+        decay = self.rule.coupled_decay
+        return preconditioned(block, self.diagonal, shift=decay)
+
+    def moved_part(self, v: Tensor) -> Tensor:
+        """v (P,) with zeros at the weights that do not move."""
+        if self.places is None:
+            return v
+        places = self.places.to(v.device)
+        return torch.zeros_like(v).index_copy(0, places, v[places])
+
+
+def _held(snapshot: Snapshot) -> _Held:
+    """Of the live optimiser; before the first update of P nothing of it is known."""
+    if snapshot.rule is None:
+        return _Held("lambda_max", None, False)
+    places, rule = snapshot.rule.moved, snapshot.rule.moving
+    name = "lambda_max" if places is None else "moved"
+    if rule.plain:
+        return _Held(name, rule, True, places)
+    diagonal = rule.scaling(snapshot.w if places is None else snapshot.w[places.to(snapshot.w.device)])
     if not bool(diagonal.isfinite().all()) or not bool((diagonal > 0).all()):
-        return None
-    return lambda operator: preconditioned(operator, diagonal, shift=rule.coupled_decay)
+        return _Held(name, rule, False, places)
+    return _Held("preconditioned", rule, True, places, diagonal)
 
 
 def _stems(top: Eigenpairs, what: str, step: int, threshold: Value | None) -> "Figure":

@@ -40,7 +40,8 @@ def decimals(number: float, places: int = 2) -> str:
 def _of_the_run(summary: Mapping[str, Any]) -> str:
     formula, level = summary["threshold_formula"], summary["level"]
     unit = f"({formula})" if formula.endswith("- wd") else formula
-    sharpness = "lambda_max" if summary["quantity"] == "sharpness/lambda_max" else "preconditioned lambda_max"
+    sharpness = "preconditioned lambda_max" if summary["quantity"] == "sharpness/preconditioned" else "lambda_max"
+    sharpness += " of the weights that move" if summary["quantity"] == "sharpness/moved" else ""
     if summary["phase"] == "diverged":
         return f"The run diverged at step {summary['steps']}: {summary['reason']}.{_start(summary, sharpness, unit)}"
     if level is None:

@@ -23,7 +23,8 @@ def recursion(rule: UpdateRule, h: Tensor) -> Tensor:
     one, zero = torch.eye(size, dtype=h.dtype), torch.zeros(size, size, dtype=h.dtype)
     g = torch.cat([zero, h + c], dim=1)
     v = torch.cat([b, zero], dim=1) + (one - diagonal(rule.dampening)) @ g
-    u = g + b @ v if rule.nesterov else v
+    ahead = torch.as_tensor(rule.nesterov).double().expand(size).diag()
+    u = ahead @ (g + b @ v) + (one - ahead) @ v
     p = one if rule.preconditioner is None else torch.diag(rule.preconditioner.to(h))
     w = torch.cat([zero, one - lr @ d], dim=1) - lr @ p.inverse() @ u
     return torch.cat([v, w])
@@ -97,6 +98,68 @@ def test_groups_and_preconditioners_have_their_edge_where_the_scaled_hessian_say
         middle = (low + high) / 2
         low, high = (middle, high) if largest_scaled(rule, middle * h) < rule.threshold else (low, middle)
     assert radius(rule, low * (1 - 1e-5) * h) < 1 < radius(rule, low * (1 + 1e-5) * h)
+
+
+def drawn(seed: int) -> UpdateRule:
+    """Six weights, each by an optimiser of its own: heavy ball, Nesterov or a running mean; any rates, decays, scales."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(6, dtype=torch.float64, generator=generator)
+
+    kind, momentum = torch.randint(4, (6,), generator=generator), uniform(0, 0.98)
+    momentum = torch.where(kind == 0, 0.0, momentum)
+    return UpdateRule(
+        lr=uniform(-6, -2).exp(),  # so that the decay alone is stable
+        momentum=momentum,
+        dampening=torch.where(kind == 3, momentum, torch.where(kind == 1, 0.3, 0.0)),
+        nesterov=kind == 2,
+        coupled_decay=uniform(0, 1),
+        decoupled_decay=uniform(0, 0.5),
+        preconditioner=uniform(-2, 1).exp(),
+    )
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_weights_with_optimisers_of_their_own_have_one_exact_edge_however_the_hessian_couples_them(seed: int) -> None:
+    # The theorem of the module, against the spectral radius of the whole recursion: stable all the way up to the edge,
+    # unstable beyond it and on, whatever is mixed. The step 1e-6 is far above the rounding of a bisection in float64.
+    rule, h = drawn(seed), positive_definite(6, seed)
+    low, high = 0.0, 1e6
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if largest_scaled(rule, middle * h) < rule.threshold else (low, middle)
+    for share in (0.01, 0.2, 0.5, 0.8, 0.95, 1 - 1e-6):
+        assert radius(rule, share * low * h) < 1
+    for factor in (1 + 1e-6, 1.1, 2, 10):
+        assert radius(rule, factor * low * h) > 1
+
+
+def test_blocks_that_do_not_see_each_other_share_the_edge_of_the_first_to_reach_its_own() -> None:
+    rule = UpdateRule(
+        lr=torch.tensor([0.1, 0.3, 0.05], dtype=torch.float64),
+        momentum=torch.tensor([0.9, 0.0, 0.9], dtype=torch.float64),
+        nesterov=torch.tensor([False, False, True]),
+    )
+    edges = torch.tensor([38.0, 2 / 0.3, 1.9 * 40 / 2.8], dtype=torch.float64)
+    assert torch.allclose(torch.as_tensor(rule.edge), edges)
+    h = torch.tensor([19.0, 0.9 * 2 / 0.3, 1.0], dtype=torch.float64)
+    assert largest_scaled(rule, h.diag()) / rule.threshold == pytest.approx(0.9)
+
+
+def test_the_rule_of_some_weights_has_numbers_where_they_agree() -> None:
+    lr = torch.tensor([0.0, 0.1, 0.0, 0.1], dtype=torch.float64)
+    rule = UpdateRule(lr=lr, momentum=torch.tensor([0.0, 0.9, 0.5, 0.9], dtype=torch.float64), nesterov=lr > 0)
+    assert rule.moved is not None and rule.moved.tolist() == [1, 3]
+    assert rule.moving == UpdateRule(lr=0.1, momentum=0.9, nesterov=True)
+    assert UpdateRule(lr=0.1).moved is None and UpdateRule(lr=0.0).moving == UpdateRule(lr=0.0)
+
+
+def test_a_mixture_without_a_common_formula_says_so() -> None:
+    adam = torch.tensor([0.9, 0.0], dtype=torch.float64)
+    assert UpdateRule(lr=0.1, momentum=adam, dampening=adam).formula == "(1+b)/(1-b) x 2/lr"
+    assert "least threshold" in UpdateRule(lr=0.1, momentum=0.9, dampening=adam).formula
+    assert "least threshold" in UpdateRule(lr=0.1, momentum=0.9, nesterov=adam > 0).formula
 
 
 def test_scaling_of_a_plain_rule_is_one() -> None:

@@ -51,7 +51,7 @@ def test_the_predicted_step_is_the_step_that_follows(name: str, dtype: torch.dty
     generator = torch.Generator().manual_seed(1)
     for _ in range(4):  # the first step finds no state
         g = torch.randn(len(weights(model)), generator=generator, dtype=dtype)
-        direction = direction_of(optimizer, model.parameters())
+        direction = direction_of([optimizer], model.parameters())
         assert direction is not None
         direction(-3 * g)  # a prediction leaves nothing behind for the next one
         predicted, before = direction(g), weights(model)
@@ -73,7 +73,7 @@ def test_predicting_touches_neither_weights_nor_gradients_nor_state(name: str) -
     calls: list[object] = []
     optimizer.register_step_post_hook(lambda *_: calls.append(1))
     before, state, groups = weights(model), flat_state(optimizer), copy.deepcopy(optimizer.state_dict()["param_groups"])
-    direction_of(optimizer, model.parameters())(torch.randn(len(before)))  # type: ignore[misc]
+    direction_of([optimizer], model.parameters())(torch.randn(len(before)))  # type: ignore[misc]
     assert weights(model).equal(before)
     assert all(map(torch.equal, state, flat_state(optimizer)))
     assert optimizer.state_dict()["param_groups"] == groups
@@ -98,7 +98,7 @@ def test_a_step_wrapped_by_a_scheduler_and_attributes_of_its_own_are_no_obstacle
     optimizer = Signs(list(model.parameters()), 0.25)
     optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
     before, g = weights(model), torch.randn(len(weights(model)))
-    direction = direction_of(optimizer, model.parameters())
+    direction = direction_of([optimizer], model.parameters())
     assert direction is not None
     assert direction(g) == pytest.approx(-0.25 * g.sign().double(), abs=1e-12)
     assert weights(model).equal(before)
@@ -107,11 +107,11 @@ def test_a_step_wrapped_by_a_scheduler_and_attributes_of_its_own_are_no_obstacle
 def test_weights_that_the_optimiser_does_not_have_do_not_move() -> None:
     model = network()
     optimizer = optim.Adam(model[0].parameters(), lr=0.1)  # type: ignore[index]
-    s = direction_of(optimizer, model.parameters())(torch.ones(len(weights(model))))  # type: ignore[misc]
+    s = direction_of([optimizer], model.parameters())(torch.ones(len(weights(model))))  # type: ignore[misc]
     assert bool((s[:16] != 0).all())
     assert not s[16:].any()
 
 
 def test_an_optimiser_that_evaluates_the_loss_itself_has_no_direction() -> None:
     model = network()
-    assert direction_of(optim.LBFGS(model.parameters()), model.parameters()) is None
+    assert direction_of([optim.LBFGS(model.parameters())], model.parameters()) is None

@@ -48,12 +48,12 @@ class Training:
             step,
             self.loss.weights,
             lambda examples: self.loss,
-            rule_of(self.optimizer),
+            rule_of([self.optimizer], self.model.parameters()),
             seed=4,
             batch_size=batch_size,
             sampling=sampling,
             num_train=60,
-            direction=direction_of(self.optimizer, self.model.parameters()),
+            direction=direction_of([self.optimizer], self.model.parameters()),
         )
 
 

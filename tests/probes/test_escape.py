@@ -172,7 +172,7 @@ def test_a_stacked_optimiser_goes_on_in_every_row_as_the_live_one_would(kind: pa
         if len(rows) == 0 and g is gradients[2]:
             w = torch.cat([p.detach().flatten() for p in params])
             W = w.expand(2, -1).clone()
-            optimizer = stacked(live)(0.1)([W])
+            optimizer = stacked([live], params)(0.1)([W])
             W.grad = g.expand(2, -1).clone()
             optimizer.step()
             rows = [W]

@@ -126,7 +126,7 @@ def test_a_preconditioner_scales_the_curvatures(line: NetworkObjective) -> None:
     [
         None,
         UpdateRule(lr=0.0),
-        UpdateRule(lr=torch.ones(1)),
+        UpdateRule(lr=torch.ones(1), coupled_decay=0.1),
         UpdateRule(lr=0.1, preconditioner=torch.full((1,), math.nan)),
         UpdateRule(lr=0.1, coupled_decay=0.1, preconditioner=torch.ones(1)),
     ],
