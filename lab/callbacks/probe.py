@@ -24,6 +24,7 @@ from lab.noise.sampling import Sampling
 from lab.objective import NetworkObjective
 from lab.optim.live import Live
 from lab.params import flatten, trainable, weights
+from lab.probes.attempt import Failure, Losses, attempt, joined
 from lab.probes.base import Examples, Probe, Snapshot
 from lab.probes.sets import probe_set, require_probe_sets
 from lab.run.signals import cut_off
@@ -42,10 +43,13 @@ class ProbeCallback(pl.Callback):
     stochastic  whether training uses mini-batches; default: yes for a LightningModule of your own.
     batch_size  examples in a batch of training (None: all), and how they are drawn, for the probes of the noise: `sampling`
                 epoch | with_replacement | without_replacement.
+    refuses     whether what cannot be measured at all at step 0 (`lab.probes.attempt.REFUSALS`) is raised, as a door does.
     Threshold, preconditioner and steps are those of whichever optimiser holds each weight; what is frozen, thawed or added
     in the run is followed. Where gradients are clipped (`lab.callbacks.clipping`), train/clipped is the share of steps so
     far that were; sharpness/clipped_threshold, clipped_ratio are those of the effective rate lr min(1, c/|g|) of the step.
-    Training is bit-identical with and without it. After (and during) training: `tracker`, `summary()`.
+    Training is bit-identical with and without it, and goes on whatever a probe raises: one warning tells it, and the next
+    measurement is tried again, unless the first one was refused. Raises ValueError for two probes of one name, and
+    where two write one tag. After (and during) training: `tracker`, `summary()`.
     """
 
     def __init__(
@@ -61,18 +65,22 @@ class ProbeCallback(pl.Callback):
         batch_size: int | None = None,
         sampling: Sampling = "epoch",
         seed: int = 0,
+        refuses: bool = False,
     ):
+        if twice := [probe.name for i, probe in enumerate(probes) if probe.name in [p.name for p in probes[:i]]]:
+            raise ValueError(f"two probes are named {twice[0]}: each writes under its name; leave one out")
         self.probes, self.criterion, self.data, self.seed = list(probes), criterion, _pair(data), seed
         self.model, self.batch_norm, self.chunk_size = model, batch_norm, chunk_size
-        self.batch_size, self.sampling = batch_size, sampling
+        self.batch_size, self.sampling, self.refuses = batch_size, sampling, refuses
         self.tracker = PhaseTracker(stochastic=stochastic)
         self.latest: dict[str, float] = {}
         self.formula = "the threshold"
-        self._objectives: dict[Examples, NetworkObjective] = {}
+        self.objectives: dict[Examples, NetworkObjective] = {}
         self._measured = -1
         self.live, self.clipping = Live(), Clipping()
         self._waiting: tuple[int, dict[str, Any], UpdateRule | None] | None = None
         self._told: set[str] = set()
+        self._failed: dict[str, dict[str, Any]] = {}
         self._saved: dict[str, dict[str, Tensor]] = {}
         self._updates, self._micro_losses = 0, list[float]()
 
@@ -82,7 +90,7 @@ class ProbeCallback(pl.Callback):
 
     def due(self, step: int) -> bool:
         """Whether any probe wants the snapshot of `step`."""
-        return any(probe.due(step) for probe in self.probes)
+        return any(probe.due(step) for probe in self._heard())
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.model = self.model or pl_module
@@ -90,7 +98,7 @@ class ProbeCallback(pl.Callback):
         x, y = self.data
         x = x.to(pl_module.device, dtype) if x.is_floating_point() else x.to(pl_module.device)
         self.data = x, y.to(pl_module.device)
-        self._objectives.clear()
+        self.objectives.clear()
         if trainable(self.model):
             self.require_sets()
         for probe in self.probes:
@@ -114,7 +122,7 @@ class ProbeCallback(pl.Callback):
             return
         self._measured = step
         with torch.enable_grad():
-            self.measure(trainer, pl_module, step, [probe for probe in self.probes if probe.due(step)])
+            self.measure(trainer, pl_module, step, [probe for probe in self._heard() if probe.due(step)])
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
@@ -123,7 +131,7 @@ class ProbeCallback(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The probes that wait for the end, unless the run diverged."""
-        last = [probe for probe in self.probes if probe.at_end]
+        last = [probe for probe in self._heard() if probe.at_end]
         if last and not (isinstance(pl_module, SupervisedModule) and pl_module.divergence):
             with torch.enable_grad():
                 self.measure(trainer, pl_module, _step(trainer, pl_module), last)
@@ -149,7 +157,9 @@ class ProbeCallback(pl.Callback):
             direction=live.direction,
             replicate=live.replicate,
         )
-        measured = _measured(probes, snapshot)
+        measured, failures = _measured(probes, snapshot, self)
+        for failure in failures:
+            self._tell(failure)
         self._log(trainer, step, measured)
         self._waiting = step, measured, live.rule
         if not self.clipping.watched:
@@ -160,8 +170,15 @@ class ProbeCallback(pl.Callback):
         assert self.model is not None
         model, before = self.model, self.live.params
         if not all(a is b for a, b in itertools.zip_longest(trainable(model), before)):
-            self._objectives.clear()
-        changed = self.live.follow(model, trainer.optimizers, lambda: self.objective("auto").grad(weights(model)))
+            self.objectives.clear()
+
+        def gradient() -> Tensor:
+            try:
+                return self.objective("auto").grad(weights(model))
+            except Exception:  # the probes will meet it, and say so
+                return torch.ones(sum(p.numel() for p in trainable(model)))
+
+        changed = self.live.follow(model, trainer.optimizers, gradient)
         if changed:
             for probe in self.probes:
                 probe.load_state_dict({})
@@ -213,13 +230,13 @@ class ProbeCallback(pl.Callback):
 
     def objective(self, examples: Examples) -> NetworkObjective:
         """The loss on the fixed, class-balanced probe set of a size; built once."""
-        if examples not in self._objectives:
+        if examples not in self.objectives:
             assert self.model is not None
             data = probe_set(self.data, examples, self.seed)
-            self._objectives[examples] = NetworkObjective(
+            self.objectives[examples] = NetworkObjective(
                 self.model, self.criterion, data, chunk_size=self.chunk_size, batch_norm=self.batch_norm
             )
-        return self._objectives[examples]
+        return self.objectives[examples]
 
     def summary(self) -> dict[str, Any]:
         """Phase, entry step, overshoot, level ... of the run so far, and what they are measured in.
@@ -233,7 +250,16 @@ class ProbeCallback(pl.Callback):
             "threshold_formula": self.formula,
             "left_out": self.live.left_out or None,
             "clipped": self.clipping.share,
+            "failed_probes": {name: failed["times"] for name, failed in self._failed.items()},
         }
+
+    def failures(self) -> list[str]:
+        """What failed, a sentence for each probe."""
+        return [
+            f"Probe {name} failed {failed['times']} time{'s' if failed['times'] > 1 else ''}, first at step "
+            f"{failed['step']} ({failed['cause']}): nothing was measured there"
+            for name, failed in self._failed.items()
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """The memory of the probes and of the phase, as tensors: warm starts and history survive a resume."""
@@ -243,6 +269,7 @@ class ProbeCallback(pl.Callback):
             "formula": self.formula,
             "live": self.live.state_dict(),
             "clipping": self.clipping.state_dict(),
+            "failed": {name: dict(failed) for name, failed in self._failed.items()},
             "probes": {type(probe).__name__: probe.state_dict() for probe in self.probes},
         }
 
@@ -252,6 +279,22 @@ class ProbeCallback(pl.Callback):
         self.latest, self.formula, self._saved = state["latest"], state["formula"], state["probes"]
         self.live.load_state_dict(state.get("live", {}))
         self.clipping.load_state_dict(state.get("clipping", {}))
+        self._failed = {name: dict(failed) for name, failed in state.get("failed", {}).items()}
+
+    def _heard(self) -> list[Probe]:
+        """The probes, less those whose first measurement was refused."""
+        return [probe for probe in self.probes if not self._failed.get(probe.name, {}).get("silent")]
+
+    def _tell(self, failure: Failure) -> None:
+        """Count it, and warn of the first of a probe. Raises it where a refusal is to end the run before it begins."""
+        name = failure.probe
+        never = failure.refusal and not any(tag.startswith((f"{name}/", f"cost/{name}/")) for tag in self.latest)
+        if never and self.refuses and failure.step == 0:
+            raise failure.error
+        failed = self._failed.setdefault(name, {"times": 0, "step": failure.step, "cause": failure.cause})
+        failed |= {"times": failed["times"] + 1, "silent": never}
+        if failed["times"] == 1:
+            self._say(f"{failure}{', nor will it be' if never else ''}; training goes on")
 
     def _batch(self, pl_module: pl.LightningModule, step: int) -> NetworkObjective | None:
         """The loss on the batch about to be used, unaugmented; None for a full batch or a foreign module."""
@@ -281,19 +324,25 @@ class ProbeCallback(pl.Callback):
                 logger.log_others(arrays, figures, step)
 
 
-def _measured(probes: Sequence[Probe], snapshot: Snapshot) -> dict[str, Any]:
-    """What the probes find. Where they are cut off their memories are those before: the snapshot is measured again."""
+def _measured(probes: Sequence[Probe], snapshot: Snapshot, losses: Losses) -> tuple[dict[str, Any], list[Failure]]:
+    """What the probes find, and those that failed. Where they are cut off their memories are those before: the snapshot is
+    measured again.
+    """
     memories = [probe.state_dict() for probe in probes]
-    found: dict[str, Any] = {}
+    found, failures = dict[str, Any](), list[Failure]()
     try:
         with cut_off():
             for probe in probes:
-                found |= probe.measure(snapshot)
+                values = attempt(probe, snapshot, losses)
+                if isinstance(values, Failure):
+                    failures.append(values)
+                else:
+                    found = joined(found, values, probe.name)
     except BaseException:
         for probe, memory in zip(probes, memories, strict=True):
             probe.load_state_dict(memory)
         raise
-    return found
+    return found, failures
 
 
 def _pair(data: Any) -> tuple[Tensor, Tensor]:

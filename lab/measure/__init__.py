@@ -59,7 +59,7 @@ def _measure_all(words: Words) -> None:
         print(f"\n{len(done)} of {len(files)} checkpoints measured.")
         for figure in report.across(done, words.together):
             print(f"\n  figure    {figure}")
-    if slips:
+    if slips or any(result.failures for _, result in done):
         sys.exit(2)
 
 
@@ -100,6 +100,8 @@ def measure(words: Words, file: Path, *, several: bool = False) -> "Result":
             raise
         report.keep(folder, result, file=file, command=_command(words), plain=_plain(cfg), facts=parts.dataset.facts)
     print(f"{file}: {report.sentence(result)}" if several else report.sentence(result))
+    for failure in result.failures:
+        print(f"error: {f'{file}: ' if several else ''}{failure}", file=sys.stderr)
     if not several:
         print()
         for figure in sorted(folder.figures.glob("*.png")):

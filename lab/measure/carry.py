@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -19,6 +20,7 @@ from lab.optim.rules import rule_of
 from lab.optim.stacked import stacked
 from lab.params import trainable, weights
 from lab.probes import Sharpness, Spectrum
+from lab.probes.attempt import Failure, attempt, findings, joined
 from lab.probes.base import Examples, Probe, Snapshot
 from lab.probes.sets import probe_set, require_probe_sets
 from lab.settings import SettingError
@@ -32,7 +34,7 @@ PER_SOLVE = 20
 class Result:
     """What was measured at `step`: numbers by tag, whatever else by tag, and what the numbers are held against.
 
-    divergence: how the run ended that left these weights, where it diverged.
+    divergence: how the run ended that left these weights, where it diverged. failures: a line for every probe that failed.
     """
 
     step: int
@@ -41,6 +43,7 @@ class Result:
     values: dict[str, float] = field(default_factory=dict)
     others: dict[str, Any] = field(default_factory=dict)
     findings: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
     seconds: float = 0.0
     divergence: str = ""
 
@@ -68,11 +71,12 @@ class Measurement:
         train = parts.dataset.train
         self.data = train.x.to(device=device, dtype=dtype), train.y.to(device)
         self.rule = self._rule(optimizer) if optimizer.known else None
-        self._objectives: dict[Examples, NetworkObjective] = {}
+        self.objectives: dict[Examples, NetworkObjective] = {}
+        self.chunk_size = parts.measured_chunk
         require_probe_sets(settings.probes, len(train), self.objective)
 
     def carry_out(self, name: str) -> Result:
-        """All probes, with progress on stderr."""
+        """All probes, with progress on stderr. Raises SettingError where none of them measures anything."""
         w, begin = weights(self.parts.model), perf_counter()
         step, seed = self.saved.step, self.parts.settings.seed
         batches = self.parts.batches
@@ -90,25 +94,33 @@ class Measurement:
             replicate=None if self.rule is None else stacked([self.parts.optimizer], trainable(self.parts.model)),
         )
         result = Result(step, self.rule.formula if self.rule else "", w.numel())
+        found, failures = dict[str, Any](), list[Failure]()
         for probe in self.parts.settings.probes:
             what = f"{probe.name} of {name} (step {step}, {w.numel()} weights, {self._examples(probe)} examples)"
             with self._progress(what, probe, snapshot):
-                measured = probe.measure(snapshot)
-            for tag, value in measured.items():
-                number = isinstance(value, float | int)
-                if not number:
-                    result.others[tag] = value
-                elif math.isfinite(value):  # type: ignore[arg-type]
-                    result.values[tag] = float(value)  # type: ignore[arg-type]
-        result.findings = [told for probe in self.parts.settings.probes if (told := probe.finding(result.values))]
+                measured = attempt(probe, snapshot, self)
+            if isinstance(measured, Failure):
+                failures.append(measured)
+            else:
+                found = joined(found, measured, probe.name)
+        if len(failures) == len(self.parts.settings.probes):
+            first = failures[0]
+            raise first.error if first.refusal else SettingError(str(first))
+        for tag, value in found.items():
+            if not isinstance(value, float | int):
+                result.others[tag] = value
+            elif math.isfinite(value):
+                result.values[tag] = float(value)
+        result.findings = findings(self.parts.settings.probes, result.values)
+        result.failures = [str(failure) for failure in failures]
         result.seconds = perf_counter() - begin
         return result
 
     def objective(self, examples: Examples) -> NetworkObjective:
         """The loss on the probe set of a size: the set that a run with this seed and these data looks at."""
-        if examples not in self._objectives:
-            self._objectives[examples] = self._loss(probe_set(self.data, examples, self.parts.settings.seed))
-        return self._objectives[examples]
+        if examples not in self.objectives:
+            self.objectives[examples] = self._loss(probe_set(self.data, examples, self.parts.settings.seed))
+        return self.objectives[examples]
 
     def _loss(self, data: tuple[torch.Tensor, torch.Tensor]) -> NetworkObjective:
         parts = self.parts
@@ -116,7 +128,7 @@ class Measurement:
             parts.model,
             parts.criterion,
             data,
-            chunk_size=parts.measured_chunk,
+            chunk_size=self.chunk_size,
             batch_norm=parts.settings.trainer.batch_norm,
         )
 
@@ -158,9 +170,10 @@ class Measurement:
         if expected:
             examples: Examples = getattr(probe, "examples", "auto")
             begun = perf_counter()
-            snapshot.once(("hessian", examples), lambda: hessian(self.objective(examples), snapshot.w))
+            with suppress(Exception):  # the probe will meet it, and say so
+                snapshot.once(("hessian", examples), lambda: hessian(self.objective(examples), snapshot.w))
             seconds = (perf_counter() - begun) * expected
-        return Progress(what, expected, seconds, lambda: snapshot.products - before)
+        return Progress(what, expected, seconds, lambda: max(0, snapshot.products - before))
 
     def _examples(self, probe: Probe) -> int:
         return self.objective(getattr(probe, "examples", "auto")).num_examples or 0

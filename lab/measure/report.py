@@ -130,6 +130,7 @@ def keep(
             "values": result.values,
             "threshold_formula": result.formula,
             "weights": result.num_weights,
+            "failures": result.failures,
             "seconds": result.seconds,
         },
     )

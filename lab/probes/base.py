@@ -58,12 +58,17 @@ class Snapshot:
             self._shared[key] = compute()
         return self._shared[key]
 
+    def forget(self) -> None:
+        """Compute anew what `once` has kept."""
+        self._shared.clear()
+
 
 class Probe(ABC):
     """A measurement with a name, a rhythm and a memory.
 
     Laws: `measure` changes nothing but the probe's own memory; its numbers depend on the snapshot and that memory only;
-    tags are `group/quantity`; NaN means "not measured" and is not logged.
+    tags are `name/quantity`, `error/name/quantity` and `cost/name/quantity` with the name of the probe, so that no two
+    probes write one; NaN means "not measured" and is not logged. What `measure` raises is told and ends nothing.
     """
 
     name: ClassVar[str]

@@ -6,9 +6,6 @@ from contextlib import contextmanager
 
 from lab.settings import SettingError
 
-SIGNS = ("can't allocate memory", "out of memory", "Storage size calculation overflowed")
-"""In the RuntimeErrors of torch, which has no class of its own for the CPU."""
-
 
 @contextmanager
 def memory_told() -> Iterator[None]:
@@ -16,9 +13,11 @@ def memory_told() -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        text = " ".join(str(error).split())
-        if isinstance(error, RuntimeError) and not any(sign in text for sign in SIGNS):
+        from lab.probes.attempt import out_of_memory  # torch, which the door does without where nothing is measured
+
+        if not out_of_memory(error):
             raise
+        text = " ".join(str(error).split())
         found = re.search(r"allocate ([\d.]+) (\w+)", text)
         size = f" (for {_readable(float(found[1]), found[2])} more)" if found else ""
         raise SettingError(

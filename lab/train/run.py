@@ -19,6 +19,7 @@ from lab.models.losses import MeanSquaredError
 from lab.module import SupervisedModule
 from lab.optim.schedules import Constant
 from lab.params import layout
+from lab.probes.attempt import findings
 from lab.run import checkpoints, figures, signals
 from lab.run.agenda import Agenda
 from lab.run.folder import RunFolder
@@ -47,6 +48,7 @@ class Run:
             batch_size=None if parts.batches.is_full else parts.batches.batch_size,
             sampling=parts.batches.sampling,
             seed=parts.settings.seed,
+            refuses=True,
         )
         self.probes.require_sets()
 
@@ -149,9 +151,10 @@ class Run:
             found["quantity"] = None
         return found | {
             "edge_lr": self._edge_lr(found),
-            "findings": [told for probe in self.settings.probes if (told := probe.finding(latest))]
+            "findings": findings(self.settings.probes, latest)
             + self._noise(module)
-            + self._escapes(folder),
+            + self._escapes(folder)
+            + self.probes.failures(),
             "steps": module.step,
             "reason": module.divergence,
             "test_loss": latest.get("test/loss"),

@@ -1,0 +1,155 @@
+"""Measurements that may fail: nothing that a probe raises ends a training.
+
+What it raises becomes a `Failure`, which says in one line what happened and which setting would help; the memory of the
+probe and the random state are those before. Where memory ran out the loss is cut into chunks of half as many examples and
+measured again. SIGTERM and Ctrl-C are no failures of a probe, and pass.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lab.objective import NetworkObjective
+from lab.probes.base import Examples, Probe, Snapshot, Value
+from lab.settings import SettingError
+
+REFUSALS: tuple[type[Exception], ...] = (SettingError,)
+"""What says that a measurement cannot be had, and its cure: a door refuses the run, a fit goes on without the probe."""
+NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "ALLOC_FAILED", "Storage size calculation")
+"""In the RuntimeErrors of torch where an allocation was refused; it has no class of its own for the CPU."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a probe measured nothing at `step`: what was raised, and what may be changed."""
+
+    probe: str
+    step: int
+    error: Exception
+    cure: str
+
+    @property
+    def refusal(self) -> bool:
+        """Whether the measurement will never be had: what was raised names the cure itself."""
+        return isinstance(self.error, REFUSALS)
+
+    @property
+    def cause(self) -> str:
+        """What was raised, in one line."""
+        text = " ".join(str(self.error).split())
+        return text if self.refusal else f"{type(self.error).__name__}: {text}".removesuffix(": ")
+
+    def __str__(self) -> str:
+        cure = f"; {self.cure}" if self.cure else ""
+        return f"probe {self.probe} failed at step {self.step} ({self.cause}): not measured{cure}"
+
+
+class Losses(Protocol):
+    """Whoever makes the losses of a snapshot: chunks of `chunk_size` examples (None: as many as are fast), `objectives` made
+    so far, which are made anew where they are taken away.
+    """
+
+    chunk_size: int | None
+    objectives: dict[Examples, NetworkObjective]
+
+
+def attempt(probe: Probe, snapshot: Snapshot, losses: Losses) -> dict[str, Value] | Failure:
+    """probe.measure(snapshot), or why it failed. Chunks that were too large stay small, for what is measured next."""
+    devices = [snapshot.w.device] if snapshot.w.device.type == "cuda" else []
+    memory, chunk_size = probe.state_dict(), losses.chunk_size
+    while True:
+        try:
+            with torch.random.fork_rng(devices):
+                return _checked(probe.measure(snapshot))
+        except Exception as error:
+            failure = Failure(probe.name, snapshot.step, _bare(error), _cure(probe, error))
+        probe.load_state_dict(memory)
+        smaller = _halved(losses, snapshot.w) if out_of_memory(failure.error) else None
+        if smaller is None and losses.chunk_size == chunk_size:
+            return failure
+        losses.chunk_size = chunk_size if smaller is None else smaller
+        losses.objectives.clear()
+        snapshot.forget()
+        if smaller is None:
+            return failure
+
+
+def joined(found: Mapping[str, Value], values: Mapping[str, Value], probe: str) -> dict[str, Value]:
+    """The values of a snapshot with those of one probe more. Raises ValueError where it writes a tag that is there."""
+    if twice := sorted(found.keys() & values.keys()):
+        raise ValueError(
+            f"{twice[0]} is written by probe {probe} and by another one; the tags of a probe begin with its name: "
+            f"{probe}/..., error/{probe}/... and cost/{probe}/..."
+        )
+    return {**found, **values}
+
+
+def findings(probes: Sequence[Probe], values: dict[str, float]) -> list[str]:
+    """What the probes say of the last values of a run, by tag."""
+    told = []
+    for probe in probes:
+        try:
+            told.append(probe.finding(values))
+        except Exception as error:
+            told.append(f"Probe {probe.name} has nothing to say: {type(error).__name__}: {error}")
+    return [sentence for sentence in told if sentence]
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation was refused, by torch or numpy, on the CPU or a GPU."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in NO_MEMORY)
+
+
+def _halved(losses: Losses, w: Tensor) -> int | None:
+    """Half the examples of a chunk; None where it holds one, or where the chunk is part of the loss: batch statistics."""
+    made = list(losses.objectives.values())
+    if any(loss.has_batch_norm and loss.batch_norm == "train" for loss in made):
+        return None
+    if losses.chunk_size is not None:
+        return losses.chunk_size // 2 or None
+    try:
+        chunk = max((loss.chunk_size(w) for loss in made), default=0)
+    except Exception:  # it looks at the graph of some examples, for which there is no memory either
+        chunk = max(loss.num_examples or 0 for loss in made)
+    return chunk // 2 or None
+
+
+def _checked(values: dict[str, Value]) -> dict[str, Value]:
+    """`values`, if they can be logged: TypeError or ValueError for what is no number, array or figure."""
+    from matplotlib.figure import Figure
+
+    for value in values.values():
+        if not isinstance(value, Tensor | Figure):
+            float(value)
+    return values
+
+
+def _bare(error: Exception) -> Exception:
+    """Without the frames it came through, whose tensors it would keep."""
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+    return error
+
+
+def _cure(probe: Probe, error: Exception) -> str:
+    """Which settings may be changed: those that speak of what happened, else those that are not the default."""
+    if isinstance(error, REFUSALS):
+        return ""
+    settings: dict[str, Field] = {f.name: f for f in fields(probe) if f.init} if is_dataclass(probe) else {}
+    name = f"probe.{probe.name}."
+    if out_of_memory(error) and "examples" in settings:
+        return f"use fewer {name}examples"
+    if ("LinAlgError" in type(error).__name__ or "converge" in str(error)) and "max_matvecs" in settings:
+        return f"raise {name}max_matvecs" + (f" or {name}tol" if "tol" in settings else "")
+    changed = [f"{name}{f.name}" for f in settings.values() if f.name != "every" and _changed(probe, f)]
+    return f"change {', '.join(changed) or f'{name}*'}, or leave the probe out"
+
+
+def _changed(probe: Probe, setting: Field) -> bool:
+    """Whether a setting has another value than its default."""
+    default = setting.default if setting.default_factory is MISSING else setting.default_factory()
+    return repr(getattr(probe, setting.name)) != repr(default)
