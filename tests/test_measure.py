@@ -278,7 +278,7 @@ def test_a_glob_of_a_folder_of_runs_passes_over_what_is_no_checkpoint(
     told = capsys.readouterr()
     assert "error" not in told.err
     assert "2 of 2 checkpoints measured." in told.out
-    assert re.search(r"^ *checkpoint +step +escape/kind ", told.out, re.M)
+    assert re.search(r"^ *checkpoint +step +critical_point/kind ", told.out, re.M)
     assert len(re.findall(r"^ *runs/./checkpoints/last.ckpt +40 +not critical ", told.out, re.M)) == 2
 
 
@@ -421,8 +421,8 @@ def test_batch_sharpness_of_a_checkpoint_is_that_of_the_run_at_its_step(
     logged = {tag: dict(zip(*points, strict=True))[STEP] for tag, points in folder.all_series().items() if "/ba" in tag}
     measure(f"checkpoint={folder.checkpoints / 'previous.ckpt'}", probes[0], "hydra.run.dir=there")
     found = values("there")
-    assert {"sharpness/batch", "sharpness/batch_generalised"} <= logged.keys()
-    assert f"sharpness/batch = {found['sharpness/batch']:.5g}" in capsys.readouterr().out
+    assert {"batch_sharpness/ratio_of_means", "batch_sharpness/generalised"} <= logged.keys()
+    assert f"batch_sharpness/ratio_of_means = {found['batch_sharpness/ratio_of_means']:.5g}" in capsys.readouterr().out
     for tag in logged.keys() - {t for t in logged if t.startswith("cost/")}:
         # The same batches, and the momentum of the file: single precision, and its cancellations.
         assert found[tag] == pytest.approx(logged[tag], rel=1e-4), tag

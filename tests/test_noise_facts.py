@@ -45,8 +45,8 @@ class Outcome:
     @property
     def gaps(self) -> list[float]:
         """Ratio of means over mean of ratios, less 1, of every measurement."""
-        means = self.series["sharpness/batch_mean_of_ratios"]
-        return [value / means[step] - 1 for step, value in self.series["sharpness/batch"].items()]
+        means = self.series["batch_sharpness/mean_of_ratios"]
+        return [value / means[step] - 1 for step, value in self.series["batch_sharpness/ratio_of_means"].items()]
 
 
 Carry = Callable[..., Outcome]
@@ -84,7 +84,7 @@ GNI = "ignore:.*no sign of the edge"
 @pytest.mark.filterwarnings(GNI)
 def test_gni_is_at_two_over_lr_far_below_the_edge(run_of: Carry) -> None:
     run = run_of(*DIGITS, "optimizer.lr=0.2", "steps=600", every=37)
-    gni = list(run.series["sharpness/gni"].values())[4:]
+    gni = list(run.series["batch_sharpness/gni"].values())[4:]
     # A fifth of the run below: near 1 as soon as the noise has settled. 20 batches a measurement, 13 measurements: 7 %.
     assert mean(gni) / 10 == pytest.approx(1, abs=0.35)
     assert max(run.quarters("batch")) < 0.45

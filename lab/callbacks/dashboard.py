@@ -27,10 +27,10 @@ LAYOUT = {
     STOCHASTIC: {
         "sharpness along batch gradients and the threshold": [
             "Multiline",
-            ["^sharpness/batch$", "^sharpness/batch_mean_of_ratios$", "^sharpness/threshold$"],
+            ["^batch_sharpness/ratio_of_means$", "^batch_sharpness/mean_of_ratios$", "^sharpness/threshold$"],
         ],
-        "batch sharpness / threshold (the edge is 1)": ["Multiline", ["^sharpness/batch_ratio$", "^sharpness/ratio$"]],
-        "generalised, for any optimiser (the edge is 2)": ["Multiline", ["^sharpness/batch_generalised$"]],
+        "batch sharpness / threshold (the edge is 1)": ["Multiline", ["^batch_sharpness/ratio$", "^sharpness/ratio$"]],
+        "generalised, for any optimiser (the edge is 2)": ["Multiline", ["^batch_sharpness/generalised$"]],
     },
     NOISE: {
         "Tr D: of one example, of the batch in use": ["Multiline", ["^noise/trace$", "^noise/trace_batch$"]],

@@ -31,7 +31,7 @@ LEADING = (
     "spectrum/effective_rank",
 )
 """The quantities that come first where they were measured."""
-NAMES = {"escape/kind": KINDS, "escape/search": ENDS}
+NAMES = {"critical_point/kind": KINDS, "critical_point/search": ENDS}
 """The quantities that are the place of a word in a list."""
 
 
@@ -60,9 +60,8 @@ def sentence(result: Result) -> str:
 
 
 def _told(tag: str) -> bool:
-    """Whether a quantity belongs to the sentence about sharpness or to a finding about escape, or ends an interval."""
-    sharpness = tag.startswith("sharpness/") and not tag.startswith(("sharpness/batch", "sharpness/gni"))
-    return sharpness or tag.startswith("escape/") or tag.endswith(("_low", "_high"))
+    """Whether a quantity belongs to the sentence about sharpness or to a finding about a point, or ends an interval."""
+    return tag.startswith(("sharpness/", "escape/", "critical_point/")) or tag.endswith(("_low", "_high"))
 
 
 def _where(ratio: float) -> str:
@@ -80,7 +79,7 @@ def leading(result: Result) -> list[str]:
 def table(rows: Sequence[tuple[Path, Result]]) -> Table:
     """One line a checkpoint, one column a quantity."""
     tags = list(dict.fromkeys(tag for _, result in rows for tag in leading(result)))[:COLUMNS]
-    made = Table("checkpoint", "step", *[tag.replace("sharpness/", "") for tag in tags], box=None)
+    made = Table("checkpoint", "step", *[tag.removeprefix("sharpness/") for tag in tags], box=None)
     for file, result in rows:
         made.add_row(str(file), str(result.step), *(_cell(tag, result.values) for tag in tags))
     return made
@@ -94,11 +93,11 @@ def _cell(tag: str, values: Mapping[str, float]) -> str:
 
 def across(rows: Sequence[tuple[Path, Result]], folder: Path) -> list[Path]:
     """Figures of several checkpoints together, in `folder`: index against loss where the index was measured."""
-    of = [result.values for _, result in rows if "escape/index_fraction" in result.values]
+    of = [result.values for _, result in rows if "critical_point/index_fraction" in result.values]
     if len(of) < 2:
         return []
-    tags = "point_loss", "index_fraction", "kind", "index_exact"
-    points = [Point(*(values[f"escape/{tag}"] for tag in tags)) for values in of]
+    tags = "loss", "index_fraction", "kind", "index_exact"
+    points = [Point(*(values[f"critical_point/{tag}"] for tag in tags)) for values in of]
     figures.save(index_against_loss(points, f"{len(points)} checkpoints"), folder / "index_against_loss.png")
     return [folder / "index_against_loss.png"]
 

@@ -84,7 +84,7 @@ class SaddleEscape:
     start: Tensor | None = None
 
     def look(self, step: int, model: nn.Module, data: Split, optimizer: optim.Optimizer) -> dict[str, float]:
-        """As `Escape.look`: escape/curvature, length, predicted_drop, actual_drop, matvecs where a step was made."""
+        """As `Escape.look`: negative_curvature/curvature, and where a step was made length, predicted_drop, actual_drop."""
         if step % self.card.every:
             return {}
         with torch.autocast(data.x.device.type, enabled=False):
@@ -117,7 +117,7 @@ class SaddleEscape:
             start = torch.cat([self.start, fresh.to(w)], dim=1)
         down = way_down(loss, w, start=start, generator=generator, **limit)  # type: ignore[arg-type]
         self.start = down.direction[:, None]
-        told = {"escape/curvature": down.curvature, "escape/matvecs": float(down.matvecs)}
+        told = {"negative_curvature/curvature": down.curvature, "cost/negative_curvature/matvecs": float(down.matvecs)}
         if not down.curvature + down.error < -self.card.curvature_tol:
             return told
         self.start = None  # where the step leads another direction is the most negative one
@@ -132,9 +132,9 @@ class SaddleEscape:
                 if name in pieces:
                     parameter.copy_(pieces[name])
         return told | {
-            "escape/length": length,
-            "escape/predicted_drop": down.drop(length),
-            "escape/actual_drop": drop,
+            "negative_curvature/length": length,
+            "negative_curvature/predicted_drop": down.drop(length),
+            "negative_curvature/actual_drop": drop,
         }
 
     def state_dict(self) -> dict[str, Tensor]:

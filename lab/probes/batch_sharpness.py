@@ -1,11 +1,11 @@
 """Batch sharpness against 2/lr: the edge of stability of mini-batch training.
 
-    sharpness/batch                 E_B[g_B' H_B g_B] / E_B|g_B|^2      the ratio of means
-    sharpness/batch_mean_of_ratios  E_B[g_B' H_B g_B / |g_B|^2]
-    sharpness/batch_ratio           sharpness/batch x lr/2              the edge is 1, for SGD without momentum
-    sharpness/batch_generalised     E_B[s' H_B s] / -E_B[s' g_B]        s the step on that batch: the edge is 2
-    sharpness/gni                   E_B[g_B' H g_B] / |g|^2             no detector of the edge
-    sharpness/batch_lambda_max      E_B[lambda_max(H_B)]
+    batch_sharpness/ratio_of_means  E_B[g_B' H_B g_B] / E_B|g_B|^2
+    batch_sharpness/mean_of_ratios  E_B[g_B' H_B g_B / |g_B|^2]
+    batch_sharpness/ratio           ratio_of_means x lr/2               the edge is 1, for SGD without momentum
+    batch_sharpness/generalised     E_B[s' H_B s] / -E_B[s' g_B]        s the step on that batch: the edge is 2
+    batch_sharpness/gni             E_B[g_B' H g_B] / |g|^2             no detector of the edge
+    batch_sharpness/lambda_max      E_B[lambda_max(H_B)]
 
 See `lab.noise.batch_sharpness`. Andreyev and Beneventano 2024 (arXiv 2412.20553).
 """
@@ -49,14 +49,14 @@ GROWS = 1.1
 BEYOND = 1.5
 """Mean from which a run is beyond the edge: it does not hover about 1, but diverges or is thrown."""
 CLOSE = (0.8, 1.25)
-"""What counts as near 1 where sharpness/gni might be taken for a sign of the edge."""
+"""What counts as near 1 where batch_sharpness/gni might be taken for a sign of the edge."""
 GNI = (
-    "sharpness/gni is {} x 2/lr while batch sharpness is {} x 2/lr: no sign of the edge of stability; it says that the loss "
-    "of all examples is stationary on average, as it is under noise in any quadratic bowl"
+    "batch_sharpness/gni is {} x 2/lr while batch sharpness is {} x 2/lr: no sign of the edge of stability; it says that "
+    "the loss of all examples is stationary on average, as it is under noise in any quadratic bowl"
 )
 
 TOO_FEW = (
-    "sharpness/gni is not measured: batches of {} do not fit in the {} examples of its probe set; raise "
+    "batch_sharpness/gni is not measured: batches of {} do not fit in the {} examples of its probe set; raise "
     "probe.batch_sharpness.examples, or set gni_batches=0"
 )
 FULL = {False: "the directional sharpness g'Hg/|g|^2", True: "the curvature s'Hs/-s'g along the step"}
@@ -73,11 +73,10 @@ class BatchSharpness(Probe):
                     it takes, 16 at least. The error comes out near rse, and is reported as it came out.
     max_batches     batches of the estimate at most; up to 16 there is no pilot.
     batches         a fixed number of batches instead; null: by rse.
-    gni_batches     batches for sharpness/gni, each at the price of one Hessian product of the probe set; 0: not measured.
-    lambda_batches  batches for sharpness/batch_lambda_max, each at 10 to 25 Hessian products of a batch; 0: not measured.
-    examples        size of the fixed, class-balanced probe set that stands for all examples in sharpness/gni (its batches
-                    are drawn from it) and, where training takes the full batch, in sharpness/batch; all; auto (all up to
-                    5000, else 2000).
+    gni_batches     batches for `gni`, each at the price of one Hessian product of the probe set; 0: not measured.
+    lambda_batches  batches for `lambda_max`, each at 10 to 25 Hessian products of a batch; 0: not measured.
+    examples        size of the fixed, class-balanced probe set that stands for all examples in `gni` (its batches are drawn
+                    from it) and, where training takes the full batch, in the others; all; auto (all up to 5000, else 2000).
 
     Batches of training examples, unaugmented, are drawn as in training (an epoch's like draws without replacement),
     from a stream of their own. Cost: for networks of linear layers one gradient of the drawn examples; else a graph and
@@ -85,8 +84,8 @@ class BatchSharpness(Probe):
     optimiser always so, and one more product and a step on copies, for the generalised form. Errors are standard errors
     over the batches; low and high a bootstrap interval meant to hold the truth in 95 % of cases: measured with the
     pilot, 94 % where |g_B|^2 is lognormal of sigma 0.3, 91 % of 0.5, 87 % of 1 (`lab.noise.batch_sharpness.needed`).
-    sharpness/gni near 2/lr is no sign of the edge; a run where it is while batch sharpness is not says so once. Where
-    training takes the full batch, sharpness/batch is the directional sharpness g'Hg/|g|^2, without error.
+    `gni` near 2/lr is no sign of the edge; a run where it is while batch sharpness is not says so once. Where training
+    takes the full batch, batch sharpness is the directional sharpness g'Hg/|g|^2, without error.
     """
 
     name: ClassVar[str] = "batch_sharpness"
@@ -102,7 +101,7 @@ class BatchSharpness(Probe):
     _warned: set[str] = field(default_factory=set, init=False, repr=False)
 
     def measure(self, snapshot: Snapshot) -> dict[str, Value]:
-        """The tags sharpness/batch*, sharpness/gni, their errors and cost/batch_sharpness/*."""
+        """The tags batch_sharpness/*, error/batch_sharpness/* and cost/batch_sharpness/*."""
         begin, values = perf_counter(), dict[str, float]()
         if snapshot.batch_size is None:
             self._full_batch(snapshot, values)
@@ -112,10 +111,12 @@ class BatchSharpness(Probe):
                 self._lambda_max(snapshot, values)
             if self.gni_batches:
                 self._interaction(snapshot, values)
-        ratio = values.get("sharpness/batch_generalised", math.nan) / 2
+        ratio = values.get("batch_sharpness/generalised", math.nan) / 2
         if snapshot.rule is not None and _plain(snapshot.rule):
-            ratio = values["sharpness/batch_ratio"] = values["sharpness/batch"] * float(snapshot.rule.lr) / 2
-            interaction = values.get("sharpness/gni", math.nan) * float(snapshot.rule.lr) / 2
+            ratio = values["batch_sharpness/ratio"] = (
+                values["batch_sharpness/ratio_of_means"] * float(snapshot.rule.lr) / 2
+            )
+            interaction = values.get("batch_sharpness/gni", math.nan) * float(snapshot.rule.lr) / 2
             if CLOSE[0] <= interaction <= CLOSE[1] and not CLOSE[0] <= ratio <= CLOSE[1]:
                 self._warn_once("gni", GNI.format(_figures(interaction), _figures(ratio)))
         self._history = [past for past in self._history if past[0] < snapshot.step]
@@ -127,10 +128,10 @@ class BatchSharpness(Probe):
         """One batch, that of all examples: directional sharpness, and the same along the step."""
         H = self._hessian(snapshot)
         directional = _ratio(along_gradient(H))
-        values |= {"sharpness/batch": directional, "sharpness/batch_mean_of_ratios": directional}
+        values |= {"batch_sharpness/ratio_of_means": directional, "batch_sharpness/mean_of_ratios": directional}
         if direction := _direction(snapshot):
             forms = along_step(H, snapshot.w, direction(H.gradient), decay=_decay(snapshot))
-            values["sharpness/batch_generalised"] = _ratio(forms)
+            values["batch_sharpness/generalised"] = _ratio(forms)
         values["cost/batch_sharpness/matvecs"] = 2.0 if direction else 1.0
 
     def _mini_batches(self, snapshot: Snapshot, values: dict[str, float]) -> None:
@@ -144,11 +145,11 @@ class BatchSharpness(Probe):
         forms, *steps = self._forms(snapshot, wanted, generator)
         resample = stream(snapshot.seed, "batch_sharpness/bootstrap", snapshot.step)
         found = decisive = interval(ratio_of_means, forms, resample)
-        values |= _tagged("batch", found)
-        values |= _tagged("batch_mean_of_ratios", interval(mean_of_ratios, forms, resample))
+        values |= _tagged("ratio_of_means", found)
+        values |= _tagged("mean_of_ratios", interval(mean_of_ratios, forms, resample))
         if steps:
             decisive = interval(ratio_of_means, steps[0], resample)
-            values |= _tagged("batch_generalised", decisive)
+            values |= _tagged("generalised", decisive)
         if not self.batches and wanted == self.max_batches and decisive.error > self.rse * abs(decisive.value):
             self._warn_once(
                 "max_batches",
@@ -170,7 +171,7 @@ class BatchSharpness(Probe):
         loss, generator = snapshot.loss_on("all"), stream(snapshot.seed, "batch_sharpness/lambda_max", snapshot.step)
         batches = _draw(snapshot, loss, self.lambda_batches, generator)
         tops = top_of_batches(loss, snapshot.w, batches, generator)
-        values |= _tagged("batch_lambda_max", interval(mean_of_ratios, Forms(tops, torch.ones_like(tops)), generator))
+        values |= _tagged("lambda_max", interval(mean_of_ratios, Forms(tops, torch.ones_like(tops)), generator))
 
     def _interaction(self, snapshot: Snapshot, values: dict[str, float]) -> None:
         """GNI, on the probe set in the place of all examples."""
@@ -220,7 +221,7 @@ class BatchSharpness(Probe):
             place = "below the edge, and rising"
         else:
             place = "interpolated before the edge" if history[-1][1] < FITTED * history[0][1] else "below the edge"
-        steps = "sharpness/batch_generalised" in values
+        steps = "batch_sharpness/generalised" in values
         what = "generalised batch sharpness" if steps else "batch sharpness (ratio of means)"
         if not stochastic:
             what += f", of the full batch {FULL[steps]},"
@@ -269,8 +270,8 @@ def _ratio(forms: Forms) -> float:
 
 
 def _tagged(name: str, found: Interval) -> dict[str, float]:
-    """A number under sharpness/, its standard error, and its interval."""
-    tag = f"sharpness/{name}"
+    """A number under batch_sharpness/, its standard error, and its interval."""
+    tag = f"batch_sharpness/{name}"
     return {tag: found.value, f"error/{tag}": found.error, f"{tag}_low": found.low, f"{tag}_high": found.high}
 
 

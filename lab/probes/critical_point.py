@@ -32,16 +32,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KINDS = ("not critical", "minimum", "saddle", "maximum", "degenerate", "undetermined")
-"""The classes; escape/kind is the place of one in this list."""
+"""The classes; critical_point/kind is the place of one in this list."""
 ENDS = ("zero", "stuck", "rounding", "unfinished")
-"""How a search can end; escape/search is the place of one in this list."""
+"""How a search can end; critical_point/search is the place of one in this list."""
 COLORS = ("0.6", "tab:blue", "tab:red", "tab:purple", "tab:orange", "tab:olive")
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
 class Point:
-    """A dot of the figure of index against loss; kind as escape/kind, exact 0 where the index is a lower bound, else 1."""
+    """A dot of the figure of index against loss; kind as the tag `kind`, exact 0 where the index is a lower bound."""
 
     loss: float
     fraction: float
@@ -62,9 +62,9 @@ class CriticalPoint(Probe):
     find            first look for the critical point nearby, by regularised Newton steps on |g|^2.
     max_iterations  of that search.
     search_matvecs  Hessian products of that search.
-    escape/kind is 0 not critical, 1 minimum, 2 saddle, 3 maximum, 4 degenerate, 5 undetermined; escape/search 0 found, 1 at
-    a minimum of |g| that is no zero, 2 at the round-off of such a place, 3 out of iterations or products. Where the point is
-    not critical, index and nullity are those of the Hessian there. Cost: in cost/critical_point/matvecs.
+    `kind` is 0 not critical, 1 minimum, 2 saddle, 3 maximum, 4 degenerate, 5 undetermined; `search` 0 found, 1 at a minimum
+    of |g| that is no zero, 2 at the round-off of such a place, 3 out of iterations or products. Where the point is not
+    critical, index and nullity are those of the Hessian there. Cost: in cost/critical_point/matvecs.
     """
 
     name: ClassVar[str] = "critical_point"
@@ -81,7 +81,7 @@ class CriticalPoint(Probe):
     _points: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def measure(self, snapshot: Snapshot) -> dict[str, Value]:
-        """The tags escape/*, error/escape/*, cost/critical_point/*, the eigenvalues; the figures critical_point/*."""
+        """The tags critical_point/*, error/critical_point/*, cost/critical_point/*, the eigenvalues and figures."""
         begin, values = perf_counter(), dict[str, Value]()
         w, loss = snapshot.w.double(), self._loss(snapshot)
         try:
@@ -94,9 +94,9 @@ class CriticalPoint(Probe):
                     max_matvecs=self.search_matvecs,
                 )
                 values |= {
-                    "escape/search": float(ENDS.index(search.reason)),
-                    "escape/moved": float((search.w - w).norm()),
-                    "escape/search_alignment": search.alignment,
+                    "critical_point/search": float(ENDS.index(search.reason)),
+                    "critical_point/moved": float((search.w - w).norm()),
+                    "critical_point/search_alignment": search.alignment,
                     "cost/critical_point/search_matvecs": float(search.matvecs),
                 }
                 w = search.w
@@ -120,7 +120,7 @@ class CriticalPoint(Probe):
             dots = [Point(*p.tolist()) for p in self._points.values()]
             values["critical_point/index_against_loss"] = index_against_loss(dots, f"{len(dots)} points of the run")
         values["critical_point/eigenvalues"] = eigenvalue_figure(point, f"step {snapshot.step}")
-        values["escape/hessian_eigenvalues"] = point.values
+        values["critical_point/hessian_eigenvalues"] = point.values
         values["cost/critical_point/matvecs"] = float(point.matvecs)
         values["cost/critical_point/seconds"] = perf_counter() - begin
         return values
@@ -134,28 +134,28 @@ class CriticalPoint(Probe):
     def _of(self, point: results.CriticalPoint) -> dict[str, Value]:
         low, high = int(point.values.argmin()), int(point.values.argmax())
         return {
-            "escape/kind": float(KINDS.index(point.kind)),
-            "escape/point_loss": point.value,
-            "escape/grad_norm": point.gradient_norm,
-            "escape/gain": point.gain,
-            "escape/index": float(point.index),
-            "escape/index_fraction": point.index_fraction,
-            "escape/index_exact": float(point.index_exact),
-            "escape/nullity": float(point.nullity),
-            "escape/nullity_exact": float(point.nullity_exact),
-            "escape/lambda_min": float(point.values[low]),
-            "escape/lambda_max": float(point.values[high]),
-            "error/escape/lambda_min": float(point.errors[low]),
-            "error/escape/lambda_max": float(point.errors[high]),
+            "critical_point/kind": float(KINDS.index(point.kind)),
+            "critical_point/loss": point.value,
+            "critical_point/grad_norm": point.gradient_norm,
+            "critical_point/gain": point.gain,
+            "critical_point/index": float(point.index),
+            "critical_point/index_fraction": point.index_fraction,
+            "critical_point/index_exact": float(point.index_exact),
+            "critical_point/nullity": float(point.nullity),
+            "critical_point/nullity_exact": float(point.nullity_exact),
+            "critical_point/lambda_min": float(point.values[low]),
+            "critical_point/lambda_max": float(point.values[high]),
+            "error/critical_point/lambda_min": float(point.errors[low]),
+            "error/critical_point/lambda_max": float(point.errors[high]),
         }
 
     def finding(self, values: dict[str, float]) -> str:
         """What the point is, and what the search for it came to."""
-        of = {tag.removeprefix("escape/"): v for tag, v in values.items()}
+        of = {tag.removeprefix("critical_point/"): v for tag, v in values.items()}
         if "kind" not in of:
             return ""
         kind, searched = KINDS[int(of["kind"])], f"{self._searched(of)}; " if "search" in of else ""
-        size = f"|g| = {of['grad_norm']:.2g}, loss {of['point_loss']:.6g}"
+        size = f"|g| = {of['grad_norm']:.2g}, loss {of['loss']:.6g}"
         if kind == "not critical":
             why = (
                 f"|g| > {self.gradient_tol:g}"
@@ -170,7 +170,8 @@ class CriticalPoint(Probe):
         share = f" ({100 * of['index_fraction']:.2g} % of all)" if of["index"] else ""
         null = f"{'' if of['nullity_exact'] else 'at least '}{of['nullity']:.0f}"
         null = null if of["nullity_exact"] or of["nullity"] else "an unknown number"
-        ends = f"they go from {of['lambda_min']:.4g} +- {of['error/escape/lambda_min']:.1g} to {of['lambda_max']:.4g}"
+        error = of["error/critical_point/lambda_min"]
+        ends = f"they go from {of['lambda_min']:.4g} +- {error:.1g} to {of['lambda_max']:.4g}"
         return f"{text}{index} negative {_eigenvalues(of['index'])}{share} and {null} not told from zero; {ends}."
 
     def _searched(self, of: dict[str, float]) -> str:

@@ -392,7 +392,7 @@ def _values(start: Start, cells: list[Cell]) -> dict[str, Value]:
         "escape/index": float(start.critical.index),
         "escape/index_exact": float(start.critical.index_exact),
         "escape/loss": start.critical.value,
-        "escape/gradient_norm": start.critical.gradient_norm,
+        "escape/grad_norm": start.critical.gradient_norm,
     }
     return (
         values

@@ -174,11 +174,11 @@ class Fisher(Probe):
     fisher/trace_m, norm_m (Frobenius), lambda_1_m .. lambda_k_m, lambda_min_hessian, lambda_min_residual; cosine_m_n =
     Tr(mn)/(|m||n|); distance_m = |m - true|/|true|; residual_share = |R|/|H|; rao_norm = w'Fw of the true Fisher, the
     square of the Fisher-Rao norm of Liang et al. (2019): a number about w, no bound on anything here.
-    noise/fisher_cosine is the cosine of D with the true Fisher. Traces are exact, but for those of H and R where the
-    network is not piecewise linear, and for all but empirical and covariance where its layers cannot be taken apart;
-    error/fisher/trace_sampled is the standard error over the labels drawn, not measured there and for more than 100
-    outputs. Errors of norms, cosines and distances are over the random vectors: of the sampled Fisher they hold for the
-    labels that were drawn, and other labels would give other ones. Where P <= vectors all is exact.
+    Traces are exact, but for those of H and R where the network is not piecewise linear, and for all but empirical and
+    covariance where its layers cannot be taken apart; error/fisher/trace_sampled is the standard error over the labels
+    drawn, not measured there and for more than 100 outputs. Errors of norms, cosines and distances are over the random
+    vectors: of the sampled Fisher they hold for the labels that were drawn, and other labels would give other ones. Where
+    P <= vectors all is exact.
     Cost: five products for each random vector and each eigenvector, 10 to 25 for each eigenvalue (the residual of a ResNet
     takes all that are allowed), three backward passes for each output for the exact traces and that error; as reported in
     cost/fisher/matvecs and seconds. Where it will be more than a minute the first measurement says so before it starts.
@@ -384,6 +384,4 @@ def _numbers(arrays: Mapping[str, Tensor], ends: Mapping[str, Extremes]) -> dict
         for value, error in zip(end.bottom.values, end.bottom.errors, strict=True):
             put(f"fisher/lambda_min_{name}", value, error)
     put("fisher/residual_share", arrays["share"], arrays["share_error"])
-    for tag in ("", "error/"):
-        numbers[f"{tag}noise/fisher_cosine"] = numbers[f"{tag}fisher/cosine_true_covariance"]
     return numbers

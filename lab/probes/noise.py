@@ -132,7 +132,7 @@ class Noise(Probe):
         values |= {"noise/batch_factor": factor, "noise/trace_cross": cross * whole}
         values["error/noise/trace_cross"] = abs(cross) * found.error
         values["noise/batch_size"] = float(N if m is None else m)
-        values["noise/gradient_norm"] = norm(found.gradient)
+        values["noise/grad_norm"] = norm(found.gradient)
         # A probe set of n out of N examples has a noise of its own: |g|^2 of it is too large by `excess` on average.
         share = batch_factor(max(n, N), n, "without_replacement")
         square, excess = norm(found.gradient) ** 2, share * whole

@@ -76,7 +76,7 @@ def edge_of_stochastic_stability(cells: Sequence[Cell]) -> str:
     groups = sorted(grouped(cells, ["data.batch_size"]).values(), key=lambda group: group[0].number("data.batch_size"))
     said, tops, near = [], [], []
     for group in groups:
-        top, batch = (_over_threshold(group, f"sharpness/{name}") for name in ("lambda_max", "batch"))
+        top, batch = (_over_threshold(group, tag) for tag in ("sharpness/lambda_max", "batch_sharpness/ratio_of_means"))
         tops.append(top)
         size = f"{group[0].number('data.batch_size'):g}"
         if batch >= NEAR_EDGE:

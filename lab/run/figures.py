@@ -16,6 +16,7 @@ Arrays = Mapping[str, np.ndarray]
 
 EIGENVALUE = "eigenvalue (1 / learning rate)"
 THRESHOLD = "stability threshold"
+BATCH = "batch_sharpness/ratio_of_means"
 REACH = 2.5
 """A threshold beyond so many times the largest eigenvalue is told and not drawn: it would squeeze the spectrum."""
 SQUEEZED = 10.0
@@ -52,8 +53,8 @@ def edge_figure(series: Series, summary: Mapping[str, Any]) -> Figure:
         steps, slopes = series["sharpness/directional"]
         marker, label = _dot(steps) and ".", r"$g'Hg/|g|^2$"
         below.plot(steps, slopes, color="tab:orange", lw=0.8, alpha=0.8, marker=marker, label=label)
-    if "sharpness/batch" in series and not preconditioned:
-        steps, sharpnesses = series["sharpness/batch"]
+    if BATCH in series and not preconditioned:
+        steps, sharpnesses = series[BATCH]
         below.plot(steps, sharpnesses, color="tab:purple", lw=0.8, marker=_dot(steps), label="batch sharpness")
     if "sharpness/threshold" in series:
         label = f"threshold {summary['threshold_formula']}"
@@ -200,7 +201,7 @@ def _dot(steps: list[int]) -> str:
 
 def _scale(axis: Axes, series: Series, quantity: str) -> None:
     """What shows the sharpness and the threshold, linear from zero or logarithmic; wild values of others are cut off."""
-    tags = (quantity, "sharpness/threshold", "sharpness/batch")
+    tags = (quantity, "sharpness/threshold", BATCH)
     sharpness, threshold, batch = ([v for v in series.get(tag, ([], []))[1] if np.isfinite(v)] for tag in tags)
     shown = sharpness + threshold
     if not shown:

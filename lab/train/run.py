@@ -189,12 +189,13 @@ class Run:
         """The steps along negative curvature, where they were asked for."""
         if self.settings.escape is None:
             return []
-        looked, (steps, actual) = folder.series("escape/curvature")[0], folder.series("escape/actual_drop")
+        (looked, _), (steps, actual), (_, predicted) = (
+            folder.series(f"negative_curvature/{what}") for what in ("curvature", "actual_drop", "predicted_drop")
+        )
         if not looked:
             return ["Negative curvature: the gradient was never below escape.gradient_tol."]
         if not steps:
             return [f"Negative curvature: looked for {len(looked)} times and not found: no saddle."]
-        predicted = folder.series("escape/predicted_drop")[1]
         times = f"{len(steps)} steps along it" if len(steps) > 1 else "one step along it"
         before = ", ".join(map(str, steps[:5])) + (" ..." if len(steps) > 5 else "")
         return [

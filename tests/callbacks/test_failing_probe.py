@@ -230,3 +230,19 @@ def test_a_probe_that_measures_nan_has_not_failed(tmp_path: Path) -> None:
     probes = ProbeCallback([Failing(lambda snapshot: {"failing/count": math.nan})], nn.functional.cross_entropy, DATA)
     _, warned = fit(tmp_path, probes)
     assert warned == [] and probes.summary()["failed_probes"] == {} and "failing/count" not in probes.latest
+
+
+class Copying(Failing):
+    name: ClassVar[str] = "copying"
+
+
+def test_two_writers_of_one_tag_are_an_error_and_no_tag_is_written_twice(tmp_path: Path) -> None:
+    both = [Failing(lambda snapshot: None), Copying(lambda snapshot: None)]
+    with pytest.raises(ValueError, match=r"failing/count is written by probe copying and by another one; .* copying/"):
+        fit(tmp_path, ProbeCallback(both, nn.functional.cross_entropy, DATA))
+    apart = Copying(lambda snapshot: {"copying/count": 1.0}, first=0)
+    probes = ProbeCallback([both[0], apart], nn.functional.cross_entropy, DATA)
+    fit(tmp_path, probes)
+    assert {"failing/count", "copying/count"} <= probes.latest.keys()
+    with pytest.raises(ValueError, match="two probes are named sharpness: each writes under its name"):
+        ProbeCallback([Sharpness(every=3), Sharpness(every=5, examples=10)], nn.functional.cross_entropy, DATA)

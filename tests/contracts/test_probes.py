@@ -4,6 +4,9 @@ import importlib
 import inspect
 import math
 import pkgutil
+import warnings
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -36,6 +39,11 @@ def snapshot(step: int, model: nn.Module, w: torch.Tensor) -> Snapshot:
     return Snapshot(step, w, loss_on, UpdateRule(lr=0.1))
 
 
+def mine(tag: str, probe: Probe) -> bool:
+    """Whether the tag begins with the name of the probe, so that no other probe writes it."""
+    return tag.removeprefix("error/").removeprefix("cost/").startswith(f"{probe.name}/")
+
+
 def network() -> nn.Module:
     torch.manual_seed(1)
     return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(), nn.Linear(8, 3))
@@ -47,9 +55,48 @@ def test_a_probe_returns_numbers_figures_or_arrays_under_group_and_quantity(kind
     w = torch.cat([p.detach().flatten() for p in model.parameters()])
     assert probe.due(0) is True
     for tag, value in probe.measure(snapshot(0, model, w)).items():
-        assert "/" in tag
+        assert mine(tag, probe)
         assert isinstance(value, float | Figure | torch.Tensor)
     assert probe.name.replace("_", "") == kind.__name__.lower()
+
+
+MORE: dict[str, dict[str, Any]] = {
+    "sharpness": {"k": 2, "bottom": True, "midpoints": True},
+    "batch_sharpness": {"batches": 2, "gni_batches": 2, "lambda_batches": 2},
+    "batch_landscape": {"batches": 3, "steps": 5, "leave_out": 2},
+    "critical_point": {"find": True, "max_iterations": 2, "dense": 0, "max_matvecs": 8},
+    "escape": {"replicas": 2, "budget": 16, "quench_steps": 5, "growth_steps": 20},
+    "fisher": {"k": 1, "vectors": 5},
+    "linear_stability": {"steps": 4, "replicas": 2},
+    "noise": {"hessian": True, "layers": True, "draws": 2, "pairs": 1},
+    "spectrum": {"k": 1, "bottom": 1, "split": True, "layers": True, "steps": 4, "vectors": 2},
+}
+"""Settings with which a probe writes all that it may, at little cost."""
+
+
+def test_no_two_probes_write_one_tag_whatever_they_are_asked_for() -> None:
+    assert {kind.name for kind in PROBES} == MORE.keys(), "a new probe says here how all of its tags come about"
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(4, 2), nn.Tanh(), nn.Linear(2, 3))
+    w = torch.cat([p.detach().flatten() for p in model.parameters()])
+    writers: dict[str, str] = {}
+    for kind in PROBES:
+        probe, tags = kind(**MORE[kind.name]), set[str]()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of so few products and batches
+            for step in (probe.every - 2, probe.every - 1, probe.every):
+                if probe.due(step):
+                    whole = snapshot(step, model, w)
+                    tags |= probe.measure(whole).keys() | probe.measure(replace(whole, batch_size=6)).keys()
+        assert all(mine(tag, probe) for tag in tags)
+        assert not tags & writers.keys()
+        writers |= dict.fromkeys(tags, probe.name)
+    assert {
+        "batch_sharpness/gni",
+        "critical_point/search",
+        "sharpness/midpoint",
+        "noise/trace.0.weight",
+    } <= writers.keys()
 
 
 @pytest.mark.parametrize("kind", PROBES)

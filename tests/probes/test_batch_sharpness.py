@@ -68,7 +68,10 @@ def test_batches_come_from_a_stream_of_their_own_and_are_the_same_again() -> Non
     first = numbers(BatchSharpness(), training.snapshot())
     assert torch.get_rng_state().equal(random)
     assert first == numbers(BatchSharpness(), training.snapshot())
-    assert first["sharpness/batch"] != numbers(BatchSharpness(), training.snapshot(step=1))["sharpness/batch"]
+    assert (
+        first["batch_sharpness/ratio_of_means"]
+        != numbers(BatchSharpness(), training.snapshot(step=1))["batch_sharpness/ratio_of_means"]
+    )
 
 
 @pytest.mark.parametrize("sampling", ["epoch", "without_replacement", "with_replacement"])
@@ -79,10 +82,14 @@ def test_many_batches_come_close_to_all_batches_there_are(sampling: Sampling) ->
     truth = float(ratio_of_means(forms.curvature, forms.slope)[0])
     mean_truth = float((forms.curvature / forms.slope).mean())
     found = numbers(BatchSharpness(batches=800, gni_batches=0), training.snapshot(batch_size=2, sampling=sampling))
-    assert abs(found["sharpness/batch"] - truth) < 4 * found["error/sharpness/batch"] < 0.2 * truth
-    mean, error = found["sharpness/batch_mean_of_ratios"], found["error/sharpness/batch_mean_of_ratios"]
+    assert (
+        abs(found["batch_sharpness/ratio_of_means"] - truth)
+        < 4 * found["error/batch_sharpness/ratio_of_means"]
+        < 0.2 * truth
+    )
+    mean, error = found["batch_sharpness/mean_of_ratios"], found["error/batch_sharpness/mean_of_ratios"]
     assert abs(mean - mean_truth) < 4 * error < 0.2 * truth
-    assert found["sharpness/batch_low"] < truth < found["sharpness/batch_high"]
+    assert found["batch_sharpness/ratio_of_means_low"] < truth < found["batch_sharpness/ratio_of_means_high"]
 
 
 def test_the_wanted_error_decides_how_many_batches_are_drawn_and_the_maximum_is_told() -> None:
@@ -90,7 +97,7 @@ def test_the_wanted_error_decides_how_many_batches_are_drawn_and_the_maximum_is_
     coarse, fine = (numbers(BatchSharpness(rse=rse, gni_batches=0), snapshot) for rse in (0.1, 0.03))
     assert 24 <= coarse["cost/batch_sharpness/batches"] < fine["cost/batch_sharpness/batches"] <= 408
     for found, rse in ((coarse, 0.1), (fine, 0.03)):
-        assert found["error/sharpness/batch"] <= 1.3 * rse * found["sharpness/batch"]
+        assert found["error/batch_sharpness/ratio_of_means"] <= 1.3 * rse * found["batch_sharpness/ratio_of_means"]
     probe = BatchSharpness(rse=1e-4, max_batches=20, gni_batches=0)
     with pytest.warns(
         UserWarning, match=r"known to [\d.]+% after 20 batches, rse=0.0001 was .*max_batches or rse"
@@ -106,11 +113,11 @@ def test_of_the_full_batch_it_is_directional_sharpness_from_the_hessian_of_the_s
     directional = Sharpness().measure(snapshot)["sharpness/directional"]
     products = snapshot.once(("hessian", "auto"), lambda: pytest.fail("not shared")).products
     found = BatchSharpness().measure(snapshot)
-    assert found["sharpness/batch"] == pytest.approx(directional, rel=1e-12)
-    assert found["sharpness/batch_mean_of_ratios"] == found["sharpness/batch"]
-    assert found["sharpness/batch_ratio"] == pytest.approx(directional * 0.05, rel=1e-12)
+    assert found["batch_sharpness/ratio_of_means"] == pytest.approx(directional, rel=1e-12)
+    assert found["batch_sharpness/mean_of_ratios"] == found["batch_sharpness/ratio_of_means"]
+    assert found["batch_sharpness/ratio"] == pytest.approx(directional * 0.05, rel=1e-12)
     assert snapshot.once(("hessian", "auto"), lambda: None).products == products + 1
-    assert not {"error/sharpness/batch", "sharpness/gni"} & found.keys()
+    assert not {"error/batch_sharpness/ratio_of_means", "batch_sharpness/gni"} & found.keys()
 
 
 def test_gni_is_measured_on_the_shared_hessian() -> None:
@@ -123,7 +130,7 @@ def test_gni_is_measured_on_the_shared_hessian() -> None:
     assert H.products == 14
     g = H.gradient
     # E|g_B|^2 > |g|^2: the noise adds curvature to that along the gradient, several times it for these small batches.
-    assert found["sharpness/gni"] > float(g @ (H @ g) / (g @ g)) > 0
+    assert found["batch_sharpness/gni"] > float(g @ (H @ g) / (g @ g)) > 0
 
 
 @pytest.mark.parametrize(
@@ -146,7 +153,7 @@ def test_gni_is_warned_of_once_and_only_near_two_over_lr_with_batch_sharpness_el
     assert len(texts) == told
     if told:
         assert texts[0].startswith(
-            "sharpness/gni is 1.20 x 2/lr while batch sharpness is 0.30 x 2/lr: no sign of the edge"
+            "batch_sharpness/gni is 1.20 x 2/lr while batch sharpness is 0.30 x 2/lr: no sign of the edge"
         )
 
 
@@ -169,10 +176,15 @@ def test_the_number_of_batches_chosen_by_the_probe_leaves_no_bias_and_intervals_
     monkeypatch.setattr("lab.probes.batch_sharpness.along_gradients", drawn)
     training, probe, truth = Training(), BatchSharpness(gni_batches=0), math.exp(0.625 * sd**2)
     runs = [numbers(probe, training.snapshot(step)) for step in range(300)]
-    values, errors = (torch.tensor([run[tag] for run in runs]) for tag in ("sharpness/batch", "error/sharpness/batch"))
+    values, errors = (
+        torch.tensor([run[tag] for run in runs])
+        for tag in ("batch_sharpness/ratio_of_means", "error/batch_sharpness/ratio_of_means")
+    )
     assert abs(float(values.mean()) - truth) < most * float(errors.mean())
     assert float(errors.mean()) > 0.75 * float(values.std())
-    held = sum(run["sharpness/batch_low"] <= truth <= run["sharpness/batch_high"] for run in runs)
+    held = sum(
+        run["batch_sharpness/ratio_of_means_low"] <= truth <= run["batch_sharpness/ratio_of_means_high"] for run in runs
+    )
     assert held / len(runs) > cover
     assert sum(run["cost/batch_sharpness/batches"] for run in runs) / len(runs) < 60
 
@@ -188,7 +200,7 @@ def test_batches_that_decide_on_the_number_take_no_part_in_the_estimate(monkeypa
     monkeypatch.setattr("lab.probes.batch_sharpness.along_gradients", forms)
     found = numbers(BatchSharpness(gni_batches=0), Training().snapshot())
     assert drawn == [8, 16]
-    assert found["sharpness/batch"] == 3
+    assert found["batch_sharpness/ratio_of_means"] == 3
     assert found["cost/batch_sharpness/batches"] == 24
     drawn.clear()
     numbers(BatchSharpness(gni_batches=0, max_batches=12), Training().snapshot())
@@ -201,16 +213,16 @@ def test_gni_is_not_measured_on_fewer_examples_than_a_batch_has() -> None:
     snapshot.loss_on = lambda examples: few if examples == 5 else training.loss
     with pytest.warns(UserWarning, match="batches of 6 do not fit in the 5 examples of its probe set"):
         found = BatchSharpness(examples=5, batches=4).measure(snapshot)
-    assert "sharpness/batch" in found
-    assert "sharpness/gni" not in found
+    assert "batch_sharpness/ratio_of_means" in found
+    assert "batch_sharpness/gni" not in found
 
 
 def test_lambda_max_of_batches_is_measured_where_asked_for_and_above_the_curvature_along_their_gradients() -> None:
     snapshot = Training().snapshot()
     found = numbers(BatchSharpness(gni_batches=0, lambda_batches=12), snapshot)
-    assert found["sharpness/batch_lambda_max"] > found["sharpness/batch_mean_of_ratios"]
-    assert found["error/sharpness/batch_lambda_max"] > 0
-    assert "sharpness/batch_lambda_max" not in numbers(BatchSharpness(), snapshot)
+    assert found["batch_sharpness/lambda_max"] > found["batch_sharpness/mean_of_ratios"]
+    assert found["error/batch_sharpness/lambda_max"] > 0
+    assert "batch_sharpness/lambda_max" not in numbers(BatchSharpness(), snapshot)
 
 
 OPTIMIZERS: dict[str, Make] = {
@@ -228,15 +240,15 @@ def test_other_optimisers_are_measured_along_the_step_they_make(name: str, batch
     training = Training(OPTIMIZERS[name])
     snapshot = training.snapshot(batch_size=batch_size)
     found = numbers(BatchSharpness(gni_batches=0, batches=10), snapshot)
-    assert "sharpness/batch_ratio" not in found, "2/lr is not its edge"
+    assert "batch_sharpness/ratio" not in found, "2/lr is not its edge"
     if batch_size is not None:
-        assert found["sharpness/batch_generalised_low"] < found["sharpness/batch_generalised"]
+        assert found["batch_sharpness/generalised_low"] < found["batch_sharpness/generalised"]
         return
     w, g, H = snapshot.w, training.loss.grad(snapshot.w), hessian(training.loss, snapshot.w)
     decay = 0.1 if name in ("decay", "adam") else 0.0  # AdamW's is no part of the gradient
     s = snapshot.direction(g)  # type: ignore[misc]
     truth = -float(s @ (H @ s + decay * s)) / float(s @ (g + decay * w))
-    assert found["sharpness/batch_generalised"] == pytest.approx(truth, rel=1e-9)
+    assert found["batch_sharpness/generalised"] == pytest.approx(truth, rel=1e-9)
 
 
 def test_the_generalised_form_of_steps_minus_lr_g_is_lr_times_the_ratio_of_means() -> None:
@@ -244,12 +256,16 @@ def test_the_generalised_form_of_steps_minus_lr_g_is_lr_times_the_ratio_of_means
     plain = numbers(BatchSharpness(batches=10, gni_batches=0), snapshot)
     snapshot.rule = None  # as of an optimiser that the lab has no threshold for
     unknown = numbers(BatchSharpness(batches=10, gni_batches=0), snapshot)
-    assert unknown["sharpness/batch_generalised"] == pytest.approx(0.1 * plain["sharpness/batch"], rel=1e-9)
-    assert plain["sharpness/batch_ratio"] == pytest.approx(0.05 * plain["sharpness/batch"], rel=1e-12)
-    assert "sharpness/batch_generalised" not in plain
+    assert unknown["batch_sharpness/generalised"] == pytest.approx(
+        0.1 * plain["batch_sharpness/ratio_of_means"], rel=1e-9
+    )
+    assert plain["batch_sharpness/ratio"] == pytest.approx(0.05 * plain["batch_sharpness/ratio_of_means"], rel=1e-12)
+    assert "batch_sharpness/generalised" not in plain
     snapshot.direction = None
     neither = BatchSharpness(batches=10, gni_batches=0)
-    assert numbers(neither, snapshot)["sharpness/batch"] == pytest.approx(plain["sharpness/batch"], rel=1e-12)
+    assert numbers(neither, snapshot)["batch_sharpness/ratio_of_means"] == pytest.approx(
+        plain["batch_sharpness/ratio_of_means"], rel=1e-12
+    )
     assert neither.finding({}) == ""
 
 
@@ -316,4 +332,4 @@ def test_the_history_survives_a_resume_and_repeats_are_not_counted_twice() -> No
 def test_unknown_rules_with_their_own_numbers_are_not_taken_for_plain() -> None:
     snapshot = Training().snapshot()
     snapshot.rule = UpdateRule(lr=torch.full((len(snapshot.w),), 0.1, dtype=torch.float64))
-    assert "sharpness/batch_ratio" not in numbers(BatchSharpness(batches=4, gni_batches=0), snapshot)
+    assert "batch_sharpness/ratio" not in numbers(BatchSharpness(batches=4, gni_batches=0), snapshot)

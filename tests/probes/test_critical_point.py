@@ -44,14 +44,16 @@ def test_index_and_nullity_of_a_network_are_those_of_its_hessian() -> None:
     edge = 1e-4 * float(values.abs().max())
     for dense in (500, 0):
         found = numbers(CriticalPoint(dense=dense).measure(at(loss, loss.weights)))
-        assert found["escape/index"] == int((values < -edge).sum()) > 0
-        assert found["escape/index_fraction"] == found["escape/index"] / 39
-        assert found["escape/lambda_min"] == pytest.approx(float(values[0]), abs=edge)
-        assert found["escape/lambda_max"] == pytest.approx(float(values[-1]), abs=edge)
-        assert found["escape/kind"] == KINDS.index("not critical")
-        assert found["escape/point_loss"] == pytest.approx(float(loss.value(loss.weights.double())), rel=1e-12)
-        assert found["escape/grad_norm"] == pytest.approx(float(loss.grad(loss.weights.double()).norm()), rel=1e-9)
-    assert numbers(CriticalPoint().measure(at(loss, loss.weights)))["escape/nullity"] == int(
+        assert found["critical_point/index"] == int((values < -edge).sum()) > 0
+        assert found["critical_point/index_fraction"] == found["critical_point/index"] / 39
+        assert found["critical_point/lambda_min"] == pytest.approx(float(values[0]), abs=edge)
+        assert found["critical_point/lambda_max"] == pytest.approx(float(values[-1]), abs=edge)
+        assert found["critical_point/kind"] == KINDS.index("not critical")
+        assert found["critical_point/loss"] == pytest.approx(float(loss.value(loss.weights.double())), rel=1e-12)
+        assert found["critical_point/grad_norm"] == pytest.approx(
+            float(loss.grad(loss.weights.double()).norm()), rel=1e-9
+        )
+    assert numbers(CriticalPoint().measure(at(loss, loss.weights)))["critical_point/nullity"] == int(
         (values.abs() <= edge).sum()
     )
 
@@ -91,13 +93,13 @@ def test_a_critical_point_is_found_from_weights_that_are_none() -> None:
     landscape, w = DeepLinear((2.0, 1.0)), torch.randn(8, generator=torch.Generator().manual_seed(3))
     probe = CriticalPoint(find=True)
     measured = numbers(probe.measure(at(landscape, w)))
-    assert measured["escape/search"] == ENDS.index("zero")
-    assert measured["escape/grad_norm"] <= 1e-8
-    assert measured["escape/moved"] > 0.1
-    assert KINDS[int(measured["escape/kind"])] in ("saddle", "degenerate")
+    assert measured["critical_point/search"] == ENDS.index("zero")
+    assert measured["critical_point/grad_norm"] <= 1e-8
+    assert measured["critical_point/moved"] > 0.1
+    assert KINDS[int(measured["critical_point/kind"])] in ("saddle", "degenerate")
     assert "searched from these weights, found " in probe.finding(measured)
     bare = numbers(CriticalPoint().measure(at(landscape, w)))
-    assert bare["escape/kind"] == KINDS.index("not critical") and "escape/search" not in bare
+    assert bare["critical_point/kind"] == KINDS.index("not critical") and "critical_point/search" not in bare
 
 
 def test_a_search_that_finds_none_says_so() -> None:
@@ -109,7 +111,7 @@ def test_a_search_that_finds_none_says_so() -> None:
 
     probe = CriticalPoint(find=True)
     measured = numbers(probe.measure(at(Bump(), torch.tensor([0.7, 0.5]))))
-    assert measured["escape/kind"] == KINDS.index("not critical")
+    assert measured["critical_point/kind"] == KINDS.index("not critical")
     assert "NONE was found from these weights: the search ended " in probe.finding(measured)
     assert "; no critical point there (|g| = " in probe.finding(measured)
     short = CriticalPoint(find=True, max_iterations=1)
@@ -121,8 +123,8 @@ def test_coupled_weight_decay_belongs_to_the_loss() -> None:
     loss, decay = network(), 0.3
     measured = numbers(CriticalPoint().measure(at(loss, loss.weights, rule=UpdateRule(lr=0.1, coupled_decay=decay))))
     truth = classify(Decayed(loss, decay), loss.weights.double())
-    assert measured["escape/grad_norm"] == truth.gradient_norm
-    assert measured["escape/lambda_min"] == float(truth.values[0])
+    assert measured["critical_point/grad_norm"] == truth.gradient_norm
+    assert measured["critical_point/lambda_min"] == float(truth.values[0])
 
 
 def test_the_points_of_a_run_are_a_figure_and_survive_a_resume() -> None:
@@ -138,7 +140,7 @@ def test_the_points_of_a_run_are_a_figure_and_survive_a_resume() -> None:
         assert len(places) == 2
         assert sorted(places[:, 0].tolist()) == pytest.approx(sorted(float(p[0]) for p in each._points.values()))
     assert isinstance(first["critical_point/eigenvalues"], Figure)
-    assert first["escape/hessian_eigenvalues"].shape == (39,)
+    assert first["critical_point/hessian_eigenvalues"].shape == (39,)
 
 
 def test_bounds_and_kinds_are_told_apart_in_the_figure() -> None:

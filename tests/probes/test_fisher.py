@@ -74,7 +74,7 @@ def test_all_numbers_are_those_of_the_dense_matrices_where_P_is_small(loss: Netw
         assert found[f"fisher/lambda_min_{name}"] == pytest.approx(smallest, rel=1e-5)
     share = float(dense["residual"].norm() / dense["hessian"].norm())
     assert found["fisher/residual_share"] == pytest.approx(share, rel=1e-9)
-    assert found["noise/fisher_cosine"] == pytest.approx(cosine(dense["covariance"], dense["true"]), abs=1e-9)
+    assert found["fisher/cosine_true_covariance"] == pytest.approx(cosine(dense["covariance"], dense["true"]), abs=1e-9)
     w = loss.weights
     assert found["fisher/rao_norm"] == pytest.approx(float(w @ dense["true"] @ w), rel=1e-9)
     assert found["fisher/converged"] == 1
@@ -216,7 +216,7 @@ def test_a_single_parameter_and_a_single_example_are_measured() -> None:
     objective = NetworkObjective(nn.Linear(1, 1, bias=False), nn.MSELoss(), (torch.ones(1, 1), torch.zeros(1, 1)))
     found = Fisher().measure(snapshot(objective))
     assert [found["fisher/trace_true"], found["fisher/lambda_1_true"]] == pytest.approx([2, 2])
-    assert math.isnan(found["noise/fisher_cosine"])  # one example has no noise
+    assert math.isnan(found["fisher/cosine_true_covariance"])  # one example has no noise
 
 
 def test_the_residual_of_a_piecewise_linear_network_has_no_trace_and_no_small_norm() -> None:

@@ -207,7 +207,7 @@ def test_edge_of_stochastic_stability_claims_what_the_numbers_say(
             f"data.batch_size={size}",
             {
                 "sharpness/lambda_max": threshold * top,
-                "sharpness/batch": threshold * batch,
+                "batch_sharpness/ratio_of_means": threshold * batch,
                 "sharpness/threshold": threshold,
             },
         )

@@ -98,11 +98,12 @@ def test_a_diverged_run_says_what_may_help() -> None:
     assert sentence(diverged | {"steps": 0}).endswith("became inf. It began there, before the first update.")
 
 
-def drawn(sharpness: list[float], threshold: float, **more: list[float]) -> tuple[Figure, Axes]:
+def drawn(sharpness: list[float], threshold: float, **others: list[float]) -> tuple[Figure, Axes]:
     """The figure of a run that was measured at the steps 0, 1, 2 ..., and its lower axes."""
     steps = list(range(len(sharpness)))
-    values = {"lambda_max": sharpness, "threshold": [threshold] * len(steps), **more}
+    values = {"lambda_max": sharpness, "threshold": [threshold] * len(steps)}
     series = {f"sharpness/{name}": (steps, found) for name, found in values.items()}
+    series |= {tag: (steps, found) for tag, found in others.items()}
     figure = edge_figure(series | {"train/loss": (steps, [1.0] * len(steps))}, MEASURED)
     figure.canvas.draw()
     return figure, figure.axes[1]
@@ -128,7 +129,7 @@ def test_sharpness_and_threshold_are_both_seen_however_far_apart(sharpness: list
 
 
 def test_batch_sharpness_is_drawn_beside_lambda_max() -> None:
-    figure, axis = drawn([4.0, 4.0], 5.0, batch=[2.0, 3.0])
+    figure, axis = drawn([4.0, 4.0], 5.0, **{"batch_sharpness/ratio_of_means": [2.0, 3.0]})
     assert "batch sharpness" in [text.get_text() for text in figure.legends[0].get_texts()]
     assert [2.0, 3.0] in [list(line.get_ydata()) for line in axis.get_lines()]
 

@@ -28,8 +28,8 @@ def test_a_saddle_is_left_where_gradient_descent_stays_and_the_drop_is_as_told(t
     bare = train("bare", *SADDLE, "steps=40")
     fled = train("fled", *SADDLE, *ESCAPE, "steps=40")
     series = fled.all_series()
-    steps, actual = series["escape/actual_drop"]
-    predicted, curvature = series["escape/predicted_drop"][1], series["escape/curvature"][1]
+    steps, actual = series["negative_curvature/actual_drop"]
+    predicted, curvature = series["negative_curvature/predicted_drop"][1], series["negative_curvature/curvature"][1]
     assert steps and all(step % 4 == 0 for step in steps)
     assert curvature[0] < -0.1 and actual[0] > 0.01
     assert 0.5 < actual[0] / predicted[0] <= 1.001, (
@@ -60,7 +60,7 @@ def test_a_run_with_escapes_resumes_bit_for_bit(
 ) -> None:
     settings = (*SADDLE, *ESCAPE, "steps=16", "trainer.checkpoint_every=5", *more)
     whole, again = resumed(*settings)
-    assert [line for line in metrics(whole) if line["tag"] == "escape/curvature"], "it has looked"
+    assert [line for line in metrics(whole) if line["tag"] == "negative_curvature/curvature"], "it has looked"
     assert metrics(whole) == metrics(again)
     assert all(torch.equal(weights(whole)[name], tensor) for name, tensor in weights(again).items())
     assert whole.read("summary")["findings"][-1] == again.read("summary")["findings"][-1]
@@ -83,8 +83,8 @@ def test_at_a_minimum_nothing_is_found_and_said(train: Train) -> None:
     convex = ("data.examples=60", "model.widths=[]", "loss=mse", "probe=[]", "steps=9", "trainer.threads=1")
     folder = train("run", *convex, "optimizer/escape=negative_curvature", "escape.gradient_tol=100", "escape.every=3")
     assert folder.read("summary")["findings"] == ["Negative curvature: looked for 3 times and not found: no saddle."]
-    assert folder.series("escape/actual_drop") == ([], [])
-    assert all(value > -1e-6 for value in folder.series("escape/curvature")[1])
+    assert folder.series("negative_curvature/actual_drop") == ([], [])
+    assert all(value > -1e-6 for value in folder.series("negative_curvature/curvature")[1])
 
 
 def test_slips_are_one_line(refused: Refused) -> None:

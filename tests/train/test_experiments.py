@@ -139,7 +139,7 @@ def test_edge_of_stochastic_stability_holds_both_sharpnesses_against_the_thresho
     assert "batches of 8: lambda_max " in json.loads(file.read_text())["sentence"]
     series = RunFolder(run["folder"]).all_series()
     assert series["sharpness/lambda_max"][0] == [0, 3]  # so that the last quarter is step 3
-    for tag in ("sharpness/lambda_max", "sharpness/batch"):
+    for tag in ("sharpness/lambda_max", "batch_sharpness/ratio_of_means"):
         assert run["values"][tag] == pytest.approx(series[tag][1][-1] / series["sharpness/threshold"][1][-1])
 
 
@@ -241,5 +241,5 @@ def test_smaller_batches_of_cifar10_hold_lambda_max_down_while_batch_sharpness_c
     [file] = Path("outputs/edge_of_stochastic_stability/figures").glob("*.json")
     small, middle, large = (run["values"] for run in json.loads(file.read_text())["runs"])
     assert small["sharpness/lambda_max"] < 0.5 < 0.8 < middle["sharpness/lambda_max"] < large["sharpness/lambda_max"]
-    assert small["sharpness/batch"] > 1.3 * small["sharpness/lambda_max"]
-    assert abs(large["sharpness/batch"] - 1) < 0.15
+    assert small["batch_sharpness/ratio_of_means"] > 1.3 * small["sharpness/lambda_max"]
+    assert abs(large["batch_sharpness/ratio_of_means"] - 1) < 0.15
