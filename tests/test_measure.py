@@ -418,7 +418,11 @@ def test_batch_sharpness_of_a_checkpoint_is_that_of_the_run_at_its_step(
 ) -> None:
     probes = ("probe=[sharpness,batch_sharpness]", f"probe.batch_sharpness.every={STEP}", "data.batch_size=16")
     folder = run(scratch / "run", *MLP, *probes, "optimizer.momentum=0.9")
-    logged = {tag: dict(zip(*points, strict=True))[STEP] for tag, points in folder.all_series().items() if "/ba" in tag}
+    logged = {
+        tag: dict(zip(*points, strict=True))[STEP]
+        for tag, points in folder.all_series().items()
+        if "batch_sharpness" in tag
+    }
     measure(f"checkpoint={folder.checkpoints / 'previous.ckpt'}", probes[0], "hydra.run.dir=there")
     found = values("there")
     assert {"batch_sharpness/ratio_of_means", "batch_sharpness/generalised"} <= logged.keys()

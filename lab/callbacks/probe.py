@@ -130,15 +130,24 @@ class ProbeCallback(pl.Callback):
         self.clipping.see(optimizer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The probes that wait for the end, unless the run diverged."""
-        last = [probe for probe in self._heard() if probe.at_end]
+        """The probes that wait for the end, unless the run diverged; not those that have just measured this step."""
+        step = _step(trainer, pl_module)
+        last = [probe for probe in self._heard() if probe.at_end and not (step == self._measured and probe.due(step))]
         if last and not (isinstance(pl_module, SupervisedModule) and pl_module.divergence):
             with torch.enable_grad():
-                self.measure(trainer, pl_module, _step(trainer, pl_module), last)
+                self.measure(trainer, pl_module, step, last, ended=True)
         self._judge(trainer)  # no step follows: by the factor of the last one
         self.clipping.end()
 
-    def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int, probes: Sequence[Probe]) -> None:
+    def measure(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        step: int,
+        probes: Sequence[Probe],
+        *,
+        ended: bool = False,
+    ) -> None:
         """These probes on one snapshot, then the phase."""
         self._judge(trainer)
         if not self._follow(trainer, step):
@@ -156,6 +165,7 @@ class ProbeCallback(pl.Callback):
             num_train=len(self.data[1]),
             direction=live.direction,
             replicate=live.replicate,
+            ended=ended,
         )
         measured, failures = _measured(probes, snapshot, self)
         for failure in failures:

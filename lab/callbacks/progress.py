@@ -74,4 +74,4 @@ class ProgressCallback(pl.Callback):
         tracker = self.probes.tracker
         loss = f"loss {tracker.losses[-1]:.4g}" if tracker.losses else ""
         ratio = f"  lambda/threshold {decimals(tracker.ratio, 3)}" if tracker.ratios else ""
-        return loss + ratio + (f"  {tracker.phase}" if ratio and phase else "")
+        return loss + ratio + (f"  {tracker.phase}" if tracker.phase and phase else "")

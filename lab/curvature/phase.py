@@ -19,6 +19,9 @@ measurements; its rises are none of the edge.
 With mini-batches the loss of a step says nothing about stability (it rises on half of all steps), so the ratio decides:
 the edge is entered by coming up to 1 from below, and by nothing else.
 
+Few measurements are no phase: none is told, divergence aside, unless `FEWEST` of them lie in the window it speaks of, the
+time since the edge was entered or the last half of what was measured.
+
 Cohen et al. 2021 (arXiv 2103.00065); Lewkowycz et al. 2020 (arXiv 2003.02218) for the catapult.
 """
 
@@ -47,6 +50,8 @@ STOCHASTIC_EXIT = 0.9
 """Ratio below which a mini-batch run has left the edge."""
 THROWN = 1.5
 """Loss over initial loss that is a catapult with mini-batches, whose losses scatter; on the full batch any rise is."""
+FEWEST = 5
+"""Measurements in the window that a phase speaks of, at least."""
 NEVER = -(10**9)
 """The step of what has not happened yet."""
 
@@ -71,14 +76,14 @@ class Phase(StrEnum):
 class PhaseTracker:
     """Fed with the loss of every step and the ratio of every measurement, it knows the present phase and the history.
 
-    stochastic: the losses are those of mini-batches, or of augmented examples. `phase` is None as long as no ratio was
-    measured, as under an optimiser whose threshold is not known. In `changes` the edge and a catapult begin at their own
-    step, known at the measurement that follows; every other phase begins at the measurement that shows it.
+    stochastic: the losses are those of mini-batches, or of augmented examples. `phase` is None as long as too few ratios
+    were measured to tell one, as under an optimiser whose threshold is not known; `changes` and `entry_step` are what would
+    be told. In `changes` the edge and a catapult begin at their own step, known at the measurement that follows; every other
+    phase begins at the measurement that shows it.
     """
 
     def __init__(self, *, stochastic: bool = False):
         self.stochastic = stochastic
-        self.phase: Phase | None = None
         self.losses: list[float] = []
         self.ratios: list[tuple[int, float]] = []
         self.changes: list[tuple[int, Phase]] = []
@@ -101,11 +106,11 @@ class PhaseTracker:
             self._back = step
 
     def add_ratio(self, step: int, ratio: float) -> Phase | None:
-        """sharpness / threshold measured before update `step`; returns the phase it makes.
+        """sharpness / threshold measured before update `step`; returns the phase, None where it cannot be told.
 
-        A ratio that is not finite was not measured: it changes nothing, and None is returned.
+        A ratio that is not finite, or of a step that is known, changes nothing, and None is returned.
         """
-        if not math.isfinite(ratio):
+        if not math.isfinite(ratio) or (self.ratios and step <= self.ratios[-1][0]):
             return None
         if not self.ratios:
             self._from_above = ratio >= 1
@@ -113,11 +118,19 @@ class PhaseTracker:
         self.ratios.append((step, ratio))
         for s in range(before[0] + 1, step + 1):
             self._advance(s, before[1] + (ratio - before[1]) * (s - before[0]) / (step - before[0]))
-        return self._become(step, self._judge(step))
+        self._become(step, self._judge(step))
+        return self.phase
 
     def diverged(self, step: int) -> Phase:
         """The run ended at `step` because loss or weights left the finite."""
-        return self._become(step, Phase.DIVERGED)
+        self._become(step, Phase.DIVERGED)
+        return Phase.DIVERGED
+
+    @property
+    def phase(self) -> Phase | None:
+        """The present phase; None where it cannot be told."""
+        told = self._told()
+        return told[-1][1] if told else None
 
     @property
     def ratio(self) -> float:
@@ -140,23 +153,23 @@ class PhaseTracker:
         """What `summary.json` says of the run; None where there is nothing to say.
 
         crossing_step is where the ratio first came up to 1 from below, entry_step where the edge of stability began by the
-        rule above: the first "edge of stability" of phases has that step. level is the mean ratio over the last half of the
-        run, or since the entry into the edge where that came later.
+        rule above: the first "edge of stability" of phases has that step. level is the mean of the measurements (there are
+        level_measurements) over the last half of the run, or since the entry into the edge where that came later and there
+        are `FEWEST` since.
         """
-        crossing = self.crossing_step()
-        half = (self.ratios[0][0] + self.ratios[-1][0]) / 2 if self.ratios else 0
-        since = max(half, self.entry_step or 0)
-        level = [r for s, r in self.ratios if s >= since]
+        crossing, told = self.crossing_step(), self._told()
+        since, level = self._window()
         return {
-            "phase": None if self.phase is None else str(self.phase),
-            "phases": [[step, str(phase)] for step, phase in self.changes],
+            "phase": str(told[-1][1]) if told else None,
+            "phases": [[step, str(phase)] for step, phase in told],
             "crossing_step": crossing,
-            "entry_step": self.entry_step,
+            "entry_step": self.entry_step if len(level) >= FEWEST else None,
             "overshoot": None if crossing is None else max(r for s, r in self.ratios if s >= crossing),
             "level_since": math.ceil(since) if level else None,
             "level": sum(level) / len(level) if level else None,
             "level_low": min(level, default=None),
             "level_high": max(level, default=None),
+            "level_measurements": len(level) or None,
             "first_ratio": self.ratios[0][1] if self.ratios else None,
             "last_ratio": self.ratios[-1][1] if self.ratios else None,
             "max_ratio": max((r for _, r in self.ratios), default=None),
@@ -164,6 +177,18 @@ class PhaseTracker:
             "first_loss": self.losses[0] if self.losses else None,
             "last_loss": self.losses[-1] if self.losses else None,
         }
+
+    def _window(self) -> tuple[float, list[float]]:
+        """The step since which the run is told, and the ratios since then."""
+        half = (self.ratios[0][0] + self.ratios[-1][0]) / 2 if self.ratios else 0.0
+        since = max(half, self.entry_step or 0)
+        late = [ratio for step, ratio in self.ratios if step >= since]
+        return (since, late) if len(late) >= FEWEST else (half, [ratio for step, ratio in self.ratios if step >= half])
+
+    def _told(self) -> list[tuple[int, Phase]]:
+        """The changes, where enough was measured; else divergence alone."""
+        few = len(self._window()[1]) < FEWEST
+        return [(step, phase) for step, phase in self.changes if not few or phase == Phase.DIVERGED]
 
     def _advance(self, step: int, ratio: float) -> None:
         """One step of the rule: enter and leave the edge."""
@@ -215,11 +240,9 @@ class PhaseTracker:
         fitted = bool(recent) and sum(recent) / len(recent) < FITTED * self.losses[0]
         return Phase.INTERPOLATED if fitted and self.entry_step is None else Phase.BELOW
 
-    def _become(self, step: int, phase: Phase) -> Phase:
-        if phase != self.phase or not self.changes:
+    def _become(self, step: int, phase: Phase) -> None:
+        if not self.changes or phase != self.changes[-1][1]:
             self.changes.append((step, phase))
-        self.phase = phase
-        return phase
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything as tensors, for a checkpoint."""
@@ -247,4 +270,12 @@ class PhaseTracker:
         self.changes = [(step, list(Phase)[code]) for step, code in state["changes"].tolist()]
         self._at_edge, self.entry_step = bool(at_edge), None if entry < 0 else entry
         self._from_above = bool(self.ratios) and all(ratio >= 1 for _, ratio in self.ratios)
-        self.phase = self.changes[-1][1] if self.changes else None
+
+
+def rhythm(steps: int) -> int | None:
+    """Steps between measurements, odd, with which a run of `steps` has a phase; None where it is too short for any.
+
+    The last half, less one step between measurements where nothing is known at the first, holds `FEWEST` of them.
+    """
+    every = steps // (2 * FEWEST - 1)
+    return (every - 1) // 2 * 2 + 1 if every else None

@@ -36,7 +36,8 @@ class Snapshot:
     move); seed that of the run. Training draws batches of `batch_size` (None: the whole set) out of `num_train`
     examples by `sampling`. direction(g) is the step (P,) that the optimiser as it is would make for the gradient g (P,)
     (None where there is none); ask for it while the optimiser is at this step. replicate(lr) makes the optimiser as it
-    is, at another learning rate, of a stack of weights (R, P) (None where there is none); likewise.
+    is, at another learning rate, of a stack of weights (R, P) (None where there is none); likewise. At the end of training (`ended`) there
+    is no update t.
     """
 
     step: int
@@ -50,6 +51,7 @@ class Snapshot:
     num_train: int | None = None
     direction: Callable[[Tensor], Tensor] | None = None
     replicate: Callable[[float], Callable[[list[Tensor]], Optimizer]] | None = None
+    ended: bool = False
     _shared: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def once(self, key: Any, compute: Callable[[], T]) -> T:

@@ -70,6 +70,8 @@ def training_figure(history: Tensor) -> "Figure":
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogFormatter
 
+    from lab.run.figures import CURVATURE
+
     figure = Figure(figsize=(8, 7), layout="constrained")
     FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True)
@@ -80,7 +82,7 @@ def training_figure(history: Tensor) -> "Figure":
         above.errorbar(steps, past["traces"][:, i], past["trace_errors"][:, i], **style)
         below.errorbar(steps, past["cosines"][:, 0, i], past["cosine_errors"][:, 0, i], **style)
     drawn = past["traces"][:, [MATRICES.index(name) for name in CURVES]]
-    above.set(yscale="log" if (drawn > 0).all() else "symlog", ylabel="trace (1 / learning rate)")
+    above.set(yscale="log" if (drawn > 0).all() else "symlog", ylabel=f"trace ({CURVATURE})")
     above.set_title("Fisher against Hessian through training", fontsize=11)
     above.yaxis.set_major_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
     above.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
@@ -101,6 +103,8 @@ def remembered(history: Tensor) -> dict[str, Tensor]:
 
 def _bars(axis: "Axes", values: np.ndarray, errors: np.ndarray | None, name: str) -> None:
     """Horizontal bars beside the rows of the table, their numbers written at the end."""
+    from lab.run.figures import CURVATURE
+
     rows = range(len(values))
     axis.barh(rows, values, xerr=errors, color=COLORS, alpha=0.75, height=0.65)
     axis.axvline(0, color="0.3", lw=0.8)
@@ -108,7 +112,7 @@ def _bars(axis: "Axes", values: np.ndarray, errors: np.ndarray | None, name: str
     for row, value in zip(rows, values, strict=True):
         if np.isfinite(value):
             axis.text(max(value, 0) + 0.03 * span, row, f"{value:.3g}", va="center", fontsize=9)
-    axis.set(ylim=(len(values) - 0.5, -0.5), yticks=[], title=f"{name} (1 / learning rate)")
+    axis.set(ylim=(len(values) - 0.5, -0.5), yticks=[], title=f"{name} ({CURVATURE})")
     axis.title.set_fontsize(10)
     low, high = axis.get_xlim()
     axis.set_xlim(low, high + 0.2 * (high - low))  # room for the numbers

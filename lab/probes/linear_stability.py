@@ -120,7 +120,7 @@ class LinearStability(Probe):
                 "part_moves": snapshot.rule is not None and snapshot.rule.moved is not None,
             }
             values = _tagged({flag: float(said) for flag, said in flags.items()})
-            values |= self._of(curvature, training, snapshot)
+            values |= self._of(curvature, training, snapshot, values)
         values["cost/linear_stability/seconds"] = perf_counter() - begin
         return values
 
@@ -137,9 +137,11 @@ class LinearStability(Probe):
             sampling = "with_replacement"
         return _Training(rule, batch_size, sampling, factor)
 
-    def _of(self, curvature: ExampleCurvature, training: _Training | None, snapshot: Snapshot) -> dict[str, Value]:
+    def _of(
+        self, curvature: ExampleCurvature, training: _Training | None, snapshot: Snapshot, flags: dict[str, Value]
+    ) -> dict[str, Value]:
         a, s, seen = curvature.sharpness, curvature.non_uniformity, curvature.top(self.directions)
-        values = _tagged({"sharpness": a, "non_uniformity": s})
+        values = flags | _tagged({"sharpness": a, "non_uniformity": s})
         if training is None:
             return values | {"linear_stability/plane": _plane(values, None, snapshot)}
         if not a > 0:  # no learning rate is critical
@@ -254,6 +256,8 @@ def _plane(values: dict[str, Value], training: _Training | None, snapshot: Snaps
     """
     from matplotlib.figure import Figure
 
+    from lab.run.figures import CURVATURE
+
     figure = Figure(figsize=(7, 5), layout="constrained")
     axis = figure.subplots()
     a, s = (float(values[f"linear_stability/{name}"]) for name in ("sharpness", "non_uniformity"))  # type: ignore[arg-type]
@@ -287,7 +291,8 @@ def _plane(values: dict[str, Value], training: _Training | None, snapshot: Snaps
         axis.set_xlim(0, right or 1.0)
         axis.set_ylim(0, top or 1.0)
     axis.plot(a, s, "o", color="tab:blue", ms=9, label="this run", zorder=5)
-    axis.set(xlabel="sharpness a (1 / learning rate)", ylabel="non-uniformity s (1 / learning rate)", title=title)
+    unit = "preconditioned, 1 / weight" if values.get("linear_stability/preconditioned") else CURVATURE
+    axis.set(xlabel=f"sharpness a ({unit})", ylabel=f"non-uniformity s ({unit})", title=title)
     axis.grid(alpha=0.25)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure

@@ -40,7 +40,8 @@ PART, TIMES = 1000, 10
 class Sharpness(Probe):
     """lambda_max (and lambda_2..k, lambda_min), its threshold and their ratio, every `every` steps.
 
-    every        steps between measurements. At the edge the iterates have period 2: take an odd number.
+    every        steps between measurements, beside that of the end. At the edge the iterates have period 2: take an odd
+                 number.
     k            number of top eigenvalues.
     bottom       also lambda_min.
     tol          wanted error relative to the largest |lambda|.
@@ -76,12 +77,16 @@ class Sharpness(Probe):
         """Multiples of `every`; with midpoints also the two steps before, whose weights are kept."""
         return step % self.every == 0 or (self.midpoints and -step % self.every <= 2)
 
+    @property
+    def at_end(self) -> bool:
+        return True
+
     def measure(self, snapshot: Snapshot) -> dict[str, Value]:
         """The tags sharpness/*, error/sharpness/*, cost/sharpness/*; a figure of the spectrum where k > 1."""
         if self.midpoints:
             self._last = {t: w for t, w in self._last.items() if t >= snapshot.step - 2}
             self._last[snapshot.step] = snapshot.w.clone()
-        if snapshot.step % self.every:
+        if snapshot.step % self.every and not snapshot.ended:
             return {}
         begin, values, solves = perf_counter(), dict[str, Value](), list[Eigenpairs]()
         loss = snapshot.loss_on(self.examples)
@@ -111,7 +116,7 @@ class Sharpness(Probe):
             solves.append(compared)
             values[f"sharpness/{held.name}"] = float(compared.values[0])
             values[f"error/sharpness/{held.name}"] = float(compared.errors[0])
-        if held.rule is not None:
+        if held.rule is not None and _moves(held.rule):
             values["sharpness/threshold"] = held.rule.threshold
             if held.known:
                 values["sharpness/ratio"] = float(compared.values[0]) / held.rule.threshold
@@ -210,16 +215,25 @@ def _held(snapshot: Snapshot) -> _Held:
     return _Held("preconditioned", rule, True, places, diagonal)
 
 
+def _moves(rule: UpdateRule) -> bool:
+    """Whether there is a step to be stable: none at learning rate 0, where a schedule may end."""
+    return bool(rule.lr.max() > 0) if isinstance(rule.lr, Tensor) else rule.lr > 0
+
+
 def _stems(top: Eigenpairs, what: str, step: int, threshold: Value | None) -> "Figure":
     """The top eigenvalues of what the threshold is about as stems, beside it."""
     from matplotlib.figure import Figure
+
+    from lab.run.figures import EIGENVALUE
 
     figure = Figure(figsize=(5, 3.5), layout="constrained")
     axis = figure.subplots()
     axis.stem(range(1, len(top.values) + 1), top.values.tolist(), basefmt=" ", label=f"eigenvalues of {what}")
     if isinstance(threshold, float):
         axis.axhline(threshold, color="tab:red", ls="--", label="stability threshold")
-    axis.set(xlabel="index", ylabel="eigenvalue (1 / learning rate)", title=f"top of the spectrum, step {step}")
+    axis.set(
+        xlabel="index", ylabel=EIGENVALUE if what == "H" else "eigenvalue", title=f"top of the spectrum, step {step}"
+    )
     axis.set_xticks(range(1, len(top.values) + 1, max(1, len(top.values) // 10)))
     axis.legend(frameon=False)
     return figure

@@ -14,7 +14,9 @@ from matplotlib.ticker import MaxNLocator
 Series = Mapping[str, tuple[list[int], list[float]]]
 Arrays = Mapping[str, np.ndarray]
 
-EIGENVALUE = "eigenvalue (1 / learning rate)"
+CURVATURE = "loss / weight$^2$"
+"""The unit of an eigenvalue of the Hessian, and of 2/lr, which it is held against."""
+EIGENVALUE = f"eigenvalue ({CURVATURE})"
 THRESHOLD = "stability threshold"
 BATCH = "batch_sharpness/ratio_of_means"
 REACH = 2.5
@@ -62,7 +64,8 @@ def edge_figure(series: Series, summary: Mapping[str, Any]) -> Figure:
         below.plot(steps, thresholds, color="tab:red", ls="--", lw=1.5, marker=_dot(steps), label=label)
     if summary["entry_step"] is not None:
         below.axvline(summary["entry_step"], color="0.4", lw=1.2, ls=":", label="edge of stability reached")
-    below.set(xlabel="step (updates)", ylabel="sharpness (1 / learning rate)")
+    unit = "preconditioned, 1 / weight" if preconditioned else CURVATURE
+    below.set(xlabel="step (updates)", ylabel=f"sharpness ({unit})")
     _scale(below, series, quantity)
     _finish(figure, above, below)
     return figure
@@ -105,7 +108,7 @@ def spectrum_figure(arrays: Arrays, title: str) -> Figure:
         label = f"{len(outliers)} outliers" if len(outliers) < len(top) else f"outliers (the {len(top)} computed)"
         above.plot(outliers, marks, ls="", marker="v", ms=6, color="tab:orange", label=label)
         above.axvline(float(arrays["edge"]), color="0.6", lw=0.8, ls=":", label="bulk edge")
-    above.set(xlabel=EIGENVALUE, ylabel="density of eigenvalues (learning rate)", title=title)
+    above.set(xlabel=EIGENVALUE, ylabel="density of eigenvalues (weight$^2$ / loss)", title=title)
     above.set_ylim(floor, values.max() * 40)
     x, count = _count(arrays)
     below.loglog(x, count, drawstyle="steps-pre", color="tab:blue", lw=1.3)

@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lab.noise.sampling import Sampling, batch_factor, cross_factor
+from lab.run.figures import CURVATURE
 
 Arrays = Mapping[str, np.ndarray]
 SAMPLINGS: tuple[Sampling, ...] = get_args(Sampling)
@@ -43,7 +44,7 @@ def alignment_figure(arrays: Arrays, title: str) -> Figure:
         label = "theory: 1, well-specified likelihood" if theory == 1 else f"theory: 2L/K = {theory:.3g}"
         axis.plot(x, theory * x, color="tab:red", ls="--", lw=1.5, label=label)
     axis.axhline(mean, color="0.5", ls=":", lw=1.2, label=f"mean over all directions {mean:.2g}")
-    axis.set_xlabel(r"curvature $|\lambda|=|u'Hu|$ (1 / learning rate)")
+    axis.set_xlabel(rf"curvature $|\lambda|=|u'Hu|$ ({CURVATURE})")
     axis.set_ylabel(r"noise of one example $u'Du$ (gradient$^2$)")
     axis.grid(alpha=0.25)
     figure.legend(loc="outside lower center", fontsize=9, frameon=False, ncols=2)

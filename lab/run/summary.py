@@ -46,20 +46,37 @@ def _of_the_run(summary: Mapping[str, Any]) -> str:
         return f"The run diverged at step {summary['steps']}: {summary['reason']}.{_start(summary, sharpness, unit)}"
     if level is None:
         held = " Sharpness was not held against a threshold." if summary["quantity"] else ""
-        steps = f"{summary['steps']} step{'s' if summary['steps'] != 1 else ''}"
-        return f"Trained {steps}; loss {_loss(summary)}{_accuracy(summary)}.{held}"
-    late = summary["entry_step"] is not None and summary["level_since"] <= summary["entry_step"]
+        return f"{_trained(summary)}.{held}"
     low, high = decimals(summary["level_low"]), decimals(summary["level_high"])
+    if summary["phase"] is None:
+        told = f"{low} to {high}" if low != high else low
+        return f"{_trained(summary)}. {sharpness} was at {told} x {unit}{_too_few(summary)}{_edge_lr(summary)}."
+    late = summary["entry_step"] is not None and summary["level_since"] == summary["entry_step"]
     span = f" ({low} to {high})" if low != high else ""
     hover = f"{decimals(level)} x {unit}{span} {'since then' if late else 'over the last half'}"
     rises = f"loss rose on {100 * summary['loss_rises']:.0f} % of the last steps and went {_loss(summary)}"
     if summary["entry_step"] is not None:
         left = "" if summary["phase"] == "edge of stability" else f", and has left it again (now {summary['phase']})"
-        verb = "hovers at" if not left else "was at"
+        verb = "hovers at" if not left and summary["level_since"] >= summary["entry_step"] else "was at"
         return (
             f"Reached the edge of stability at step {summary['entry_step']}{left}: {sharpness} {verb} {hover}; {rises}."
         )
     return f"Phase at the end: {summary['phase']}. {sharpness} was at {hover}; {rises}.{_hint(summary)}"
+
+
+def _trained(summary: Mapping[str, Any]) -> str:
+    steps = f"{summary['steps']} step{'s' if summary['steps'] != 1 else ''}"
+    return f"Trained {steps}; loss {_loss(summary)}{_accuracy(summary)}"
+
+
+def _too_few(summary: Mapping[str, Any]) -> str:
+    """How often the sharpness was measured where the phase cannot be told, and what would do."""
+    from lab.curvature.phase import FEWEST, rhythm  # torch, which finished runs are told without
+
+    count, every = summary["level_measurements"], rhythm(summary["steps"])
+    measured = f"measured {count} time{'s' if count != 1 else ''} in the last half of the run"
+    cure = f"probe.sharpness.every={every} would do" if every else f"so would be any number in {summary['steps']} steps"
+    return f", {measured}: too few to tell a phase ({FEWEST} at least); {cure}"
 
 
 def _loss(summary: Mapping[str, Any]) -> str:
@@ -88,7 +105,13 @@ def _hint(summary: Mapping[str, Any]) -> str:
         came_down = summary["first_ratio"] >= 1 and summary["phase"] != "above the edge"
         return f" It began above the edge, at {decimals(summary['first_ratio'])}." if came_down else ""
     told = f" The edge was never reached: the highest ratio was {decimals(summary['max_ratio'])}"
-    if (lr := summary.get("edge_lr")) is not None:
-        edge = summary["threshold_formula"].replace("/lr", "/lambda_max")
-        told += f"; the threshold meets the last lambda_max at optimizer.lr = {edge} = {lr:.3g}"
+    told += _edge_lr(summary)
     return f"{told}. experiment=quickstart reaches it." if summary["title"] == DEFAULT else f"{told}."
+
+
+def _edge_lr(summary: Mapping[str, Any]) -> str:
+    """The learning rate that would put the last lambda_max at the edge, where it is one number."""
+    if (lr := summary.get("edge_lr")) is None:
+        return ""
+    edge = summary["threshold_formula"].replace("/lr", "/lambda_max")
+    return f"; the threshold meets the last lambda_max at optimizer.lr = {edge} = {lr:.3g}"

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from lab.curvature.phase import FAR, QUIET, Phase, PhaseTracker
+from lab.curvature.phase import FAR, FEWEST, QUIET, Phase, PhaseTracker, rhythm
 
 Series = Callable[[int], float]
 
@@ -191,7 +191,7 @@ def thrown(step: int) -> float:
 
 @pytest.mark.parametrize("every", [1, 2, 13], ids="every {}".format)
 def test_a_catapult_is_dated_by_the_losses_whatever_the_rhythm_of_the_measurements(every: int) -> None:
-    tracker = follow(lambda step: 3.0 if step < 13 else 0.7, thrown, steps=100, every=every)
+    tracker = follow(lambda step: 3.0 if step < 13 else 0.7, thrown, steps=120, every=every)
     # The loss of step 1 is known before update 2; that of step 3, back below the first, before update 4.
     assert (2, Phase.CATAPULT) in tracker.changes
     after = tracker.changes[tracker.changes.index((2, Phase.CATAPULT)) + 1]
@@ -313,6 +313,46 @@ def test_a_run_without_measurements_or_losses_has_an_empty_summary() -> None:
     summary = PhaseTracker().summary()
     assert {name: value for name, value in summary.items() if value is not None} == {"phases": []}
     assert math.isnan(PhaseTracker().ratio)
+
+
+@pytest.mark.parametrize("stochastic", [False, True], ids=["full batch", "mini-batches"])
+def test_fewer_than_five_measurements_in_the_last_half_are_no_phase_whatever_they_are(stochastic: bool) -> None:
+    for ratio, loss in RUNS.values():
+        for count in range(1, 2 * FEWEST - 1):
+            few = follow(ratio, loss, steps=40 * count, every=40, tracker=PhaseTracker(stochastic=stochastic))
+            summary = few.summary()
+            assert len(few.ratios) == count and summary["level_measurements"] < FEWEST
+            assert (few.phase, summary["phase"], summary["phases"], summary["entry_step"]) == (None, None, [], None)
+            assert few.add_ratio(40 * count, 1.5) == few.phase
+            assert few.diverged(40 * count + 1) == few.phase == Phase.DIVERGED
+            if count < 2 * FEWEST - 2:
+                assert few.summary()["phases"] == [[40 * count + 1, "diverged"]]
+
+
+def test_what_was_seen_early_is_part_of_the_history_once_there_are_enough() -> None:
+    logged = PhaseTracker()
+    phases = [logged.add_ratio(10 * i, 0.5 + i / 20) for i in range(12)]
+    assert phases == [None] * 8 + [Phase.SHARPENING] * 4
+    assert logged.summary()["phases"] == [[0, "below the edge"], [10, "progressive sharpening"]]
+
+
+@pytest.mark.parametrize("first", [0, 1], ids=["from the start", "from the first update"])
+def test_the_rhythm_that_is_advised_suffices_and_is_odd(first: int) -> None:
+    for steps in [*range(9, 200), 1000, 12345]:
+        every = rhythm(steps)
+        assert every is not None and every % 2 == 1
+        tracker = PhaseTracker()
+        for step in [*range(first * every, steps, every), steps]:
+            tracker.add_ratio(step, 0.5)
+        assert tracker.phase == Phase.BELOW, (steps, every)
+    assert [rhythm(steps) for steps in (1, 8, 9, 26, 27, 1000)] == [None, None, 1, 1, 3, 111]
+
+
+def test_an_entry_just_before_the_end_is_told_by_the_last_half() -> None:
+    late = follow(lambda step: 0.5 + step / 200, falling, steps=111, tracker=PhaseTracker(stochastic=True))
+    summary = late.summary()
+    assert summary["entry_step"] == 100 and summary["phase"] == "edge of stability"
+    assert summary["level_since"] == 55 and summary["level_measurements"] == 12  # three since step 100: too few
 
 
 def test_without_a_threshold_there_is_no_phase_but_divergence() -> None:

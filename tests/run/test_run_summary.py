@@ -3,9 +3,12 @@
 from typing import Any
 
 import pytest
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lab.probes.sharpness import _stems
+from lab.results import Eigenpairs
 from lab.run.figures import edge_figure, training_figure
 from lab.run.summary import joined, sentence
 
@@ -170,3 +173,22 @@ def test_the_legend_lies_beside_the_axes_and_not_over_the_data() -> None:
     legend = figure.legends[0].get_window_extent()
     assert not any(axis.get_legend() for axis in figure.axes)
     assert not any(legend.overlaps(axis.get_window_extent()) for axis in figure.axes)
+
+
+@pytest.mark.parametrize(
+    ("quantity", "name"),
+    [
+        ("sharpness/lambda_max", "sharpness (loss / weight$^2$)"),
+        ("sharpness/preconditioned", "sharpness (preconditioned, 1 / weight)"),
+    ],
+)
+def test_the_axis_of_the_sharpness_has_its_own_unit(quantity: str, name: str) -> None:
+    series = {tag: ([0, 1], [3.0, 3.4]) for tag in (quantity, "sharpness/threshold", "train/loss")}
+    figure = edge_figure(series, MEASURED | {"quantity": quantity})
+    assert figure.axes[1].get_ylabel() == name
+
+
+def test_the_axis_of_the_top_eigenvalues_has_their_unit() -> None:
+    pairs = Eigenpairs(*(torch.ones(3) for _ in range(4)), 3, True)
+    for what, unit in (("H", "eigenvalue (loss / weight$^2$)"), ("$P^{-1}(H + c)$", "eigenvalue")):
+        assert _stems(pairs, what, 0, 3.33).axes[0].get_ylabel() == unit
