@@ -1,10 +1,15 @@
-"""Saved weights: read from a file without running any code of it, and put into a model by their names."""
+"""Saved weights: read from a file without running any code of it, and put into a model by their names.
+
+Programs keep them in all manner of places: at the top of the file or in a dictionary of it, under the names of the module or
+behind those of what it was wrapped in. No list of such places is kept: the weights are the tensors whose names and shapes
+are those of the model, and where that is no one set there is none.
+"""
 
 import errno
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,57 +20,112 @@ from torch import Tensor, nn
 from lab.run import checkpoints
 from lab.settings import SettingError
 
-NESTS = ("model", "state_dict", "model_state_dict")
-"""Names under which checkpoints of other programs keep the weights."""
+WRAPPERS = ("module", "_orig_mod")
+"""Parts of names that DataParallel, DDP and torch.compile put in, wherever in the model they stand."""
+DEPTH = 3
+"""Dictionaries within dictionaries that are looked through."""
+Weights = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What a file holds: the weights by name, the step they belong to, the state of the optimiser where there is one."""
+    """What a file holds: sets of tensors by name, the step they belong to, the state of the optimiser where there is one.
+
+    sets   the tensors of every dictionary in the file, by its place, "" for the file itself.
+    """
 
     file: Path
-    weights: Mapping[str, Tensor]
+    sets: Mapping[str, Weights]
     step: int
     optimizer: dict[str, Any] | None
 
 
 def read(file: Path) -> Saved:
-    """The weights in `file`, plain or nested as in a checkpoint. Raises SettingError, one line."""
-    state = _load(file)
-    nest = next((name for name in NESTS if isinstance(state, dict) and isinstance(state.get(name), dict)), None)
-    weights = state[nest] if nest else state
-    if not isinstance(weights, dict) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
+    """What is in `file`: a file of torch, or of safetensors. Raises SettingError, one line."""
+    state = _safetensors(file) if file.suffix == ".safetensors" else _load(file)
+    if not (sets := dict(_sets(state))):
         raise SettingError(
             f"{file} holds no weights by name; expected what torch.save(model.state_dict(), file) leaves"
         )
-    step = next((state[n] for n in ("step", "global_step") if nest and isinstance(state.get(n), int)), 0)
-    optimizer = state.get("optimizer") if nest else None
-    return Saved(file, weights, step, optimizer if isinstance(optimizer, dict) else None)
+    steps = [state.get(name) for name in ("step", "global_step")]
+    step = next((found for found in steps if isinstance(found, int) and not isinstance(found, bool)), 0)
+    optimizer = state.get("optimizer")
+    return Saved(file, sets, step, optimizer if isinstance(optimizer, dict) else None)
 
 
 def load_into(model: nn.Module, saved: Saved) -> None:
-    """The saved weights into `model`, less a prefix they share (module., model., _orig_mod.). Raises SettingError."""
+    """The saved weights into `model`, less a prefix they share and the names of wrappers (module., model., _orig_mod.).
+
+    Raises SettingError, one line, where none of the sets fits, where several that differ do, and for what is not finite.
+    """
     expected = model.state_dict()
-    first = next(iter(expected))
-    prefixes = {name[: -len(first)] for name in saved.weights if name.endswith(first)}
-    prefixes = {prefix for prefix in prefixes if not prefix or prefix.endswith(".")} or {""}
-    stripped = [{n.removeprefix(p): v for n, v in saved.weights.items() if n.startswith(p)} for p in sorted(prefixes)]
-    found = next((weights for weights in stripped if weights.keys() == expected.keys()), stripped[0])
-    advice = "set model= and data= as it was trained"
-    for kind, names in (("lacks", expected.keys() - found.keys()), ("has besides", found.keys() - expected.keys())):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise SettingError(f"{saved.file} does not fit the model: it {kind} {sorted(names)[0]}{more}; {advice}")
-    for name, tensor in found.items():
-        if tensor.shape != expected[name].shape:
-            raise SettingError(
-                f"{saved.file} does not fit the model: {name} has shape {list(tensor.shape)} in the file, "
-                f"{list(expected[name].shape)} in the model; {advice}"
-            )
+    named = [(place, found) for at, weights in saved.sets.items() for place, found in _named(at, weights, expected)]
+    fit = {place: found for place, found in named if _misfit(found, expected) is None}
+    if not fit:
+        nearest = max((found for _, found in named), key=lambda found: len(found.keys() & expected.keys()))
+        raise SettingError(
+            f"{saved.file} does not fit the model: {_misfit(nearest, expected)}; set model= and data= as it was trained"
+        )
+    found = next(iter(fit.values()))
+    if any(not other[name].equal(tensor) for other in fit.values() for name, tensor in found.items()):
+        raise SettingError(
+            f"{saved.file} holds several sets of weights that fit the model: {', '.join(fit)}; save the one that is meant "
+            "alone: torch.save(weights, file)"
+        )
     for name, tensor in found.items():
         if not bool(tensor.isfinite().all()):
             raise SettingError(f"{saved.file}: {name} is not finite; there is nothing to measure")
     model.load_state_dict(found)
+
+
+def _sets(state: Any, place: str = "", depth: int = DEPTH) -> Iterator[tuple[str, Weights]]:
+    """The tensors of every dictionary, with its place."""
+    if not isinstance(state, dict):
+        return
+    if tensors := {name: v for name, v in state.items() if isinstance(name, str) and isinstance(v, Tensor)}:
+        yield place, tensors
+    for name, inner in state.items() if depth else ():
+        yield from _sets(inner, f"{place}.{name}".removeprefix("."), depth - 1)
+
+
+def _named(place: str, weights: Weights, expected: Weights) -> Iterator[tuple[str, Weights]]:
+    """What the tensors may be called, with their place: as they are or without wrappers, less a prefix, and only those that
+    have it, where the first name of the model tells one.
+    """
+    first = next(iter(expected))
+    bare = {".".join(part for part in name.split(".") if part not in WRAPPERS): v for name, v in weights.items()}
+    for names in (weights, bare) if bare.keys() != weights.keys() else (weights,):
+        prefixes = {name[: -len(first)] for name in names if name.endswith(first)}
+        for prefix in sorted(prefix for prefix in prefixes if not prefix or prefix.endswith(".")) or [""]:
+            found = {name.removeprefix(prefix): v for name, v in names.items() if name.startswith(prefix)}
+            yield ".".join(filter(None, [place, prefix + "*"])), found
+
+
+def _misfit(found: Weights, expected: Weights) -> str | None:
+    """In what the tensors are not those of the model; None where they are."""
+    for kind, names in (("lacks", expected.keys() - found.keys()), ("has besides", found.keys() - expected.keys())):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            return f"it {kind} {sorted(names)[0]}{more}"
+    for name, tensor in found.items():
+        if tensor.shape != expected[name].shape:
+            return f"{name} has shape {list(tensor.shape)} in the file, {list(expected[name].shape)} in the model"
+    return None
+
+
+def _safetensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file in that format, which holds nothing else."""
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError:
+        raise SettingError(f"{file}: reading it takes the package safetensors; pip install safetensors") from None
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise SettingError(f"{file} is no whole file of safetensors ({error}); name another checkpoint") from None
+    except OSError as error:
+        raise SettingError(f"{file} cannot be read ({error.strerror or error})") from None
 
 
 def _load(file: Path) -> Any:

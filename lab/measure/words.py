@@ -23,7 +23,7 @@ NUMBERS = ("steps", "epochs", "seed")
 PLACE = ("trainer.threads", "trainer.accelerator")
 """Settings that say how and not what: they are no part of a folder's name."""
 LAST, LAST_FINITE = "checkpoints/last.ckpt", "checkpoints/last_finite.ckpt"
-WEIGHTS = (".ckpt", ".pt", ".pth")
+WEIGHTS = (".ckpt", ".pt", ".pth", ".safetensors")
 """How files of weights end; another file that a glob finds is taken for one only where the glob ends like it."""
 FLAGS = ("--help", "-h", "--cfg", "-c", "--resolve")
 
