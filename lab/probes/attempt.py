@@ -12,11 +12,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lab.objective import NetworkObjective
+from lab.objective import NetworkObjective, Unsound
 from lab.probes.base import Examples, Probe, Snapshot, Value
 from lab.settings import SettingError
 
-REFUSALS: tuple[type[Exception], ...] = (SettingError,)
+REFUSALS: tuple[type[Exception], ...] = (SettingError, Unsound)
 """What says that a measurement cannot be had, and its cure: a door refuses the run, a fit goes on without the probe."""
 NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "ALLOC_FAILED", "Storage size calculation")
 """In the RuntimeErrors of torch where an allocation was refused; it has no class of its own for the CPU."""
@@ -106,16 +106,14 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def _halved(losses: Losses, w: Tensor) -> int | None:
-    """Half the examples of a chunk; None where it holds one, or where the chunk is part of the loss: batch statistics."""
+    """Half the examples of a chunk; None where it holds one, or where they see each other: it is part of the loss."""
     made = list(losses.objectives.values())
-    if any(loss.has_batch_norm and loss.batch_norm == "train" for loss in made):
-        return None
-    if losses.chunk_size is not None:
-        return losses.chunk_size // 2 or None
     try:
-        chunk = max((loss.chunk_size(w) for loss in made), default=0)
+        if any(loss.coupled for loss in made):
+            return None
+        chunk = losses.chunk_size or max((loss.chunk_size(w) for loss in made), default=0)
     except Exception:  # it looks at the graph of some examples, for which there is no memory either
-        chunk = max(loss.num_examples or 0 for loss in made)
+        return None
     return chunk // 2 or None
 
 

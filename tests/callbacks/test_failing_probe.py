@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lab.callbacks import ProbeCallback
+from lab.objective import Unsound
 from lab.probes import Sharpness
 from lab.probes.base import Probe, Snapshot, Value
 from lab.settings import SettingError
@@ -186,10 +187,6 @@ def test_settings_that_are_not_the_default_are_named(tmp_path: Path) -> None:
 
     _, warned = fit(tmp_path, ProbeCallback([Odd(every=3, k=2, tol=0.1)], nn.functional.cross_entropy, DATA))
     assert "change probe.sharpness.k, probe.sharpness.tol, or leave the probe out" in warned[0]
-
-
-class Unsound(SettingError):
-    """As an audit of the loss raises it."""
 
 
 @pytest.mark.parametrize("error", [SettingError("x=1: expected 2"), Unsound("the loss sees other examples")])
