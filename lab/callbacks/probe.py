@@ -24,7 +24,7 @@ from lab.noise.sampling import Sampling
 from lab.objective import NetworkObjective
 from lab.optim.live import Live
 from lab.params import flatten, trainable, weights
-from lab.probes.attempt import Failure, Losses, attempt, joined
+from lab.probes.attempt import Failure, Failures, Losses, attempt, joined
 from lab.probes.base import Examples, Probe, Snapshot
 from lab.probes.sets import probe_set, require_probe_sets
 from lab.run.signals import cut_off
@@ -80,7 +80,7 @@ class ProbeCallback(pl.Callback):
         self.live, self.clipping = Live(), Clipping()
         self._waiting: tuple[int, dict[str, Any], UpdateRule | None] | None = None
         self._told: set[str] = set()
-        self._failed: dict[str, dict[str, Any]] = {}
+        self.failures = Failures()
         self._saved: dict[str, dict[str, Tensor]] = {}
         self._updates, self._micro_losses = 0, list[float]()
 
@@ -90,7 +90,7 @@ class ProbeCallback(pl.Callback):
 
     def due(self, step: int) -> bool:
         """Whether any probe wants the snapshot of `step`."""
-        return any(probe.due(step) for probe in self._heard())
+        return any(probe.due(step) for probe in self.failures.heard(self.probes))
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.model = self.model or pl_module
@@ -122,7 +122,9 @@ class ProbeCallback(pl.Callback):
             return
         self._measured = step
         with torch.enable_grad():
-            self.measure(trainer, pl_module, step, [probe for probe in self._heard() if probe.due(step)])
+            self.measure(
+                trainer, pl_module, step, [probe for probe in self.failures.heard(self.probes) if probe.due(step)]
+            )
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
@@ -132,7 +134,11 @@ class ProbeCallback(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The probes that wait for the end, unless the run diverged; not those that have just measured this step."""
         step = _step(trainer, pl_module)
-        last = [probe for probe in self._heard() if probe.at_end and not (step == self._measured and probe.due(step))]
+        last = [
+            probe
+            for probe in self.failures.heard(self.probes)
+            if probe.at_end and not (step == self._measured and probe.due(step))
+        ]
         if last and not (isinstance(pl_module, SupervisedModule) and pl_module.divergence):
             with torch.enable_grad():
                 self.measure(trainer, pl_module, step, last, ended=True)
@@ -169,7 +175,7 @@ class ProbeCallback(pl.Callback):
         )
         measured, failures = _measured(probes, snapshot, self)
         for failure in failures:
-            self._tell(failure)
+            self._say(self.failures.note(failure, self.latest, refuses=self.refuses))
         self._log(trainer, step, measured)
         self._waiting = step, measured, live.rule
         if not self.clipping.watched:
@@ -260,16 +266,8 @@ class ProbeCallback(pl.Callback):
             "threshold_formula": self.formula,
             "left_out": self.live.left_out or None,
             "clipped": self.clipping.share,
-            "failed_probes": {name: failed["times"] for name, failed in self._failed.items()},
+            "failed_probes": self.failures.counts,
         }
-
-    def failures(self) -> list[str]:
-        """What failed, a sentence for each probe."""
-        return [
-            f"Probe {name} failed {failed['times']} time{'s' if failed['times'] > 1 else ''}, first at step "
-            f"{failed['step']} ({failed['cause']}): nothing was measured there"
-            for name, failed in self._failed.items()
-        ]
 
     def state_dict(self) -> dict[str, Any]:
         """The memory of the probes and of the phase, as tensors: warm starts and history survive a resume."""
@@ -279,7 +277,7 @@ class ProbeCallback(pl.Callback):
             "formula": self.formula,
             "live": self.live.state_dict(),
             "clipping": self.clipping.state_dict(),
-            "failed": {name: dict(failed) for name, failed in self._failed.items()},
+            "failures": self.failures.state_dict(),
             "probes": {type(probe).__name__: probe.state_dict() for probe in self.probes},
         }
 
@@ -289,22 +287,7 @@ class ProbeCallback(pl.Callback):
         self.latest, self.formula, self._saved = state["latest"], state["formula"], state["probes"]
         self.live.load_state_dict(state.get("live", {}))
         self.clipping.load_state_dict(state.get("clipping", {}))
-        self._failed = {name: dict(failed) for name, failed in state.get("failed", {}).items()}
-
-    def _heard(self) -> list[Probe]:
-        """The probes, less those whose first measurement was refused."""
-        return [probe for probe in self.probes if not self._failed.get(probe.name, {}).get("silent")]
-
-    def _tell(self, failure: Failure) -> None:
-        """Count it, and warn of the first of a probe. Raises it where a refusal is to end the run before it begins."""
-        name = failure.probe
-        never = failure.refusal and not any(tag.startswith((f"{name}/", f"cost/{name}/")) for tag in self.latest)
-        if never and self.refuses and failure.step == 0:
-            raise failure.error
-        failed = self._failed.setdefault(name, {"times": 0, "step": failure.step, "cause": failure.cause})
-        failed |= {"times": failed["times"] + 1, "silent": never}
-        if failed["times"] == 1:
-            self._say(f"{failure}{', nor will it be' if never else ''}; training goes on")
+        self.failures.load_state_dict(state.get("failures", {}))
 
     def _batch(self, pl_module: pl.LightningModule, step: int) -> NetworkObjective | None:
         """The loss on the batch about to be used, unaugmented; None for a full batch or a foreign module."""

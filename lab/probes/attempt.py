@@ -7,7 +7,7 @@ measured again. SIGTERM and Ctrl-C are no failures of a probe, and pass.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -45,6 +45,49 @@ class Failure:
     def __str__(self) -> str:
         cure = f"; {self.cure}" if self.cure else ""
         return f"probe {self.probe} failed at step {self.step} ({self.cause}): not measured{cure}"
+
+
+class Failures:
+    """What failed in a run, by probe: how often, first where and why, and whether the probe is left out from then on."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, dict[str, Any]] = {}
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How often each probe failed."""
+        return {name: failed["times"] for name, failed in self._of.items()}
+
+    def heard(self, probes: Sequence[Probe]) -> list[Probe]:
+        """The probes, less those whose first measurement was refused."""
+        return [probe for probe in probes if not self._of.get(probe.name, {}).get("left_out")]
+
+    def note(self, failure: Failure, values: Mapping[str, float], *, refuses: bool) -> str:
+        """Count it. What is to be warned of: the first failure of a probe; "" for those that follow.
+
+        values: those of the run so far, by tag. refuses: a refusal of the first measurement is raised at step 0.
+        """
+        name = failure.probe
+        never = failure.refusal and not any(tag.startswith((f"{name}/", f"cost/{name}/")) for tag in values)
+        if never and refuses and failure.step == 0:
+            raise failure.error
+        failed = self._of.setdefault(name, {"times": 0, "step": failure.step, "cause": failure.cause})
+        failed |= {"times": failed["times"] + 1, "left_out": never}
+        return f"{failure}{', nor will it be' if never else ''}; training goes on" if failed["times"] == 1 else ""
+
+    def sentences(self) -> list[str]:
+        """What failed, a sentence for each probe."""
+        return [
+            f"Probe {name} failed {failed['times']} time{'s' if failed['times'] > 1 else ''}, first at step "
+            f"{failed['step']} ({failed['cause']}): nothing was measured there"
+            for name, failed in self._of.items()
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: dict(failed) for name, failed in self._of.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._of = {name: dict(failed) for name, failed in state.items()}
 
 
 class Losses(Protocol):

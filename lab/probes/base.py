@@ -36,8 +36,8 @@ class Snapshot:
     move); seed that of the run. Training draws batches of `batch_size` (None: the whole set) out of `num_train`
     examples by `sampling`. direction(g) is the step (P,) that the optimiser as it is would make for the gradient g (P,)
     (None where there is none); ask for it while the optimiser is at this step. replicate(lr) makes the optimiser as it
-    is, at another learning rate, of a stack of weights (R, P) (None where there is none); likewise. At the end of training (`ended`) there
-    is no update t.
+    is, at another learning rate, of a stack of weights (R, P) (None where there is none); likewise. At the end of
+    training (`ended`) there is no update t.
     """
 
     step: int

@@ -154,7 +154,7 @@ class Run:
             "findings": findings(self.settings.probes, latest)
             + self._noise(module)
             + self._escapes(folder)
-            + self.probes.failures(),
+            + self.probes.failures.sentences(),
             "steps": module.step,
             "reason": module.divergence,
             "test_loss": latest.get("test/loss"),

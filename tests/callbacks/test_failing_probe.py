@@ -133,7 +133,7 @@ def test_a_failing_probe_leaves_training_and_other_probes_as_they_are(kind: str,
     assert len(warned) == 1 and warned[0].startswith(f"probe failing failed at step 4 ({told}"), warned
     assert "not measured; change probe.failing.*, or leave the probe out; training goes on" in warned[0]
     assert "\n" not in warned[0]
-    assert probes.failures() == [
+    assert probes.failures.sentences() == [
         f"Probe failing failed 4 times, first at step 4 {warned[0].split(' 4 ', 1)[1].split(': not meas')[0]}"
         ": nothing was measured there"
     ]
@@ -220,7 +220,7 @@ def test_what_failed_is_remembered_by_a_checkpoint(tmp_path: Path) -> None:
     again = ProbeCallback([Failing(raising(SettingError("no")), first=0)], nn.functional.cross_entropy, DATA)
     again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert again.summary()["failed_probes"] == {"failing": 1} and not again.due(0)
-    assert again.failures() == probes.failures()
+    assert again.failures.sentences() == probes.failures.sentences()
 
 
 def test_a_probe_that_measures_nan_has_not_failed(tmp_path: Path) -> None:
