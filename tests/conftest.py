@@ -1,15 +1,36 @@
-"""What tests share: one thread of torch, for small products on contended cores cost milliseconds with two; CIFAR-10."""
+"""What tests share: one thread, for small products on contended cores cost milliseconds with two; CIFAR-10."""
 
 import os
 import signal
+from collections.abc import Iterator
 
-import pytest
-import torch
+os.environ["OMP_NUM_THREADS"] = "1"  # of this process and of the programs that tests start; torch reads it when it loads
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hydra._internal.hydra import Hydra  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope="session")
-def one_thread() -> None:
+def one_thread() -> Iterator[None]:
+    """Here, and where a door asks how many threads there could be."""
     torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def settings_are_composed_once() -> Iterator[None]:
+    """Hydra composes all settings twice, first to look for `hydra.mode`, which is half of the price of a refusal."""
+    compose = Hydra.get_mode
+
+    def mode(self: Hydra, config_name: str | None, overrides: list[str]) -> object:
+        return compose(self, config_name, overrides) if any("hydra.mode" in word for word in overrides) else None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Hydra, "get_mode", mode)
+        yield
 
 
 @pytest.fixture
