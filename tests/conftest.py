@@ -3,12 +3,15 @@
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"  # of this process and of the programs that tests start; torch reads it when it loads
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # of this process and of the programs that tests start; torch reads it when it loads
+)
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from hydra._internal.hydra import Hydra  # noqa: E402
+import pytest
+import torch
+from hydra._internal.hydra import Hydra
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -22,11 +25,16 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def settings_are_composed_once() -> Iterator[None]:
-    """Hydra composes all settings twice, first to look for `hydra.mode`, which is half of the price of a refusal."""
+    """Hydra composes all settings twice, first to look for `hydra.mode`, which is half of the price of a refusal: here
+    only where it is typed, or an experiment that sets it is.
+    """
     compose = Hydra.get_mode
+    cards = (Path(__file__).parents[1] / "conf/experiment").glob("*.yaml")
+    signs = "hydra.mode", *(f"experiment={card.stem}" for card in cards if "MULTIRUN" in card.read_text())
 
     def mode(self: Hydra, config_name: str | None, overrides: list[str]) -> object:
-        return compose(self, config_name, overrides) if any("hydra.mode" in word for word in overrides) else None
+        asked = any(sign in word for sign in signs for word in overrides)
+        return compose(self, config_name, overrides) if asked else None
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Hydra, "get_mode", mode)
