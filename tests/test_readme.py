@@ -38,10 +38,12 @@ def run(command: str, folder: Path, *overrides: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "argv", [door, *words, *overrides])
+        code: object = None
         try:
             runpy.run_module(door, run_name="__main__")
         except SystemExit as stopped:
-            assert not stopped.code
+            code = stopped.code
+        assert not code
 
 
 @pytest.fixture
@@ -87,9 +89,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("command", commands("python -m lab.measure"))
-def test_every_measure_command_of_readme_runs(
-    command: str, trained: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_measure_command_of_readme_runs(command: str, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(command, trained)
     told = capsys.readouterr().out
     assert re.findall(r"probe=\[(\w+)\]", command)[0] in told
