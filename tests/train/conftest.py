@@ -18,9 +18,11 @@ from lab.train.run import Run
 
 @pytest.fixture(autouse=True)
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test runs in a folder of its own; the figures of single runs, which cost more than tiny runs, are left out."""
+    """Every test runs in a folder of its own. What costs more than tiny runs is left out: the figures of single runs, and
+    all rounds but one in which the cost of a noise is taken."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Run, "_show", lambda *arguments: None)
+    monkeypatch.setattr("lab.module.TIMED", 1)
     return tmp_path
 
 
