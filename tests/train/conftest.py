@@ -1,6 +1,7 @@
 """Whole runs of `python -m lab.train` in this process, each test in a folder of its own."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -54,7 +55,8 @@ def resumed() -> Callable[..., tuple[RunFolder, RunFolder]]:
     """A run in one piece, and the same as if killed after its last checkpoint but one and begun again."""
 
     def runs(*settings: str) -> tuple[RunFolder, RunFolder]:
-        whole, broken = _train("whole", *settings), _train("broken", *settings)
+        whole, broken = _train("whole", *settings), RunFolder("broken")
+        shutil.copytree(whole.path, broken.path)
         (broken.checkpoints / "last.ckpt").unlink()
         step = checkpoints.load(broken.checkpoints / "previous.ckpt")["step"]
         broken.write("status", {"status": "running", "step": step, "reason": "", "pid": 1})
