@@ -32,7 +32,7 @@ demo: $(VENV)/.lab
 	$(BIN)/python -m lab.train experiment=quickstart
 
 test: $(VENV)/.lab-dev
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-slow: $(VENV)/.lab-dev
 	$(BIN)/python -m pytest -m slow

@@ -1,15 +1,44 @@
-"""What tests share: one thread of torch, for small products on contended cores cost milliseconds with two; CIFAR-10."""
+"""What tests share: one thread, for small products on contended cores cost milliseconds with two; CIFAR-10."""
 
 import os
 import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # of this process and of the programs that tests start; torch reads it when it loads
+)
 
 import pytest
 import torch
+from hydra._internal.hydra import Hydra
 
 
 @pytest.fixture(autouse=True, scope="session")
-def one_thread() -> None:
+def one_thread() -> Iterator[None]:
+    """Here, and where a door asks how many threads there could be."""
     torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def settings_are_composed_once() -> Iterator[None]:
+    """Hydra composes all settings twice, first to look for `hydra.mode`, which is half of the price of a refusal: here
+    only where it is typed, or an experiment that sets it is.
+    """
+    compose = Hydra.get_mode
+    cards = (Path(__file__).parents[1] / "conf/experiment").glob("*.yaml")
+    signs = "hydra.mode", *(f"experiment={card.stem}" for card in cards if "MULTIRUN" in card.read_text())
+
+    def mode(self: Hydra, config_name: str | None, overrides: list[str]) -> object:
+        asked = any(sign in word for sign in signs for word in overrides)
+        return compose(self, config_name, overrides) if asked else None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Hydra, "get_mode", mode)
+        yield
 
 
 @pytest.fixture

@@ -360,5 +360,5 @@ def test_a_reader_that_has_gone_ends_the_program_without_a_word() -> None:
     )
     assert program.stdout is not None
     program.stdout.close()
-    _, told = program.communicate(timeout=100)
+    _, told = program.communicate()
     assert (program.returncode, told) == (128 + signal.SIGPIPE, b"")

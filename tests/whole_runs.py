@@ -1,9 +1,14 @@
 """Whole runs of `python -m lab.train`, in this process or in a child that may be killed, for the tests of `runs/`."""
 
+import atexit
 import json
 import multiprocessing
+import os
+import shutil
 import sys
-import time
+import tempfile
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,24 +53,73 @@ def train(folder: str, *overrides: str) -> RunFolder:
     return RunFolder(folder)
 
 
+@cache
+def _finished(*overrides: str) -> Path:
+    """Where a finished run with these settings lies."""
+    place = Path(tempfile.mkdtemp(prefix="run-"))
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    return train(str(place / "run"), *overrides).path
+
+
+def finished(folder: str, *overrides: str) -> RunFolder:
+    """As `train` leaves it: a copy of the one run with these settings that all tests share."""
+    shutil.copytree(_finished(*overrides), folder)
+    return RunFolder(folder)
+
+
 def command(*arguments: str) -> None:
     GlobalHydra.instance().clear()
     sys.argv = ["lab.train", *arguments]
     main()
 
 
-def in_child(folder: str, *overrides: str) -> multiprocessing.Process:
-    """The same in a child process, which may be killed. Forked: torch is loaded already."""
-    child = multiprocessing.get_context("fork").Process(target=train, args=(folder, *overrides))  # type: ignore[attr-defined]
+def in_child(folder: str, *overrides: str) -> int:
+    """The same in a child process; its exit code. Forked: torch is loaded already."""
+    return _exit_code(train, folder, *overrides)
+
+
+def signalled(number: int, lines: int, calls: int, folder: str, *overrides: str) -> int:
+    """The same where the child sends itself the signal `number`; its exit code.
+
+    The signal comes `calls` calls of Python functions after metrics.jsonl has `lines` lines, before the end at the latest:
+    anywhere, even in the midst of writing, and yet where the test says, however busy the machine is.
+    """
+    return _exit_code(_signalled, number, lines, calls, folder, *overrides)
+
+
+def _signalled(number: int, lines: int, calls: int, folder: str, *overrides: str) -> None:
+    log, status, left = RunFolder.log, RunFolder.status, calls
+
+    def send() -> None:
+        sys.setprofile(None)
+        os.kill(os.getpid(), number)
+
+    def count(*arguments: object) -> None:
+        nonlocal left
+        left -= 1
+        if left <= 0:
+            send()
+
+    def logged(self: RunFolder, step: int, values: Mapping[str, float]) -> None:
+        log(self, step, values)
+        if left == calls and (self.path / "metrics.jsonl").read_bytes().count(b"\n") >= lines:
+            sys.setprofile(count)
+
+    def told(self: RunFolder, state: str, *, step: int, reason: str = "") -> None:
+        if state == "finished":
+            send()
+        status(self, state, step=step, reason=reason)
+
+    RunFolder.log, RunFolder.status = logged, told  # type: ignore[method-assign]
+    train(folder, *overrides)
+
+
+def _exit_code(target: Any, *arguments: Any) -> int:
+    child = multiprocessing.get_context("fork").Process(target=target, args=arguments)  # type: ignore[attr-defined]
     child.start()
-    return child
-
-
-def wait_for_lines(folder: str, lines: int, child: multiprocessing.Process) -> None:
-    file = Path(folder) / "metrics.jsonl"
-    while not (file.exists() and file.read_bytes().count(b"\n") >= lines):
-        assert child.is_alive(), "the run ended before it could be stopped"
-        time.sleep(0.002)
+    child.join()
+    assert child.exitcode is not None
+    return child.exitcode
 
 
 def metrics(folder: RunFolder) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ def provenance(command: str, settings: dict[str, Any], **facts: Any) -> dict[str
 def _git(folder: Path, *arguments: str) -> str | None:
     """The output of a git command, None outside a repository."""
     try:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=20, check=True)
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -34,9 +34,17 @@ def train(folder: Path, *overrides: str) -> RunFolder:
     return RunFolder(folder)
 
 
+def nothing(*arguments: Any) -> None:
+    """In the place of what draws, the dearest of a tiny run."""
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    return train(tmp_path_factory.mktemp("run") / "whole")
+    """A run with the figures in its folder; the dashboard goes without."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lab.callbacks.probe.show_figure", nothing)
+        patch.setattr("lab.train.run.show_figure", nothing)
+        return train(tmp_path_factory.mktemp("run") / "whole")
 
 
 def test_a_run_leaves_an_npz_a_measurement_and_two_figures(whole: RunFolder) -> None:
@@ -54,7 +62,11 @@ def test_a_run_leaves_an_npz_a_measurement_and_two_figures(whole: RunFolder) -> 
         assert arrays["top"][0] == tops[steps.index(step)]
 
 
-def test_a_resumed_run_has_all_arrays_and_the_same(whole: RunFolder, tmp_path: Path) -> None:
+def test_a_resumed_run_has_all_arrays_and_the_same(
+    whole: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for draws in ("callbacks.probe.show_figure", "callbacks.metrics.save", "callbacks.run.save", "train.run.Run._show"):
+        monkeypatch.setattr(f"lab.{draws}", nothing)
     folder = train(tmp_path / "resumed", "steps=12")  # its last checkpoint is at step 12
     (folder.path / "status.json").unlink()
     (folder.path / "provenance.json").unlink()

@@ -368,9 +368,10 @@ def clustered_spectra(count: int, seed: int) -> Iterator[Tensor]:
 @pytest.mark.parametrize(("top", "tol"), [(1, 1e-3), (1, 1e-2), (1, 1e-5), (3, 1e-3)])
 def test_converged_is_never_claimed_falsely_on_clustered_spectra(top: int, tol: float) -> None:
     # A claim is true when every value is within the tolerance (relative to the largest |eigenvalue|, as reported) of
-    # the eigenvalue of its rank. 300 spectra without one false claim bound the rate at 1 % (rule of three).
+    # the eigenvalue of its rank. 100 spectra without one false claim bound the rate at 3 % (rule of three), the slow test
+    # below at 0.1 %.
     claims, false, products = 0, [], []
-    for i, h in enumerate(clustered_spectra(300, seed=0)):
+    for i, h in enumerate(clustered_spectra(100, seed=0)):
         ends = lanczos(diagonal(h), top=top, tol=tol, generator=torch.Generator().manual_seed(i))
         products.append(ends.top.matvecs)
         error = float((h.sort(descending=True).values[:top] - ends.top.values).max() / h.abs().max())
@@ -379,13 +380,14 @@ def test_converged_is_never_claimed_falsely_on_clustered_spectra(top: int, tol: 
             false.append((i, len(h), error))
     print(f"top={top} tol={tol}: {claims} claims, {len(false)} false, median products {np.median(products)}")
     assert not false
-    assert claims > 250
+    assert claims > 83
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:eigenvalues not converged")
 @pytest.mark.parametrize(
-    ("top", "bottom", "tol"), [(1, 0, 1e-3), (1, 1, 1e-3), (2, 0, 1e-3), (5, 0, 1e-3), (1, 0, 1e-2), (10, 0, 1e-2)]
+    ("top", "bottom", "tol"),
+    [(1, 0, 1e-3), (1, 1, 1e-3), (2, 0, 1e-3), (3, 0, 1e-3), (5, 0, 1e-3), (1, 0, 1e-2), (10, 0, 1e-2), (1, 0, 1e-5)],
 )
 def test_false_claims_are_rarer_than_promised_on_three_thousand_spectra(top: int, bottom: int, tol: float) -> None:
     # `DECEIVED` = 0.1 % bounds the rate for the worst operator.

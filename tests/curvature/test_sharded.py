@@ -61,7 +61,7 @@ def worker(rank: int, folder: str) -> None:
     """What process `rank` finds, saved in `folder`."""
     torch.set_num_threads(1)
     distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(minutes=2)
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(hours=1)
     )
     try:
         share, (_, _, v) = local(SHARES[rank]), data()

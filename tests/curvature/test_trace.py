@@ -249,12 +249,12 @@ def dense_gauss_newton(objective: NetworkObjective, criterion: nn.Module | None 
 @unconverged
 def test_signs_are_unbiased(case: str) -> None:
     objective = CASES[case]()
-    found = hessian_trace(objective, objective.weights, method="signs", tol=0, max_matvecs=600)
-    assert found.matvecs == 600
+    found = hessian_trace(objective, objective.weights, method="signs", tol=0, max_matvecs=300)
+    assert found.matvecs == 300
     assert abs(found.value - dense_trace(objective)) < 4 * found.error
 
 
-@pytest.mark.parametrize("case", ["tanh mlp", "tanh, group norm"])
+@pytest.mark.parametrize("case", ["tanh mlp", pytest.param("tanh, group norm", marks=pytest.mark.slow)])
 @unconverged
 def test_the_interval_of_signs_covers(case: str) -> None:
     objective = CASES[case]()

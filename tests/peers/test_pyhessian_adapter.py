@@ -34,8 +34,20 @@ LOSSES: dict[str, Callable[[], NetworkObjective]] = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("kind", LOSSES)
+QUICK = {("running statistics", torch.float32), ("batch statistics", torch.float64)}
+QUICK |= {("ghost batches, ragged", torch.float32), ("uneven chunks", torch.float64)}
+"""Every loss in one precision, every precision with two losses; the rest is as dear and takes longer."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        pytest.param(kind, dtype, marks=() if (kind, dtype) in QUICK else pytest.mark.slow)
+        for kind in LOSSES
+        for dtype in (torch.float32, torch.float64)
+    ],
+    ids=str,
+)
 def test_its_numbers_are_those_of_the_dense_hessian_of_the_objective(kind: str, dtype: torch.dtype) -> None:
     loss = LOSSES[kind]()
     w = loss.weights.to(dtype)

@@ -3,12 +3,13 @@
 import errno
 import os
 import signal
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from whole_runs import KINDS, SMALL, assert_same_run, command, in_child, last, train, wait_for_lines
+from whole_runs import KINDS, SMALL, assert_same_run, command, finished, last, signalled, train
 
 from lab.curvature.operators import LinearOperator
 from lab.module import SupervisedModule
@@ -18,15 +19,11 @@ from lab.train.settings import Settings
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_a_run_that_can_be_resumed(number: int, code: int) -> None:
-    settings = (*SMALL, "steps=400", "trainer.checkpoint_every=50")
-    child = in_child("run", *settings)
-    wait_for_lines("run", 800, child)
-    os.kill(child.pid or 0, number)
-    child.join()
-    assert child.exitcode == code
+    settings = (*SMALL, "trainer.checkpoint_every=20")
+    assert signalled(number, 120, 100, "run", *settings) == code
     status = RunFolder("run").read("status")
     assert (status["status"], status["reason"]) == ("failed", "interrupted")
-    assert_same_run(train("whole", *settings), train("run", *settings))
+    assert_same_run(finished("whole", *settings), train("run", *settings))
 
 
 def sigterm() -> None:
@@ -38,7 +35,7 @@ def test_sigterm_cuts_a_measurement_off_which_is_made_again(
     kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = (*KINDS[kind], "trainer.checkpoint_every=100", "trainer.evaluate_every=5")
-    whole, product, step, products = train("whole", *settings), LinearOperator.__matmul__, 0, 0
+    whole, product, step, products = finished("whole", *settings), LinearOperator.__matmul__, 0, 0
 
     def cut(self: LinearOperator, v: torch.Tensor) -> torch.Tensor:
         nonlocal products
@@ -62,7 +59,7 @@ def test_sigterm_cuts_a_measurement_off_which_is_made_again(
 
 def test_sigterm_stops_after_the_update_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = (*SMALL, "trainer.checkpoint_every=null", "probe.sharpness.every=50", "data.batch_size=7")
-    whole, keep = train("whole", *settings), SupervisedModule._keep
+    whole, keep = finished("whole", *settings), SupervisedModule._keep
     for stop in (25, 59):  # in the midst of a chunk, and in the last update of all
 
         def cut(self: SupervisedModule, step: int, stop: int = stop) -> None:
@@ -118,13 +115,15 @@ def test_an_interrupted_run_says_what_the_same_command_does(
     assert capsys.readouterr().err.splitlines()[-1] == told
 
 
-def test_seconds_are_those_of_all_processes_of_a_run() -> None:
+def test_seconds_are_those_of_all_processes_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = count()  # a clock that goes on by a second whenever it is looked at
+    monkeypatch.setattr("lab.run.folder.monotonic", lambda: float(next(now)))
     folder = train("run", *SMALL, "trainer.checkpoint_every=20")
-    assert 0 < folder.read("summary")["seconds"] < 100
+    assert 0 < folder.read("summary")["seconds"] < next(now)
     (folder.path / "summary.json").unlink()
     folder.write("status", {"status": "failed", "step": 60, "reason": "interrupted", "pid": 1, "seconds": 1000.0})
     summary = train("run", *SMALL, "trainer.checkpoint_every=20").read("summary")
-    assert 1000 < summary["seconds"] < 1100
+    assert 1000 < summary["seconds"] < 1000 + next(now)
 
 
 def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on_from_there(
@@ -153,4 +152,4 @@ def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on_from_there(
     ]
     monkeypatch.setattr(RunFolder, "log", log)
     monkeypatch.setattr(RunFolder, "write", write)
-    assert_same_run(train("whole", *settings), train("run", *settings))
+    assert_same_run(finished("whole", *settings), train("run", *settings))

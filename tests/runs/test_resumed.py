@@ -1,6 +1,5 @@
 """A run with probes is the run without, and one that was killed the one that was not, bit for bit."""
 
-import os
 import signal
 import time
 from pathlib import Path
@@ -9,46 +8,46 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from whole_runs import KINDS, SMALL, assert_same, assert_same_run, in_child, last, metrics, train, wait_for_lines
+from whole_runs import KINDS, SMALL, assert_same, assert_same_run, finished, in_child, last, metrics, signalled, train
 
 from lab.run import checkpoints
 from lab.run.folder import RunFolder
+
+OFTEN = ("trainer.checkpoint_every=5", "trainer.evaluate_every=4")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_with_probes_is_bit_identical_to_the_run_without(kind: str) -> None:
     plain = [setting for setting in KINDS[kind] if not setting.startswith("probe")]
-    probed, bare = last(train("probed", *KINDS[kind])), last(train("bare", *plain, "probe=[]"))
+    probed, bare = last(finished("probed", *KINDS[kind], *OFTEN)), last(train("bare", *plain, "probe=[]"))
     assert_same(probed["model"], bare["model"])
     assert_same(probed["optimizer"], bare["optimizer"])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_killed_run_resumes_bit_for_bit(kind: str) -> None:
-    settings = (*KINDS[kind], "trainer.checkpoint_every=5", "trainer.evaluate_every=4")
-    whole = train("whole", *settings)
+    settings = (*KINDS[kind], *OFTEN)
+    whole = finished("whole", *settings)
     lines = len((whole.path / "metrics.jsonl").read_text().splitlines())
-    for share in np.random.default_rng().uniform(0.1, 0.9, size=2):  # killed twice, at random
-        child = in_child("killed", *settings)
-        wait_for_lines("killed", int(share * lines), child)
-        os.kill(child.pid or 0, signal.SIGKILL)
-        child.join()
+    random = np.random.default_rng()
+    for share in random.uniform(0.1, 0.9, size=2):  # killed twice, at random
+        calls = int(random.integers(1, 20_000))
+        assert signalled(signal.SIGKILL, int(share * lines), calls, "killed", *settings) == -signal.SIGKILL
         assert RunFolder("killed").read("status")["status"] == "running"
     assert_same_run(whole, train("killed", *settings))
 
 
 def test_a_kill_after_the_last_step_leaves_a_run_that_can_be_finished() -> None:
-    whole = train("whole", *SMALL)
-    finished = train("killed", *SMALL)
-    finished.write("status", {"status": "running", "step": 60, "reason": "", "pid": 1})
-    (finished.path / "summary.json").unlink()
+    whole, killed = finished("whole", *SMALL), finished("killed", *SMALL)
+    killed.write("status", {"status": "running", "step": 60, "reason": "", "pid": 1})
+    (killed.path / "summary.json").unlink()
     assert_same_run(whole, train("killed", *SMALL))
 
 
 def test_a_finished_run_without_its_summary_makes_it_again() -> None:
-    finished = train("run", *SMALL)
-    before, summary = metrics(finished), finished.read("summary")
-    (finished.path / "summary.json").unlink()
+    run = finished("run", *SMALL)
+    before, summary = metrics(run), run.read("summary")
+    (run.path / "summary.json").unlink()
     again = train("run", *SMALL)
     assert metrics(again) == before
     assert again.read("summary") | {"seconds": 0} == summary | {"seconds": 0}
@@ -56,8 +55,7 @@ def test_a_finished_run_without_its_summary_makes_it_again() -> None:
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before() -> None:
     settings = (*SMALL, "trainer.checkpoint_every=20")
-    whole = train("whole", *settings)
-    broken = train("broken", *settings)
+    whole, broken = finished("whole", *settings), finished("broken", *settings)
     file = broken.checkpoints / "last.ckpt"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
@@ -68,7 +66,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before() -> None:
 
 
 def test_a_finished_run_returns_at_once_and_other_settings_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    folder = train("run", *SMALL)
+    folder = finished("run", *SMALL)
     before = {file: file.stat().st_mtime_ns for file in folder.path.rglob("*")}
     train("run", *SMALL)
     assert "already finished" in capsys.readouterr().out
@@ -81,9 +79,7 @@ def test_a_finished_run_returns_at_once_and_other_settings_are_refused(capsys: p
 
 def test_a_second_process_in_the_same_folder_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with RunFolder("run").owned():
-        child = in_child("run", *SMALL)
-        child.join()
-        assert child.exitcode == 2
+        assert in_child("run", *SMALL) == 2
         with pytest.raises(SystemExit) as stopped:
             train("run", *SMALL)
     assert stopped.value.code == 2
@@ -92,27 +88,23 @@ def test_a_second_process_in_the_same_folder_is_refused(capsys: pytest.CaptureFi
 
 
 def test_tensorboard_shows_every_step_once_after_a_kill_before_the_first_checkpoint() -> None:
-    settings = (*SMALL[:3], "steps=400", "trainer.checkpoint_every=null", "probe=[]")
-    child = in_child("run", *settings)
-    wait_for_lines("run", 400, child)
-    os.kill(child.pid or 0, signal.SIGINT)
-    child.join()
+    settings = (*SMALL[:-1], "trainer.checkpoint_every=null", "probe=[]")
+    assert signalled(signal.SIGINT, 120, 100, "run", *settings) == 130
     assert not (Path("run") / "checkpoints").exists()
     time.sleep(1.1)  # event files are read in the order of the second in their names
     folder = train("run", *settings)
     assert len(list((folder.path / "tensorboard").glob("events.*"))) == 2
     events = EventAccumulator(str(folder.path / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
-    assert [event.step for event in events.Scalars("train/loss")] == list(range(400))
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(60))
 
 
 def test_double_precision_is_kept_over_a_resume() -> None:
     settings = (*SMALL, "trainer.precision=64-true", "trainer.checkpoint_every=20", "optimizer=adam")
-    whole = train("whole", *settings)
+    whole, resumed = finished("whole", *settings), finished("resumed", *settings)
     weight = next(iter(last(whole)["model"].values()))
     assert weight.dtype == torch.float64
     assert not torch.equal(weight, weight.float().double())
-    resumed = train("resumed", *settings)
     (resumed.checkpoints / "last.ckpt").unlink()  # previous.ckpt is that of step 40
     resumed.write("status", {"status": "running", "step": 40, "reason": "", "pid": 1})
     assert_same_run(whole, train("resumed", *settings))

@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from time import monotonic, sleep
+from time import sleep
 
 import numpy as np
 import pytest
@@ -93,6 +93,10 @@ def test_a_card_lists_every_knob_with_its_default_and_opens_with_command_and_pur
     assert not set(values) & {"seed", "accelerator", "threads"}, "shared by all experiments"
 
 
+RAN: dict[str, list[float]] = {}
+"""What experiments have measured with seed 0 behind the door, on the CPU."""
+
+
 @pytest.mark.parametrize("name", CARDS)
 def test_an_experiment_tells_theory_beside_measurement_and_returns_at_once(
     name: str, scratch: Path, capsys: pytest.CaptureFixture[str]
@@ -101,6 +105,8 @@ def test_an_experiment_tells_theory_beside_measurement_and_returns_at_once(
     told = capsys.readouterr()
     folder = RunFolder("out")
     summary = folder.read("summary")
+    if not torch.cuda.is_available():
+        RAN[name] = [c["measured"] for c in summary["comparisons"]]
     assert folder.read("status")["status"] == "finished"
     assert summary["finding"].split()[:5] == told.out.split()[:5]
     assert "theory" in summary["finding"] or "exact" in summary["finding"]
@@ -135,8 +141,9 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(name: str)
         )
         return [c.measured for c in experiment.simulate(around).comparisons]
 
-    assert measured(0) == measured(0)
-    assert measured(0) != measured(1)
+    first = RAN.get(name) or measured(0)
+    assert measured(0) == first
+    assert measured(1) != first
 
 
 SLIPS = [
@@ -291,9 +298,9 @@ def test_an_interrupted_run_is_not_taken_as_finished_and_the_same_command_makes_
 def test_a_killed_run_is_not_taken_as_finished(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["experiment=polya", "dimensions=[1]", "steps=40", "walkers=50000000", "hydra.run.dir=out"]
     running = subprocess.Popen([sys.executable, "-m", "lab.simulate", *words], stderr=subprocess.DEVNULL)
-    begun, folder = monotonic(), RunFolder("out")
+    folder = RunFolder("out")
     while not (scratch / "out/status.json").exists():
-        assert running.poll() is None and monotonic() - begun < 100
+        assert running.poll() is None
         sleep(0.05)
     running.kill()
     running.wait()

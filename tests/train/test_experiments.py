@@ -10,13 +10,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lab.run import checkpoints
 from lab.run.folder import RunFolder
 
 Command = Callable[..., None]
@@ -98,15 +98,22 @@ def test_a_refused_grid_beside_runs_leaves_their_folder_as_it_was(command: Comma
 
 
 def test_a_grid_that_was_killed_goes_on_where_it_was(command: Command) -> None:
-    settings = (*LABELS, "data.random_labels=1,0.5", "steps=200", "trainer.checkpoint_every=20")
-    child = multiprocessing.get_context("fork").Process(target=command, args=settings)  # type: ignore[attr-defined]
+    settings = (*LABELS, "data.random_labels=1,0.5", "steps=40", "trainer.checkpoint_every=20")
+    place, save = Path("outputs/random_labels"), checkpoints.save
+
+    def killed() -> None:
+        def saved(file: Path, state: checkpoints.State) -> None:
+            save(file, state)
+            if len(list(place.glob("*/checkpoints/last.ckpt"))) == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        checkpoints.save = saved
+        command(*settings)
+
+    child = multiprocessing.get_context("fork").Process(target=killed)  # type: ignore[attr-defined]
     child.start()
-    place = Path("outputs/random_labels")
-    while len(list(place.glob("*/checkpoints/last.ckpt"))) < 2:
-        assert child.is_alive(), "the grid ended before it could be stopped"
-        time.sleep(0.002)
-    os.kill(child.pid or 0, signal.SIGKILL)
     child.join()
+    assert child.exitcode == -signal.SIGKILL
     assert sorted(states("random_labels")) == ["finished", "running"] and not (place / "figures").exists()
     command(*settings)
     assert states("random_labels") == ["finished", "finished"]
