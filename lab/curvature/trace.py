@@ -12,14 +12,12 @@ pooling, BatchNorm in eval mode) the rest of H has no diagonal and Tr H = Tr G e
 
 import math
 import warnings
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lab.curvature.anatomy import MOST_OUTPUTS, Anatomy, output_curvature, require_examples, take_apart
-from lab.curvature.layers import per_example
 from lab.curvature.operators import LinearOperator, hessian
 from lab.curvature.probing import (
     FEWEST_FREEDOM,
@@ -32,7 +30,8 @@ from lab.curvature.probing import (
     sampled,
     xtrace,
 )
-from lab.objective import CHUNK_BYTES, NetworkObjective, Objective, projection, with_gradients
+from lab.noise.examples import pulled_back, squared_norms
+from lab.objective import NetworkObjective, Objective, with_gradients
 from lab.results import Estimate
 
 OperatorMethod = Literal["auto", "hutchinson", "hutch++", "xtrace"]
@@ -138,15 +137,16 @@ def gauss_newton_trace(objective: Objective, w: Tensor) -> Estimate:
 
     Any criterion that is a mean over examples, convex in the outputs f or not. Cost: K backward passes with per-example
     norms (`matvecs`; K - 1 for the softmax, whose output Hessian is singular). For ten classes together 1.3 gradients on
-    a 3072-200-200-10 MLP, 7 on ResNet-20. For layers other than Linear, Conv2d and the norms: K passes of per-example
-    gradients, dear for wide layers.
+    a 3072-200-200-10 MLP, 7 on ResNet-20. K is all that the network puts out for an example: 1 of (N,), T K of (N, T, K).
+    Networks that are more than Linear, Conv2d and the norms: K passes as of `lab.noise.examples`, which form the gradients
+    of single examples where no layer tells of them, dear for wide layers.
     Raises TypeError without a network, ValueError for train-mode BatchNorm or a criterion that is no mean over examples.
     """
     network = require_examples(objective, w)
     try:
         return _gauss_newton_exact(take_apart(network, w), w)
     except TypeError:
-        return _gauss_newton_by_rows(network, w)
+        return _gauss_newton_by_examples(network, w)
 
 
 def _gauss_newton(anatomy: Anatomy, w: Tensor, tol: float, most: int, generator: torch.Generator) -> Estimate:
@@ -175,22 +175,21 @@ def _gauss_newton_exact(anatomy: Anatomy, w: Tensor, spent: int = 0) -> Estimate
     return Estimate(total, 0.0, spent + passes, "gauss_newton", math.isfinite(total))
 
 
-def _gauss_newton_by_rows(network: NetworkObjective, w: Tensor) -> Estimate:
-    """The same for any layers: the per-example gradients of v'f are formed."""
-    w, total, passes = w.detach(), 0.0, 0
-
-    size = max(1, min(network.chunk_size(w), CHUNK_BYTES // (w.numel() * w.element_size())))
-    for x, y in zip(network.x.split(size), network.y.split(size), strict=True):
-        with torch.no_grad():
-            outputs = network._outputs(w, x)
+def _gauss_newton_by_examples(network: NetworkObjective, w: Tensor) -> Estimate:
+    """The same for any layers, by the norms of the per-example gradients of v'f."""
+    total, passes, begin = 0.0, 0, 0
+    for weight, outputs, criterion in network.composition(w.detach()):
+        num = round(weight * len(network.x))
+        index = torch.arange(begin, begin := begin + num, device=network.y.device)
         with torch.enable_grad():
-            values, vectors = output_curvature(partial(network._criterion, y=y), outputs)
-        curved = [k for k in range(values.shape[1]) if bool((values[:, k] != 0).any())]
-        for k in curved:
-            along = vectors[:, :, k].to(w.dtype)
-            gradients = network.on(x, along, projection).example_grads(w)
-            total += float((values[:, k] * per_example(gradients.square())).sum()) / len(network.x)
-        passes = max(passes, len(curved))
+            values, vectors = output_curvature(criterion, outputs, num)
+        curved = (values != 0).any(0)
+        if bool(curved.any()):
+            v = vectors[:, :, curved].transpose(1, 2)
+            norms = squared_norms(pulled_back(network.restrict(index), v), w).values()
+            each = torch.stack(list(norms)).sum(0).reshape(num, -1)
+            total += float((values[:, curved] * each).sum()) / len(network.x)
+        passes = max(passes, int(curved.sum()))
     return Estimate(total, 0.0, passes, "gauss_newton", math.isfinite(total))
 
 
