@@ -223,8 +223,12 @@ def interval(draws: Tensor) -> Interval:
     variances = draws.var(0)
     total, squares = float(variances.sum()), float(variances.square().sum())
     freedom = (num - 1) * (total**2 / squares if squares > 0 else draws.shape[1])
-    wider = float(stdtrit(freedom, 0.975)) / 1.96 if math.isfinite(freedom) else 1.0
-    return Interval(float(draws.sum(1).mean()), wider * math.sqrt(total / num), freedom)
+    return Interval(float(draws.sum(1).mean()), widening(freedom) * math.sqrt(total / num), freedom)
+
+
+def widening(freedom: float) -> float:
+    """What an error on so many degrees of freedom is multiplied by, for +- 1.96 of it to cover 95 %: Student's t."""
+    return float(stdtrit(freedom, 0.975)) / 1.96 if math.isfinite(freedom) else 1.0
 
 
 def sampled(sample: Callable[[int], Tensor], draws: Tensor, tol: float, most: int, method: str) -> Estimate:

@@ -28,7 +28,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as card
 from torch import Tensor
 
-from lab.curvature.anatomy import Chunk, take_apart
+from lab.curvature.anatomy import Anatomy, Chunk, take_apart
 from lab.curvature.eigen import Extremes, lanczos
 from lab.curvature.operators import GaussNewton, Hessian, LinearOperator, difference, gauss_newton, hessian
 from lab.curvature.probing import random_signs
@@ -124,12 +124,13 @@ class Matrices:
         found = {name: Estimate(value, 0.0, 1, "exact") for name, value in known.items()}
         with suppress(TypeError, ValueError), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the error of Tr H is reported; no setting of this probe would change it
+            anatomy = take_apart(self.objective, self.w)  # else the traces are those of the random vectors: TypeError
             few = self.true.num_outputs <= MOST_OUTPUTS
-            error = self._label_error(generator) if few else math.nan
+            error = self._label_error(anatomy, generator) if few else math.nan
             found["sampled"] = replace(self.sampled.trace(self.w), error=error)
             if few:
                 found |= {"true": self.true.trace(self.w), "gauss_newton": gauss_newton_trace(self.objective, self.w)}
-            if few and take_apart(self.objective, self.w).piecewise_linear:  # R has no diagonal
+            if few and anatomy.piecewise_linear:  # R has no diagonal
                 found |= {"hessian": found["gauss_newton"], "residual": Estimate(0.0, 0.0, 0, "exact")}
                 return found
             found["hessian"] = H = hessian_trace(self.objective, self.w, tol=TRACE_TOL, generator=generator)
@@ -137,10 +138,10 @@ class Matrices:
                 found["residual"] = Estimate(H.value - found["gauss_newton"].value, H.error, 0, "difference")
         return found
 
-    def _label_error(self, generator: torch.Generator) -> float:
+    def _label_error(self, anatomy: Anatomy, generator: torch.Generator) -> float:
         """Standard error of the trace of the sampled Fisher: it is the mean of |J_n's|^2 over examples and labels drawn."""
         total, likelihood = 0.0, self.true.likelihood
-        for chunk in take_apart(self.objective, self.w).chunks(self.w):
+        for chunk in anatomy.chunks(self.w):
             total += (chunk.weight / chunk.num) ** 2 * float(label_variance(chunk, likelihood, generator).sum())
         return math.sqrt(total / len(self.sampled.scores))
 
