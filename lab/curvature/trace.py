@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lab.curvature.anatomy import MOST_OUTPUTS, Anatomy, output_curvature, require_examples, take_apart
-from lab.curvature.operators import LinearOperator, hessian
+from lab.curvature.operators import LinearOperator, hessian, projected
 from lab.curvature.probing import (
     FEWEST_FREEDOM,
     Probes,
@@ -32,7 +32,7 @@ from lab.curvature.probing import (
 )
 from lab.noise.examples import pulled_back, squared_norms
 from lab.objective import NetworkObjective, Objective, with_gradients
-from lab.results import Estimate
+from lab.results import Eigenpairs, Estimate
 
 OperatorMethod = Literal["auto", "hutchinson", "hutch++", "xtrace"]
 Method = Literal["auto", "signs", "gauss_newton", "hutchinson", "hutch++", "xtrace"]
@@ -45,6 +45,7 @@ def trace(
     tol: float = 0.02,
     max_matvecs: int = 100,
     generator: torch.Generator | None = None,
+    known: Eigenpairs | None = None,
 ) -> Estimate:
     """Tr A of a symmetric operator, known by its products.
 
@@ -55,6 +56,7 @@ def trace(
                error at equal cost. Where all P products are no dearer the exact diagonal is taken (error 0) by "auto".
     tol        wanted error relative to |Tr A|.
     generator  of the signs (default: a fixed seed).
+    known      eigenpairs that were found already: their sum is exact, and the sampling is left with the rest of A.
     Error: one standard error, widened by Student's t for few probes, so that value +- 1.96 error covers 95 %. Sums in
     float64. Cost: `matvecs` products. Not converged within `max_matvecs`: one warning, `converged=False`. Raises
     ValueError where max_matvecs is too small to tell an error (15; 5 for Hutchinson).
@@ -71,6 +73,9 @@ def trace(
     if not tol >= 0 or (max_matvecs < fewest and not (method == "auto" and operator.size <= max_matvecs)):
         raise ValueError(f"tol={tol}, max_matvecs={max_matvecs}: expected tol >= 0 and at least {fewest} products")
     probes = Probes(operator, generator or torch.Generator(operator.device).manual_seed(0))
+    if known is not None:
+        probes.operator = projected(operator, known.vectors, complement=True)
+        probes.offset = float(known.values.sum())  # Ritz values: exactly the trace in the span of the vectors
     return _warned(solvers[method](probes, tol, max_matvecs), tol)
 
 

@@ -10,10 +10,8 @@ The eigenpairs found are taken out of the density, so it is exact at the ends an
 """
 
 import math
-import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -23,14 +21,13 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass as card
 from torch import Tensor
 
-from lab.curvature.anatomy import take_apart
 from lab.curvature.density import SpectralDensity, density
 from lab.curvature.eigen import Extremes, lanczos
 from lab.curvature.operators import Hessian, LinearOperator, difference, gauss_newton, hessian, restricted
-from lab.curvature.trace import gauss_newton_trace, hessian_trace, trace
 from lab.objective import Objective, at_least_single, audit, with_gradients
 from lab.params import Layout
 from lab.probes.base import Probe, Snapshot, Value
+from lab.probes.spectrum_traces import by_products, spectrum_trace, split_trace
 from lab.results import Eigenpairs, Estimate
 from lab.settings import CARD, SettingError
 from lab.streams import stream
@@ -40,8 +37,8 @@ if TYPE_CHECKING:
 
 Draw = Callable[[str], torch.Generator]
 """A named random stream of this measurement."""
-TRACE_TOL, LAYER_TOL = 0.01, 0.05
-"""Wanted error of a trace relative to itself: of the whole matrix, where it is cheap, and of the block of a layer."""
+LAYER_TOL = 0.05
+"""Wanted error of the trace of a layer's block relative to itself."""
 QUANTITIES = ("frobenius", "negative_mass", "effective_rank", "outliers")
 """Numbers that come from the density, with their errors."""
 
@@ -149,11 +146,12 @@ class Spectrum(Probe):
     engine       lab, or pyhessian for eigenvalues, trace and density of that package (no bottom, no parameters).
     Every solve starts from random vectors: between measurements far apart the eigenvectors turn, and the claim of a solve
     from nothing is the stronger one. Memory from one measurement to the next: k vectors (P,), for the overlap.
-    The trace is that of the density where its error is within 1 %, else the best that `lab.curvature.trace.hessian_trace`
-    has for the network (up to 100 draws or products), for chosen parameters and layers that of `trace` for their block; its
-    tag trace_converged is 1 where the error came within 1 %. error/.. of all numbers: 1.96 of it cover 95 %.
+    The trace is that of the density where its error is within 1 %, else by the layers of the network (hessian_trace of
+    `lab.curvature.trace`, up to 100 draws), else, as for landscapes, recurrent networks and chosen parameters, by up to 100
+    products more beside the eigenpairs known, or by all P if max_matvecs allows. Its tag trace_converged is 1 where the
+    error came within 1 %. error/.. of all numbers: 1.96 of it cover 95 %.
     Cost: steps x vectors products of 1.1 gradients for the density, 100 to 200 for 10 + 10 eigenpairs, each with its
-    orthogonalisation, up to 100 for the trace; as reported in cost/spectrum/matvecs and seconds. Memory: a vector (P,) or
+    orthogonalisation, those of the trace; as reported in cost/spectrum/matvecs and seconds. Memory: a vector (P,) or
     two for every product of an eigensolve.
     """
 
@@ -219,7 +217,8 @@ class Spectrum(Probe):
             ends = self._solve(operator, k, bottom, draw("whole"))
             known = _joined(ends.top, ends.bottom)
             phi = density(operator, steps=self.steps, vectors=self.vectors, known=known, generator=draw("density"))
-            whole, spent = _trace(None if index is not None else objective, w, operator, phi, draw("trace"))
+            loss = objective if index is None else None
+            whole, spent = spectrum_trace(loss, w, operator, phi.trace, known, draw("trace"), most=self.max_matvecs)
         return Spectral(
             ends.top,
             ends.bottom,
@@ -273,7 +272,8 @@ class Spectrum(Probe):
             G, R = restricted(G, index), restricted(R, index)
         top = self._solve(G, k, 0, draw("gauss_newton"))
         ends = self._solve(R, 1, min(1, R.size - 1), draw("residual"))
-        whole = _gauss_newton_trace(objective, snapshot.w, G, index is None, draw("gauss_newton/trace"))
+        loss = objective if index is None else None
+        whole = split_trace(loss, snapshot.w, G, draw("gauss_newton/trace"))
         numbers = {f"gauss_newton/lambda_{i}": float(value) for i, value in enumerate(top.top.values, 1)}
         numbers |= {f"residual/lambda_{i}": float(value) for i, value in enumerate(ends.top.values, 1)}
         numbers |= {f"residual/lambda_min_{i}": float(value) for i, value in enumerate(ends.bottom.values, 1)}
@@ -292,7 +292,8 @@ class Spectrum(Probe):
         for layer, place in _layout(objective).layers().items():
             block, name = restricted(H, place), f"layer/{layer or 'all'}"
             ends = self._solve(block, 1, 0, draw(name))
-            whole = trace(block, tol=LAYER_TOL, generator=draw(f"{name}/trace"))
+            known = _joined(ends.top, ends.bottom)
+            whole = by_products(block, known, draw(f"{name}/trace"), tol=LAYER_TOL)
             numbers |= {
                 f"{name}/lambda_1": float(ends.top.values[0]),
                 f"error/{name}/lambda_1": float(ends.top.errors[0]),
@@ -305,40 +306,6 @@ class Spectrum(Probe):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self._last = state.get("top")
-
-
-def _trace(
-    objective: Objective | None, w: Tensor, operator: LinearOperator, phi: SpectralDensity, generator: torch.Generator
-) -> tuple[Estimate, int]:
-    """Tr of the operator, the Hessian of `objective` if one is given: that of the density, which is there, if it is within
-    `TRACE_TOL`, else by the best way there is; and what that cost beside products of the operator.
-    """
-    there, before = phi.trace, operator.products
-    if there.error <= TRACE_TOL * abs(there.value) or not math.isfinite(there.value):
-        return there, 0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its error is reported; no setting of this probe would change it
-        if objective is None:
-            found = trace(operator, tol=TRACE_TOL, generator=generator)
-        else:
-            found = hessian_trace(objective, w, tol=TRACE_TOL, generator=generator, operator=operator)
-    spent = max(0, found.matvecs - (operator.products - before))
-    return (found if found.error < there.error else replace(there, converged=False)), spent
-
-
-def _gauss_newton_trace(
-    objective: Objective, w: Tensor, G: LinearOperator, whole: bool, generator: torch.Generator
-) -> Estimate:
-    """Tr G: exact where all parameters of a network of known layers are meant, else by products, which cost less than the
-    gradients of single examples that an exact one would be made of.
-    """
-    if whole:
-        with suppress(TypeError, ValueError):
-            take_apart(objective, w)
-            return gauss_newton_trace(objective, w)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # as in `_trace`
-        return trace(G, tol=TRACE_TOL, generator=generator)
 
 
 def _share(gradient: Tensor, vectors: Tensor) -> float:
