@@ -44,9 +44,13 @@ BILINEAR = frozenset({"Mul", "Div", "Mm", "Addmm", "Bmm", "Baddbmm", "Convolutio
 
 @dataclass(frozen=True)
 class Chunk:
-    """A forward pass over n examples whose layers were recorded; `weight` is its share n/N of the loss."""
+    """A forward pass over n = `num` examples whose layers were recorded; `weight` is its share n/N of the loss.
+
+    outputs   as the network has them: (n,), (n, K), (n, T, K), (n T, K), ... with M numbers an example, in order.
+    """
 
     weight: float
+    num: int
     outputs: Tensor
     layers: list[Layer]
     criterion: Callable[[Tensor], Tensor]
@@ -71,7 +75,7 @@ class Chunk:
     def _sign_draw(self, gradients: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
         signs = [layer.signs(generator) for layer in self.layers]
         curved = [(g, z) for g, z in zip(gradients, signs, strict=True) if g.requires_grad]
-        total = torch.zeros(len(self.outputs), dtype=torch.float64, device=self.outputs.device)
+        total = torch.zeros(self.num, dtype=torch.float64, device=self.outputs.device)
         if curved:
             products = torch.autograd.grad(
                 [g for g, _ in curved],
@@ -85,7 +89,7 @@ class Chunk:
         return total
 
     def squared_norms(self, v: Tensor) -> Tensor:
-        """|J_n' v_n|^2 (n,) float64 of v (n, K): the squared norms of per-example gradients of v'f."""
+        """|J_n' v_n|^2 (n,) float64 of v (n, M): the squared norms of per-example gradients of v'f."""
         gradients = self.derivatives(self.outputs, v.reshape(self.outputs.shape))
         norms = (layer.squared_norms(g) for layer, g in zip(self.layers, gradients, strict=True))
         return torch.stack(list(norms)).sum(0)
@@ -93,7 +97,7 @@ class Chunk:
     @cached_property
     def curvature(self) -> tuple[Tensor, Tensor]:
         """That of the criterion: see `output_curvature`."""
-        return output_curvature(self.criterion, self.outputs)
+        return output_curvature(self.criterion, self.outputs, self.num)
 
     def gauss_newton_draws(self, num: int, generator: torch.Generator) -> Tensor:
         """sum over signs of lambda of +-|J_n' sum_k sqrt|lambda_k| s_k v_k|^2, (num, n) float64, s random signs."""
@@ -110,15 +114,17 @@ class Chunk:
         return self.weight / len(values) * torch.stack(draws)
 
 
-def output_curvature(criterion: Callable[[Tensor], Tensor], outputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (n, K) and eigenvectors (n, K, K) of d2 loss_n/df_n2 for every example, loss = mean of loss_n.
+def output_curvature(criterion: Callable[[Tensor], Tensor], outputs: Tensor, num: int) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (n, M) and eigenvectors (n, M, M) of d2 loss_n/df_n2 for n = `num` examples, loss = mean of loss_n.
+
+    outputs of any shape, M numbers an example, one example after another.
 
     In float64: a fitted example has 1 - p of 1e-6, which float32 loses, and many may outweigh the few others. The k-th
     eigenvalues are set to zero where all are round-off: the softmax has one such column, and each costs a pass.
     Raises ValueError above `MOST_OUTPUTS` and where the criterion cannot be differentiated twice.
     """
     f = outputs.detach().double().requires_grad_()
-    n, size = len(f), f[0].numel()
+    n, size = num, f.numel() // num
     if size > MOST_OUTPUTS:
         raise ValueError(f"{size} outputs for each example; their Hessian is formed for {MOST_OUTPUTS} at most")
     with differentiating_again():
@@ -126,7 +132,7 @@ def output_curvature(criterion: Callable[[Tensor], Tensor], outputs: Tensor) -> 
         if not g.requires_grad:
             return outputs.new_zeros(n, size), outputs.new_zeros(n, size, size)
         rows = [
-            torch.autograd.grad(column.sum(), f, retain_graph=True, materialize_grads=True)[0].flatten(1)
+            torch.autograd.grad(column.sum(), f, retain_graph=True, materialize_grads=True)[0].reshape(n, size)
             for column in g.reshape(n, size).unbind(1)
         ]
     hessians = n * torch.stack(rows, 1)
@@ -160,11 +166,13 @@ class Anatomy:
         network, size = self.network, self.network.chunk_size(w)
         for x, y in zip(network.x.split(size), network.y.split(size), strict=True):
             outputs, layers = _recorded(network, self.trainable, w, x)
-            yield Chunk(len(x) / len(network.x), outputs, layers, partial(network._criterion, y=y))
+            yield Chunk(len(x) / len(network.x), len(x), outputs, layers, partial(network._criterion, y=y))
 
 
 def require_examples(objective: Objective, w: Tensor) -> NetworkObjective:
-    """A network whose loss is a mean over examples that do not see each other; TypeError, ValueError where it is none."""
+    """A network whose loss is a mean over examples that do not see each other, and whose outputs are those of one example
+    after another, in whatever shape; TypeError, ValueError where it is none.
+    """
     if not isinstance(objective, NetworkObjective):
         raise TypeError(f"{type(objective).__name__} is no network: it has no layers; use method=hutchinson or xtrace")
     if objective.coupled:
@@ -196,10 +204,11 @@ def take_apart(objective: Objective, w: Tensor) -> Anatomy:
                 raise TypeError(f"{path} is tied to {seen[id(parameter)]}; use method=hutchinson")
             seen[id(parameter)] = path
             trainable.setdefault(module, {})[name] = places[path]
-    chunk = Chunk(1.0, *_recorded(network, trainable, w, network.x[:2]), criterion=torch.sum)
-    num_outputs = chunk.outputs[0].numel()
+    few = network.x[:2]
+    chunk = Chunk(1.0, len(few), *_recorded(network, trainable, w, few), criterion=torch.sum)
+    num_outputs = chunk.outputs.numel() // len(few)
     direction = torch.arange(1, num_outputs + 1, dtype=w.dtype, device=w.device).cos()
-    gradients = chunk.derivatives(chunk.outputs, direction.reshape(chunk.outputs[:1].shape).expand_as(chunk.outputs))
+    gradients = chunk.derivatives(chunk.outputs, direction.repeat(len(few)).reshape(chunk.outputs.shape))
     leaf = w.detach().requires_grad_()
     alone = network._outputs(leaf, network.x[:1]).flatten() @ direction
     (truth,) = torch.autograd.grad(alone, leaf, materialize_grads=True)

@@ -8,7 +8,9 @@ networks Ghorbani, Krishnan and Xiao 2019 (arXiv 1901.10159).
 
 Eigenvalues already known are taken out: their share is exact, and the quadrature is left with the rest, whose variance
 is that of a bulk and no longer that of lambda_1. The error needs no repetition: on the sphere
-Var z'f(A)z / z'z = 2 / (P + 2) (<f^2> - <f>^2), <f> = Tr f(A) / P, and these averages are quadratures themselves.
+Var z'f(A)z / z'z = 2 / (P + 2) (<f^2> - <f>^2), <f> = Tr f(A) / P, and these averages are quadratures themselves. Their own
+variance says how many degrees of freedom the error rests on, and so by how much it is widened: as many as there are vectors
+where one eigenvalue outweighs the others, P times more in a flat spectrum.
 """
 
 import math
@@ -19,10 +21,13 @@ import torch
 from torch import Tensor
 
 from lab.curvature.operators import LinearOperator
+from lab.curvature.probing import widening
 from lab.curvature.vectors import dot, norm
 from lab.results import Density, Eigenpairs, Estimate
 
 METHOD = "Lanczos quadrature"
+RESOLVED = 0.05
+"""Error relative to the number itself up to which one of the density counts as converged."""
 WIDTH = 0.8
 """Smoothing, when left to us: sigma = WIDTH / steps of the range, 1 % at 80 steps. Ritz values of a bulk that fills the
 range lie up to pi / (2 steps) of it apart: two sigma, where a sum of Gaussians has lost its ripples."""
@@ -43,14 +48,17 @@ class SpectralDensity(Density):
     coupling: float = 0.0
 
     def mean(self, f: Callable[[Tensor], Tensor]) -> tuple[float, float]:
-        """(1/P) Tr f(A) and its standard error, for f applied entry by entry."""
+        """(1/P) Tr f(A) and its standard error, widened by Student's t, for f applied entry by entry."""
         values = f(self.nodes)
         mean = float((self.weights * values).sum(1).mean())
-        rest = self.size - self.exact
+        rest, num = self.size - self.exact, len(self.nodes)
         weights = self.weights[:, self.exact :] * self.size / max(rest, 1)
-        values = values[:, self.exact :]
-        variance = float((weights * values**2).sum(1).mean() - (weights * values).sum(1).mean() ** 2)
-        return mean, rest / self.size * math.sqrt(max(0.0, 2 / (rest + 2) * variance / len(self.nodes)))
+        centred = values[:, self.exact :] - (weights * values[:, self.exact :]).sum(1).mean()
+        second, fourth = (float((weights * centred**power).sum(1).mean()) for power in (2, 4))
+        if not second > 0:
+            return mean, second
+        freedom = max(num, num * (rest + 2) / max(fourth / second**2 - 1, 1e-9))
+        return mean, rest / self.size * math.sqrt(2 / (rest + 2) * second / num) * widening(freedom)
 
     def moment(self, power: int) -> Estimate:
         """Tr A^power / P, up to power 2 steps - 1. With known pairs exact to second order in their residuals."""
@@ -74,8 +82,8 @@ class SpectralDensity(Density):
     def negative_mass(self) -> Estimate:
         """sum of |negative eigenvalues| / sum of |eigenvalues|, in [0, 1]; NaN for A = 0.
 
-        |x| is no polynomial: beside the standard error there is that of the quadrature, of the order of the share of
-        eigenvalues between neighbouring nodes around zero times their distance.
+        |x| is no polynomial: beside the standard error there is that of the quadrature, by which 1.96 errors cover what the
+        share would be if the eigenvalues that the nodes next to zero stand for lay at zero.
         """
         below, _ = self.mean(lambda x: (-x).clamp(min=0))
         total, _ = self.mean(torch.abs)
@@ -83,7 +91,17 @@ class SpectralDensity(Density):
             return self._estimate(math.nan, math.nan)
         share = below / total
         _, error = self.mean(lambda x: ((-x).clamp(min=0) - share * x.abs()) / total)
-        return self._estimate(share, error)
+        return self._estimate(share, math.hypot(error, self._next_to_zero() / total / 1.96))
+
+    def _next_to_zero(self) -> float:
+        """Weight times distance from zero of the node next to it, mean over the vectors, on the side where it is more."""
+        nodes, weights = self.nodes[:, self.exact :], self.weights[:, self.exact :]
+        total = 0.0
+        for side in (-nodes, nodes) if self.exact < self.size else ():
+            distance, place = side.masked_fill((side < 0) | (weights == 0), math.inf).min(1)
+            near = distance.isfinite()
+            total = max(total, float((distance * weights.gather(1, place[:, None])[:, 0])[near].sum()) / len(nodes))
+        return total
 
     @property
     def effective_rank(self) -> Estimate:
@@ -120,7 +138,8 @@ class SpectralDensity(Density):
         return self.above(edge) if math.isfinite(edge) else self._estimate(math.nan, math.nan)
 
     def _estimate(self, value: float, error: float) -> Estimate:
-        return Estimate(value, error, self.matvecs, METHOD)
+        converged = math.isfinite(value) and error <= RESOLVED * abs(value)
+        return Estimate(value, error, self.matvecs, METHOD, converged)
 
 
 def density(

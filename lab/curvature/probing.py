@@ -29,10 +29,13 @@ of 95 % cover 94 to 100 %, but 87 % (5 probes) and 90 % (8 probes) where each ei
 
 
 class Probes:
-    """Signs S (P, k), their products Y = A S, and a basis Q of the span of Y with Z = A Q; they grow, none is redone."""
+    """Signs S (P, k), their products Y = A S, and a basis Q of the span of Y with Z = A Q; they grow, none is redone.
 
-    def __init__(self, operator: LinearOperator, generator: torch.Generator):
-        self.operator, self.generator = operator, generator
+    What is estimated is Tr A + `offset`, a number that is known.
+    """
+
+    def __init__(self, operator: LinearOperator, generator: torch.Generator, offset: float = 0.0):
+        self.operator, self.generator, self.offset = operator, generator, offset
         self.S = self.Y = self.Q = self.Z = torch.zeros(operator.size, 0, dtype=operator.dtype, device=operator.device)
         self.spent = 0
         self.low_rank = False
@@ -53,8 +56,8 @@ class Probes:
         return signs.T, self.operator @ signs.T
 
     def forms(self, num: int) -> Tensor:
-        """s'As of `num` new probes, (num, 1) float64, in the memory of one."""
-        return torch.stack([_inner(*self.draw(1)).reshape(1) for _ in range(num)])
+        """s'As + offset of `num` new probes, (num, 1) float64, in the memory of one."""
+        return torch.stack([_inner(*self.draw(1)).reshape(1) for _ in range(num)]) + self.offset
 
     def sketch(self, num: int) -> None:
         """`num` more columns of S, Y, and of Q and Z, fewer of those where Y is of lower rank."""
@@ -91,8 +94,8 @@ class Probes:
         return _inner(self.Q, self.Z)
 
     def exact(self, method: str) -> Estimate:
-        """Tr Q'AQ, which is Tr A where `low_rank`."""
-        value = float(self.captured.trace())
+        """Tr Q'AQ + offset, where `low_rank` says that Q'AQ has the whole trace."""
+        value = float(self.captured.trace()) + self.offset
         return Estimate(value, 0.0, self.spent, method, math.isfinite(value))
 
 
@@ -105,7 +108,7 @@ def automatic(probes: Probes, tol: float, most: int) -> Estimate:
     if size <= min(most, 3 * first):
         return diagonal(probes)
     S, Y = probes.draw(first, generic=True)  # should the range be wanted, these begin it
-    forms = _inner(S, Y).diagonal()[:, None]
+    forms = _inner(S, Y).diagonal()[:, None] + probes.offset
     plain = interval(forms)
     needed = plain.needed(first, tol)
     if needed <= 3 * first:
@@ -122,7 +125,7 @@ def automatic(probes: Probes, tol: float, most: int) -> Estimate:
 
 def diagonal(probes: Probes) -> Estimate:
     """Tr A = sum of e_i'A e_i, exact. Cost: P products, beside those spent."""
-    operator, total = probes.operator, 0.0
+    operator, total = probes.operator, probes.offset
     for i in range(operator.size):
         unit = torch.zeros(operator.size, dtype=operator.dtype, device=operator.device)
         unit[i] = 1
@@ -147,7 +150,7 @@ def hutch_plus_plus(probes: Probes, tol: float, most: int) -> Estimate:
         G, AG = torch.cat([G, more], 1), torch.cat([AG, products], 1)
         inside = _inner(probes.Q, G)  # Q'G
         forms = _inner(G, AG) - 2 * inside.T @ _inner(probes.Q, AG) + inside.T @ probes.captured @ inside
-        found = interval(forms.diagonal()[:, None]).plus(float(probes.captured.trace()))
+        found = interval(forms.diagonal()[:, None]).plus(float(probes.captured.trace()) + probes.offset)
         if probes.low_rank:
             return probes.exact("hutch++")
         num = min(G.shape[1] // 2 + 1, (most - probes.spent) // 3)
@@ -176,7 +179,7 @@ def _left_out(probes: Probes) -> "Interval":
     """
     Q, S, H = probes.Q, probes.S, probes.captured
     if probes.low_rank:
-        return Interval(float(H.trace()), 0.0, math.inf)
+        return Interval(float(H.trace()) + probes.offset, 0.0, math.inf)
     R = _inner(Q, probes.Y)
     normal = torch.linalg.inv_ex(R).inverse.T  # inv would raise where products are not finite
     normal = normal / torch.linalg.vector_norm(normal, dim=0)
@@ -184,7 +187,7 @@ def _left_out(probes: Probes) -> "Interval":
     inside = W - normal * (normal * W).sum(0)  # (1 - r r') Q's, column by column
     through = _inner(probes.Z, S)  # Q'A s
     rest = _inner(S, probes.Y).diagonal() - 2 * (inside * through).sum(0) + (inside * (H @ inside)).sum(0)
-    found = interval((H.trace() - (normal * (H @ normal)).sum(0) + rest)[:, None])
+    found = interval((H.trace() - (normal * (H @ normal)).sum(0) + rest)[:, None] + probes.offset)
     return Interval(found.value, found.error * CORRELATED / (1 - Q.shape[1] / len(Q)), found.freedom)
 
 
@@ -223,8 +226,12 @@ def interval(draws: Tensor) -> Interval:
     variances = draws.var(0)
     total, squares = float(variances.sum()), float(variances.square().sum())
     freedom = (num - 1) * (total**2 / squares if squares > 0 else draws.shape[1])
-    wider = float(stdtrit(freedom, 0.975)) / 1.96 if math.isfinite(freedom) else 1.0
-    return Interval(float(draws.sum(1).mean()), wider * math.sqrt(total / num), freedom)
+    return Interval(float(draws.sum(1).mean()), widening(freedom) * math.sqrt(total / num), freedom)
+
+
+def widening(freedom: float) -> float:
+    """What an error on so many degrees of freedom is multiplied by, for +- 1.96 of it to cover 95 %: Student's t."""
+    return float(stdtrit(freedom, 0.975)) / 1.96 if math.isfinite(freedom) else 1.0
 
 
 def sampled(sample: Callable[[int], Tensor], draws: Tensor, tol: float, most: int, method: str) -> Estimate:

@@ -12,15 +12,13 @@ pooling, BatchNorm in eval mode) the rest of H has no diagonal and Tr H = Tr G e
 
 import math
 import warnings
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lab.curvature.anatomy import MOST_OUTPUTS, Anatomy, output_curvature, require_examples, take_apart
-from lab.curvature.layers import per_example
-from lab.curvature.operators import LinearOperator, hessian
+from lab.curvature.operators import LinearOperator, hessian, projected
 from lab.curvature.probing import (
     FEWEST_FREEDOM,
     Probes,
@@ -32,8 +30,9 @@ from lab.curvature.probing import (
     sampled,
     xtrace,
 )
-from lab.objective import CHUNK_BYTES, NetworkObjective, Objective, projection, with_gradients
-from lab.results import Estimate
+from lab.noise.examples import pulled_back, squared_norms
+from lab.objective import NetworkObjective, Objective, with_gradients
+from lab.results import Eigenpairs, Estimate
 
 OperatorMethod = Literal["auto", "hutchinson", "hutch++", "xtrace"]
 Method = Literal["auto", "signs", "gauss_newton", "hutchinson", "hutch++", "xtrace"]
@@ -46,6 +45,7 @@ def trace(
     tol: float = 0.02,
     max_matvecs: int = 100,
     generator: torch.Generator | None = None,
+    known: Eigenpairs | None = None,
 ) -> Estimate:
     """Tr A of a symmetric operator, known by its products.
 
@@ -56,6 +56,7 @@ def trace(
                error at equal cost. Where all P products are no dearer the exact diagonal is taken (error 0) by "auto".
     tol        wanted error relative to |Tr A|.
     generator  of the signs (default: a fixed seed).
+    known      eigenpairs that were found already: their sum is exact, and the sampling is left with the rest of A.
     Error: one standard error, widened by Student's t for few probes, so that value +- 1.96 error covers 95 %. Sums in
     float64. Cost: `matvecs` products. Not converged within `max_matvecs`: one warning, `converged=False`. Raises
     ValueError where max_matvecs is too small to tell an error (15; 5 for Hutchinson).
@@ -72,6 +73,9 @@ def trace(
     if not tol >= 0 or (max_matvecs < fewest and not (method == "auto" and operator.size <= max_matvecs)):
         raise ValueError(f"tol={tol}, max_matvecs={max_matvecs}: expected tol >= 0 and at least {fewest} products")
     probes = Probes(operator, generator or torch.Generator(operator.device).manual_seed(0))
+    if known is not None:
+        probes.operator = projected(operator, known.vectors, complement=True)
+        probes.offset = float(known.values.sum())  # Ritz values: exactly the trace in the span of the vectors
     return _warned(solvers[method](probes, tol, max_matvecs), tol)
 
 
@@ -84,6 +88,7 @@ def hessian_trace(
     method: Method = "auto",
     max_matvecs: int = 100,
     generator: torch.Generator | None = None,
+    operator: LinearOperator | None = None,
 ) -> Estimate:
     """Tr H(w), the trace of the Hessian of `objective`.
 
@@ -96,6 +101,7 @@ def hessian_trace(
                result tells which: "gauss_newton" (exact), "gauss_newton_signs", "signs", "hutchinson", "xtrace",
                "diagonal".
     tol        wanted error relative to |Tr H|; 0 with gauss_newton asks for the exact value.
+    operator   the Hessian at w, where it is there already: products are taken of it instead of one made for them.
     Error: as in `trace`; of the sampling methods ~ 1/sqrt(examples * draws). Cost, in `matvecs`: products, or draws plus
     backward passes of gauss_newton. Two draws of signs, 1.4 % on 2000 images: 1 gradient on a 3072-200-200-10 MLP, whose
     first layer they do not go back through; 3 gradients a draw on ResNet-20, those of gauss_newton 1. Not converged: one
@@ -104,8 +110,12 @@ def hessian_trace(
     examples (train-mode BatchNorm), a criterion that is no mean, outputs that are not piecewise linear, or a function
     without a second derivative.
     """
+
+    def H() -> LinearOperator:
+        return hessian(objective, w) if operator is None else operator
+
     if method in ("hutchinson", "hutch++", "xtrace"):
-        return trace(hessian(objective, w), method=method, tol=tol, max_matvecs=max_matvecs, generator=generator)
+        return trace(H(), method=method, tol=tol, max_matvecs=max_matvecs, generator=generator)
     if method not in ("auto", "signs", "gauss_newton"):
         raise ValueError(f"method={method!r}: expected auto, signs, gauss_newton, hutchinson, hutch++ or xtrace")
     if not tol >= 0 or max_matvecs < 2:
@@ -117,7 +127,7 @@ def hessian_trace(
     except (TypeError, ValueError):
         if method != "auto":
             raise
-        return trace(hessian(objective, w), tol=tol, max_matvecs=max_matvecs, generator=generator)
+        return trace(H(), tol=tol, max_matvecs=max_matvecs, generator=generator)
     generator = generator or torch.Generator(w.device).manual_seed(0)
     few_outputs = anatomy.num_outputs <= MOST_OUTPUTS
     if method == "gauss_newton" or (method == "auto" and anatomy.piecewise_linear and few_outputs):
@@ -128,7 +138,7 @@ def hessian_trace(
 
     few = draws(2)
     if method == "auto" and w.numel() <= min(max_matvecs, interval(few).needed(2, tol)):
-        return _warned(diagonal(Probes(hessian(objective, w), generator)), tol)
+        return _warned(diagonal(Probes(H(), generator)), tol)
     return _warned(sampled(draws, few, tol, max_matvecs, "signs"), tol)
 
 
@@ -138,15 +148,16 @@ def gauss_newton_trace(objective: Objective, w: Tensor) -> Estimate:
 
     Any criterion that is a mean over examples, convex in the outputs f or not. Cost: K backward passes with per-example
     norms (`matvecs`; K - 1 for the softmax, whose output Hessian is singular). For ten classes together 1.3 gradients on
-    a 3072-200-200-10 MLP, 7 on ResNet-20. For layers other than Linear, Conv2d and the norms: K passes of per-example
-    gradients, dear for wide layers.
+    a 3072-200-200-10 MLP, 7 on ResNet-20. K is all that the network puts out for an example: 1 of (N,), T K of (N, T, K).
+    Networks that are more than Linear, Conv2d and the norms: K passes as of `lab.noise.examples`, which form the gradients
+    of single examples where no layer tells of them, dear for wide layers.
     Raises TypeError without a network, ValueError for train-mode BatchNorm or a criterion that is no mean over examples.
     """
     network = require_examples(objective, w)
     try:
         return _gauss_newton_exact(take_apart(network, w), w)
     except TypeError:
-        return _gauss_newton_by_rows(network, w)
+        return _gauss_newton_by_examples(network, w)
 
 
 def _gauss_newton(anatomy: Anatomy, w: Tensor, tol: float, most: int, generator: torch.Generator) -> Estimate:
@@ -175,22 +186,21 @@ def _gauss_newton_exact(anatomy: Anatomy, w: Tensor, spent: int = 0) -> Estimate
     return Estimate(total, 0.0, spent + passes, "gauss_newton", math.isfinite(total))
 
 
-def _gauss_newton_by_rows(network: NetworkObjective, w: Tensor) -> Estimate:
-    """The same for any layers: the per-example gradients of v'f are formed."""
-    w, total, passes = w.detach(), 0.0, 0
-
-    size = max(1, min(network.chunk_size(w), CHUNK_BYTES // (w.numel() * w.element_size())))
-    for x, y in zip(network.x.split(size), network.y.split(size), strict=True):
-        with torch.no_grad():
-            outputs = network._outputs(w, x)
+def _gauss_newton_by_examples(network: NetworkObjective, w: Tensor) -> Estimate:
+    """The same for any layers, by the norms of the per-example gradients of v'f."""
+    total, passes, begin = 0.0, 0, 0
+    for weight, outputs, criterion in network.composition(w.detach()):
+        num = round(weight * len(network.x))
+        index = torch.arange(begin, begin := begin + num, device=network.y.device)
         with torch.enable_grad():
-            values, vectors = output_curvature(partial(network._criterion, y=y), outputs)
-        curved = [k for k in range(values.shape[1]) if bool((values[:, k] != 0).any())]
-        for k in curved:
-            along = vectors[:, :, k].to(w.dtype)
-            gradients = network.on(x, along, projection).example_grads(w)
-            total += float((values[:, k] * per_example(gradients.square())).sum()) / len(network.x)
-        passes = max(passes, len(curved))
+            values, vectors = output_curvature(criterion, outputs, num)
+        curved = (values != 0).any(0)
+        if bool(curved.any()):
+            v = vectors[:, :, curved].transpose(1, 2)
+            norms = squared_norms(pulled_back(network.restrict(index), v), w).values()
+            each = torch.stack(list(norms)).sum(0).reshape(num, -1)
+            total += float((values[:, curved] * each).sum()) / len(network.x)
+        passes = max(passes, int(curved.sum()))
     return Estimate(total, 0.0, passes, "gauss_newton", math.isfinite(total))
 
 

@@ -112,7 +112,7 @@ def dead_neuron(
 def output_slopes(objective: NetworkObjective, w: Tensor) -> Tensor:
     """dloss_i / df of every example, (N, outputs) float64: f - y for half the squared error."""
     slopes = []
-    for _, outputs, loss in objective.composition(w.detach()):
-        f = outputs.detach().requires_grad_()
-        slopes.append(torch.autograd.grad(loss(f), f)[0].flatten(1).double() * len(f))
+    for weight, outputs, loss in objective.composition(w.detach()):
+        f, num = outputs.detach().requires_grad_(), round(weight * len(objective.x))
+        slopes.append(torch.autograd.grad(loss(f), f)[0].reshape(num, -1).double() * num)
     return torch.cat(slopes)

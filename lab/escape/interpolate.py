@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lab.objective import CHUNK_BYTES, NetworkObjective, projection
+from lab.noise.examples import pulled_back
+from lab.objective import CHUNK_BYTES, NetworkObjective
 
 HALVINGS = 12
 """How often a step that does not lower the loss is halved before the search is given up."""
@@ -73,8 +74,8 @@ def least_step(objective: NetworkObjective, w: Tensor) -> Tensor:
 def _wanted(objective: NetworkObjective, w: Tensor) -> Tensor:
     """d (N, K): the change of the outputs of every example that Newton's method asks for."""
     found = []
-    for _, outputs, loss in objective.composition(w.detach()):
-        f = outputs.detach().flatten(1).requires_grad_()
+    for weight, outputs, loss in objective.composition(w.detach()):
+        f = outputs.detach().reshape(round(weight * len(objective.x)), -1).requires_grad_()
         slope = objective.slope(loss(f.reshape(outputs.shape)), f)
         rows = [torch.autograd.grad(column.sum(), f, retain_graph=True)[0] for column in slope.unbind(1)]
         found.append(-(torch.linalg.pinv(torch.stack(rows, 1), hermitian=True) @ slope.detach()[:, :, None])[:, :, 0])
@@ -85,13 +86,12 @@ def jacobian(objective: NetworkObjective, w: Tensor) -> Tensor:
     """J (N K, P), rows df_k(x_i)/dw, the outputs of an example one after another."""
     objective.require_single_examples()
     with torch.no_grad():
-        outputs = next(objective.composition(w))[1].flatten(1).shape[1]
+        outputs = objective._outputs(w, objective.x[:1]).numel()
     rows = outputs * len(objective.x)
     if rows * w.numel() * w.element_size() > MAX_BYTES:
         raise ValueError(
             f"the Jacobian of {rows} outputs by {w.numel()} parameters takes more than {MAX_BYTES >> 30} GiB; "
             "use fewer examples"
         )
-    unit = torch.eye(outputs, dtype=w.dtype, device=w.device).repeat(len(objective.x), 1)
-    data = objective.x.repeat_interleave(outputs, 0), unit
-    return objective.on(*data, projection).example_grads(w)
+    units = torch.eye(outputs, dtype=w.dtype, device=w.device).expand(len(objective.x), -1, -1)
+    return pulled_back(objective, units).example_grads(w)

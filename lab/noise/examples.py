@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from lab.noise.layers import LAYERS, Layer, known, squares
-from lab.objective import CHUNK_BYTES, NetworkObjective, Objective, memory_of, with_gradients
+from lab.objective import CHUNK_BYTES, NetworkObjective, Objective, memory_of, projection, with_gradients
 from lab.objective.singles import example_gradients, single_gradient
 from lab.params import Layout
 
@@ -49,6 +49,15 @@ def gram(objective: Objective, w: Tensor) -> Tensor:
     the latter; memory N numbers for these. Raises as `squared_norms`.
     """
     return ExampleGradients(objective, w, memory=0).gram()
+
+
+def pulled_back(network: NetworkObjective, directions: Tensor) -> NetworkObjective:
+    """The loss (1/(N k)) sum of v_nj'f_n over directions v (N, k, M) in the space of the M outputs of an example.
+
+    Its example n k + j has the gradient J_n'v_nj, J_n = df_n/dw. Outputs of any shape whose first dimension is the examples.
+    Memory: the inputs k times.
+    """
+    return network.on(network.x.repeat_interleave(directions.shape[1], 0), directions.flatten(0, 1), projection)
 
 
 @dataclass(frozen=True)

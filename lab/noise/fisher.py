@@ -1,16 +1,26 @@
 """The Fisher matrices of a network, side by side and never taken for one another.
 
-    F = (1/N) sum over examples n of J_n' M_n J_n,   J_n = df_n/dw (K, P),   s = d loss/df the score
+    F = (1/N) sum over examples n of J_n' M_n J_n,   J_n = df_n/dw (M, P),   s = d loss/df the score
 
     true         M_n = E[s s'] over labels drawn from the model      exact: M_n = diag(p) - p p' for the softmax
     sampled      M_n = (1/m) sum of s s' over m such labels          unbiased for the true one
     empirical    M_n = s s' at the label in the data                 `lab.noise.covariance`, not centred: no J'MJ is needed
     Gauss-Newton M_n = d2 loss/df2                                   `lab.curvature.operators.gauss_newton`
 
-For a log-likelihood in its natural parameters the true Fisher is the Gauss-Newton matrix, at any w and whatever the labels;
-it is also the Hessian of w' -> mean KL(p_w || p_w') at w' = w. The empirical one comes near it only where the model holds
-(labels as if drawn from it), and the Hessian only where residual = H - Gauss-Newton is small: three statements, each of
-which is often made for another. Amari (1998); Martens (2020), sections 5 and 9; Kunstner, Balles and Hennig (2019).
+All are in the unit of the gradient g_n of the loss of one example: true = mean E[g_n g_n'], the empirical one with labels
+drawn from the model, so that it can be held against the noise of mini-batches. Gauss-Newton is in the unit of the loss.
+Where the loss of an example is c (-log p) in natural parameters (`lab.noise.likelihood`), at any w and whatever the labels,
+
+    true Fisher = c Gauss-Newton,        Gauss-Newton = Hessian of w' -> c mean KL(p_w || p_w') at w' = w
+
+c = 1: they are one, for a single label and for the sum over several. The mean over T tokens or K labels has c = 1/T, 1/K:
+the gradient of an example is then a mean of as many independent scores, of smaller variance; the curvature is not smaller.
+The Fisher information of an example as a whole, in -log p, is true / c^2; that of one of its labels, on average, is
+Gauss-Newton.
+
+The empirical one comes near the true one only where the model holds (labels as if drawn from it), and the Hessian near
+Gauss-Newton only where residual = H - Gauss-Newton is small: three statements, each of which is often made for another.
+Amari (1998); Martens (2020), sections 5 and 9; Kunstner, Balles and Hennig (2019).
 """
 
 import math
@@ -23,16 +33,17 @@ from torch import Tensor
 
 from lab.curvature.anatomy import require_examples, take_apart
 from lab.curvature.operators import Curvature, Product
+from lab.noise.examples import pulled_back, squared_norms
 from lab.noise.likelihood import Likelihood, likelihood_of
 from lab.objective import NetworkObjective, Objective, directional
 from lab.results import Estimate
 
 Columns = list[Callable[[Tensor, slice], Tensor]]
-"""Columns r of a root M = sum of r r': functions of the outputs f (n, K) float64 and of the examples they belong to."""
+"""Columns r of a root M = sum of r r': functions of the outputs f (n, M) float64 and of the examples they belong to."""
 
 
 class OutputMetric(Curvature):
-    """(1/N) sum of J_n' M_n J_n with M_n (K, K) positive semidefinite, a metric in the space of outputs.
+    """(1/N) sum of J_n' M_n J_n with M_n (M, M) positive semidefinite, a metric in the space of the M outputs of an example.
 
     Cost: that of a Gauss-Newton product. Raises TypeError without a network, ValueError for train-mode BatchNorm.
     """
@@ -43,7 +54,7 @@ class OutputMetric(Curvature):
 
     @abstractmethod
     def times(self, f: Tensor, examples: slice, a: Tensor) -> Tensor:
-        """M_n a_n, row by row, of outputs f (n, K) of these examples; float64."""
+        """M_n a_n, row by row, of outputs f (n, M) of these examples; float64."""
 
     @abstractmethod
     def columns(self) -> Columns:
@@ -52,27 +63,42 @@ class OutputMetric(Curvature):
     def parts(self, objective: Objective, leaf: Tensor) -> Iterator[tuple[float, Tensor, Tensor, Product]]:
         begin = 0
         for weight, outputs, criterion in objective.composition(leaf):
-            examples = slice(begin, begin := begin + len(outputs))
+            examples = slice(begin, begin := begin + round(weight * len(self.network.x)))
             f = outputs.detach().requires_grad_()
             loss = criterion(f)
             u = torch.autograd.grad(loss, f, materialize_grads=True)[0].requires_grad_()
             g = objective.slope(outputs, leaf, u)
-            times = partial(self.times, f.detach().flatten(1).double(), examples)
-            yield weight, loss, g, partial(_pulled_back, leaf, outputs, u, g, times)
+            times = partial(self.times, _by_example(f, examples), examples)
+            yield weight, loss, g, partial(_product, leaf, outputs, u, g, examples, times)
 
     def trace(self, w: Tensor) -> Estimate:
-        """Tr F, exact: the squared norms |J_n' r_n|^2 of every column r, without per-example gradients.
-
-        Raises TypeError where the network has layers that cannot be taken apart.
+        """Tr F, exact: the squared norms |J_n' r_n|^2 of every column r, in as many backward passes, without per-example
+        gradients but where the network has layers that cannot be taken apart: those are formed (`lab.noise.examples`).
         """
-        anatomy, columns = take_apart(self.network, w), self.columns()
+        columns = self.columns()
+        try:
+            anatomy = take_apart(self.network, w)
+        except TypeError:
+            total = self._trace_by_examples(w, columns)
+            return Estimate(total, 0.0, len(columns), "columns", math.isfinite(total))
         total, begin = 0.0, 0
         for chunk in anatomy.chunks(w):
-            examples = slice(begin, begin := begin + len(chunk.outputs))
-            f = chunk.outputs.detach().flatten(1).double()
+            examples = slice(begin, begin := begin + chunk.num)
+            f = _by_example(chunk.outputs, examples)
             for column in columns:
                 total += chunk.weight * float(chunk.squared_norms(column(f, examples).to(w.dtype)).mean())
         return Estimate(total, 0.0, len(columns), "columns", math.isfinite(total))
+
+    def _trace_by_examples(self, w: Tensor, columns: Columns) -> float:
+        total, begin, device = 0.0, 0, self.network.y.device
+        for weight, outputs, _ in self.network.composition(w.detach()):
+            examples = slice(begin, begin := begin + round(weight * len(self.network.x)))
+            f = _by_example(outputs, examples)
+            roots = torch.stack([column(f, examples).to(w.dtype) for column in columns], 1)
+            few = self.network.restrict(torch.arange(examples.start, examples.stop, device=device))
+            norms = squared_norms(pulled_back(few, roots), w).values()
+            total += float(torch.stack(list(norms)).sum()) / len(self.network.x)
+        return total
 
 
 class TrueFisher(OutputMetric):
@@ -95,7 +121,7 @@ class TrueFisher(OutputMetric):
 
 
 class ScoreFisher(OutputMetric):
-    """The mean of s s' over given scores (m, N, K)."""
+    """The mean of s s' over given scores (m, N, M)."""
 
     def __init__(self, network: NetworkObjective, w: Tensor, scores: Tensor, *, memory: int | None = None):
         self.scores = scores
@@ -113,11 +139,15 @@ class ScoreFisher(OutputMetric):
 
 
 def true_fisher(objective: Objective, w: Tensor, *, memory: int | None = None) -> TrueFisher:
-    """F = mean over examples of E[g g'], g the gradient of -log p(y | x; w), y drawn from the model itself.
+    """F = mean over examples of E[g g'], g the gradient of the loss of one example c (-log p(y | x; w)), y drawn from the
+    model itself.
 
-    The expectation is exact; the labels of the data do not enter. `memory` as in `lab.curvature.operators.hessian`. Cost:
-    1 to 1.6 gradients now, then that of a Gauss-Newton product. Raises TypeError without a network, ValueError for
-    train-mode BatchNorm and for a loss that is no known log-likelihood (`lab.noise.likelihood`).
+    It is c times the Gauss-Newton matrix: c = 1 for one label an example and for the sum over several, 1/T for the mean
+    over T tokens, 1/K for that over K labels (head of this file); `likelihood.scale` of the result tells. The expectation
+    is exact; the labels of the data do not enter. Outputs of any shape whose first dimension is the examples. `memory` as in
+    `lab.curvature.operators.hessian`. Cost: 1 to 1.6 gradients now, then that of a Gauss-Newton product. Raises TypeError
+    without a network, ValueError for train-mode BatchNorm and for a loss that is no known log-likelihood
+    (`lab.noise.likelihood`).
     """
     network = require_examples(objective, w)
     return TrueFisher(network, w, likelihood_of(network, w), memory=memory)
@@ -134,21 +164,22 @@ def sampled_fisher(
     if draws < 1:
         raise ValueError(f"draws={draws}: expected at least one label an example")
     likelihood = likelihood_of(network, w)
-    f = torch.cat([outputs for outputs, _ in _passes(network, w)]).flatten(1).double()
+    with torch.no_grad():
+        passes = [outputs for _, outputs, _ in network.composition(w.detach())]
+    f = _by_example(torch.cat(passes), slice(0, len(network.x)))
     scores = torch.stack([likelihood.sampled_scores(f, generator) for _ in range(draws)])
     return ScoreFisher(network, w, scores, memory=memory)
 
 
-def _passes(network: NetworkObjective, w: Tensor) -> Iterator[tuple[Tensor, Callable[[Tensor], Tensor]]]:
-    """Outputs and criterion of every chunk, no graph kept."""
-    with torch.no_grad():
-        for _, outputs, criterion in network.composition(w.detach()):
-            yield outputs, criterion
+def _by_example(outputs: Tensor, examples: slice) -> Tensor:
+    """Outputs of these examples, whatever their shape, as (n, M) float64."""
+    return outputs.detach().reshape(examples.stop - examples.start, -1).double()
 
 
-def _pulled_back(leaf: Tensor, outputs: Tensor, u: Tensor, g: Tensor, times: Product, v: Tensor) -> Tensor:
+def _product(leaf: Tensor, outputs: Tensor, u: Tensor, g: Tensor, examples: slice, times: Product, v: Tensor) -> Tensor:
     """J' M J v, with g = J'u; the mean over the examples of the part."""
-    curved = times(directional(g, u, v).flatten(1).double()) / len(outputs)
+    along = _by_example(directional(g, u, v), examples)
+    curved = times(along) / len(along)
     (product,) = torch.autograd.grad(
         outputs, leaf, curved.to(outputs.dtype).view_as(outputs), retain_graph=True, materialize_grads=True
     )

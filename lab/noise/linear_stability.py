@@ -30,8 +30,9 @@ from lab.curvature.eigen import lanczos
 from lab.curvature.operators import LinearOperator
 from lab.curvature.stability import UpdateRule
 from lab.curvature.vectors import dots
+from lab.noise.examples import pulled_back
 from lab.noise.sampling import Sampling
-from lab.objective import CHUNK_BYTES, NetworkObjective, projection
+from lab.objective import CHUNK_BYTES, NetworkObjective
 from lab.results import Estimate
 
 WIDENINGS = 8
@@ -102,24 +103,24 @@ def example_curvature(objective: NetworkObjective, w: Tensor, *, scale: Tensor |
     scale: a vector (P,) that multiplies the columns of J, e.g. the inverse root of a preconditioner. Cost: N K
     per-example gradients, and N K squared times P operations; memory two blocks of at most a quarter of CHUNK_BYTES and
     the kernel, 8 (N K)^2 bytes. Where C vanishes for all examples (a saturated softmax) every H_i is zero, in no direction.
-    Raises ValueError for train-mode BatchNorm, for a loss not convex in the outputs and for weights that are not finite.
+    Raises ValueError for train-mode BatchNorm, for examples that see each other, for a loss not convex in the outputs and
+    for weights that are not finite.
     """
     objective.require_single_examples()
     roots = _loss_roots(objective, w)
     num, outputs = roots.shape[:2]
     if outputs == 0:
         return ExampleCurvature(roots.new_zeros(num, 1, 0))
-    x = objective.x.repeat_interleave(outputs, 0)
-    along = objective.on(x, roots.flatten(0, 1).to(w.dtype), projection)
-    return ExampleCurvature.of_kernel(_gram(along, w, scale), num)
+    return ExampleCurvature.of_kernel(_gram(pulled_back(objective, roots.to(w.dtype)), w, scale), num)
 
 
 def _loss_roots(objective: NetworkObjective, w: Tensor) -> Tensor:
     """Columns of C_i^(1/2) as rows, (N, K, K) float64; those that vanish for all examples left out."""
     hessians, steepest = [], 0.0
-    for _, outputs, loss in objective.composition(w.detach()):
-        f = outputs.detach().double().flatten(1).requires_grad_()
-        slope = objective.slope(loss(f.reshape(outputs.shape)), f) * len(f)
+    for weight, outputs, loss in objective.composition(w.detach()):
+        num = round(weight * len(objective.x))
+        f = outputs.detach().double().reshape(num, -1).requires_grad_()
+        slope = objective.slope(loss(f.reshape(outputs.shape)), f) * num
         steepest = max(steepest, float(slope.detach().abs().max()))
         rows = [torch.autograd.grad(column.sum(), f, retain_graph=True)[0] for column in slope.unbind(1)]
         hessians.append(torch.stack(rows, 1))

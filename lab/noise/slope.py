@@ -2,7 +2,9 @@
 
     squared error     slope 2L/K, K outputs: errors a of the same size in each output, independent of the Jacobian J, give
                       D = mean J'a a'J - gg' = (mean |a|^2 / K) mean J'J near a minimum, and H = mean J'J where a is small
-    log likelihood    slope 1 for a well-specified model at its best weights: the information equality, Var(score) = -E H
+    log likelihood    slope c for a well-specified model at its best weights, where the loss of an example is c (-log p): the
+                      information equality, Var(score) = -E H of log p; c = 1 for one label an example, 1/T for the mean over
+                      T tokens (`lab.noise.likelihood`)
 
 Neither is exact for a network. Both are what a measured slope is held against.
 """
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lab.noise.examples import ExampleGradients
+from lab.noise.likelihood import likelihood_of
 from lab.objective import NetworkObjective, Objective
 
 DEFINITE = 1e-6
@@ -49,7 +52,8 @@ def along(examples: ExampleGradients, vectors: Tensor, curvature: Tensor, *, fit
 
 
 def expected_slope(objective: Objective, w: Tensor, *, generator: torch.Generator | None = None) -> float:
-    """2L/K where the loss is a squared error of K outputs (any multiple of |f - y|^2), 1 for class labels, else NaN.
+    """2L/K where the loss is a squared error of K outputs (any multiple of |f - y|^2), c where it is another log-likelihood
+    c (-log p) of the labels, else NaN.
 
     A loss is a squared error where d2 loss_i/df2 is the same multiple c of the identity for every example, as one random
     product tells; the slope is then mean |d loss_i/df|^2 / (K c). Cost: one forward pass.
@@ -58,9 +62,9 @@ def expected_slope(objective: Objective, w: Tensor, *, generator: torch.Generato
         return math.nan
     generator = generator or torch.Generator().manual_seed(0)
     square, multiples, K = 0.0, list[float](), 1
-    for weight, outputs, criterion in objective.composition(w):
-        f = outputs.detach().double().requires_grad_()
-        n, K = len(f), f[0].numel()
+    for weight, outputs, criterion in objective.composition(w.detach()):
+        f, n = outputs.detach().double().requires_grad_(), round(weight * len(objective.x))
+        K = f.numel() // n
         s = torch.randn(f.shape, generator=generator, dtype=torch.float64).to(f.device)
         with torch.enable_grad():
             (a,) = torch.autograd.grad(criterion(f), f, create_graph=True)
@@ -69,10 +73,17 @@ def expected_slope(objective: Objective, w: Tensor, *, generator: torch.Generato
         (product,) = torch.autograd.grad(a, f, n * s)
         c = float((product * s).sum() / s.square().sum())
         if not bool(((product - c * s).abs() <= DEFINITE * abs(c) * s.abs() + 1e-300).all()):
-            return math.nan if objective.y.is_floating_point() else 1.0
+            return _likelihood_scale(objective, w)
         square += weight * n * float(a.detach().square().sum())
         multiples.append(c)
     c = min(multiples)
     if not c > 0 or max(multiples) - c > DEFINITE * c:
         return math.nan
     return square / (K * c)
+
+
+def _likelihood_scale(objective: NetworkObjective, w: Tensor) -> float:
+    try:
+        return likelihood_of(objective, w).scale
+    except ValueError:
+        return math.nan

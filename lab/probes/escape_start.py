@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, optim
 
 from lab.curvature.stability import UpdateRule
@@ -73,8 +74,8 @@ def at_rest(rule: UpdateRule) -> Callable[[float], Callable[[list[Tensor]], opti
 
 def may_fit(loss: NetworkObjective, w: Tensor) -> bool:
     """Whether the network has more weights than outputs of all examples, few enough to form their products."""
-    outputs = next(iter(loss.composition(w)))[1]
-    rows = outputs[0].numel() * len(loss.x)
+    with torch.no_grad():
+        rows = loss._outputs(w, loss.x[:1]).numel() * len(loss.x)
     return rows < len(w) and rows <= ROWS and rows**2 * len(w) <= PRODUCTS
 
 

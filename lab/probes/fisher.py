@@ -4,12 +4,14 @@
     sampled       the same from drawn labels, one an example        unbiased: how near so many labels get at best
     empirical     (1/N) sum g_i g_i', labels of the data            lab.noise.covariance
     covariance    D = empirical - g g'                              the noise of mini-batches, for one example
-    gauss_newton  G = mean J'(d2 loss/df2) J                        equals `true` for every loss measured here
+    gauss_newton  G = mean J'(d2 loss/df2) J                        true = c G for every loss measured here
     hessian       H
     residual      R = H - G
 
-Were "the Fisher the Hessian", all cosines but those of R would be 1 and all traces equal. BatchNorm normalises by its
-running statistics in all of them, also where training and the sharpness go by those of the batch: with these a single
+The first four are in the unit of the gradient of one example, the last three in that of the loss, and c parts them: the loss
+of an example is c (-log p), with c = 1 for one label and 1/T for the mean over T tokens or labels (`lab.noise.fisher`).
+Were "the Fisher the Hessian", all cosines but those of R would be 1 and, with c = 1, all traces equal. BatchNorm normalises
+by its running statistics in all of them, also where training and the sharpness go by those of the batch: with these a single
 example has no gradient.
 """
 
@@ -26,7 +28,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as card
 from torch import Tensor
 
-from lab.curvature.anatomy import Chunk, take_apart
+from lab.curvature.anatomy import Anatomy, Chunk, take_apart
 from lab.curvature.eigen import Extremes, lanczos
 from lab.curvature.operators import GaussNewton, Hessian, LinearOperator, difference, gauss_newton, hessian
 from lab.curvature.probing import random_signs
@@ -35,7 +37,7 @@ from lab.curvature.vectors import dot, norm
 from lab.noise.comparison import FEWEST, Comparison, compare
 from lab.noise.covariance import Covariance, covariance
 from lab.noise.fisher import ScoreFisher, TrueFisher, sampled_fisher, true_fisher
-from lab.noise.likelihood import Bernoulli, Likelihood, Softmax
+from lab.noise.likelihood import Likelihood
 from lab.objective import CHUNK_BYTES, NetworkObjective
 from lab.probes.base import Examples, Probe, Snapshot, Value
 from lab.probes.fisher_figures import MATRICES, REMEMBERED, matrices_figure, remembered, training_figure
@@ -75,9 +77,17 @@ class Matrices:
     gradient: Tensor
 
     def products(self, v: Tensor) -> Tensor:
-        """Rows A v (7, P) in the order of `MATRICES`."""
+        """Rows A v (7, P) in the order of `MATRICES`; those in the unit of the gradient over c, so that differences say
+        something: true / c = G.
+        """
         true, sampled, empirical, G, H = (operator @ v for operator in self.five)
-        return torch.stack([true, sampled, empirical, self._centred(empirical, v), G, H, H - G])
+        noise = torch.stack([true, sampled, empirical, self._centred(empirical, v)])
+        return torch.cat([noise / self.true.likelihood.scale, torch.stack([G, H, H - G])])
+
+    @property
+    def units(self) -> Tensor:
+        """What the rows of `products` are to be multiplied by, (7,) float64."""
+        return torch.tensor([self.true.likelihood.scale] * 4 + [1.0] * 3, dtype=torch.float64)
 
     @property
     def five(self) -> tuple[LinearOperator, ...]:
@@ -114,12 +124,13 @@ class Matrices:
         found = {name: Estimate(value, 0.0, 1, "exact") for name, value in known.items()}
         with suppress(TypeError, ValueError), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the error of Tr H is reported; no setting of this probe would change it
+            anatomy = take_apart(self.objective, self.w)  # else the traces are those of the random vectors: TypeError
             few = self.true.num_outputs <= MOST_OUTPUTS
-            error = self._label_error(generator) if few else math.nan
+            error = self._label_error(anatomy, generator) if few else math.nan
             found["sampled"] = replace(self.sampled.trace(self.w), error=error)
             if few:
                 found |= {"true": self.true.trace(self.w), "gauss_newton": gauss_newton_trace(self.objective, self.w)}
-            if few and take_apart(self.objective, self.w).piecewise_linear:  # R has no diagonal
+            if few and anatomy.piecewise_linear:  # R has no diagonal
                 found |= {"hessian": found["gauss_newton"], "residual": Estimate(0.0, 0.0, 0, "exact")}
                 return found
             found["hessian"] = H = hessian_trace(self.objective, self.w, tol=TRACE_TOL, generator=generator)
@@ -127,34 +138,33 @@ class Matrices:
                 found["residual"] = Estimate(H.value - found["gauss_newton"].value, H.error, 0, "difference")
         return found
 
-    def _label_error(self, generator: torch.Generator) -> float:
+    def _label_error(self, anatomy: Anatomy, generator: torch.Generator) -> float:
         """Standard error of the trace of the sampled Fisher: it is the mean of |J_n's|^2 over examples and labels drawn."""
         total, likelihood = 0.0, self.true.likelihood
-        for chunk in take_apart(self.objective, self.w).chunks(self.w):
-            total += (chunk.weight / len(chunk.outputs)) ** 2 * float(
-                label_variance(chunk, likelihood, generator).sum()
-            )
+        for chunk in anatomy.chunks(self.w):
+            total += (chunk.weight / chunk.num) ** 2 * float(label_variance(chunk, likelihood, generator).sum())
         return math.sqrt(total / len(self.sampled.scores))
 
 
 def label_variance(chunk: Chunk, likelihood: Likelihood, generator: torch.Generator) -> Tensor:
-    """Var_y |J_n's(y)|^2 of every example (n,) float64, s(y) the score of a label y drawn from the model.
+    """Var_y |J_n's(y)|^2 of every example (n,) float64, s(y) the score of labels y drawn from the model.
 
-    Exact for classes, sum_k p_k (q_k - sum_j p_j q_j)^2 with q_k = |J_n'(p - e_k)|^2, at a backward pass each: a class of
-    small probability has a large q and is seldom drawn, so draws would miss it. Real labels are drawn, `REDRAWS` times.
+    Exact for one label among classes, sum_k p_k (q_k - sum_j p_j q_j)^2 with q_k = |J_n'(p - e_k)|^2, at a backward pass
+    each: a class of small probability has a large q and is seldom drawn, so draws would miss it. Real labels are drawn,
+    `REDRAWS` times; so are several labels an example, and the sum of their exact ones is what it is at least.
     """
-    f = chunk.outputs.detach().flatten(1).double()
-    if isinstance(likelihood, Softmax | Bernoulli):
-        yes = likelihood.mean(f)
-        classes = torch.eye(f.shape[1], dtype=f.dtype, device=f.device)
-        scores = [yes - label for label in classes]
-        p = yes.T
-        if isinstance(likelihood, Bernoulli):
-            scores, p = [yes - 1, yes], torch.cat([yes, (-f).sigmoid()], 1).T
-        squares = torch.stack([chunk.squared_norms(s.to(chunk.outputs.dtype)) for s in scores])
-        return (p * (squares - (p * squares).sum(0)).square()).sum(0)
-    scores = [likelihood.sampled_scores(f, generator) for _ in range(REDRAWS)]
-    return torch.stack([chunk.squared_norms(s.to(chunk.outputs.dtype)) for s in scores]).var(0)
+    f = chunk.outputs.detach().reshape(chunk.num, -1).double()
+
+    def squares(scores: list[Tensor]) -> Tensor:
+        return torch.stack([chunk.squared_norms(s.to(chunk.outputs.dtype)) for s in scores])
+
+    exact, labels = f.new_zeros(len(f)), 0
+    for scores, p in likelihood.labels(f):
+        q, labels = squares(scores), labels + 1
+        exact += (p * (q - (p * q).sum(0)).square()).sum(0)
+    if labels == 1:
+        return exact
+    return torch.maximum(exact, squares([likelihood.sampled_scores(f, generator) for _ in range(REDRAWS)]).var(0))
 
 
 @card(kw_only=True, config=CARD)
@@ -172,7 +182,8 @@ class Fisher(Probe):
 
     Tags, with m, n of true | sampled | empirical | covariance | gauss_newton | hessian | residual (head of this file):
     fisher/trace_m, norm_m (Frobenius), lambda_1_m .. lambda_k_m, lambda_min_hessian, lambda_min_residual; cosine_m_n =
-    Tr(mn)/(|m||n|); distance_m = |m - true|/|true|; residual_share = |R|/|H|; rao_norm = w'Fw of the true Fisher, the
+    Tr(mn)/(|m||n|); distance_m = |m - true|/|true|, of matrices in one unit (over c where they are in that of the gradient);
+    scale = c; residual_share = |R|/|H|; rao_norm = w'Fw of the true Fisher, the
     square of the Fisher-Rao norm of Liang et al. (2019): a number about w, no bound on anything here.
     Traces are exact, but for those of H and R where the network is not piecewise linear, and for all but empirical and
     covariance where its layers cannot be taken apart; error/fisher/trace_sampled is the standard error over the labels
@@ -213,10 +224,11 @@ class Fisher(Probe):
         generator = stream(snapshot.seed, "fisher/vectors", snapshot.step)
         found = compare(matrices.products, w, basis=basis, vectors=self.vectors, generator=generator)
         traces = matrices.traces(stream(snapshot.seed, "fisher/traces", snapshot.step))
-        arrays = _arrays(found, traces, ends, torch.finfo(w.dtype).eps)
+        arrays = _arrays(found, matrices.units, traces, ends, torch.finfo(w.dtype).eps)
         values: dict[str, Value] = dict(_numbers(arrays, ends))
         values["fisher/examples"] = float(len(matrices.objective.x))
         values["fisher/rao_norm"] = float(dot(w[None], matrices.true @ w))
+        values["fisher/scale"] = matrices.true.likelihood.scale
         values["fisher/converged"] = float(all(end.top.converged and end.bottom.converged for end in ends.values()))
         self._remember(snapshot.step, arrays)
         values |= {f"fisher/{name}": array for name, array in arrays.items()}
@@ -333,19 +345,19 @@ class Fisher(Probe):
 
 
 def _arrays(
-    found: Comparison, traces: Mapping[str, Estimate], ends: Mapping[str, Extremes], eps: float
+    found: Comparison, units: Tensor, traces: Mapping[str, Estimate], ends: Mapping[str, Extremes], eps: float
 ) -> dict[str, Tensor]:
-    """All numbers by kind, float64, in the order of `MATRICES`; NaN where there is none.
+    """All numbers by kind, float64, in the order of `MATRICES`; NaN where there is none. found: matrices over their `units`.
 
     Of two traces that with the smaller error; that of the sampled Fisher is over its labels.
     Cosines with a difference of matrices that is round-off are none.
     """
-    arrays = {"traces": found.traces.clone(), "trace_errors": found.trace_errors.clone()}
+    arrays = {"traces": units * found.traces, "trace_errors": units * found.trace_errors}
     arrays["trace_errors"][MATRICES.index("sampled")] = math.nan
     for i, name in enumerate(MATRICES):
         if name in traces and (name == "sampled" or traces[name].error <= float(arrays["trace_errors"][i])):
             arrays["traces"][i], arrays["trace_errors"][i] = traces[name].value, traces[name].error
-    arrays |= {"norms": found.norms, "norm_errors": found.norm_errors}
+    arrays |= {"norms": units * found.norms, "norm_errors": units * found.norm_errors}
     arrays |= {"cosines": found.cosines.clone(), "cosine_errors": found.cosine_errors.clone()}
     for part, whole in (("residual", "hessian"), ("covariance", "empirical")):
         i = MATRICES.index(part)

@@ -269,7 +269,8 @@ class Noise(Probe):
             theory = values.get("noise/slope_theory", math.nan)
             against = ""
             if math.isfinite(theory):
-                against = " (1 for a well-specified likelihood)" if theory == 1 else f" (theory 2L/K = {theory:.3g})"
+                against = f" (theory {theory:.3g}: 2L/K of a squared error, or of a well-specified likelihood)"
+                against = " (1 for a well-specified likelihood)" if theory == 1 else against
             told.append(
                 f"Along the top eigenvectors of H it is {values['noise/slope']:.3g} +- "
                 f"{values['error/noise/slope']:.1g} times their curvature{against}; cos(D, H) = "

@@ -41,8 +41,8 @@ def alignment_figure(arrays: Arrays, title: str) -> Figure:
         label = f"fit to the top: {slope:.3g} ± {float(arrays['slope_error']):.1g} times the curvature"
         axis.plot(x, slope * x, color="tab:blue", lw=1.2, label=label)
     if np.isfinite(theory):
-        label = "theory: 1, well-specified likelihood" if theory == 1 else f"theory: 2L/K = {theory:.3g}"
-        axis.plot(x, theory * x, color="tab:red", ls="--", lw=1.5, label=label)
+        label = "1, well-specified likelihood" if theory == 1 else f"{theory:.3g}, 2L/K or a well-specified likelihood"
+        axis.plot(x, theory * x, color="tab:red", ls="--", lw=1.5, label=f"theory: {label}")
     axis.axhline(mean, color="0.5", ls=":", lw=1.2, label=f"mean over all directions {mean:.2g}")
     axis.set_xlabel(rf"curvature $|\lambda|=|u'Hu|$ ({CURVATURE})")
     axis.set_ylabel(r"noise of one example $u'Du$ (gradient$^2$)")

@@ -232,8 +232,8 @@ def test_a_fitted_example_keeps_its_small_probabilities() -> None:
         (nn.HuberLoss(), inputs(seed=2)[:, :3], 3),
         (nn.MultiMarginLoss(), LABELS, 3),
         (nn.NLLLoss(), LABELS, 3),
-        (lambda f, y: 2 * functional.cross_entropy(f, y), LABELS, 3),
-        (nn.BCEWithLogitsLoss(), functional.one_hot(LABELS).double(), 3),
+        (lambda f, y: functional.cross_entropy(f, y) + f.square().mean(), LABELS, 3),
+        (lambda f, y: functional.cross_entropy(f, y, reduction="none").square().mean(), LABELS, 3),
         (nn.BCEWithLogitsLoss(pos_weight=torch.tensor(3.0)), (LABELS > 0)[:, None].double(), 1),
     ],
 )

@@ -220,8 +220,9 @@ class SampleWeights(FromExamples):
 
 @dataclass(frozen=True, kw_only=True, config=CARD)
 class Fisher(SizedNoise):
-    """Gradients at labels drawn from the model: covariance F/m, F = (1/N) sum of J_i' S_i J_i the true Fisher, which is the
-    generalised Gauss-Newton matrix; it knows nothing of the labels in the data. BatchNorm with the statistics of the batch.
+    """Gradients at labels drawn from the model: covariance F/m, F = (1/N) sum of J_i' S_i J_i the true Fisher, which is c
+    times the generalised Gauss-Newton matrix, c = 1 for one label an example (`lab.noise.fisher`); it knows nothing of the
+    labels in the data. BatchNorm with the statistics of the batch.
     """
 
     name: ClassVar[str] = "fisher"
@@ -240,11 +241,11 @@ class Fisher(SizedNoise):
         m: float = self.equivalent_batch_size or 0
         if self.trace is not None:
             with batch.unmixed():
-                m = gauss_newton_trace(batch.loss(), batch.w).value / self.trace
+                m = batch.likelihood().scale * gauss_newton_trace(batch.loss(), batch.w).value / self.trace
         scale = 1 / math.sqrt(batch.size * m) if m > 0 else 0.0  # F = 0: there is no noise
 
         def slopes(outputs: Tensor, slope: Tensor, part: slice) -> Tensor:
-            f = outputs.flatten(1).double()
+            f = outputs.reshape(len(outputs), -1).double()
             return (scale * batch.likelihood().sampled_scores(f, batch.generator)).reshape(outputs.shape)
 
         return Draw(params, slopes)
