@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from time import perf_counter
 from typing import Annotated, ClassVar, Literal
 
@@ -36,6 +37,7 @@ from lab.noise.comparison import FEWEST, Comparison, compare
 from lab.noise.covariance import Covariance, covariance
 from lab.noise.fisher import ScoreFisher, TrueFisher, sampled_fisher, true_fisher
 from lab.noise.likelihood import Bernoulli, Likelihood, Softmax
+from lab.noise.size import trace
 from lab.objective import CHUNK_BYTES, NetworkObjective
 from lab.probes.base import Examples, Probe, Snapshot, Value
 from lab.probes.fisher_figures import MATRICES, REMEMBERED, matrices_figure, remembered, training_figure
@@ -63,21 +65,24 @@ SMALL = 0.1
 
 @dataclass(frozen=True)
 class Matrices:
-    """The matrices of an objective at w: five operators; D and R come with their products."""
+    """The matrices of an objective at w: five operators and D; R comes with their products."""
 
     objective: NetworkObjective
     w: Tensor
     true: TrueFisher
     sampled: ScoreFisher
-    empirical: Covariance
+    noise: Covariance
     gauss_newton: GaussNewton
     hessian: Hessian
-    gradient: Tensor
 
     def products(self, v: Tensor) -> Tensor:
         """Rows A v (7, P) in the order of `MATRICES`."""
         true, sampled, empirical, G, H = (operator @ v for operator in self.five)
-        return torch.stack([true, sampled, empirical, self._centred(empirical, v), G, H, H - G])
+        return torch.stack([true, sampled, empirical, self.noise @ v, G, H, H - G])
+
+    @cached_property
+    def empirical(self) -> Covariance:
+        return Covariance(self.noise.examples, centred=False, dtype=self.noise.dtype)
 
     @property
     def five(self) -> tuple[LinearOperator, ...]:
@@ -86,32 +91,22 @@ class Matrices:
     @property
     def matvecs(self) -> int:
         """Products so far."""
-        return sum(operator.products for operator in self.five)
+        return sum(operator.products for operator in (*self.five, self.noise))
 
     def all(self, generator: torch.Generator) -> dict[str, LinearOperator]:
         """An operator for every matrix; R only where it is more than round-off."""
-
-        def noise(v: Tensor) -> Tensor:
-            return self._centred(self.empirical @ v, v)
-
-        D = LinearOperator(len(self.w), noise, dtype=self.w.dtype, device=self.w.device)
         R = difference(self.hessian, self.gauss_newton)
-        found = dict(zip(MATRICES, (*self.five[:3], D, *self.five[3:], R), strict=True))
+        found = dict(zip(MATRICES, (*self.five[:3], self.noise, *self.five[3:], R), strict=True))
         z = random_signs((len(self.w),), self.w, generator)
         if norm(R @ z) <= BLIND * torch.finfo(z.dtype).eps * norm(self.hessian @ z):
             del found["residual"]
         return found
 
-    def _centred(self, product: Tensor, v: Tensor) -> Tensor:
-        """That of D from that of the empirical Fisher."""
-        return product - self.gradient * float(dot(self.gradient[None], v))
-
     def traces(self, generator: torch.Generator) -> dict[str, Estimate]:
         """Those that records of the layers give: exact but for H and R, which are where outputs are piecewise linear."""
-        squares = self.empirical.examples.squared_norms().values()
-        empirical = math.fsum(float(each.mean()) for each in squares)
-        known = {"empirical": empirical, "covariance": empirical - float(dot(self.gradient[None], self.gradient))}
-        found = {name: Estimate(value, 0.0, 1, "exact") for name, value in known.items()}
+        D = trace(self.objective, self.w)
+        found = {"empirical": Estimate(D.mean_square, 0.0, 1, "exact")}
+        found["covariance"] = Estimate(D.value, D.round_off, D.matvecs, D.method)
         with suppress(TypeError, ValueError), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the error of Tr H is reported; no setting of this probe would change it
             few = self.true.num_outputs <= MOST_OUTPUTS
@@ -276,10 +271,9 @@ class Fisher(Probe):
             w,
             true=true_fisher(loss, w),
             sampled=sampled_fisher(loss, w, generator=labels, draws=self.draws),
-            empirical=covariance(loss, w, centred=False),
+            noise=covariance(loss, w),
             gauss_newton=gauss_newton(loss, w),
             hessian=H,
-            gradient=H.gradient,
         )
 
     def _affordable(self, snapshot: Snapshot) -> Examples:
