@@ -6,6 +6,9 @@ from the gradients of single examples (`lab.noise.examples`), never formed toget
 `lab.noise.sampling` (Smith and Le 2018, Lemma 1). D has N as its divisor: an unbiased estimate for the population the
 examples come from is N / (N - 1) times as large. Its rank is at most N - 1. The nonzero eigenvalues are those of the
 centred Gram matrix over N, so that all of them come from N^2 inner products.
+
+Where |g|^2 is many times Tr D these differences cancel; then the gradients are made in float64 whatever the dtype of w
+(`lab.noise.size`, which has Tr D by itself).
 """
 
 import math
@@ -17,12 +20,13 @@ from torch import Tensor
 from lab.curvature.eigen import lanczos
 from lab.curvature.operators import LinearOperator
 from lab.curvature.vectors import dots
-from lab.noise.examples import Chunk, ExampleGradients, TooLarge
+from lab.noise.examples import ExampleGradients, TooLarge
+from lab.noise.size import RELATIVE, in_double, round_off_of, spaced
+from lab.noise.size import NoiseTrace as NoiseTrace  # D's trace is found beside D
+from lab.noise.size import trace as trace
 from lab.objective import Objective
 from lab.results import Eigenpairs
 
-SAMPLED = 16
-"""Examples whose g_i'g is computed for the standard error of Tr D; |g_i|^2, the larger part, is that of all."""
 GRAM_EXAMPLES = 4096
 """Examples up to which eigenvalues come from the Gram matrix: 0.13 GB for it, and an eigensolve of N^3 operations."""
 RANKED = 1000
@@ -32,33 +36,12 @@ FEWEST = 3
 
 
 @dataclass(frozen=True)
-class NoiseTrace:
-    """Tr D of one example.
-
-    value         Tr D = mean |g_i|^2 - |g|^2, exact for these examples; error its standard error as an estimate of
-                  (N - 1)/N times the population's, std(|g_i - g|^2) / sqrt(N).
-    mean_square   mean |g_i|^2.
-    by_parameter  name -> the trace of that diagonal block of D; their sum is the value.
-    gradient      g (P,).
-    matvecs       gradients spent; method "exact".
-    """
-
-    value: float
-    error: float
-    mean_square: float
-    by_parameter: dict[str, float]
-    gradient: Tensor
-    matvecs: int
-    method: str
-
-
-@dataclass(frozen=True)
 class Spectrum:
     """Top eigenpairs of D, and what all its eigenvalues say.
 
     pairs           the k largest, vectors (P, k).
     values          all N eigenvalues in descending order, float64, where they were computed; else those of `pairs`.
-    trace           Tr D, exact.
+    trace           Tr D, exact but for `round_off`, which is also that of every eigenvalue.
     squares         Tr D^2: exact where all eigenvalues were computed, else `square_by_sample`; `squares_error` its standard
                     error, 0 where exact.
     effective_rank  (Tr D)^2 / Tr D^2, between 1 and the rank; its standard error is `effective_rank_error`.
@@ -71,12 +54,13 @@ class Spectrum:
     trace: float
     squares: float
     squares_error: float
+    round_off: float
     rank_bound: int
     method: str
 
     @property
     def effective_rank(self) -> float:
-        return self.trace**2 / self.squares if self.squares > 0 else math.nan
+        return self.trace**2 / self.squares if self.squares > 0 and self.trace > self.round_off else math.nan
 
     @property
     def effective_rank_error(self) -> float:
@@ -84,14 +68,14 @@ class Spectrum:
 
 
 class Covariance(LinearOperator):
-    """D, or the empirical Fisher matrix; `examples` are the recorded gradients behind it."""
+    """D, or the empirical Fisher matrix; `examples` are the recorded gradients behind it, in `dtype` or in float64."""
 
-    def __init__(self, examples: ExampleGradients, *, centred: bool):
+    def __init__(self, examples: ExampleGradients, *, centred: bool, dtype: torch.dtype | None = None):
         self.examples, self.centred = examples, centred
-        super().__init__(examples.size, self._product, dtype=examples.w.dtype, device=examples.w.device)
+        super().__init__(examples.size, self._product, dtype=dtype or examples.w.dtype, device=examples.w.device)
 
     def _product(self, v: Tensor) -> Tensor:
-        return self.examples.weighted(self._centre(self.examples.along(v)) / self.examples.num_examples)
+        return self.examples.weighted(self._centre(self.examples.along(v)) / self.examples.num_examples).to(v)
 
     def variances(self, vectors: Tensor) -> Tensor:
         """u'Du (k,) float64 of vectors (P, k). Cost: a third of a gradient each, where records are kept."""
@@ -106,44 +90,28 @@ def covariance(objective: Objective, w: Tensor, *, centred: bool = True, memory:
     Fisher matrix.
 
     memory: bytes the records of the layers may take to be kept between products (default: a quarter of what the device
-    has). Cost: one gradient once, then per product 0.7 gradients (kept), one more where not. Raises TypeError where the
-    loss is no mean over examples, ValueError for train-mode BatchNorm.
+    has). Where a few examples say that |g|^2 is so much larger than Tr D that differences would cancel, the gradients are
+    those in float64, if the model can be evaluated so; vectors keep the dtype of w. Cost: one gradient once, then per
+    product 0.7 gradients (kept), one more where not. Raises TypeError where the loss is no mean over examples, ValueError
+    for train-mode BatchNorm.
     """
-    return Covariance(ExampleGradients(objective, w, memory=memory), centred=centred)
+    examples = ExampleGradients(objective, w, memory=memory)
+    if centred and _cancels(examples):
+        examples = ExampleGradients(objective, w.double(), memory=memory)
+    return Covariance(examples, centred=centred, dtype=w.dtype)
 
 
-def trace(objective: Objective, w: Tensor) -> NoiseTrace:
-    """Tr D of one example, exact, with the gradient.
-
-    Cost: 1.2 gradients on a 3072-200-200-10 MLP, 1.4 on ResNet-20. The error rests on g_i'g of `SAMPLED` examples. Raises
-    as `covariance`.
-    """
-    examples = ExampleGradients(objective, w, memory=0)
-    num = examples.num_examples
-    sampled = torch.linspace(0, num - 1, min(num, SAMPLED), device=w.device).round().long()
-
-    def work(chunk: Chunk) -> tuple[dict[str, Tensor], Tensor, Chunk, Tensor]:
-        norms, mean = chunk.moments(w.new_full((chunk.num_examples,), 1 / num))
-        some = sampled[(sampled >= chunk.part.start) & (sampled < chunk.part.stop)] - chunk.part.start
-        return norms, examples.flat(mean), chunk.at(some), torch.stack([each[some] for each in norms.values()]).sum(0)
-
-    chunks = examples.each(work)
-    squares = examples.joined([norms for norms, *_ in chunks])
-    gradient = torch.stack([part for _, part, *_ in chunks]).sum(0) if len(chunks) > 1 else chunks[0][1]
-    pieces = examples.layout.unflatten(gradient)
-    lengths = {name: float(dots(g.reshape(1, -1), g.reshape(1, -1))) for name, g in pieces.items()}
-    by_parameter = {name: float(found.mean()) - lengths[name] for name, found in squares.items()}
-    total = torch.stack(list(squares.values())).sum(0)
-    along = torch.cat([few.along(pieces) for _, _, few, _ in chunks])
-    return NoiseTrace(
-        value=math.fsum(by_parameter.values()),
-        error=_spread(total, torch.cat([some for *_, some in chunks]), along) / math.sqrt(num),
-        mean_square=float(total.mean()),
-        by_parameter=by_parameter,
-        gradient=gradient,
-        matvecs=1,
-        method="exact",
-    )
+def _cancels(examples: ExampleGradients) -> bool:
+    """Whether differences of the gradients of a few examples are near round-off, and float64 is to be had and helps."""
+    if examples.w.dtype == torch.float64:
+        return False
+    index = spaced(examples.num_examples, examples.w.device)
+    few = ExampleGradients(examples.objective.restrict(index), examples.w, memory=0)
+    products = few.gram()
+    square, num = float(products.diagonal().mean()), len(products)
+    if RELATIVE * (square - float(products.mean())) > round_off_of(square, examples.w.dtype) or num < 2:
+        return False
+    return in_double(lambda w: ExampleGradients(few.objective, w, memory=0).gram(), examples.w) is not None
 
 
 def eigenvalues(
@@ -168,24 +136,31 @@ def eigenvalues(
     if num > GRAM_EXAMPLES:
         return _by_products(operator, k, tol, draw)
     try:
-        matrix = centred_gram(examples) / num
+        products = examples.gram()
     except TooLarge:
         return _by_products(operator, k, tol, draw)
+    matrix, left = centred(products) / num, round_off_of(float(products.diagonal().mean()), examples.w.dtype)
     values = torch.linalg.eigvalsh(matrix).flip(0).clamp(min=0)
-    pairs = _pairs(examples, matrix, values, k)
-    return Spectrum(pairs, values[:bound], float(matrix.trace()), float(matrix.square().sum()), 0.0, bound, "gram")
+    pairs = _pairs(operator, matrix, values, k, left)
+    total, squares = max(0.0, float(matrix.trace())), float(matrix.square().sum())
+    return Spectrum(pairs, values[:bound], total, squares, 0.0, left, bound, "gram")
 
 
 def _by_products(operator: Covariance, k: int, tol: float, generator: torch.Generator) -> Spectrum:
     pairs = lanczos(operator, top=max(1, k), tol=tol).top
     examples = operator.examples
     g, num = examples.gradient(), examples.num_examples
-    lengths = torch.stack(list(examples.squared_norms().values())).sum(0)
-    lengths = (lengths - 2 * examples.along(g) + dots(g[None], g[None])[0, 0]).clamp(min=0)  # |g_i - g|^2
+    squares = torch.stack(list(examples.squared_norms().values())).sum(0)
+    lengths, left = centred_squares(examples, squares, g), round_off_of(float(squares.mean()), examples.w.dtype)
     index = torch.randperm(num, generator=generator)[: min(num, RANKED)]
     square, error = square_by_sample(examples, g, lengths, index)
     bound = min(num - 1, examples.size)
-    return Spectrum(pairs, pairs.values, float(lengths.mean()), square, error, bound, "lanczos")
+    return Spectrum(pairs, pairs.values, float(lengths.mean()), square, error, left, bound, "lanczos")
+
+
+def centred_squares(examples: ExampleGradients, squares: Tensor, g: Tensor) -> Tensor:
+    """|g_i - g|^2 (N,) from squares = |g_i|^2 and the mean g, not below zero. Cost: a third of a gradient."""
+    return (squares - 2 * examples.along(g) + dots(g[None], g[None])[0, 0]).clamp(min=0)
 
 
 def square_by_sample(examples: ExampleGradients, g: Tensor, lengths: Tensor, index: Tensor) -> tuple[float, float]:
@@ -216,30 +191,27 @@ def square_by_sample(examples: ExampleGradients, g: Tensor, lengths: Tensor, ind
     return value, (num - 1) / num * spread
 
 
-def _pairs(examples: ExampleGradients, matrix: Tensor, values: Tensor, k: int) -> Eigenpairs:
+def _pairs(operator: Covariance, matrix: Tensor, values: Tensor, k: int, round_off: float) -> Eigenpairs:
     """The top k vectors of D from those of the centred Gram matrix over N, v = sum_i c_i (g_i - g), normalised."""
+    examples = operator.examples
     vectors = examples.w.new_zeros(examples.size, k)
-    operator = LinearOperator(len(matrix), lambda v: matrix @ v, dtype=matrix.dtype, device=matrix.device)
+    gram = LinearOperator(len(matrix), lambda v: matrix @ v, dtype=matrix.dtype, device=matrix.device)
     if k:
-        found = lanczos(operator, top=k, tol=1e-8, max_matvecs=len(matrix)).top.vectors
+        found = lanczos(gram, top=k, tol=1e-8, max_matvecs=len(matrix)).top.vectors
         for j, c in enumerate(found.unbind(1)):
             vectors[:, j] = examples.weighted(c - c.mean())
         tiny = torch.finfo(vectors.dtype).tiny
         vectors = torch.linalg.qr(vectors / torch.linalg.vector_norm(vectors, dim=0).clamp(min=tiny))[0]
-    round_off = torch.finfo(examples.w.dtype).eps * values[:1].expand(k)
-    return Eigenpairs(values[:k], vectors, round_off, round_off, 1, bool(values.isfinite().all()))
-
-
-def _spread(norms: Tensor, some: Tensor, along: Tensor) -> float:
-    """std of |g_i - g|^2 = |g_i|^2 - 2 g_i'g + |g|^2: that of |g_i|^2 times the ratio of the two over sampled examples."""
-    if len(norms) < 2:
-        return math.nan
-    exact, plain = (some - 2 * along).std(), some.std()
-    return float(norms.std() * exact / plain if plain > 0 else exact)
+    errors = values.new_full((k,), round_off)
+    return Eigenpairs(values[:k], vectors.to(operator.dtype), errors, errors, 1, bool(values.isfinite().all()))
 
 
 def centred_gram(examples: ExampleGradients) -> Tensor:
     """(g_i - g)'(g_j - g), (N, N) float64."""
-    found = examples.gram()
-    means = found.mean(0)
-    return found - means[:, None] - means[None, :] + means.mean()
+    return centred(examples.gram())
+
+
+def centred(products: Tensor) -> Tensor:
+    """(g_i - g)'(g_j - g) (N, N) of the products g_i'g_j."""
+    means = products.mean(0)
+    return products - means[:, None] - means[None, :] + means.mean()

@@ -118,6 +118,15 @@ class Chunk:
             sums |= {name: total[place] for name, place in self.formed.names.items()}
         return norms, sums
 
+    def distances(self, pieces: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """|g_i - v|^2 by parameter, name -> (n,) float64, for v in named pieces, from rows that are formed."""
+        found = {name: layer.distances(local, pieces[name]) for name, (layer, local) in self.known.items()}
+        if self.formed is not None:
+            v = torch.cat([pieces[name].flatten() for name in self.formed.names])
+            rows = [self._squares(rows - v) for _, rows in self.formed.pieces()]
+            found |= {name: torch.cat([each[name] for each in rows]) for name in self.formed.names}
+        return found
+
     def _squares(self, rows: Tensor) -> dict[str, Tensor]:
         assert self.formed is not None
         return {name: squares(rows[:, place]).double() for name, place in self.formed.names.items()}
@@ -181,7 +190,7 @@ class ExampleGradients:
         """g_i'v: (N,) float64 for v (P,), (N, k) for v (P, k)."""
         if v.numel() == 0:
             return self.w.new_zeros(self.num_examples, 0, dtype=torch.float64)
-        columns = [self.layout.unflatten(column.contiguous()) for column in v.reshape(self.size, -1).unbind(1)]
+        columns = [self.layout.unflatten(column.to(self.w)) for column in v.reshape(self.size, -1).T.contiguous()]
         chunks = self.each(lambda chunk: torch.stack([chunk.along(pieces) for pieces in columns], dim=1))
         found = torch.cat(chunks)
         return found if v.dim() == 2 else found[:, 0]

@@ -26,7 +26,7 @@ from torch import Tensor
 from lab.curvature.operators import LinearOperator
 from lab.curvature.probing import random_signs
 from lab.curvature.vectors import dot, norm
-from lab.noise.examples import squared_norms
+from lab.noise.size import trace
 from lab.objective import NetworkObjective
 
 CHECK_EVERY = 5
@@ -83,9 +83,8 @@ def _counts(num_examples: int, size: int, generator: torch.Generator) -> Tensor:
 
 
 def example_trace(objective: NetworkObjective, w: Tensor) -> float:
-    """Tr D of one example over the examples of `objective`, exact. Cost: two gradients. Raises as `squared_norms`."""
-    second = sum(float(square.mean()) for square in squared_norms(objective, w).values())
-    return max(0.0, second - norm(objective.grad(w)) ** 2)
+    """Tr D of one example over the examples of `objective`; cost and accuracy are those of `lab.noise.covariance.trace`."""
+    return trace(objective, w).value
 
 
 # --- what is made of a noise n (P,) of covariance C ----------

@@ -50,6 +50,10 @@ class Layer(ABC):
         """Squared norm of every row (n,), float64."""
         return torch.cat([squares(self.rows(name, part)).double() for part in self.pieces(name)])
 
+    def distances(self, name: str, v: Tensor) -> Tensor:
+        """Squared distance of every row from v, of the shape of the parameter: (n,) float64."""
+        return torch.cat([squares(self.rows(name, part) - v.flatten()).double() for part in self.pieces(name)])
+
     def pieces(self, name: str) -> list[slice]:
         """The examples in parts whose rows take `ROWS_BYTES`."""
         size = getattr(self.module, name).numel() * self.g.element_size()

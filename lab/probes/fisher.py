@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from time import perf_counter
 from typing import Annotated, ClassVar, Literal
 
@@ -38,6 +39,7 @@ from lab.noise.comparison import FEWEST, Comparison, compare
 from lab.noise.covariance import Covariance, covariance
 from lab.noise.fisher import ScoreFisher, TrueFisher, sampled_fisher, true_fisher
 from lab.noise.likelihood import Likelihood
+from lab.noise.size import trace
 from lab.objective import CHUNK_BYTES, NetworkObjective
 from lab.probes.base import Examples, Probe, Snapshot, Value
 from lab.probes.fisher_figures import MATRICES, REMEMBERED, matrices_figure, remembered, training_figure
@@ -65,29 +67,32 @@ SMALL = 0.1
 
 @dataclass(frozen=True)
 class Matrices:
-    """The matrices of an objective at w: five operators; D and R come with their products."""
+    """The matrices of an objective at w: five operators and D; R comes with their products."""
 
     objective: NetworkObjective
     w: Tensor
     true: TrueFisher
     sampled: ScoreFisher
-    empirical: Covariance
+    noise: Covariance
     gauss_newton: GaussNewton
     hessian: Hessian
-    gradient: Tensor
 
     def products(self, v: Tensor) -> Tensor:
         """Rows A v (7, P) in the order of `MATRICES`; those in the unit of the gradient over c, so that differences say
         something: true / c = G.
         """
         true, sampled, empirical, G, H = (operator @ v for operator in self.five)
-        noise = torch.stack([true, sampled, empirical, self._centred(empirical, v)])
+        noise = torch.stack([true, sampled, empirical, self.noise @ v])
         return torch.cat([noise / self.true.likelihood.scale, torch.stack([G, H, H - G])])
 
     @property
     def units(self) -> Tensor:
         """What the rows of `products` are to be multiplied by, (7,) float64."""
         return torch.tensor([self.true.likelihood.scale] * 4 + [1.0] * 3, dtype=torch.float64)
+
+    @cached_property
+    def empirical(self) -> Covariance:
+        return Covariance(self.noise.examples, centred=False, dtype=self.noise.dtype)
 
     @property
     def five(self) -> tuple[LinearOperator, ...]:
@@ -96,32 +101,22 @@ class Matrices:
     @property
     def matvecs(self) -> int:
         """Products so far."""
-        return sum(operator.products for operator in self.five)
+        return sum(operator.products for operator in (*self.five, self.noise))
 
     def all(self, generator: torch.Generator) -> dict[str, LinearOperator]:
         """An operator for every matrix; R only where it is more than round-off."""
-
-        def noise(v: Tensor) -> Tensor:
-            return self._centred(self.empirical @ v, v)
-
-        D = LinearOperator(len(self.w), noise, dtype=self.w.dtype, device=self.w.device)
         R = difference(self.hessian, self.gauss_newton)
-        found = dict(zip(MATRICES, (*self.five[:3], D, *self.five[3:], R), strict=True))
+        found = dict(zip(MATRICES, (*self.five[:3], self.noise, *self.five[3:], R), strict=True))
         z = random_signs((len(self.w),), self.w, generator)
         if norm(R @ z) <= BLIND * torch.finfo(z.dtype).eps * norm(self.hessian @ z):
             del found["residual"]
         return found
 
-    def _centred(self, product: Tensor, v: Tensor) -> Tensor:
-        """That of D from that of the empirical Fisher."""
-        return product - self.gradient * float(dot(self.gradient[None], v))
-
     def traces(self, generator: torch.Generator) -> dict[str, Estimate]:
         """Those that records of the layers give: exact but for H and R, which are where outputs are piecewise linear."""
-        squares = self.empirical.examples.squared_norms().values()
-        empirical = math.fsum(float(each.mean()) for each in squares)
-        known = {"empirical": empirical, "covariance": empirical - float(dot(self.gradient[None], self.gradient))}
-        found = {name: Estimate(value, 0.0, 1, "exact") for name, value in known.items()}
+        D = trace(self.objective, self.w)
+        found = {"empirical": Estimate(D.mean_square, 0.0, 1, "exact")}
+        found["covariance"] = Estimate(D.value, D.round_off, D.matvecs, D.method)
         with suppress(TypeError, ValueError), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the error of Tr H is reported; no setting of this probe would change it
             anatomy = take_apart(self.objective, self.w)  # else the traces are those of the random vectors: TypeError
@@ -288,10 +283,9 @@ class Fisher(Probe):
             w,
             true=true_fisher(loss, w),
             sampled=sampled_fisher(loss, w, generator=labels, draws=self.draws),
-            empirical=covariance(loss, w, centred=False),
+            noise=covariance(loss, w),
             gauss_newton=gauss_newton(loss, w),
             hessian=H,
-            gradient=H.gradient,
         )
 
     def _affordable(self, snapshot: Snapshot) -> Examples:

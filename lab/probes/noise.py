@@ -29,9 +29,10 @@ from lab.curvature.probing import Interval
 from lab.curvature.vectors import norm
 from lab.data.batches import Batches
 from lab.noise.alignment import alignment
-from lab.noise.covariance import Covariance, Spectrum, covariance, eigenvalues, trace
+from lab.noise.covariance import Covariance, Spectrum, centred_squares, covariance, eigenvalues
 from lab.noise.draws import batch_moments
 from lab.noise.sampling import Sampling, batch_factor, cross_factor
+from lab.noise.size import trace
 from lab.noise.slope import along, expected_slope
 from lab.noise.tails import excess_kurtosis, extreme_index, gaussianity, tail_index
 from lab.objective import CHUNK_BYTES, NetworkObjective, Objective
@@ -125,8 +126,7 @@ class Noise(Probe):
         m, sampling = snapshot.batch_size, snapshot.sampling
         factor = 0.0 if m is None else batch_factor(N, m, sampling)
         cross = 0.0 if m is None or m == N else cross_factor(N, sampling)
-        roundoff = 100 * torch.finfo(snapshot.w.dtype).eps * found.mean_square
-        whole = 0.0 if found.value <= roundoff else found.value
+        whole = 0.0 if found.value <= found.round_off else found.value
         values: dict[str, Value] = {"noise/trace": whole, "error/noise/trace": found.error}
         values |= {"noise/trace_batch": factor * whole, "error/noise/trace_batch": factor * found.error}
         values |= {"noise/batch_factor": factor, "noise/trace_cross": cross * whole}
@@ -175,10 +175,10 @@ class Noise(Probe):
         generator = stream(snapshot.seed, "noise/tails", snapshot.step)
         g = examples.gradient()
         z = torch.randn(P, self.directions, generator=generator, dtype=torch.float32).to(g) / math.sqrt(P)
-        projected = examples.along(torch.cat([g[:, None], z], dim=1))
+        projected = examples.along(z)
         squares = torch.stack(list(examples.squared_norms().values())).sum(0)
-        lengths = (squares - 2 * projected[:, 0] + norm(g) ** 2).clamp(min=0).sqrt()
-        of_one = projected[:, 1:] - projected[:, 1:].mean(0)
+        lengths = centred_squares(examples, squares, g).sqrt()
+        of_one = projected - projected.mean(0)
         m = snapshot.batch_size or 1  # independent examples: their mean has exactly 1/m of the excess kurtosis
         tested = gaussianity(_batch_means(of_one, m, generator))
         estimates = {

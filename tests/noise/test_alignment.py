@@ -39,23 +39,56 @@ def dense(loss: NetworkObjective) -> tuple[Tensor, Tensor]:
 
 
 def test_the_trace_is_unbiased_and_its_error_honest(loss: NetworkObjective) -> None:
-    """40 estimates of 8 probes each: the mean within 4 standard errors, and the spread in errors near 1."""
+    """40 estimates of 12 probes each: the mean within 4 standard errors, and the spread in errors near 1."""
     H, D = dense(loss)
     truth, operator = float((H @ D).trace()), hessian(loss, loss.weights)
     found = [trace_with(operator, loss, loss.weights, tol=1e9, generator=seeded(seed)) for seed in range(40)]
     values, errors = (torch.tensor([getattr(each, field) for each in found]) for field in ("value", "error"))
-    assert {each.matvecs for each in found} == {26}
+    assert {each.matvecs for each in found} == {27}
     assert abs(float(values.mean()) - truth) < 4 * float(values.std()) / 40**0.5
     assert 0.6 < float((values - truth).square().mean().sqrt() / errors.square().mean().sqrt()) < 1.2
 
 
 def test_the_trace_has_the_error_that_was_asked_for(loss: NetworkObjective) -> None:
-    H, D = dense(loss)
-    truth, operator = float((H @ D).trace()), hessian(loss, loss.weights)
+    operator = hessian(loss, loss.weights)
     for seed in range(3):
         found = trace_with(operator, loss, loss.weights, tol=0.02, generator=seeded(seed), max_matvecs=500)
         assert found.converged and found.error <= 0.02 * abs(found.value)
-        assert abs(found.value - truth) < 4 * found.error
+
+
+SPECTRA = {
+    "40 equal": torch.cat([torch.ones(40), torch.full((60,), 0.01)]),
+    "flat": torch.linspace(0.5, 1.5, 100),
+    "one outlier": torch.cat([torch.full((1,), 50.0), torch.linspace(0, 1, 99)]),
+    "heavy-tailed": 1 / torch.arange(1, 101),
+    "indefinite": torch.linspace(1.5, -0.5, 100),
+}
+
+
+@pytest.mark.parametrize("seeds", [60, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_the_error_of_the_trace_and_of_the_cosine_cover_whatever_the_spectrum(spectrum: str, seeds: int) -> None:
+    """Linear regression with residuals of all sizes (log-normal times normal), so that a few examples carry most of D; H has
+    the given spectrum in the axes of the inputs. Beyond 1, 2 and 4 standard errors lie 32 %, 4.6 % and .006 % of normal
+    estimates; held to 36 %, 7 % and 1.2 %, plus 4 standard errors of the share."""
+    generator = seeded(3)
+    x = torch.randn(150, 100, dtype=DOUBLE, generator=generator) * torch.arange(1, 101, dtype=DOUBLE) ** -0.25
+    y = torch.randn(150, 1, dtype=DOUBLE, generator=generator) * torch.randn(150, 1, generator=generator).double().exp()
+    loss = NetworkObjective(nn.Linear(100, 1, bias=False).double(), nn.MSELoss(), (x, y))
+    torch.nn.init.zeros_(loss.model.weight)
+    h, D = SPECTRA[spectrum].double(), torch.cov(loss.example_grads(loss.weights).T, correction=0)
+    H = LinearOperator(100, lambda v: h * v, dtype=DOUBLE, device=torch.device("cpu"))
+    truth = float(h @ D.diagonal()), float(h @ D.diagonal() / (h.norm() * D.norm()))
+    noise = covariance(loss, loss.weights)
+    off = []
+    for seed in range(seeds):
+        found = alignment(H, noise, generator=seeded(seed), max_matvecs=1000)
+        assert found.trace.converged and found.trace.error <= 0.05 * abs(found.trace.value)
+        pairs = zip((found.trace, found.cosine), truth, strict=True)
+        off.append([abs(each.value - right) / each.error for each, right in pairs])
+    for k, share in ((1, 0.36), (2, 0.07), (4, 0.012)):
+        beyond = (torch.tensor(off) > k).double().mean(0)
+        assert float(beyond.max()) < share + 4 * math.sqrt(share * (1 - share) / seeds), (k, beyond)
 
 
 def test_deflation_takes_most_of_the_spread_away(loss: NetworkObjective, monkeypatch: pytest.MonkeyPatch) -> None:

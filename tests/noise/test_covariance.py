@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lab.noise.covariance import Spectrum, covariance, eigenvalues, square_by_sample, trace
+from lab.noise.covariance import Spectrum, covariance, eigenvalues, square_by_sample
 from lab.noise.examples import ExampleGradients
+from lab.noise.size import trace
 from lab.objective import NetworkObjective
 
 DOUBLE = torch.float64

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lab.noise.covariance import trace
 from lab.noise.sampling import Sampling, batch_factor, cross_factor
+from lab.noise.size import trace
 from lab.objective import NetworkObjective
 
 DOUBLE = torch.float64

@@ -155,7 +155,7 @@ def test_figures_are_those_of_the_step_and_of_the_run(loss: NetworkObjective) ->
     curve = next(container for container in below.containers if container.get_label() == "Hessian H")
     drawn = curve.lines[0].get_ydata()
     assert list(drawn) == [each["fisher/cosine_true_hessian"] for each in (first, second)]
-    assert above.get_ylabel() == "trace (1 / learning rate)"
+    assert above.get_ylabel() == "trace (loss / weight$^2$)"
     table = second["fisher/matrices"].axes[0]
     assert [text.get_text() for text in table.texts][:7:4] == ["1.00", "1.00"]  # with itself and with Gauss-Newton
 
