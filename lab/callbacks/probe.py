@@ -82,6 +82,7 @@ class ProbeCallback(pl.Callback):
         self._told: set[str] = set()
         self.failures = Failures()
         self._saved: dict[str, dict[str, Tensor]] = {}
+        self._kept: dict[str, Any] | None = None
         self._updates, self._micro_losses = 0, list[float]()
 
     def require_sets(self) -> None:
@@ -106,7 +107,7 @@ class ProbeCallback(pl.Callback):
             probe.load_state_dict({name: tensor.to(pl_module.device) for name, tensor in memory.items()})
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._measured, self._updates = -1, trainer.global_step
+        self._measured, self._updates, self._kept = -1, trainer.global_step, None
         self.clipping.begin(trainer, pl_module, lambda: self._judge(trainer))
         assert self.model is not None
         now = Live()
@@ -132,8 +133,12 @@ class ProbeCallback(pl.Callback):
         self.clipping.see(optimizer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The probes that wait for the end, unless the run diverged; not those that have just measured this step."""
-        step = _step(trainer, pl_module)
+        """The probes that wait for the end, unless the run diverged; not those that have just measured this step.
+
+        What is saved from now on is what was known before: a run that goes on from here is the one that never ended.
+        """
+        self._judge(trainer)  # no step follows: by the factor of the last one
+        self._kept, step = self.state_dict(), _step(trainer, pl_module)
         last = [
             probe
             for probe in self.failures.heard(self.probes)
@@ -142,7 +147,7 @@ class ProbeCallback(pl.Callback):
         if last and not (isinstance(pl_module, SupervisedModule) and pl_module.divergence):
             with torch.enable_grad():
                 self.measure(trainer, pl_module, step, last, ended=True)
-        self._judge(trainer)  # no step follows: by the factor of the last one
+        self._judge(trainer)
         self.clipping.end()
 
     def measure(
@@ -271,7 +276,7 @@ class ProbeCallback(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The memory of the probes and of the phase, as tensors: warm starts and history survive a resume."""
-        return {
+        return self._kept or {
             "phase": self.tracker.state_dict(),
             "latest": dict(self.latest),
             "formula": self.formula,

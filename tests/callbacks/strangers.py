@@ -54,7 +54,7 @@ def data() -> tuple[Tensor, Tensor]:
 
 
 class Truth(pl.Callback):
-    """What the ratio is before the update of every batch: per weight p_i edge_i of its holder, and the dense Hessian."""
+    """What the ratio is before every update and at the end: per weight p_i edge_i of its holder, and the dense Hessian."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module, self.ratios = module, dict[int, float]()
@@ -63,6 +63,9 @@ class Truth(pl.Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         with torch.enable_grad():
             self.ratios[trainer.global_step] = ratio(self.module, trainer.optimizers)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.on_train_batch_start(trainer, pl_module)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: optim.Optimizer) -> None:
         params = (p for group in optimizer.param_groups for p in group["params"] if p.grad is not None)

@@ -86,6 +86,7 @@ def fit(
     *callbacks: pl.Callback,
     logger: Logger | None = None,
     folder: Path,
+    resume: str | None = None,
     **settings: object,
 ) -> pl.Trainer:
     torch.manual_seed(7)  # of the loader's shuffling and the dropout: the global generator, as in a stranger's project
@@ -99,7 +100,7 @@ def fit(
         default_root_dir=folder,
         **{"max_epochs": 2, **settings},  # type: ignore[arg-type]
     )
-    trainer.fit(module, DataLoader(TensorDataset(*data), batch_size=8, shuffle=True))
+    trainer.fit(module, DataLoader(TensorDataset(*data), batch_size=8, shuffle=True), ckpt_path=resume)
     return trainer
 
 
@@ -225,3 +226,22 @@ def test_tensorboard_draws_sharpness_and_threshold_in_one_chart(data: tuple[Tens
     assert [event.value for event in events.Scalars("final/last_loss")] == [0.5]
     assert [event.value for event in events.Scalars("final/phase")] == [Phase.EDGE.code]
     assert "_hparams_/session_start_info" in events.summary_metadata
+
+
+@pytest.mark.parametrize("every", [2, 5])
+def test_a_fit_that_goes_on_after_its_end_was_measured_is_the_one_that_never_ended(
+    every: int, data: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    def probe() -> ProbeCallback:
+        return ProbeCallback([Sharpness(every=every)], criterion=nn.functional.cross_entropy, data=data)
+
+    whole, first, then, loggers = probe(), probe(), probe(), (Recorder(), Recorder())
+    fit(Strangers(), data, whole, logger=loggers[0], folder=tmp_path)
+    trainer = fit(Strangers(), data, first, folder=tmp_path, max_epochs=1)
+    assert first.tracker.ratios[-1][0] == STEPS_PER_EPOCH, "the end was measured"
+    trainer.save_checkpoint(tmp_path / "end.ckpt")
+    fit(Strangers(), data, then, logger=loggers[1], folder=tmp_path, resume=str(tmp_path / "end.ckpt"))
+    steps = [step for step, _ in whole.tracker.ratios]
+    assert [step for step, _ in then.tracker.ratios] == steps == [*range(0, 24, every), 24]
+    before = sum(step < STEPS_PER_EPOCH for step in steps)
+    assert then.tracker.ratios[:before] == whole.tracker.ratios[:before]
