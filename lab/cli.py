@@ -271,7 +271,7 @@ def _unknown_setting(name: str, door: str) -> str:
 @cache
 def _known_settings() -> tuple[str, ...]:
     """Every setting that some card offers."""
-    names = ["steps", "epochs", "seed", *(f"optimizer/{group}" for group in AROUND)]
+    names = ["steps", "epochs", "seed", "audit", *(f"optimizer/{group}" for group in AROUND)]
     around = [file for group in AROUND for file in Path(config_dir()).glob(f"optimizer/{group}/*.yaml")]
     for file in sorted([*Path(config_dir()).glob("*/*.yaml"), *around]):
         group = file.parent.name if file.parent.name != "probe" else f"probe.{file.stem}"

@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from lab.callbacks.clipping import Clipping
 from lab.callbacks.dashboard import show_figure, show_layout
@@ -21,10 +22,11 @@ from lab.curvature.phase import PhaseTracker
 from lab.curvature.stability import UpdateRule
 from lab.module import SupervisedModule
 from lab.noise.sampling import Sampling
-from lab.objective import NetworkObjective
+from lab.objective import NetworkObjective, at_least_single
 from lab.optim.live import Live
 from lab.params import flatten, trainable, weights
 from lab.probes.attempt import Failure, Failures, Losses, attempt, joined
+from lab.probes.audited import Audited
 from lab.probes.base import Examples, Probe, Snapshot
 from lab.probes.sets import probe_set, require_probe_sets
 from lab.run.signals import cut_off
@@ -38,11 +40,14 @@ class ProbeCallback(pl.Callback):
     data        (x, y), the training examples as tensors; a probe measures on a fixed, class-balanced subset of them.
                 Raises TypeError for anything else, ValueError where x and y differ in length.
     model       what maps x to outputs; default: the LightningModule itself.
-    batch_norm  "train": batch statistics, the loss that training descends; "eval": running statistics.
-    chunk_size  examples per chunk (in train-mode BatchNorm part of the definition: give the batch size).
+    batch_norm  "train": every module in the mode it has as a step begins, dropout off; "eval": all of them in eval mode.
+    chunk_size  examples per chunk; None: as many as are fast, or where they see each other, as in train-mode BatchNorm,
+                those of a batch of training: there it is part of the definition.
     stochastic  whether training uses mini-batches; default: yes for a LightningModule of your own.
     batch_size  examples in a batch of training (None: all), and how they are drawn, for the probes of the noise: `sampling`
                 epoch | with_replacement | without_replacement.
+    audit       whether the loss is held against its laws before its first number (`lab.objective.audit`), once a run, for a
+                few gradients: where one is broken nothing is measured.
     refuses     whether what cannot be measured at all at step 0 (`lab.probes.attempt.REFUSALS`) is raised, as a door does.
     Threshold, preconditioner and steps are those of whichever optimiser holds each weight; what is frozen, thawed or added
     in the run is followed. Where gradients are clipped (`lab.callbacks.clipping`), train/clipped is the share of steps so
@@ -66,6 +71,7 @@ class ProbeCallback(pl.Callback):
         sampling: Sampling = "epoch",
         seed: int = 0,
         refuses: bool = False,
+        audit: bool = True,
     ):
         if twice := [probe.name for i, probe in enumerate(probes) if probe.name in [p.name for p in probes[:i]]]:
             raise ValueError(f"two probes are named {twice[0]}: each writes under its name; leave one out")
@@ -77,10 +83,11 @@ class ProbeCallback(pl.Callback):
         self.formula = "the threshold"
         self.objectives: dict[Examples, NetworkObjective] = {}
         self._measured = -1
+        self._batch_examples: int | None = None
         self.live, self.clipping = Live(), Clipping()
         self._waiting: tuple[int, dict[str, Any], UpdateRule | None] | None = None
         self._told: set[str] = set()
-        self.failures = Failures()
+        self.failures, self.audited = Failures(), Audited(wanted=audit, seed=seed)
         self._saved: dict[str, dict[str, Tensor]] = {}
         self._kept: dict[str, Any] | None = None
         self._updates, self._micro_losses = 0, list[float]()
@@ -122,6 +129,7 @@ class ProbeCallback(pl.Callback):
         if step == self._measured or not self.due(step):
             return
         self._measured = step
+        self._note_batch(pl_module, batch)
         with torch.enable_grad():
             self.measure(
                 trainer, pl_module, step, [probe for probe in self.failures.heard(self.probes) if probe.due(step)]
@@ -166,8 +174,8 @@ class ProbeCallback(pl.Callback):
         live = self.live
         snapshot = Snapshot(
             step,
-            flatten(live.params),
-            self.objective,
+            at_least_single(flatten(live.params)),
+            lambda examples: self.audited(self.objective(examples)),
             live.rule,
             lambda: self._batch(pl_module, step),
             self.seed,
@@ -181,6 +189,10 @@ class ProbeCallback(pl.Callback):
         measured, failures = _measured(probes, snapshot, self)
         for failure in failures:
             self._say(self.failures.note(failure, self.latest, refuses=self.refuses))
+        if (audit := self.audited.told()) is not None:
+            measured |= audit.numbers()
+            for note in audit.notes:
+                pl.utilities.rank_zero_info(f"the measured loss: {note}")
         self._log(trainer, step, measured)
         self._waiting = step, measured, live.rule
         if not self.clipping.watched:
@@ -253,11 +265,25 @@ class ProbeCallback(pl.Callback):
         """The loss on the fixed, class-balanced probe set of a size; built once."""
         if examples not in self.objectives:
             assert self.model is not None
-            data = probe_set(self.data, examples, self.seed)
-            self.objectives[examples] = NetworkObjective(
-                self.model, self.criterion, data, chunk_size=self.chunk_size, batch_norm=self.batch_norm
-            )
+            self.objectives[examples] = self._loss(probe_set(self.data, examples, self.seed))
         return self.objectives[examples]
+
+    def _loss(self, data: tuple[Tensor, Tensor]) -> NetworkObjective:
+        assert self.model is not None
+        loss = NetworkObjective(
+            self.model, self.criterion, data, chunk_size=self.chunk_size, batch_norm=self.batch_norm
+        )
+        if self.chunk_size is None and self._batch_examples is not None and loss.coupled:
+            loss = loss.in_chunks(self._batch_examples)
+        return loss
+
+    def _note_batch(self, pl_module: pl.LightningModule, batch: Any) -> None:
+        """How many examples training sees together, where they may see each other."""
+        if isinstance(pl_module, SupervisedModule) or self._batch_examples is not None:
+            return
+        lengths = [len(t) for t in tree_leaves(batch) if isinstance(t, Tensor) and t.dim()]
+        self._batch_examples = self.batch_size or (lengths[0] if lengths else None)
+        self.objectives.clear()
 
     def summary(self) -> dict[str, Any]:
         """Phase, entry step, overshoot, level ... of the run so far, and what they are measured in.
@@ -272,7 +298,12 @@ class ProbeCallback(pl.Callback):
             "left_out": self.live.left_out or None,
             "clipped": self.clipping.share,
             "failed_probes": self.failures.counts,
+            "audit": self.audited.found.sentence() if self.audited.found else None,
         }
+
+    def notes(self) -> list[str]:
+        """What there is to know of the measured loss, in sentences."""
+        return [f"The measured loss: {note}." for note in self.audited.found.notes] if self.audited.found else []
 
     def state_dict(self) -> dict[str, Any]:
         """The memory of the probes and of the phase, as tensors: warm starts and history survive a resume."""
@@ -283,6 +314,7 @@ class ProbeCallback(pl.Callback):
             "live": self.live.state_dict(),
             "clipping": self.clipping.state_dict(),
             "failures": self.failures.state_dict(),
+            "audit": self.audited.state_dict(),
             "probes": {type(probe).__name__: probe.state_dict() for probe in self.probes},
         }
 
@@ -293,6 +325,7 @@ class ProbeCallback(pl.Callback):
         self.live.load_state_dict(state.get("live", {}))
         self.clipping.load_state_dict(state.get("clipping", {}))
         self.failures.load_state_dict(state.get("failures", {}))
+        self.audited.load_state_dict(state.get("audit", {}))
 
     def _batch(self, pl_module: pl.LightningModule, step: int) -> NetworkObjective | None:
         """The loss on the batch about to be used, unaugmented; None for a full batch or a foreign module."""
@@ -301,11 +334,8 @@ class ProbeCallback(pl.Callback):
         index = pl_module.batch_index(step)
         if index is None:
             return None
-        assert self.model is not None
-        data = self.data[0][index.to(self.data[1].device)], self.data[1][index.to(self.data[1].device)]
-        return NetworkObjective(
-            self.model, self.criterion, data, chunk_size=self.chunk_size, batch_norm=self.batch_norm
-        )
+        index = index.to(self.data[1].device)
+        return self._loss((self.data[0][index], self.data[1][index]))
 
     def _log(self, trainer: pl.Trainer, step: int, values: dict[str, Any]) -> None:
         figures = {tag: value for tag, value in values.items() if isinstance(value, Figure)}

@@ -21,6 +21,7 @@ from lab.optim.stacked import stacked
 from lab.params import trainable, weights
 from lab.probes import Sharpness, Spectrum
 from lab.probes.attempt import Failure, attempt, findings, joined
+from lab.probes.audited import Audited
 from lab.probes.base import Examples, Probe, Snapshot
 from lab.probes.sets import probe_set, require_probe_sets
 from lab.settings import SettingError
@@ -73,6 +74,7 @@ class Measurement:
         self.rule = self._rule(optimizer) if optimizer.known else None
         self.objectives: dict[Examples, NetworkObjective] = {}
         self.chunk_size = parts.measured_chunk
+        self.audited = Audited(wanted=settings.audit, seed=settings.seed)
         require_probe_sets(settings.probes, len(train), self.objective)
 
     def carry_out(self, name: str) -> Result:
@@ -83,7 +85,7 @@ class Measurement:
         snapshot = Watched(
             step,
             w,
-            self.objective,
+            lambda examples: self.audited(self.objective(examples)),
             self.rule,
             self._batch,
             seed,
@@ -106,12 +108,14 @@ class Measurement:
         if len(failures) == len(self.parts.settings.probes):
             first = failures[0]
             raise first.error if first.refusal else SettingError(str(first))
-        for tag, value in found.items():
+        audit = self.audited.told()
+        for tag, value in {**found, **(audit.numbers() if audit else {})}.items():
             if not isinstance(value, float | int):
                 result.others[tag] = value
             elif math.isfinite(value):
                 result.values[tag] = float(value)
         result.findings = findings(self.parts.settings.probes, result.values)
+        result.findings += [f"The measured loss: {note}." for note in (audit.notes if audit else ())]
         result.failures = [str(failure) for failure in failures]
         result.seconds = perf_counter() - begin
         return result

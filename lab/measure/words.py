@@ -19,7 +19,7 @@ from lab.settings import SettingError
 from lab.train.slips import at_home, require_sound
 
 GROUPS = ("data", "model", "loss", "optimizer", "schedule", "trainer")
-NUMBERS = ("steps", "epochs", "seed")
+NUMBERS = ("steps", "epochs", "seed", "audit")
 PLACE = ("trainer.threads", "trainer.accelerator")
 """Settings that say how and not what: they are no part of a folder's name."""
 LAST, LAST_FINITE = "checkpoints/last.ckpt", "checkpoints/last_finite.ckpt"

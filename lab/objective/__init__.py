@@ -3,6 +3,7 @@
 from lab.objective.audit import Audit, audit
 from lab.objective.base import (
     Objective,
+    Unsound,
     at_least_single,
     differentiating_again,
     directional,
@@ -12,7 +13,7 @@ from lab.objective.base import (
 )
 from lab.objective.criterion import projection
 from lab.objective.decayed import Decayed
-from lab.objective.laws import Unsound
+from lab.objective.laws import Law
 from lab.objective.network import CHUNK_BYTES, NetworkObjective
 from lab.objective.sharded import Sharded
 
@@ -20,6 +21,7 @@ __all__ = [
     "CHUNK_BYTES",
     "Audit",
     "Decayed",
+    "Law",
     "NetworkObjective",
     "Objective",
     "Sharded",

@@ -19,8 +19,8 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from lab.objective.base import Objective
-from lab.objective.laws import VALUE, Law, Place, Unsound, derivative_laws, listed
+from lab.objective.base import Objective, Unsound
+from lab.objective.laws import VALUE, Law, Place, derivative_laws, listed
 from lab.objective.network import NetworkObjective
 
 FEW = 6

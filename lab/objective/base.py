@@ -25,6 +25,13 @@ SILENTLY_WRONG = {
 function it hangs a node that raises, but does not come by it when it is asked for the derivative by named inputs, as here:
 the terms behind it would be missing. Through weight_norm Hessian products are off by half and more."""
 
+
+class Unsound(ValueError):
+    """A loss of which a number cannot be had, or not be believed: it breaks a law, has no second derivative, draws random
+    numbers, or has no gradients of single examples where these are asked for. The message is one line with the cure.
+    """
+
+
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
@@ -203,7 +210,7 @@ def differentiating_again() -> Iterator[None]:
         if not any(phrase in str(error) for phrase in NOT_AGAIN):
             raise
         cause = str(error).strip().splitlines()[0]
-        raise ValueError(f"the loss cannot be differentiated again: {cause}") from error
+        raise Unsound(f"the loss cannot be differentiated again: {cause}") from error
 
 
 def require_graph(g: Tensor) -> None:
@@ -216,7 +223,7 @@ def require_graph(g: Tensor) -> None:
         seen.add(node)
         for name, cause in SILENTLY_WRONG.items():
             if name in node.name():
-                raise ValueError(f"the loss cannot be differentiated again: {cause}")
+                raise Unsound(f"the loss cannot be differentiated again: {cause}")
         waiting.extend(following for following, _ in node.next_functions)
 
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lab.objective.base import Unsound
+
 if TYPE_CHECKING:
     from lab.objective.network import NetworkObjective
 
@@ -33,7 +35,7 @@ def refuse_sums(criterion: Callable[[Tensor, Tensor], Tensor], y: Tensor) -> Non
 
 
 def require_mean(network: "NetworkObjective", x: Tensor, y: Tensor) -> None:
-    """Raise ValueError unless the criterion of all targets y is the mean over uneven parts of them.
+    """Raise Unsound unless the criterion of all targets y is the mean over uneven parts of them.
 
     The targets are sorted, so that parts differ in their classes: weighted and ignored targets show. A single ignored one
     makes its part NaN. The outputs are those of five examples, again and again: this costs no pass over the data.
@@ -55,7 +57,7 @@ def require_mean(network: "NetworkObjective", x: Tensor, y: Tensor) -> None:
     if not whole.isfinite():
         return  # a diverged network tells nothing of the criterion
     if not torch.isclose(whole.double(), torch.as_tensor(split), rtol=1e-5, atol=1e-7):
-        raise ValueError(
+        raise Unsound(
             f"the criterion of {count} examples is {float(whole):g}, the mean over its parts {float(split):g}: it is "
             "no mean over examples (a sum, class weights, ignored targets?) and cannot be added up over chunks; use a "
             "mean, or one chunk: chunk_size=number of examples"

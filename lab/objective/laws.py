@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lab.objective.base import Objective
+from lab.objective.base import Objective, Unsound
 
 STEPS = (1e-6, 1e-5, 1e-7, 1e-4, 1e-8, 1e-3, 1e-2)
 """Steps of differences, relative to the weights: the first that agrees is enough."""
@@ -31,10 +31,6 @@ VALUE, PRODUCT = 1 / 3, 2.2
 """Cost of a value and of a Hessian product, in gradients."""
 ROUND_OFF = 100.0
 """Round-off of a sum such as a gradient, in units of eps of its size."""
-
-
-class Unsound(ValueError):
-    """A loss that breaks a law: what the lab would say of it is not to be believed. The message is one line."""
 
 
 @dataclass(frozen=True)

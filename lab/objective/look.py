@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lab.objective.base import at_least_single
-from lab.objective.laws import Unsound
+from lab.objective.base import Unsound, at_least_single
 
 if TYPE_CHECKING:
     from lab.objective.network import NetworkObjective

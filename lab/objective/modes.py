@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from lab.objective.base import Unsound
+
 States = list[Any]
 
 
@@ -47,7 +49,7 @@ class Modes:
     @contextmanager
     def applied(self, device: torch.device, once: Callable[[], object]) -> Iterator[None]:
         """The modules in their modes, put back afterwards. `once` runs the network on few examples: what draws is found by
-        it where the flags are new. Raises ValueError where random numbers are drawn whatever the modes are.
+        it where the flags are new. Raises Unsound where random numbers are drawn whatever the modes are.
         """
         before, flags = [module.training for module in self.modules], self.flags
         try:
@@ -75,7 +77,7 @@ class Modes:
                     return off
                 more = {i for i in drawn if flags[i]} - off
                 if not more:
-                    raise ValueError(
+                    raise Unsound(
                         "the network draws random numbers though dropout is off (functional.dropout without "
                         "training=self.training?): its loss is no function of w"
                     )

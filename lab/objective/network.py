@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lab.objective.base import Objective, at_least_single, require_graph, require_no_inference, with_gradients
+from lab.objective.base import Objective, Unsound, at_least_single, require_graph, require_no_inference, with_gradients
 from lab.objective.criterion import refuse_sums, require_mean
 from lab.objective.forward import eager, plain, unwrapped
 from lab.objective.look import Look, look_at
@@ -180,6 +180,12 @@ class NetworkObjective(Objective):
             part._known = Known(x, y, True, looks=self._known.looks, vectorised=self._known.vectorised)
         return part
 
+    def in_chunks(self, size: int) -> "NetworkObjective":
+        """The same loss in chunks of so many examples."""
+        part = self.on(self.x, self.y)
+        part._chunk_size = size
+        return part
+
     def few(self, most: int) -> "NetworkObjective":
         """The loss over at most so many examples, spread over the data, in one chunk."""
         count = min(most, len(self.x))
@@ -232,7 +238,7 @@ class NetworkObjective(Objective):
             cure = (
                 'use batch_norm="eval"' if self.batch_statistics else "single examples have no gradients of their own"
             )
-            raise ValueError(f"{self.coupled}; {cure}")
+            raise Unsound(f"{self.coupled}; {cure}")
         self.require_mean()
 
     def with_running_statistics(self) -> "NetworkObjective":
@@ -311,11 +317,9 @@ class NetworkObjective(Objective):
             stack.enter_context(self.modes.applied(w.device, partial(self._run_few, w)))
             outputs = functional_call(self.model, (self.layout.unflatten(w), held), (_cast(x, w),))
         if not isinstance(outputs, Tensor):
-            raise ValueError(f"the network returned a {type(outputs).__name__}; expected one tensor: wrap the network")
+            raise Unsound(f"the network returned a {type(outputs).__name__}; expected one tensor: wrap the network")
         if w.requires_grad and not outputs.requires_grad:
-            raise ValueError(
-                "the outputs of the network do not depend on its parameters; is there a no_grad or detach?"
-            )
+            raise Unsound("the outputs of the network do not depend on its parameters; is there a no_grad or detach?")
         look = self._known.looks.get(self.modes.flags)
         if len(x) == 1 and look is not None and outputs.dim() == look.rank - 1:
             return outputs[None]  # a squeeze in the network took the axis of the examples with it

@@ -49,6 +49,7 @@ class Run:
             sampling=parts.batches.sampling,
             seed=parts.settings.seed,
             refuses=True,
+            audit=parts.settings.audit,
         )
         self.probes.require_sets()
 
@@ -154,7 +155,8 @@ class Run:
             "findings": findings(self.settings.probes, latest)
             + self._noise(module)
             + self._escapes(folder)
-            + self.probes.failures.sentences(),
+            + self.probes.failures.sentences()
+            + self.probes.notes(),
             "steps": module.step,
             "reason": module.divergence,
             "test_loss": latest.get("test/loss"),

@@ -55,6 +55,7 @@ class Settings:
     steps: int | None
     epochs: int | None
     seed: int
+    audit: bool = True
 
     def build(self) -> "Parts":
         """Load the data and make everything that is trained. Raises SettingError where settings and data disagree."""
@@ -132,7 +133,7 @@ class Parts:
 
 def read_settings(cfg: DictConfig) -> Settings:
     """Every card built and every plain number checked. Raises SettingError in one line."""
-    known = {*CARDS, "noise", "escape", "probe", "scaling", "compare", "steps", "epochs", "seed"}
+    known = {*CARDS, "noise", "escape", "probe", "scaling", "compare", "steps", "epochs", "seed", "audit"}
     if unknown := [str(name) for name in cfg if name not in known]:
         raise SettingError(f"unknown setting {unknown[0]}; see python -m lab.train --help")
     for name, least in (("steps", 1), ("epochs", 1), ("seed", 0)):
@@ -141,6 +142,8 @@ def read_settings(cfg: DictConfig) -> Settings:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise SettingError(f"{name}={typed(value)}: expected a whole number of at least {least}")
+    if not isinstance(audit := cfg.get("audit", True), bool):
+        raise SettingError(f"audit={typed(audit)}: expected true or false")
     if cfg.seed > MAX_SEED:
         raise SettingError(f"seed={cfg.seed}: expected a whole number of at most {MAX_SEED}")
     steps, epochs = cfg.get("steps"), cfg.get("epochs")
@@ -153,7 +156,8 @@ def read_settings(cfg: DictConfig) -> Settings:
     noise = _noise(cfg)
     probes = [card(settings, f"probe.{name}") for name, settings in (cfg.get("probe") or {}).items()]
     _require_finite("", OmegaConf.to_container(cfg, resolve=True))
-    return Settings(**cards, noise=noise, escape=_escape(cfg), probes=probes, steps=steps, epochs=epochs, seed=cfg.seed)
+    numbers = {"steps": steps, "epochs": epochs, "seed": cfg.seed, "audit": audit}
+    return Settings(**cards, noise=noise, escape=_escape(cfg), probes=probes, **numbers)
 
 
 def _require_finite(name: str, value: Any) -> None:
