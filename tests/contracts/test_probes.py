@@ -63,9 +63,9 @@ def test_a_probe_returns_numbers_figures_or_arrays_under_group_and_quantity(kind
 MORE: dict[str, dict[str, Any]] = {
     "sharpness": {"k": 2, "bottom": True, "midpoints": True},
     "batch_sharpness": {"batches": 2, "gni_batches": 2, "lambda_batches": 2},
-    "batch_landscape": {"batches": 3, "steps": 5, "leave_out": 2},
+    "batch_landscape": {"batches": 2, "steps": 2, "leave_out": 1},
     "critical_point": {"find": True, "max_iterations": 2, "dense": 0, "max_matvecs": 8},
-    "escape": {"replicas": 2, "budget": 16, "quench_steps": 5, "growth_steps": 20},
+    "escape": {"replicas": 2, "budget": 16, "quench_steps": 2, "growth_steps": 20, "controls": False},
     "fisher": {"k": 1, "vectors": 5},
     "linear_stability": {"steps": 4, "replicas": 2},
     "noise": {"hessian": True, "layers": True, "draws": 2, "pairs": 1},
