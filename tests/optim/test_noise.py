@@ -182,8 +182,8 @@ def test_the_trace_of_the_noise_is_the_one_asked_for(
     of_one = float((one - one.mean(0)).square().sum(1).mean())
     if kind is Fisher:
         of_one = float(gauss_newton(objective, w).dense().trace())
-    wanted, num = (0.37, 120) if by == "trace" else (of_one / 4, 400)
-    if kind is HessianSqrt:  # of 40 squares, chi2 of many degrees of freedom, the mean is as Gaussian
+    wanted, num = (0.37, 60) if by == "trace" else (of_one / 4, 200)
+    if kind is HessianSqrt:  # |n|^2 is a sum over many eigenvectors: a mean of 40 is as Gaussian
         num = 40
     squares = noises(built(card, objective.model), num).square().sum(1)
     assert abs(float(squares.mean()) - wanted) < 4 * float(squares.std()) / math.sqrt(num) + 1e-9
