@@ -82,7 +82,8 @@ def summed(outputs: Tensor, targets: Tensor) -> Tensor:
 def shared(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     """What the two processes found."""
     folder: Path = tmp_path_factory.mktemp("sharded")
-    other = multiprocessing.get_context("spawn").Process(target=worker, args=(1, str(folder)))
+    context = multiprocessing.get_context("fork")  # torch is loaded already
+    other = context.Process(target=worker, args=(1, str(folder)))  # type: ignore[attr-defined]
     other.start()
     worker(0, str(folder))  # this process is the first of the two: one import of torch less
     other.join()
