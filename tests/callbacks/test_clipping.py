@@ -36,8 +36,9 @@ RULES: dict[str, tuple[Make, float]] = {
 }
 
 
-@pytest.mark.parametrize("name", RULES)
-@pytest.mark.parametrize("c", [0.05, 0.35, 100.0])
+@pytest.mark.parametrize(
+    ("name", "c"), [("gradient descent", 0.05), *((name, 0.35) for name in RULES), ("Adam", 0.05), ("two rates", 100.0)]
+)
 def test_by_norm_the_threshold_is_that_of_the_effective_rate_of_the_step(name: str, c: float) -> None:
     make, threshold = RULES[name]
     project = Project(make)
