@@ -141,7 +141,9 @@ def _of_network(network: NetworkObjective, w: Tensor | None, generator: torch.Ge
     if network.modes.silenced:
         notes.append(f"off in measurements, for it draws random numbers: {', '.join(network.modes.silenced)}")
     if network.coupled:
-        notes.append(f"{network.coupled}: the loss is defined by its chunks of {network.chunk_size(network.weights)}")
+        if not network.batch_statistics:  # else it is the known way of BatchNorm
+            size = network.chunk_size(network.weights)
+            notes.append(f"{network.coupled}: it is defined by its chunks of {size} examples")
     elif reason := _no_mean(network):
         notes.append(reason)
     elif len(few.x) > 1:

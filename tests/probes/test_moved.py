@@ -105,7 +105,7 @@ def test_generalised_batch_sharpness_is_that_along_the_steps_of_the_weights_that
     probe = BatchSharpness(batches=3, gni_batches=0)
     make = MAKES["momentum"][0]
     found, alone = (probe.measure(state(make, frozen=frozen)) for frozen in (False, True))
-    assert found["sharpness/batch_generalised"] == pytest.approx(alone["sharpness/batch_generalised"], rel=1e-6)
+    assert found["batch_sharpness/generalised"] == pytest.approx(alone["batch_sharpness/generalised"], rel=1e-6)
 
 
 @pytest.mark.parametrize(
