@@ -5,34 +5,28 @@ trace on the range of A S exactly and samples the rest; XTrace (Epperly, Tropp, 
 every probe left out in turn, which uses each product twice and tells the error.
 
 `lab.curvature.trace` chooses between them. Each takes `tol`, the wanted error relative to |Tr A|, and the products it may
-spend at `most`; errors are those of `Interval`: one standard error, widened by Student's t.
+spend at `most`; errors are those of `lab.curvature.forms`, of XTrace and of sums
+those of `interval`: one standard error, widened for few and skew draws.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
-from scipy.special import chdtri, stdtrit
+from scipy.special import stdtrit
 from torch import Tensor
 
+from lab.curvature.forms import FEWEST_FREEDOM, Forms, Interval
 from lab.curvature.operators import LinearOperator
 from lab.curvature.vectors import dots
 from lab.results import Estimate
 
-FEWEST_FREEDOM = 4
-"""Degrees of freedom the error must rest on before it may stop the sampling: two probes that agree prove nothing."""
+FEWEST_PROBES = 8
+"""Probes of XTrace and Hutch++ before they may stop."""
 CORRELATED = 1.3
 """The estimates of XTrace share all but one probe, so their spread understates the error: by 1.0 to 1.4 for 5 to 50 probes
 in spectra flat, decaying and with outliers, and by 1/(1 - probes/P) more where probes are many. With this its intervals
 of 95 % cover 94 to 100 %, but 87 % (5 probes) and 90 % (8 probes) where each eigenvalue is 0.7 times the one before."""
-
-
-FEWEST_FORMS = 12
-"""Quadratic forms that a mean rests on: 66 products between them. With 8 a lone large eigenvalue beside much that is exact
-is beyond 4 errors in 2 % of cases, with 12 in 0.5 %."""
-KEPT = 16
-"""Random vectors that are kept, for the products between them."""
 
 
 class Probes:
@@ -61,10 +55,6 @@ class Probes:
             signs *= squares.sqrt().to(signs.device)
         self.spent += num
         return signs.T, self.operator @ signs.T
-
-    def forms(self, num: int) -> Tensor:
-        """s'As + offset of `num` new probes, (num, 1) float64, in the memory of one."""
-        return torch.stack([_inner(*self.draw(1)).reshape(1) for _ in range(num)]) + self.offset
 
     def sketch(self, num: int) -> None:
         """`num` more columns of S, Y, and of Q and Z, fewer of those where Y is of lower rank."""
@@ -115,8 +105,10 @@ def automatic(probes: Probes, tol: float, most: int) -> Estimate:
     if size <= min(most, 3 * first):
         return diagonal(probes)
     S, Y = probes.draw(first, generic=True)  # should the range be wanted, these begin it
-    forms = _inner(S, Y).diagonal()[:, None] + probes.offset
-    plain = interval(forms)
+    forms = Forms(signs=True)
+    for s, image in zip(S.T, Y.T, strict=True):
+        forms.add(s, image)
+    plain = forms.interval().plus(probes.offset)
     needed = plain.needed(first, tol)
     if needed <= 3 * first:
         return hutchinson(probes, tol, most, forms)
@@ -140,12 +132,16 @@ def diagonal(probes: Probes) -> Estimate:
     return Estimate(total, 0.0, probes.spent + operator.size, "diagonal", math.isfinite(total))
 
 
-def hutchinson(probes: Probes, tol: float, most: int, forms: Tensor | None = None) -> Estimate:
-    """Mean of s'As over random signs s, of which the first may be given: `forms` (m, 1)."""
-    forms = probes.forms(1 + FEWEST_FREEDOM) if forms is None else forms
-    spare = most - probes.spent + len(forms)
-    found = sampled(probes.forms, forms, tol, spare, "hutchinson")
-    return Estimate(found.value, found.error, probes.spent, found.method, found.converged)
+def hutchinson(probes: Probes, tol: float, most: int, forms: Forms | None = None) -> Estimate:
+    """Mean of s'As over random signs s, of which the first may be given. Memory: 2 `KEPT` vectors (P,)."""
+    forms = forms or Forms(signs=True)
+
+    def draw() -> tuple[Tensor, Tensor]:
+        s, image = probes.draw(1)
+        return s[:, 0], image[:, 0]
+
+    found = forms.until(draw, probes.offset, tol, most - probes.spent + len(forms))
+    return found.estimate(tol, probes.spent, "hutchinson")
 
 
 def hutch_plus_plus(probes: Probes, tol: float, most: int) -> Estimate:
@@ -155,13 +151,16 @@ def hutch_plus_plus(probes: Probes, tol: float, most: int) -> Estimate:
         probes.sketch(num)
         more, products = probes.draw(num)
         G, AG = torch.cat([G, more], 1), torch.cat([AG, products], 1)
-        inside = _inner(probes.Q, G)  # Q'G
-        forms = _inner(G, AG) - 2 * inside.T @ _inner(probes.Q, AG) + inside.T @ probes.captured @ inside
-        found = interval(forms.diagonal()[:, None]).plus(float(probes.captured.trace()) + probes.offset)
         if probes.low_rank:
             return probes.exact("hutch++")
+        image = AG - probes.Z @ _inner(probes.Q, G).to(AG)  # A (1 - QQ') G
+        image = image - probes.Q @ _inner(probes.Q, image).to(AG)
+        forms = Forms(signs=True)
+        for g, product in zip(G.T, image.T, strict=True):
+            forms.add(g, product)
+        found = forms.interval().plus(float(probes.captured.trace()) + probes.offset)
         num = min(G.shape[1] // 2 + 1, (most - probes.spent) // 3)
-        if found.within(tol) or num < 1:
+        if (found.within(tol) and len(forms) >= FEWEST_PROBES) or num < 1:
             return found.estimate(tol, probes.spent, "hutch++")
 
 
@@ -174,11 +173,11 @@ def xtrace(probes: Probes, tol: float, most: int) -> Estimate:
             return probes.exact("xtrace")
         found = _left_out(probes)
         num = min(probes.S.shape[1] // 2 + 1, (most - probes.spent) // 2)
-        if found.within(tol) or num < 1:
+        if (found.within(tol) and probes.S.shape[1] >= FEWEST_PROBES) or num < 1:
             return found.estimate(tol, probes.spent, "xtrace")
 
 
-def _left_out(probes: Probes) -> "Interval":
+def _left_out(probes: Probes) -> Interval:
     """XTrace: for every probe i the Hutch++ estimate with Q from all others and probe i for the rest.
 
     The projector on the others' span is Q (1 - r r') Q', r the i-th column of R^-T normalised, Y = Q R: r is orthogonal
@@ -196,109 +195,6 @@ def _left_out(probes: Probes) -> "Interval":
     rest = _inner(S, probes.Y).diagonal() - 2 * (inside * through).sum(0) + (inside * (H @ inside)).sum(0)
     found = interval((H.trace() - (normal * (H @ normal)).sum(0) + rest)[:, None] + probes.offset)
     return Interval(found.value, found.error * CORRELATED / (1 - Q.shape[1] / len(Q)), found.freedom)
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean, its error widened by Student's t, and the degrees of freedom that the error rests on."""
-
-    value: float
-    error: float
-    freedom: float
-
-    def within(self, tol: float) -> bool:
-        """Whether the error is known well enough and at most `tol` of the value."""
-        return self.freedom >= FEWEST_FREEDOM and self.error <= tol * abs(self.value)
-
-    def needed(self, num: int, tol: float) -> float:
-        """Draws after which the error should be small, given that this is the mean of `num`."""
-        return num * (self.error / (tol * abs(self.value))) ** 2 if tol * self.value else math.inf
-
-    def plus(self, offset: float) -> "Interval":
-        """The same for value + offset, the offset exact."""
-        return Interval(self.value + offset, self.error, self.freedom)
-
-    def estimate(self, tol: float, spent: int, method: str) -> Estimate:
-        """The result after `spent` products or draws; converged where it is `within` tol."""
-        return Estimate(self.value, self.error, spent, method, self.within(tol))
-
-
-class Forms:
-    """Quadratic forms e_i'Be_i of independent random vectors, and the error of their mean, an estimate of Tr B.
-
-    The spread of a few forms is no measure of their variance: where B has few large eigenvalues they are skew, those that
-    agree are low ones, and who stops there has too low a mean with too small an error. The products between different
-    vectors tell more, and cost no product with B: with B0 = B off its diagonal, for random signs and i, j, k different
-
-        Var e'Be = 2 Tr B0^2,  Tr B0^2 = E (e_i'B0 e_j)^2,  Tr B0^3 = E (e_i'B0 e_j)(e_j'B0 e_k)(e_k'B0 e_i)
-
-    n vectors have n (n - 1)/2 such squares, small where the forms are, so that the RELATIVE error comes out right.
-    The mean is taken for a shifted chi-square variable of d = n (Tr B0^2)^3 / (Tr B0^3)^2 degrees of freedom, which has the
-    right three moments, and the error so wide that value + 1.96 error is the upper limit of 97.5 %. Beyond `KEPT` vectors
-    the variance over all forms is taken where it is larger.
-
-    signs  the vectors are random signs (or of independent entries with variance 1) in the coordinates in which the images
-           Be are given: the diagonal, which signs do not see, is estimated and taken out. False: any vectors, any
-           coordinates, e.g. roots; B in place of B0, which is right for Gaussian vectors and too large for signs.
-    """
-
-    def __init__(self, *, signs: bool):
-        self.signs, self._kept, self._own = signs, list[tuple[Tensor, Tensor]](), list[Tensor]()
-
-    def __len__(self) -> int:
-        return len(self._own)
-
-    def add(self, left: Tensor, right: Tensor) -> None:
-        """One more vector e as e and Be, or twice the root of B times e: e_i'Be_j = left_i'right_j."""
-        self._own.append(dots(left[None], right[None])[0, 0])
-        if len(self._kept) < KEPT:
-            self._kept.append((left, right))
-
-    def until(self, draw: Callable[[], tuple[Tensor, Tensor]], exact: float, tol: float, most: int) -> "Interval":
-        """More vectors by `draw`, until exact + their mean has a relative error of `tol`, or `most` were drawn.
-
-        How many is decided a few times only, and 10 % more are drawn than needed: to look after each favours the moment at
-        which the error looks small.
-        """
-        wanted = FEWEST_FORMS
-        while True:
-            while len(self) < min(wanted, most):
-                self.add(*draw())
-            found = self.interval().plus(exact)
-            if found.within(tol) or len(self) >= most or not math.isfinite(found.value):
-                return found
-            wanted = max(len(self) + 1, math.ceil(1.1 * min(found.needed(len(self), tol), 3 * len(self))))
-
-    def interval(self) -> "Interval":
-        """The mean with its error; `freedom` is d. Of three or more vectors."""
-        own, num, kept = torch.stack(self._own), len(self._own), len(self._kept)
-        value, products, more = float(own.mean()), *self._products()
-        square = float(products.square().sum()) / (kept * (kept - 1))
-        cube = float((products @ products * products).sum()) / (kept * (kept - 1) * (kept - 2))
-        freedom = num * (square**1.5 / cube) ** 2 if cube else math.inf
-        variance = 2 * square + more
-        if num > kept:
-            variance = max(variance, float(own.var()))
-        return Interval(value, _skewed(freedom) * math.sqrt(variance / num), freedom)
-
-    def _products(self) -> tuple[Tensor, float]:
-        """e_i'B0 e_j (k, k) of those kept, 0 for i = j; and what the diagonal adds to the variance of entries not +-1."""
-        left, right = (torch.stack(side) for side in zip(*self._kept, strict=True))
-        products, num, more = dots(left, right), len(left), 0.0
-        if self.signs:
-            diagonals = (left * right).sum(0)
-            # Off the diagonal as the vectors other than i and j tell it, whose own noise adds 1/(num - 2) to the square.
-            products = (num * products - dots(left * diagonals, left)) / math.sqrt((num - 2) * (num - 1))
-            spread = float(left.double().pow(4).mean()) - 1
-            more = max(0.0, spread * float((diagonals.double() / num).square().sum()))
-        return ((products + products.T) / 2).fill_diagonal_(0), more
-
-
-def _skewed(freedom: float) -> float:
-    """Error over standard deviation of a chi-square variable that stands for its mean; 1 for many degrees of freedom."""
-    if freedom > 1e6:
-        return 1.0
-    return math.sqrt(freedom / 2) * (freedom / float(chdtri(freedom, 0.975)) - 1) / 1.96
 
 
 def interval(draws: Tensor) -> Interval:

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from lab.curvature.anatomy import MOST_OUTPUTS, Anatomy, output_curvature, require_examples, take_apart
+from lab.curvature.forms import FEWEST_FREEDOM
 from lab.curvature.operators import LinearOperator, hessian, projected
 from lab.curvature.probing import (
-    FEWEST_FREEDOM,
     Probes,
     automatic,
     diagonal,
@@ -57,8 +57,9 @@ def trace(
     tol        wanted error relative to |Tr A|.
     generator  of the signs (default: a fixed seed).
     known      eigenpairs that were found already: their sum is exact, and the sampling is left with the rest of A.
-    Error: one standard error, widened by Student's t for few probes, so that value +- 1.96 error covers 95 %. Sums in
-    float64. Cost: `matvecs` products. Not converged within `max_matvecs`: one warning, `converged=False`. Raises
+    Error: one standard error, from the products between the probes and widened for few and skew ones (`lab.curvature.forms`;
+    for XTrace by Student's t), so that value +- 1.96 error covers 95 %, however the sampling stopped. Sums in float64.
+    Cost: `matvecs` products. Not converged within `max_matvecs`: one warning, `converged=False`. Raises
     ValueError where max_matvecs is too small to tell an error (15; 5 for Hutchinson).
 
     >>> from lab.curvature.operators import hessian

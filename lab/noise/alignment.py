@@ -19,8 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lab.curvature.forms import FEWEST_FORMS, Forms, Interval
 from lab.curvature.operators import LinearOperator
-from lab.curvature.probing import FEWEST_FORMS, Forms, Interval, random_signs
+from lab.curvature.probing import random_signs
 from lab.curvature.vectors import dots, norm
 from lab.noise.covariance import GRAM_EXAMPLES, Covariance, centred_gram, covariance
 from lab.objective import Objective
@@ -92,7 +93,7 @@ def trace_with(
 ) -> Estimate:
     """Tr(HD), the noise seen by the curvature: E L(w - lr g_B) rises by lr^2/2 of it times the factor of the batch.
 
-    tol  wanted standard error relative to |Tr(HD)|. Error: that of `lab.curvature.probing.Forms`, which holds on degenerate
+    tol  wanted standard error relative to |Tr(HD)|. Error: that of `lab.curvature.forms`, which holds on degenerate
     spectra too: beyond 2 errors lie at most 7 %, beyond 4 at most 1 % of estimates. Cost: `matvecs` Hessian products (27 at
     least, whatever max_matvecs), and 0.7 gradients beside each; to 5 % about 27 on a tanh MLP.
     generator: of the signs (default: a fixed seed). Not converged within `max_matvecs`: one warning. Raises as `covariance`.

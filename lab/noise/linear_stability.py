@@ -18,9 +18,11 @@ for r = F (w - w*) and K = F F'. Wu, Ma and E, How SGD selects the global minima
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import torch
 from scipy.optimize import brentq
@@ -38,8 +40,14 @@ from lab.results import Estimate
 WIDENINGS = 8
 """How often the search for a critical learning rate goes on beyond the interval it was given."""
 BLOCK_BYTES = CHUNK_BYTES // 4
+FLOOR = 2e-3
+"""Error of an exponent that always does: a growth by e takes 500 steps."""
+LONGEST = 10
+"""Times the steps asked for that an exponent may take."""
+DECIDED = 1 / 3
+"""Relative error of an exponent whose sign alone is wanted, in the search for its zero."""
 ROUND_OFF = 1e-12
-"""Eigenvalues of the kernel below this times the largest are zero."""
+"""Eigenvalues of the kernel below this times the largest are zero; the error of a growth is not below it."""
 
 
 @dataclass(frozen=True)
@@ -272,36 +280,82 @@ def lyapunov(
     sampling: Sampling,
     steps: int = 400,
     replicas: int = 32,
+    tol: float = 0.05,
     generator: torch.Generator | None = None,
 ) -> Estimate:
     """The top Lyapunov exponent of the linearised steps, growth of log|w - w*| per update: above 0 runs are thrown out.
 
     The product of random matrices is applied to `replicas` random vectors, made of length one after every step; the first
     quarter of the steps is left out. Batches are drawn as in training, epochs cut from permutations; momentum, Nesterov and
-    decay of `rule` join in. Error: standard error over replicas, ~ 1/sqrt(replicas steps). A negative exponent comes out
-    too low where soft directions are still decaying: its sign counts. -inf where a batch maps everything to zero. Cost:
-    4 N K r operations a step and replica. Raises ValueError for a rule whose coefficients differ between weights.
+    decay of `rule` join in. Error: standard error over replicas, ~ 1/sqrt(replicas steps), or the change from the first half
+    of the steps to the second, less two of its standard errors, where that is more: soft directions are still decaying, and
+    the exponent comes out too low. `steps` are made first, then as many as bring the error below `tol` of the value
+    or below `FLOOR`, `LONGEST` times `steps` at most; not converged: one warning. The sign is decided where the value is
+    beyond two errors (`sign`). -inf, not converged, where a batch maps everything to zero. generator: on the CPU (default: a
+    fixed seed). Cost: 4 N K r operations a step and replica; `matvecs` steps. Raises ValueError for a rule whose
+    coefficients differ between weights.
     """
+    draws = generator or torch.Generator().manual_seed(0)
+    lengths = _lengths(curvature, rule, batch_size, sampling, replicas, draws)
+    logs, most, wanted = list[Tensor](), LONGEST * steps, steps
+    while True:
+        logs += [length.log() for length in islice(lengths, wanted - len(logs))]
+        value, error = _growth(torch.stack(logs[len(logs) // 4 :]))
+        if not math.isfinite(error):
+            return Estimate(value, error, len(logs), "random product", False)
+        aim = max(tol * abs(value), FLOOR)
+        if error <= aim or len(logs) >= most:
+            break
+        wanted = min(most, math.ceil(len(logs) * min(4.0, 1.1 * (error / aim) ** 2)) + 1)
+    found = Estimate(value, error, len(logs), "random product", error <= aim)
+    if not found.converged:
+        warnings.warn(
+            f"Lyapunov exponent not converged: {value:.3g} +- {error:.1g} a step after {len(logs)} steps, wanted an error "
+            f"of {aim:.2g}; raise steps (probe.linear_stability.steps, probe.escape.growth_steps) or replicas",
+            stacklevel=2,
+        )
+    return found
+
+
+def sign(exponent: Estimate) -> int:
+    """1: typical runs are thrown out, -1: they stay; 0 where the exponent is within two errors of 0."""
+    if abs(exponent.value) <= 2 * exponent.error:
+        return 0
+    return int(math.copysign(1, exponent.value))
+
+
+def _growth(logs: Tensor) -> tuple[float, float]:
+    """Mean of the logs (steps, replicas) of the lengths; its error over replicas, or what is sure of the drift, if more."""
+    half, growth = len(logs) // 2, logs.mean(0)
+    drift = logs[half:].mean(0) - logs[:half].mean(0)
+    if logs.shape[1] < 2:
+        return float(growth.mean()), math.nan
+    error, uncertain = (float(each.std()) / math.sqrt(logs.shape[1]) for each in (growth, drift))
+    return float(growth.mean()), max(error, abs(float(drift.mean())) - 2 * uncertain, ROUND_OFF)
+
+
+def _lengths(
+    curvature: ExampleCurvature,
+    rule: UpdateRule,
+    batch_size: int,
+    sampling: Sampling,
+    replicas: int,
+    generator: torch.Generator,
+) -> Iterator[Tensor]:
+    """By how much each step multiplies the lengths of the replicas (replicas,), without end."""
     lr, momentum, dampening, coupled, decoupled = coefficients(rule)
     F, num = curvature.rows, curvature.num_examples
-    generator = generator or torch.Generator().manual_seed(0)
     z = torch.randn(replicas, F.shape[1], generator=generator, dtype=torch.float64).to(F)
-    velocity, total, begin = torch.zeros_like(z), torch.zeros(replicas).to(F), steps // 4
-    draws = _batches(num, batch_size, sampling, replicas, generator)
-    for step in range(steps):
-        weights = next(draws).to(F)
-        inside = (z @ F.T).reshape(replicas, num, -1) * weights[:, :, None]
+    velocity = torch.zeros_like(z)
+    for weights in _batches(num, batch_size, sampling, replicas, generator):
+        inside = (z @ F.T).reshape(replicas, num, -1) * weights.to(F)[:, :, None]
         gradient = inside.flatten(1) @ F + coupled * z
         velocity = momentum * velocity + (1 - dampening) * gradient
         z = (1 - lr * decoupled) * z - lr * (gradient + momentum * velocity if rule.nesterov else velocity)
         state = torch.cat([z, lr * velocity], 1) if momentum else z
         length = state.norm(dim=1, keepdim=True)
-        if step >= begin:
-            total += length[:, 0].log()
+        yield length[:, 0]
         z, velocity = (torch.where(length > 0, v / length, 0.0) for v in (z, velocity))
-    growth = total / (steps - begin)
-    error = float(growth.std() / math.sqrt(replicas)) if replicas > 1 else math.nan
-    return Estimate(float(growth.mean()), error, 0, "random product", bool(growth.isfinite().all()))
 
 
 def coefficients(rule: UpdateRule) -> tuple[float, float, float, float, float]:

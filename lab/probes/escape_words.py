@@ -12,6 +12,7 @@ from lab.escape.ensemble import Escape
 from lab.escape.growth import Descending, Thrown
 from lab.escape.saddle import Departure
 from lab.escape.survival import Slope, kaplan_meier, per_epoch, per_time, slope, words
+from lab.noise.linear_stability import sign
 from lab.results import CriticalPoint, EscapeTimes, Rate
 
 if TYPE_CHECKING:
@@ -191,6 +192,7 @@ def _place(point: CriticalPoint, cells: Sequence[Cell], fits: bool, kind: str) -
 
 def _thrown(cell: Cell, gone: Thrown) -> str:
     exponent = f"Lyapunov exponent {gone.exponent.value:.3g} +- {gone.exponent.error:.1g} a step"
+    exponent += "" if sign(gone.exponent) else ", of undecided sign"
     left, R = int(gone.times.exited.sum()), len(gone.times.exited)
     edge = f"lr is {cell.lr / gone.critical:.3g} x the critical one"
     if not gone.exponent.value > 0:

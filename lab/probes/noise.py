@@ -24,8 +24,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from lab.curvature.eigen import lanczos
+from lab.curvature.forms import Interval
 from lab.curvature.operators import Hessian, hessian
-from lab.curvature.probing import Interval
 from lab.curvature.vectors import norm
 from lab.data.batches import Batches
 from lab.noise.alignment import alignment

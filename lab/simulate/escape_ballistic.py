@@ -6,6 +6,7 @@ lands where the sharpness is just below what the exponent allows. `lab.noise.lin
 """
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass as plain
 from dataclasses import replace
@@ -29,6 +30,7 @@ from lab.escape.replicas import Replicas
 from lab.models.losses import MeanSquaredErrorCriterion
 from lab.models.mlp import initialised
 from lab.noise.linear_stability import (
+    DECIDED,
     ExampleCurvature,
     critical_lr,
     example_curvature,
@@ -41,6 +43,7 @@ from lab.results import Estimate
 from lab.settings import CARD, SettingError
 from lab.simulate.ballistic_figure import draw
 from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
+from lab.streams import stream
 from lab.walks.tick import Tick
 
 TRAINING_LR = 0.2
@@ -51,8 +54,8 @@ LEFT = 1e-3
 """|f - y| / sqrt(N) above which a run has left: nine orders of magnitude beyond the kick."""
 LANDED = 1.05
 """S lr/2 over its critical value above which a run is not where it can stay."""
-PRODUCTS, SEARCHES = 32, 16
-"""Random vectors behind an exponent, and behind each in the search for a critical learning rate."""
+PRODUCTS = 32
+"""Random vectors behind an exponent."""
 DIRECTIONS = 250
 """Eigenvectors of the curvature in which second moments are computed: a lower bound, by 1 or 2 %."""
 FULL = 0
@@ -184,7 +187,7 @@ class EscapeBallistic(Experiment):
         sizes = sorted(self.batch_sizes)
         edges = {FULL: (1.0, 1.0)}
         for size, tick in around.over("edges", sizes):
-            edges[size] = self._edges(at, size)
+            edges[size] = self._edges(around.seed, at, size)
             tick(1.0)
         grid = [(size, lr) for size in (*sizes, FULL) for lr in sorted(self.lrs)]
         cells = [
@@ -217,14 +220,16 @@ class EscapeBallistic(Experiment):
         curvature = example_curvature(objective, found.w)
         return Minimum(objective, found.w, found.loss, curvature, root_loss(objective, found.w))
 
-    def _edges(self, at: Minimum, size: int) -> tuple[float, float]:
+    def _edges(self, seed: int, at: Minimum, size: int) -> tuple[float, float]:
         """Critical learning rates of typical runs and of second moments, in units of 2/S."""
         low = mean_square_lr(at.curvature.top(DIRECTIONS), factor=1 / size, tol=1e-2).value
 
         def growth(lr: float) -> float:
-            return _exponent(at, lr, size, self.steps, SEARCHES).value
+            return _exponent(seed, at, lr, size, self.steps, DECIDED).value
 
-        critical = critical_lr(growth, low, min(1.3 * low, 1.1 * at.edge))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # near its zero the exponent is not known any better than to its floor
+            critical = critical_lr(growth, low, min(1.3 * low, 1.1 * at.edge))
         if not math.isfinite(critical):
             raise SettingError(
                 f"batch_sizes={size}: no critical learning rate was found at this batch size; use another"
@@ -232,7 +237,7 @@ class EscapeBallistic(Experiment):
         return critical / at.edge, low / at.edge
 
     def _cell(self, around: Surroundings, at: Minimum, lr: float, size: int, mean_square: float, tick: Tick) -> Cell:
-        exponent, moments = self._theory(at, lr, size, mean_square)
+        exponent, moments = self._theory(around.seed, at, lr, size, mean_square)
         moved = self._replicas(around, at, lr * at.edge, size)
         if exponent.value > 0:
             return Cell(lr, size, exponent, moments, self._growth(moved, at, tick), -1)
@@ -242,14 +247,14 @@ class EscapeBallistic(Experiment):
         left = int((~(at.length(moved.W) <= LEFT)).sum())
         return Cell(lr, size, exponent, moments, Estimate(math.nan, math.nan, 0, "stays", False), left)
 
-    def _theory(self, at: Minimum, lr: float, size: int, mean_square: float) -> tuple[Estimate, float]:
+    def _theory(self, seed: int, at: Minimum, lr: float, size: int, mean_square: float) -> tuple[Estimate, float]:
         """Exponent of the linearised steps, and log(rho)/2; both 0 where second moments, and so typical runs, are stable."""
         if lr <= mean_square:
             return Estimate(0.0, 0.0, 0, "mean square"), 0.0
         if size == FULL:
             return Estimate(math.log(2 * lr - 1), 0.0, 0, "closed form"), math.log(2 * lr - 1)
         rho = second_moment_radius(at.curvature.top(DIRECTIONS), lr=lr * at.edge, factor=1 / size, tol=1e-2).value
-        return _exponent(at, lr * at.edge, size, self.steps, PRODUCTS), 0.5 * math.log(rho)
+        return _exponent(seed, at, lr * at.edge, size, self.steps), 0.5 * math.log(rho)
 
     def _replicas(self, around: Surroundings, at: Minimum, lr: float, size: int) -> Replicas:
         """Runs that start next to the minimum; of full-batch ones a few say it all."""
@@ -375,17 +380,18 @@ def _network(hidden: int, *, seed: int) -> nn.Module:
     )
 
 
-def _exponent(at: Minimum, lr: float, size: int, steps: int, vectors: int) -> Estimate:
-    """By the same random numbers at every call, so that it is a smooth function of lr."""
-    draws = torch.Generator().manual_seed(0)
+def _exponent(seed: int, at: Minimum, lr: float, size: int, steps: int, tol: float = 0.05) -> Estimate:
+    """By the same random numbers at every call, so that it is a function of lr."""
+    draws = stream(seed, "escape_ballistic/exponent", size)
     return lyapunov(
         at.curvature,
         UpdateRule(lr=lr),
         batch_size=size,
         sampling="with_replacement",
         steps=steps,
-        replicas=vectors,
+        replicas=PRODUCTS,
         generator=draws,
+        tol=tol,
     )
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lab.curvature.forms import Interval
 from lab.curvature.operators import LinearOperator, hessian
-from lab.curvature.probing import Interval
 from lab.landscapes.quadratic import Quadratic
 from lab.noise.alignment import alignment, deflate, trace_with, variances
 from lab.noise.covariance import covariance
