@@ -83,18 +83,22 @@ def compare(
 
 
 def _moments(products: Callable[[Tensor], Tensor], along: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Sums over v of v'A_i v (q,) and of (A_i v)'(A_j v) (q, q), float64: float32 would blur the distance of equals."""
+    """Sums over v of v'A_i v (q,), and of (A_i v)'(A_j v) and |A_i v - A_j v|^2 (2, q, q), float64: the distance of equals is
+    not what is left of the products.
+    """
     traces = gram = torch.zeros((), dtype=torch.float64)
     for v in along:
         rows = products(v)
         for piece, part in zip(rows.split(COLUMNS, dim=1), v.split(COLUMNS), strict=True):
             piece = piece.double()
-            traces, gram = traces + (piece @ part.double()).cpu(), gram + (piece @ piece.T).cpu()
+            apart = torch.cdist(piece, piece, compute_mode="donot_use_mm_for_euclid_dist").square()
+            traces = traces + (piece @ part.double()).cpu()
+            gram = gram + torch.stack([piece @ piece.T, apart]).cpu()
     return traces, gram
 
 
 def _compared(trace: Tensor, gram: Tensor, drawn: Tensor | None, grams: Tensor | None, vectors: int) -> Comparison:
-    """The exact parts (q,), (q, q) and the samples (m, q), (m, q, q) put together."""
+    """The exact parts (q,), (2, q, q) and the samples (m, q), (m, 2, q, q) put together."""
     if drawn is None or grams is None:
         values = _quantities(trace, gram)
         errors = [torch.zeros_like(value) for value in values]
@@ -109,10 +113,12 @@ def _compared(trace: Tensor, gram: Tensor, drawn: Tensor | None, grams: Tensor |
 
 
 def _quantities(traces: Tensor, gram: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Traces, norms, cosines and distances of (..., q) and (..., q, q)."""
-    squares = gram.diagonal(dim1=-2, dim2=-1)
-    norms = squares.sqrt()
-    apart = (squares[..., :, None] - 2 * gram + squares[..., None, :]).clamp(min=0).sqrt()
+    """Traces, norms, cosines and distances of (..., q) and (..., 2, q, q)."""
+    gram, apart = gram.unbind(-3)
+    norms, apart = (
+        gram.diagonal(dim1=-2, dim2=-1).sqrt(),
+        apart.clamp(min=0).sqrt(),
+    )  # left out, a sum may be below zero
     return traces, norms, gram / (norms[..., :, None] * norms[..., None, :]), apart / norms[..., None, :]
 
 

@@ -104,3 +104,13 @@ def test_a_zero_matrix_has_no_cosine(matrices: list[Tensor]) -> None:
 def test_too_few_vectors_to_tell_an_error_are_refused(matrices: list[Tensor]) -> None:
     with pytest.raises(ValueError, match="vectors=4: expected at least 5"):
         compared(matrices, vectors=4)
+
+
+@pytest.mark.parametrize("size", [15, 60])  # by unit vectors, and by random ones beside a basis
+@pytest.mark.parametrize("apart", [1e-6, 1e-9, 1e-12])
+def test_the_distance_of_nearly_equal_matrices_does_not_cancel(apart: float, size: int) -> None:
+    a = torch.linspace(1, 2, size, dtype=torch.float64)
+    basis = torch.eye(size, dtype=torch.float64)[:, -5:]
+    found = compare(lambda v: torch.stack([a * v, (1 + apart) * (a * v)]), a, basis=basis, vectors=20)
+    assert float(found.distances[1, 0]) == pytest.approx(apart, rel=1e-3)
+    assert float(found.distances[0, 0]) == 0
