@@ -83,8 +83,8 @@ def compare(
 
 
 def _moments(products: Callable[[Tensor], Tensor], along: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Sums over v of v'A_i v (q,), and of (A_i v)'(A_j v) and |A_i v - A_j v|^2 (2, q, q), float64: the distance of equals is
-    not what is left of the products.
+    """Sums over v of v'A_i v (q,), of (A_i v)'(A_j v) and of |A_i v - A_j v|^2 (2, q, q), float64: the distance of equals
+    is not what is left of the products.
     """
     traces = gram = torch.zeros((), dtype=torch.float64)
     for v in along:
