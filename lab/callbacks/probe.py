@@ -192,7 +192,8 @@ class ProbeCallback(pl.Callback):
         if (audit := self.audited.told()) is not None:
             measured |= audit.numbers()
             for note in audit.notes:
-                pl.utilities.rank_zero_info(f"the measured loss: {note}")
+                tell = pl.utilities.rank_zero_warn if "could not decide" in note else pl.utilities.rank_zero_info
+                tell(f"the measured loss: {note}")
         self._log(trainer, step, measured)
         self._waiting = step, measured, live.rule
         if not self.clipping.watched:

@@ -71,9 +71,7 @@ class Audit:
         """What was found, in a line."""
         held = [law.name for law in self.laws if law.held]
         open_ = [law.name for law in self.laws if law.held is None]
-        told = f"audit of the loss: {len(held)} laws hold"
-        if open_:
-            told += f", undecided (kinks or round-off): {', '.join(open_)}"
+        told = f"audit of the loss: {len(held)} laws hold" + (f", {len(open_)} undecided" if open_ else "")
         told += f"; cost {self.gradients:.2g} gradients"
         return "; ".join([told, *self.notes])
 
@@ -99,7 +97,14 @@ def audit(objective: Objective, w: Tensor | None = None, *, seed: int = 0) -> Au
         return network._known.audit
     begin = perf_counter()
     generator = torch.Generator().manual_seed(seed)
-    found = _of_function(objective, w, generator) if network is None else _of_network(network, w, generator)
+    try:
+        found = _of_function(objective, w, generator) if network is None else _of_network(network, w, generator)
+    except RuntimeError as error:
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise Unsound(
+            f"the loss cannot be evaluated or differentiated at weights other than the module's own: {cause[:160]}; write "
+            "it in operations of torch on what forward is given, or leave the audit out (audit=false)"
+        ) from error
     audited = Audit(found.laws, found.notes, found.gradients, perf_counter() - begin)
     if network is not None:
         network._known.audit = audited
@@ -136,8 +141,21 @@ def _of_network(network: NetworkObjective, w: Tensor | None, generator: torch.Ge
     place = Place.near(few, w, generator, look.eps)
     if not bool(few.value(place.w).isfinite()):
         return Audit((), ("the loss is not finite here: nothing could be looked at",), share, 0.0)
-    laws = [_held(_same_value(few, _others(network), place))]
-    laws += [_held(law) for law in derivative_laws(few, place)]
+    with network.modes.unrestored():
+        laws = [_held(_same_value(few, _others(network), place))]
+    derivatives = [_held(law) for law in derivative_laws(few, place)]
+    if any(law.held is None for law in derivatives) and len(few.x) > 1 and not network.coupled:
+        fewer = network.few(1)  # with fewer kinks on the way
+        derivatives = [
+            law if law.held else _held(again)
+            for law, again in zip(derivatives, derivative_laws(fewer, place), strict=True)
+        ]
+    laws += derivatives
+    if undecided := [law.name for law in laws if law.held is None]:
+        notes.append(
+            f"the audit could not decide its {' and its '.join(undecided)} (kinks, or numbers that are too coarse inside): "
+            "trust them as far as you trust its code"
+        )
     if network.modes.silenced:
         notes.append(f"off in measurements, for it draws random numbers: {', '.join(network.modes.silenced)}")
     if network.coupled:

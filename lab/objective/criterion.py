@@ -53,10 +53,12 @@ def require_mean(network: "NetworkObjective", x: Tensor, y: Tensor) -> None:
         whole = network._criterion(f.flatten(0, 1), y)
         sizes = [1, (count - 2) // 2, count - 2 - (count - 2) // 2, 1]
         parts = zip(f.split(sizes), y.split(sizes), strict=True)
-        split = sum(len(yi) / count * network._criterion(fi.flatten(0, 1), yi).double() for fi, yi in parts if len(yi))
+        losses = [(len(yi) / count, float(network._criterion(fi.flatten(0, 1), yi))) for fi, yi in parts if len(yi)]
+        split = sum(share * loss for share, loss in losses)
     if not whole.isfinite():
         return  # a diverged network tells nothing of the criterion
-    if not torch.isclose(whole.double(), torch.as_tensor(split), rtol=1e-5, atol=1e-7):
+    size = max(abs(float(whole)), *(abs(loss) for _, loss in losses))
+    if not abs(float(whole) - split) <= 1e-5 * size:
         raise Unsound(
             f"the criterion of {count} examples is {float(whole):g}, the mean over its parts {float(split):g}: it is "
             "no mean over examples (a sum, class weights, ignored targets?) and cannot be added up over chunks; use a "

@@ -14,12 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lab.objective.base import Unsound, at_least_single
+from lab.objective.laws import Place
 
 if TYPE_CHECKING:
     from lab.objective.network import NetworkObjective
 
-EXAMPLES = 8
-"""Examples that are looked at."""
+EXAMPLES, MANY = 8, 256
+"""Examples that are looked at, in whose company, and in how large a company at most."""
 
 
 @dataclass(frozen=True)
@@ -39,20 +40,26 @@ class Look:
 
 
 def look_at(network: "NetworkObjective") -> Look:
-    """A look at the network at its present weights. Cost: three forward passes of `EXAMPLES` examples at most.
+    """A look at the network near its present weights, where zeros of an initialisation hide nothing. Cost: forward passes
+    of `EXAMPLES` examples, and one of `MANY`, for some see each other in large batches only.
 
     Raises Unsound where the network changes its weights, and what it raises itself on few examples.
     """
     few = network.few(EXAMPLES)
-    w = few.weights.double()
+    w = moved(few, few.weights.double())
     try:
         outputs, eps = _precise(few, w)
     except Unsound:
         raise
-    except (RuntimeError, TypeError, ValueError):  # numbers of a fixed precision inside
-        w = at_least_single(few.weights)
+    except Exception:  # numbers of a fixed precision inside, and whatever a network says then
+        w = moved(few, at_least_single(few.weights))
         outputs, eps = _precise(few, w)
-    return Look(w.dtype, eps, _coupled(few, w, outputs, eps), outputs.dim())
+    told = _coupled(few, w, few.x, outputs, eps)
+    if not told and len(network.x) > len(few.x):
+        many = network.few(MANY)
+        with torch.no_grad():
+            told = _coupled(many, w, many.x, many._outputs(w, many.x), eps)
+    return Look(w.dtype, eps, told, outputs.dim())
 
 
 def _precise(few: "NetworkObjective", w: Tensor) -> tuple[Tensor, float]:
@@ -70,16 +77,21 @@ def _precise(few: "NetworkObjective", w: Tensor) -> tuple[Tensor, float]:
     return outputs, seen.eps
 
 
-def _coupled(few: "NetworkObjective", w: Tensor, outputs: Tensor, eps: float) -> str:
-    num = len(few.x)
+def moved(few: "NetworkObjective", w: Tensor) -> Tensor:
+    """A place near w, always the same."""
+    return Place.near(few, w, torch.Generator().manual_seed(0)).w
+
+
+def _coupled(few: "NetworkObjective", w: Tensor, x: Tensor, outputs: Tensor, eps: float) -> str:
+    num = len(x)
     if num == 1:
         return ""
     if outputs.dim() == 0 or len(outputs) % num:
         return f"the network gives outputs of shape {tuple(outputs.shape)} for {num} examples, not some for each"
-    order = torch.arange(num - 1, -1, -1, device=few.y.device)[: max(1, num // 2) + 1]
+    order = torch.arange(num - 1, -1, -1, device=few.y.device)[: min(max(1, num // 2) + 1, EXAMPLES)]
     order[-1] = order[0]
     with torch.no_grad():
-        again = few._outputs(w, few.x[order])
+        again = few._outputs(w, x[order])
     if again.dim() == 0 or len(again) % len(order):
         return f"the network gives outputs of shape {tuple(again.shape)} for {len(order)} examples, not some for each"
     before, after = outputs.reshape(num, -1)[order], again.reshape(len(order), -1)
@@ -95,7 +107,7 @@ def _coupled(few: "NetworkObjective", w: Tensor, outputs: Tensor, eps: float) ->
 
 
 class _Precision(TorchDispatchMode):
-    """The coarsest floating-point numbers that operations on such numbers make."""
+    """The coarsest floating-point numbers that operations on such numbers make, single ones (constants, states) aside."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,6 +116,6 @@ class _Precision(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if any(isinstance(t, Tensor) and t.is_floating_point() for t in tree_leaves((args, kwargs))):
-            made = [t for t in tree_leaves(result) if isinstance(t, Tensor) and t.is_floating_point()]
+            made = [t for t in tree_leaves(result) if isinstance(t, Tensor) and t.is_floating_point() and t.dim()]
             self.eps = max([self.eps, *(torch.finfo(t.dtype).eps for t in made)])
         return result

@@ -1,21 +1,26 @@
 """In which mode every module of a network is measured: that of training, less what draws random numbers."""
 
 import random
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lab.objective.base import Unsound
 
 States = list[Any]
+INTERNAL = frozenset(vars(nn.Module())) | {"training"}
+"""Attributes of a module that torch keeps itself."""
+SMALL = 2**16
+"""Numbers in a tensor that is no buffer, up to which its values are kept, for it may be changed in place."""
 
 
 class Modes:
-    """The mode in which every module of `model` is measured.
+    """The mode in which every module of `model` is measured, and what it keeps in attributes, put back afterwards.
 
     "train": the mode that it has, as whoever trains it has set it (a BatchNorm kept in eval stays in eval), but for modules
     that draw random numbers, as dropout does: these are in eval. "eval": all are in eval. What draws is not taken from a
@@ -25,6 +30,7 @@ class Modes:
     def __init__(self, model: nn.Module, batch_norm: Literal["train", "eval"]):
         self.modules, self.batch_norm = list(model.modules()), batch_norm
         self._drawing: dict[tuple[bool, ...], frozenset[int]] = {}
+        self._restores = True
 
     @property
     def flags(self) -> tuple[bool, ...]:
@@ -52,6 +58,7 @@ class Modes:
         it where the flags are new. Raises Unsound where random numbers are drawn whatever the modes are.
         """
         before, flags = [module.training for module in self.modules], self.flags
+        kept = [_attributes(module) for module in self.modules] if self._restores else []
         try:
             if flags not in self._drawing:
                 self._drawing[flags] = self._find(flags, device, once)
@@ -59,6 +66,30 @@ class Modes:
             yield
         finally:
             self._put(before, frozenset())
+            for module, attributes in zip(self.modules, kept, strict=False):
+                _put_back(module, attributes)
+
+    def fixed(self, device: torch.device, before: States) -> bool:
+        """Whether no random numbers were drawn since `states`; else they are put back, and what draws is looked for anew:
+        a dropout may begin at a rate of zero.
+        """
+        if _same(before, states(device)):
+            return True
+        _restore(before, device)
+        self._drawing.clear()
+        return False
+
+    @contextmanager
+    def unrestored(self) -> Iterator[None]:
+        """What the modules keep in attributes from call to call is left to them inside, and put back in the end."""
+        kept = [_attributes(module) for module in self.modules]
+        self._restores = False
+        try:
+            yield
+        finally:
+            self._restores = True
+            for module, attributes in zip(self.modules, kept, strict=True):
+                _put_back(module, attributes)
 
     def _put(self, flags: Sequence[bool], off: frozenset[int]) -> None:
         for i, (module, training) in enumerate(zip(self.modules, flags, strict=True)):
@@ -68,7 +99,7 @@ class Modes:
     def _find(self, flags: tuple[bool, ...], device: torch.device, once: Callable[[], object]) -> frozenset[int]:
         """The innermost modules that draw are switched off, until none draws; the generators are put back."""
         off: frozenset[int] = frozenset()
-        kept = _states(device)
+        kept = states(device)
         try:
             while True:
                 self._put(flags, off)
@@ -90,32 +121,74 @@ class Modes:
         drawn, inside = set[int](), list[tuple[States, set[int]]]()
 
         def enter(module: nn.Module, inputs: object) -> None:
-            inside.append((_states(device), set(drawn)))
+            inside.append((states(device), set(drawn)))
 
         def leave(i: int) -> Callable[[nn.Module, object, object], None]:
             def hook(module: nn.Module, inputs: object, output: object) -> None:
                 before, known = inside.pop()
-                if drawn == known and not _same(before, _states(device)):
+                if drawn == known and not _same(before, states(device)):
                     drawn.add(i)
 
             return hook
 
         handles = [module.register_forward_pre_hook(enter) for module in self.modules]
         handles += [module.register_forward_hook(leave(i)) for i, module in enumerate(self.modules)]
-        before = _states(device)
+        before = states(device)
         try:
             with torch.no_grad():
                 once()
         finally:
             for handle in handles:
                 handle.remove()
-        return drawn, not _same(before, _states(device))
+        return drawn, not _same(before, states(device))
 
 
-def _states(device: torch.device) -> States:
+def states(device: torch.device) -> States:
     """Those of the generators that a network may draw from: torch's on the CPU and its device, numpy's, Python's."""
     cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
     return [torch.get_rng_state(), *cuda, np.random.get_state(legacy=False), random.getstate()]
+
+
+def _attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:
+    """What a module holds beside parameters, buffers and modules: every attribute with a copy of what it may change."""
+    found = {}
+    for name, value in vars(module).items():
+        if name in INTERNAL:
+            continue
+        content: Any = None
+        if isinstance(value, list | dict | set | deque):
+            content = value.copy()
+        elif type(value) is Tensor and value.numel() <= SMALL and not value.requires_grad:
+            content = value.clone()
+        found[name] = value, content
+    return found
+
+
+def _put_back(module: nn.Module, attributes: dict[str, tuple[Any, Any]]) -> None:
+    """The attributes as they were; new ones are taken away."""
+    now = vars(module)
+    for name in [name for name in now if name not in INTERNAL and name not in attributes]:
+        del now[name]
+    for name, (value, content) in attributes.items():
+        if now.get(name) is not value:
+            now[name] = value
+        if isinstance(value, Tensor):
+            if content is not None and value._version and not torch.equal(value, content):
+                value.copy_(content)
+        elif content is not None and not _alike(value, content):
+            value.clear()
+            (value.update if isinstance(value, dict | set) else value.extend)(content)
+
+
+def _alike(value: Any, content: Any) -> bool:
+    """Whether a container holds the very same things, in order."""
+    if len(value) != len(content):
+        return False
+    if isinstance(value, dict):
+        return all(a == b and value[a] is content[b] for a, b in zip(value, content, strict=True))
+    if isinstance(value, set):
+        return value == content
+    return all(a is b for a, b in zip(value, content, strict=True))
 
 
 def _same(before: States, after: States) -> bool:

@@ -16,7 +16,7 @@ from lab.objective.base import Objective, Unsound, at_least_single, require_grap
 from lab.objective.criterion import refuse_sums, require_mean
 from lab.objective.forward import eager, plain, unwrapped
 from lab.objective.look import Look, look_at
-from lab.objective.modes import Modes
+from lab.objective.modes import Modes, states
 from lab.objective.replicas import Replicated
 from lab.objective.singles import Vectorised, example_gradients
 from lab.params import layout
@@ -309,13 +309,10 @@ class NetworkObjective(Objective):
     def _outputs(self, w: Tensor, x: Tensor, constants: list[Tensor] | None = None) -> Tensor:
         """The network on one chunk, with w in place of the parameters and copies in place of the buffers."""
         require_no_inference()
-        held = dict(zip(self._constant, self.constants(w) if constants is None else constants, strict=True))
-        with ExitStack() as stack:
-            if w.requires_grad:
-                stack.enter_context(torch.enable_grad())
-            stack.enter_context(plain())
-            stack.enter_context(self.modes.applied(w.device, partial(self._run_few, w)))
-            outputs = functional_call(self.model, (self.layout.unflatten(w), held), (_cast(x, w),))
+        drawn = states(w.device)
+        outputs = self._forward(w, x, constants)
+        if not self.modes.fixed(w.device, drawn):
+            outputs = self._forward(w, x, constants)
         if not isinstance(outputs, Tensor):
             raise Unsound(f"the network returned a {type(outputs).__name__}; expected one tensor: wrap the network")
         if w.requires_grad and not outputs.requires_grad:
@@ -324,6 +321,16 @@ class NetworkObjective(Objective):
         if len(x) == 1 and look is not None and outputs.dim() == look.rank - 1:
             return outputs[None]  # a squeeze in the network took the axis of the examples with it
         return outputs
+
+    def _forward(self, w: Tensor, x: Tensor, constants: list[Tensor] | None) -> Tensor:
+        """What the network returns."""
+        held = dict(zip(self._constant, self.constants(w) if constants is None else constants, strict=True))
+        with ExitStack() as stack:
+            if w.requires_grad:
+                stack.enter_context(torch.enable_grad())
+            stack.enter_context(plain())
+            stack.enter_context(self.modes.applied(w.device, partial(self._run_few, w)))
+            return functional_call(self.model, (self.layout.unflatten(w), held), (_cast(x, w),))
 
     def find_modes(self, w: Tensor) -> None:
         """Find out what draws random numbers, if that is not known yet: `_outputs` would do so by itself."""

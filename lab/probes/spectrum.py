@@ -10,6 +10,7 @@ The eigenpairs found are taken out of the density, so it is exact at the ends an
 """
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -122,7 +123,9 @@ def spectrum(
         w = present
     w = at_least_single(w)
     if audited:
-        audit(objective, w, seed=seed)
+        for note in audit(objective, w, seed=seed).notes:
+            if "could not decide" in note:
+                warnings.warn(f"the loss: {note}", stacklevel=3)
     settings = Spectrum(
         k=k, bottom=bottom, tol=tol, max_matvecs=max_matvecs, steps=steps, vectors=vectors, parameters=parameters
     )
