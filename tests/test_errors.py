@@ -213,7 +213,10 @@ MEASURE_SLIPS = [
     ("checkpoint=.", "is a folder without checkpoints/last.ckpt"),
     ("checkpoint=w.pt", "lies in no run folder of lab.train; say which model it is"),
     ("checkpoint='*.txt*'", "there is no such file"),
-    ("checkpoint='note*'", "finds no folder with checkpoints/last.ckpt and no file in .ckpt, .pt, .pth; name a run"),
+    (
+        "checkpoint='note*'",
+        "finds no folder with checkpoints/last.ckpt and no file in .ckpt, .pt, .pth, .safetensors; name a run",
+    ),
     ("checkpoint=notes.yaml model=mlp", "notes.yaml is no torch file, or was cut off"),
     ("checkpoint='*.yaml' model=mlp", "notes.yaml is no torch file, or was cut off"),
     ("checkpoint=w.pt model=mlp ~optimizer.lr", "~optimizer.lr: a setting cannot be taken away"),

@@ -24,6 +24,12 @@ DIGITS = ("data=digits", "loss=mse", "model.widths=[32,32]", "data.examples=500"
 CIFAR = ("data=image_folder", "data.standardise=pixel", "data.examples=1000", "loss=mse", "model.widths=[32,32]")
 """tanh MLP 3072-32-32-10, P = 99722, on a class-balanced subset of the real images, weights halved at the start."""
 PROBES = ("probe=[sharpness,batch_sharpness]",)
+TAGS = {
+    "lambda_max": "sharpness/lambda_max",
+    "batch": "batch_sharpness/ratio_of_means",
+    "batch_mean_of_ratios": "batch_sharpness/mean_of_ratios",
+    "gni": "batch_sharpness/gni",
+}
 
 
 @dataclass(frozen=True)
@@ -34,8 +40,8 @@ class Outcome:
     series: dict[str, dict[int, float]]
 
     def quarters(self, tag: str) -> list[float]:
-        """Means over the quarters of the run of sharpness/`tag` over the threshold 2/lr, the steps it was measured at."""
-        points, threshold = self.series[f"sharpness/{tag}"], self.series["sharpness/threshold"][0]
+        """Means over the quarters of the run of `tag` over the threshold 2/lr, the steps it was measured at."""
+        points, threshold = self.series[TAGS[tag]], self.series["sharpness/threshold"][0]
         last = max(points)
         parts: list[list[float]] = [[], [], [], []]
         for step, value in points.items():

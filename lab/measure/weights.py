@@ -67,7 +67,8 @@ def load_into(model: nn.Module, saved: Saved) -> None:
             f"{saved.file} does not fit the model: {_misfit(nearest, expected)}; set model= and data= as it was trained"
         )
     found = next(iter(fit.values()))
-    if any(not other[name].equal(tensor) for other in fit.values() for name, tensor in found.items()):
+    others = list(fit.values())[1:]
+    if any(not other[name].equal(tensor) for other in others for name, tensor in found.items()):
         raise SettingError(
             f"{saved.file} holds several sets of weights that fit the model: {', '.join(fit)}; save the one that is meant "
             "alone: torch.save(weights, file)"

@@ -83,8 +83,11 @@ def _counts(num_examples: int, size: int, generator: torch.Generator) -> Tensor:
 
 
 def example_trace(objective: NetworkObjective, w: Tensor) -> float:
-    """Tr D of one example over the examples of `objective`; cost and accuracy are those of `lab.noise.covariance.trace`."""
-    return trace(objective, w).value
+    """Tr D of one example over the examples of `objective`, 0 where it is no more than round-off, which no noise is to be
+    made of; cost and accuracy are those of `lab.noise.covariance.trace`.
+    """
+    found = trace(objective, w)
+    return found.value if found.value > found.round_off else 0.0
 
 
 # --- what is made of a noise n (P,) of covariance C ----------
