@@ -30,6 +30,7 @@ from lab.probes.audited import Audited
 from lab.probes.base import Examples, Probe, Snapshot
 from lab.probes.sets import probe_set, require_probe_sets
 from lab.run.signals import cut_off
+from lab.settings import SettingError
 
 
 class ProbeCallback(pl.Callback):
@@ -107,8 +108,14 @@ class ProbeCallback(pl.Callback):
         x = x.to(pl_module.device, dtype) if x.is_floating_point() else x.to(pl_module.device)
         self.data = x, y.to(pl_module.device)
         self.objectives.clear()
-        if trainable(self.model):
-            self.require_sets()
+        for probe in self.probes if trainable(self.model) else []:
+            try:
+                require_probe_sets([probe], len(self.data[1]), self.objective)
+            except SettingError as error:
+                if self.refuses:
+                    raise
+                failure = Failure(probe.name, _step(trainer, pl_module), error, "")
+                self._say(self.failures.note(failure, {}, refuses=False))
         for probe in self.probes:
             memory = self._saved.get(type(probe).__name__, {})
             probe.load_state_dict({name: tensor.to(pl_module.device) for name, tensor in memory.items()})

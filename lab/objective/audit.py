@@ -90,7 +90,7 @@ def audit(objective: Objective, w: Tensor | None = None, *, seed: int = 0) -> Au
 
     >>> from lab.landscapes.quadratic import Quadratic
     >>> audit(Quadratic(torch.tensor([2.0, 5.0])), torch.zeros(2)).sentence()
-    'audit of the loss: 4 laws hold; cost 9.1 gradients'
+    'audit of the loss: 4 laws hold; cost 11 gradients'
     """
     network = _network(objective)
     if network is not None and network._known.audit is not None:

@@ -88,8 +88,20 @@ def _coupled(few: "NetworkObjective", w: Tensor, x: Tensor, outputs: Tensor, eps
         return ""
     if outputs.dim() == 0 or len(outputs) % num:
         return f"the network gives outputs of shape {tuple(outputs.shape)} for {num} examples, not some for each"
-    order = torch.arange(num - 1, -1, -1, device=few.y.device)[: min(max(1, num // 2) + 1, EXAMPLES)]
-    order[-1] = order[0]
+    backwards = torch.arange(num - 1, -1, -1, device=few.y.device)
+    half = min(num // 2, EXAMPLES)
+    for some in (
+        backwards[:half],
+        backwards[-half:],
+    ):  # so that everyone is missing once, as whoever is the largest of all
+        if told := _changed(few, w, x, outputs, torch.cat([some, some[:1]]), eps):
+            return told
+    return ""
+
+
+def _changed(few: "NetworkObjective", w: Tensor, x: Tensor, outputs: Tensor, order: Tensor, eps: float) -> str:
+    """How the outputs of the examples `order` by themselves differ from those they have among all."""
+    num = len(x)
     with torch.no_grad():
         again = few._outputs(w, x[order])
     if again.dim() == 0 or len(again) % len(order):

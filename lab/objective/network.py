@@ -190,7 +190,7 @@ class NetworkObjective(Objective):
         """The loss over at most so many examples, spread over the data, in one chunk."""
         count = min(most, len(self.x))
         part = self.restrict(torch.linspace(0, len(self.x) - 1, count, device=self.y.device).round().long())
-        part._chunk_size = None if self._chunk_size is None else max(self._chunk_size, count)
+        part._chunk_size = max(self._chunk_size or 0, count)
         return part
 
     @with_gradients
