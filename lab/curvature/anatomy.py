@@ -16,12 +16,15 @@ the Gauss-Newton matrix has no diagonal, and Tr H = Tr G exactly.
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
+from torch.autograd.graph import Node, get_gradient_edge
 
 from lab.curvature.layers import LAYERS, Layer, per_example
 from lab.curvature.probing import random_signs
@@ -39,7 +42,9 @@ LINEAR = frozenset(
 )
 """Functions that are piecewise linear in all their arguments together, by the names of torch's backward nodes."""
 BILINEAR = frozenset({"Mul", "Div", "Mm", "Addmm", "Bmm", "Baddbmm", "Convolution"})
-"""Functions that are linear in one argument while the others are constant."""
+"""Functions that are linear in one argument while the others are constant; a quotient in its numerator only."""
+MOST_LOOKED = 32
+"""Examples on which the layers' account of the gradient is checked."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,9 @@ class Chunk:
     layers: list[Layer]
     criterion: Callable[[Tensor], Tensor]
 
-    def derivatives(self, output: Tensor, cotangent: Tensor | None = None, **flags: bool) -> tuple[Tensor, ...]:
+    def derivatives(
+        self, output: Tensor | list[Tensor], cotangent: Tensor | list[Tensor] | None = None, **flags: bool
+    ) -> tuple[Tensor, ...]:
         """Those of output'cotangent with respect to the output of every layer; the graph is kept."""
         shifts = [layer.shift for layer in self.layers]
         return torch.autograd.grad(output, shifts, cotangent, retain_graph=True, materialize_grads=True, **flags)
@@ -77,13 +84,7 @@ class Chunk:
         curved = [(g, z) for g, z in zip(gradients, signs, strict=True) if g.requires_grad]
         total = torch.zeros(self.num, dtype=torch.float64, device=self.outputs.device)
         if curved:
-            products = torch.autograd.grad(
-                [g for g, _ in curved],
-                [layer.shift for layer in self.layers],
-                [z for _, z in curved],
-                retain_graph=True,
-                materialize_grads=True,
-            )
+            products = self.derivatives([g for g, _ in curved], [z for _, z in curved])
             for z, product in zip(signs, products, strict=True):
                 total += per_example(z * product)
         return total
@@ -184,8 +185,11 @@ def require_examples(objective: Objective, w: Tensor) -> NetworkObjective:
 
 @with_gradients
 def take_apart(objective: Objective, w: Tensor) -> Anatomy:
-    """Take the network apart, and check on two examples that its layers account for the whole gradient.
+    """Take the network apart, and check on some examples that its layers account for the whole gradient.
 
+    No parameter may enter the graph of the outputs twice, and the layers' gradient of a random combination of the outputs of
+    up to `MOST_LOOKED` examples must be that of the network: at w, and near w, where no zero hides a use.
+    Cost: some five gradients of these examples. Not seen: a second use that other examples alone branch into.
     Raises TypeError where a parameter is no weight or bias of a known layer or is used in another way.
     """
     network = require_examples(objective, w)
@@ -204,21 +208,87 @@ def take_apart(objective: Objective, w: Tensor) -> Anatomy:
                 raise TypeError(f"{path} is tied to {seen[id(parameter)]}; use method=hutchinson")
             seen[id(parameter)] = path
             trainable.setdefault(module, {})[name] = places[path]
-    few = network.x[:2]
-    chunk = Chunk(1.0, len(few), *_recorded(network, trainable, w, few), criterion=torch.sum)
-    num_outputs = chunk.outputs.numel() // len(few)
-    direction = torch.arange(1, num_outputs + 1, dtype=w.dtype, device=w.device).cos()
-    gradients = chunk.derivatives(chunk.outputs, direction.repeat(len(few)).reshape(chunk.outputs.shape))
-    leaf = w.detach().requires_grad_()
-    alone = network._outputs(leaf, network.x[:1]).flatten() @ direction
-    (truth,) = torch.autograd.grad(alone, leaf, materialize_grads=True)
-    rest = truth.clone()
-    for layer, g in zip(chunk.layers, gradients, strict=True):
-        for name, place in layer.trainable.items():
-            rest[place] -= layer.gradients(g)[name][0].flatten()
-    if bool(truth.isfinite().all()) and not rest.norm() <= 10 * torch.finfo(w.dtype).eps ** 0.5 * truth.norm():
+    few = network.few(max(2, min(MOST_LOOKED, network.chunk_size(w))))
+    chunk = _accounted(few, trainable, w)
+    near = _accounted(few, trainable, _near(w.to(network.look.dtype)))
+    linear = _piecewise_linear(chunk.outputs) and not _bends(near)
+    return Anatomy(network, trainable, chunk.outputs.numel() // chunk.num, linear)
+
+
+def _accounted(few: NetworkObjective, trainable: dict[nn.Module, dict[str, slice]], w: Tensor) -> Chunk:
+    """All examples in one chunk; TypeError where its records are not the gradients, of the first alone or of all."""
+    n = len(few.x)
+    chunk = Chunk(1.0, n, *_recorded(few, trainable, w, few.x), criterion=torch.sum)
+    leaf, parameters = w.detach().requires_grad_(), dict[str, Tensor]()
+    handles = [module.register_forward_hook(partial(_held, parameters, names)) for module, names in trainable.items()]
+    try:
+        outputs = few._outputs(leaf, few.x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    direction = _gaussian(chunk.outputs)
+    gradients = chunk.derivatives(chunk.outputs, direction)
+    rows = [(place, each) for layer, g in zip(chunk.layers, gradients, strict=True) for place, each in _rows(layer, g)]
+    (whole,) = torch.autograd.grad(outputs, leaf, direction, retain_graph=True, materialize_grads=True)
+    alone = few._outputs(leaf, few.x[:1])
+    (first,) = torch.autograd.grad(
+        alone, leaf, direction[: len(direction) // n].reshape(alone.shape), materialize_grads=True
+    )
+    eps = max(torch.finfo(w.dtype).eps, min(few.look.eps, torch.finfo(torch.float32).eps))  # float32 inside of float64
+    right = not used_twice(outputs, parameters)
+    for truth, found in ((first, [(p, r[0]) for p, r in rows]), (whole, [(p, r.sum(0)) for p, r in rows])):
+        rest = truth.clone()
+        for place, piece in found:
+            rest[place] -= piece
+        if bool(truth.isfinite().all()):
+            right &= all(
+                bool(rest[p].norm() <= 10 * eps**0.5 * truth[p].norm() + 1e3 * eps * truth.norm())
+                for p in few.layout.slices().values()
+            )
+    if not right:
         raise TypeError("a parameter is used outside its layer, or a layer sees other examples; use method=hutchinson")
-    return Anatomy(network, trainable, num_outputs, _piecewise_linear(chunk.outputs))
+    return chunk
+
+
+def _rows(layer: Layer, g: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Where the parameters of a layer lie, and their per-example gradients (n, size)."""
+    gradients = layer.gradients(g)
+    for name, place in layer.trainable.items():
+        yield place, gradients[name].flatten(1)
+
+
+def _held(found: dict[str, Tensor], names: dict[str, slice], module: nn.Module, *_: object) -> None:
+    """A forward hook that notes the tensors that stand for the parameters of a module."""
+    found.update({f"{name} {names[name].start}": getattr(module, name) for name in names})
+
+
+def _near(w: Tensor) -> Tensor:
+    """A place near w where no parameter is zero."""
+    return w + 0.1 * (w.abs() + (w.square().mean().sqrt() or 1.0)) * _gaussian(w)
+
+
+def _gaussian(like: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(like.shape, dtype=torch.float64, generator=generator).to(like)
+
+
+def used_twice(output: Tensor, parameters: dict[str, Tensor]) -> set[str]:
+    """Names of the parameters that enter the graph of the output in more than one place."""
+    edges = {name: get_gradient_edge(p) for name, p in parameters.items() if p.requires_grad}
+    names = {(edge.node, edge.output_nr): name for name, edge in edges.items()}
+    uses = Counter(names[edge] for node in _nodes(output) for edge in node.next_functions if edge in names)
+    return {name for name, count in uses.items() if count > 1}
+
+
+def _nodes(output: Tensor) -> Iterator[Node]:
+    """Every function in the graph of the output, once."""
+    open_nodes, seen = [output.grad_fn], set[Node]()
+    while open_nodes:
+        node = open_nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            open_nodes += [parent for parent, _ in node.next_functions]
 
 
 def _recorded(
@@ -248,16 +318,31 @@ def _recorded(
 
 def _piecewise_linear(outputs: Tensor) -> bool:
     """Whether every function on the way from the shifts to the outputs is piecewise linear in what depends on them."""
-    open_nodes, seen = [outputs.grad_fn], set()
-    while open_nodes:
-        node = open_nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        parents = [parent for parent, _ in node.next_functions if parent is not None]
-        name = re.sub(r"Backward\d*$", "", node.name().removeprefix("torch::autograd::"))
-        linear = name in LINEAR or (name in BILINEAR and len(parents) == 1)
-        if not linear or getattr(node, "_saved_training", False):  # batch statistics are no constants
-            return False
-        open_nodes += parents
-    return True
+    return all(_is_linear(node) for node in _nodes(outputs))
+
+
+def _is_linear(node: Node) -> bool:
+    if isinstance(node, BackwardCFunction):  # somebody's own, whatever its name
+        return False
+    name = re.sub(r"Backward\d*$", "", node.name().removeprefix("torch::autograd::"))
+    if name in BILINEAR:
+        varying = [i for i, (parent, _) in enumerate(node.next_functions) if parent is not None]
+        return len(varying) == 1 and not (name == "Div" and varying == [1])
+    return name in LINEAR and not getattr(node, "_saved_training", False)  # batch statistics are no constants
+
+
+def _bends(chunk: Chunk) -> bool:
+    """Whether the second derivative of the outputs in the pre-activations, along random directions, is more than round-off;
+    also where there is none.
+    """
+    try:
+        with differentiating_again():
+            gradients = chunk.derivatives(chunk.outputs, _gaussian(chunk.outputs), create_graph=True)
+            curved = [g for g in gradients if g.requires_grad]
+            if not curved:
+                return False
+            products = chunk.derivatives(curved, [_gaussian(g) for g in curved])
+    except (RuntimeError, ValueError):
+        return True
+    scale = sum(float(g.detach().norm()) for g in gradients)
+    return any(float(p.norm()) > 1e3 * torch.finfo(p.dtype).eps * scale for p in products)

@@ -5,7 +5,8 @@
 all come from one forward and one backward pass that record the inputs and output gradients of the layers
 (`lab.noise.layers`). Parameters that are no weight or bias of a known layer, or that are used more than once, have their
 per-example gradients formed, by vmap or one by one, a few examples at a time; so have those that a layer's record does
-not account for, which the whole gradient of one example of every chunk tells. Objectives that are no networks form theirs by
+not account for, which the graph of the loss and the whole gradients of some examples
+tell. Objectives that are no networks form theirs by
 `example_grads`. Scale: of one example, mean g_i = g. BatchNorm normalises by running statistics: on those of a batch a
 single example has no gradient (ValueError).
 """
@@ -19,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from lab.curvature.anatomy import MOST_LOOKED, used_twice
+from lab.curvature.probing import random_signs
 from lab.noise.layers import LAYERS, Layer, known, squares
 from lab.objective import CHUNK_BYTES, NetworkObjective, Objective, memory_of, projection, with_gradients
 from lab.objective.singles import example_gradients, single_gradient
@@ -273,11 +276,16 @@ class ExampleGradients:
             size = max(1, min(size, RECORD_BYTES // max(1, network.bytes_per_example(self.w))))
             even = (k for k in range(size, size + size // 8 + 1) if self.num_examples % k == 0)
             size = next(even, size)  # a ragged last chunk is looked at like the first: that costs more than it is worth
+        first = set[str]()
         for begin in range(0, self.num_examples, size):
             part = slice(begin, min(begin + size, self.num_examples))
             chunk = _record(network, self._modules, self.formed, self.w, part)
             new = not begin or chunk.num_examples != size  # another axis may have as many entries as there are examples
             wrong = _unaccounted(network, self.w, chunk, self.formed) if new else set()
+            if begin:
+                wrong |= first ^ set(chunk.known)  # used in another way, or not at all, by some of the examples
+            else:
+                first = set(chunk.known) - wrong
             if wrong and begin:
                 raise _Unaccounted(wrong)
             self.formed |= wrong
@@ -355,8 +363,12 @@ def _known_modules(model: nn.Module) -> dict[nn.Module, dict[str, str]]:
 def _record(
     network: NetworkObjective, modules: dict[nn.Module, dict[str, str]], formed: set[str], w: Tensor, part: slice
 ) -> Chunk:
-    """One forward and one backward pass to the outputs of the layers, w constant; hooks are taken off again."""
+    """One forward and one backward pass to the outputs of the layers; hooks are taken off again.
+
+    A parameter that enters the graph of the loss in two places has no record: the layer knows of one.
+    """
     calls: dict[nn.Module, tuple[Layer, GradientEdge, int, torch.Size]] = {}
+    parameters, leaf = dict[str, Tensor](), w.detach().requires_grad_()
     repeated: set[nn.Module] = set()
     x, y = network.x[part], network.y[part]
 
@@ -370,17 +382,18 @@ def _record(
         if started:
             output = output.detach().requires_grad_()
         calls[module] = layer, get_gradient_edge(output), layer.h._version, output.shape
+        parameters.update({name: getattr(module, local) for local, name in modules[module].items()})
         return output.clone() if started else None
 
     wanted = [module for module, names in modules.items() if not formed.issuperset(names.values())]
     handles = [module.register_forward_hook(record) for module in wanted]
     try:
         with torch.enable_grad():
-            loss = network._criterion(network._outputs(w, x), y=y)
+            loss = network._criterion(network._outputs(leaf, x), y=y)
     finally:
         for handle in handles:
             handle.remove()
-    chunk = Chunk(part)
+    chunk, left = Chunk(part), formed | used_twice(loss, parameters)
     used = {
         module: call
         for module, call in calls.items()
@@ -392,31 +405,37 @@ def _record(
         for (module, (layer, _, _, shape)), g in zip(used.items(), gradients, strict=True):
             layer.g = loss.new_zeros(shape) if g is None else g
             for local, name in modules[module].items():
-                if name not in formed:
+                if name not in left:
                     chunk.known[name] = layer, local
     return chunk
 
 
 def _unaccounted(network: NetworkObjective, w: Tensor, chunk: Chunk, formed: set[str]) -> set[str]:
     """Parameters, beside those that are formed, whose records are not their gradients: of the example with the largest
-    output gradient, of the first and of the last; or that have no record though the loss of the chunk depends on them.
+    output gradient, of the first and of the last, and of up to `MOST_LOOKED` weighted at random; or that have no record
+    though the loss of the chunk depends on them. Cost: one gradient of these examples, and of the chunk for the latter.
     """
-    looked = {0, chunk.num_examples - 1}
+    looked, n = {0, chunk.num_examples - 1}, chunk.num_examples
     if chunk.known:
         last = list(chunk.known.values())[-1][0]
         looked.add(int(last.g.flatten(1).square().sum(1).argmax()))
-    wrong = set[str]()
+    laws = list[tuple[Tensor, Tensor, Tensor]]()  # examples, their weights, the weighted sum of their gradients
     for j in looked:
         i = chunk.part.start + j
         truth = single_gradient(network.loss_of, w, network.x[i : i + 1], network.y[i : i + 1])
+        laws.append((torch.tensor([j]), w.new_ones(1), truth))
+    spread = torch.linspace(0, n - 1, min(n, MOST_LOOKED)).round().long()
+    laws.append((spread, *_weighted_gradient(network, w, spread + chunk.part.start)))
+    wrong = set[str]()
+    for index, c, truth in laws:
         if not bool(truth.isfinite().all()):
             continue
-        eps, size = torch.finfo(w.dtype).eps, truth.norm()
+        eps, size, few = torch.finfo(w.dtype).eps, truth.norm(), chunk.at(index.to(w.device))
         for name, piece in network.layout.unflatten(truth).items():
-            if name in formed or name not in chunk.known:
+            if name in formed or name not in few.known:
                 continue
-            layer, local = chunk.known[name]
-            found = layer.rows(local, slice(j, j + 1))[0]
+            layer, local = few.known[name]
+            found = c @ layer.rows(local)
             if not (piece.flatten() - found).norm() <= 10 * eps**0.5 * piece.norm() + 1e3 * eps * size:
                 wrong.add(name)
     unseen = set(network.layout.names) - formed - set(chunk.known)
@@ -426,3 +445,20 @@ def _unaccounted(network: NetworkObjective, w: Tensor, chunk: Chunk, formed: set
         )
         wrong |= {name for name in unseen if bool((whole[name] != 0).any())}
     return wrong
+
+
+def _weighted_gradient(network: NetworkObjective, w: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights c of the examples `index`, and sum_i c_i g_i by one backward pass: random signs over the size of the output
+    gradients, so that no example outweighs the others, and none that is fitted to round-off counts.
+    """
+    leaf, index = w.detach().requires_grad_(), index.to(network.x.device)
+    with torch.enable_grad():
+        outputs = network._outputs(leaf, network.x[index])
+        f = outputs.detach().requires_grad_()
+        (u,) = torch.autograd.grad(network._criterion(f, y=network.y[index]), f, materialize_grads=True)
+    u = len(index) * u.reshape(len(index), -1)
+    sizes = u.norm(dim=1)
+    scale = sizes + 0.01 * sizes.max() + torch.finfo(w.dtype).tiny
+    c = random_signs((len(index),), w, torch.Generator(w.device).manual_seed(0)) / scale
+    (truth,) = torch.autograd.grad(outputs, leaf, (c[:, None] * u).reshape(outputs.shape), materialize_grads=True)
+    return c, truth
