@@ -59,6 +59,7 @@ bench: $(VENV)/.lab-bench
 	$(BIN)/python scripts/benchmarks/curvature.py $(if $(IMAGES),--images $(IMAGES)) --write docs/benchmarks.md
 	$(BIN)/python scripts/benchmarks/noise.py $(if $(IMAGES),--images $(IMAGES)) --write docs/benchmarks_noise.md
 	$(BIN)/python scripts/benchmarks/escape.py --write docs/benchmarks_escape.md
+	$(BIN)/python scripts/benchmarks/audit.py --write docs/audit.md
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

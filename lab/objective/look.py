@@ -46,8 +46,8 @@ def look_at(network: "NetworkObjective") -> Look:
     Raises Unsound where the network changes its weights, and what it raises itself on few examples.
     """
     few = network.few(EXAMPLES)
-    w = moved(few, few.weights.double())
     try:
+        w = moved(few, few.weights.double())
         outputs, eps = _precise(few, w)
     except Unsound:
         raise

@@ -142,8 +142,7 @@ def main() -> None:
         write(f"| {law} | {', '.join(sorted(by_law.get(law, ()))) or '-'} |")
     write(f"\nMissed: {len(missed)} of {tried}{': ' + '; '.join(missed) if missed else ''}.")
     write(f"\nFalse alarms: {len(wolf)} of {sound} sound losses{': ' + '; '.join(wolf) if wolf else ''}.")
-    coarse = ", ".join(sorted({entry.split(":")[0] for entry in undecided}))
-    write(f"Undecided laws: {len(undecided)}, all of networks with coarse numbers inside ({coarse}).\n")
+    write(f"Undecided laws: {len(undecided)}{': ' + '; '.join(sorted(set(undecided))) if undecided else ''}.\n")
     write("## What it costs\n")
     write("| network | gradients of the whole loss | seconds over those of one gradient |\n|---|---|---|")
     for row in costs(options.rounds):
