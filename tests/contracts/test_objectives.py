@@ -16,7 +16,7 @@ from torch import Tensor
 
 import lab.landscapes
 from lab.cli import card, config_dir
-from lab.objective import Objective
+from lab.objective import Objective, audit
 
 DOUBLE = torch.float64
 
@@ -130,3 +130,10 @@ def test_results_are_deterministic_and_have_the_dtype_of_w(objective: Objective,
     assert torch.equal(torch.get_rng_state(), random)
     assert torch.equal(w, before)
     assert not w.requires_grad
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_audit_raises_no_false_alarm(objective: Objective, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    w = torch.randn(objective.num_params, dtype=DOUBLE, generator=generator)
+    assert all(law.held is not False for law in audit(objective, w, seed=seed).laws)
