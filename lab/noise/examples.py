@@ -435,7 +435,7 @@ def _unaccounted(network: NetworkObjective, w: Tensor, chunk: Chunk, formed: set
             if name in formed or name not in few.known:
                 continue
             layer, local = few.known[name]
-            found = c @ layer.rows(local)
+            found = layer.weighted(local, c)
             if not (piece.flatten() - found).norm() <= 10 * eps**0.5 * piece.norm() + 1e3 * eps * size:
                 wrong.add(name)
     unseen = set(network.layout.names) - formed - set(chunk.known)
