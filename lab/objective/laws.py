@@ -25,6 +25,8 @@ MOVED = 0.03
 """How far from w the laws are looked at, relative to the weights."""
 TOLERANCE = 1e-3
 """Relative difference that a law allows, beside what the difference itself is uncertain by."""
+FINE = 0.01
+"""Round-off of a difference, relative to what it is held against, above which it is not looked at."""
 BELIEVED, WIDER = 0.05, 5.0
 """A difference is believed where it changes by less than this share from h to 3h; its change counts so many times."""
 VALUE, PRODUCT = 1 / 3, 2.2
@@ -164,14 +166,14 @@ def _compare(
     believed, broken, error = torch.zeros(len(sizes)), torch.zeros(len(sizes)), torch.zeros(len(sizes))
     zero = list[bool]()  # whether both sides were below round-off
     for h in STEPS:
-        if h < STEPS[-1] and round_off(h) > BELIEVED * whole > 0:
+        if h < STEPS[-1] and round_off(h) > FINE * whole > 0:
             continue  # a difference at this step could not speak against anything
         near, spent = difference(h), spent + each
         if not bool(near.isfinite().all()):
             continue
         off, size = _norms(exact - near, sizes), _norms(near, sizes)
         zero.append(max(whole, float(size.norm())) <= round_off(h))
-        if round_off(h) > BELIEVED * max(whole, float(size.norm())):
+        if round_off(h) > FINE * max(whole, float(size.norm())):
             continue
         allowed = TOLERANCE * torch.maximum(size, _norms(exact, sizes)) + round_off(h) + 1e-6 * whole
         if bool((off <= allowed).all()):
