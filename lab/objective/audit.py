@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lab.objective.base import Objective, Unsound
 from lab.objective.laws import VALUE, Law, Place, derivative_laws, listed
+from lab.objective.look import EXAMPLES, MANY
 from lab.objective.network import NetworkObjective
 
 FEW = 6
@@ -166,8 +167,9 @@ def _of_network(network: NetworkObjective, w: Tensor | None, generator: torch.Ge
         notes.append(reason)
     elif len(few.x) > 1:
         laws += [_held(law) for law in _of_examples(few, place)]
-    looked = 3 * VALUE  # the look at the network, and at what draws random numbers
-    return Audit(tuple(laws), tuple(notes), share * (looked + sum(law.spent for law in laws)), 0.0)
+    # The look at the network, and at what draws random numbers: some passes of few examples, one of many.
+    looked = VALUE * (min(MANY, len(network.x)) + 4 * EXAMPLES) / len(network.x)
+    return Audit(tuple(laws), tuple(notes), looked + share * sum(law.spent for law in laws), 0.0)
 
 
 def _others(network: NetworkObjective) -> NetworkObjective:

@@ -114,7 +114,7 @@ class NetworkObjective(Objective):
 
     @property
     def look(self) -> Look:
-        """What two forward passes of a few examples tell: precision, and whether the examples see each other."""
+        """What forward passes of a few examples, and one of many, tell: precision, whether examples see each other."""
         flags = self.modes.flags
         if flags not in self._known.looks:
             self._known.looks[flags] = look_at(self)
