@@ -1,9 +1,49 @@
 """What a measurement returns: the value, its error, its cost, and whether it may be trusted."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Result(ABC):
+    """What a measurement of the lab returns; every one is a frozen dataclass that can say, show and store itself.
+
+    In numbers() a standard error or a bound of the error stands beside its quantity x as error/x; NaN means "not measured".
+    """
+
+    @abstractmethod
+    def numbers(self) -> dict[str, float]:
+        """Every quantity by its name, with its error."""
+
+    @abstractmethod
+    def sentence(self) -> str:
+        """What was found, in one plain sentence, for somebody who sees nothing else."""
+
+    @abstractmethod
+    def figure(self, when: str = "") -> "Figure":
+        """The picture of it; `when` is added to its title, e.g. ", step 130"."""
+
+    def figures(self, when: str = "") -> "dict[str, Figure]":
+        """The pictures that a run logs, by name."""
+        return {}
+
+    def arrays(self) -> dict[str, Tensor]:
+        """What the pictures are drawn from, by name."""
+        return {}
+
+    def costs(self) -> dict[str, float]:
+        """What it took, by name, beside the seconds: matvecs, batches."""
+        return {}
+
+    def memory(self) -> Mapping[str, Tensor]:
+        """What the next measurement of the same run can build on."""
+        return {}
 
 
 @dataclass(frozen=True)

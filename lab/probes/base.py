@@ -1,33 +1,59 @@
-"""What a measurement sees and what it must offer: `Snapshot` and `Probe`. No Lightning here.
+"""What a measurement is: a function of a `Snapshot` with a frozen result, and the probe that repeats it. No Lightning here.
 
-A probe is one class with plain settings as arguments and one method that computes; a new one is one file in this
-package and one card in `conf/probe/`.
+    @card(kw_only=True, config=CARD)
+    class Norm(Probe):                                   # the settings, and what they demand
+        name: ClassVar[str] = "norm"
+        every: Every = 10
+        power: Annotated[float, Field(gt=0, description="power of |g|")] = 2.0
+
+    @measures(Norm)
+    def norm(here: Snapshot, settings: Norm, memory: Memory) -> NormResult: ...
+
+One such file in this package and one card in `conf/probe/` are a new measurement: `norm(objective, power=1.0)` in a
+notebook, `probe=[norm]` at the doors, `Norm(every=5)` for the callback.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, Union
+import inspect
+import warnings
+from abc import ABC
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar, Union, get_type_hints
 
-from torch import Tensor
+from pydantic import Field
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lab.curvature.stability import UpdateRule
 from lab.noise.sampling import Sampling
-from lab.objective import Objective
+from lab.objective import Objective, at_least_single, audit, with_gradients
+from lab.results import Result
+from lab.settings import SettingError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 T = TypeVar("T")
+R = TypeVar("R", bound=Result)
+S = TypeVar("S", bound="Probe")
 Value = Union[float, "Figure", Tensor]
 """A number for a curve, a picture for the dashboard, or an array for `arrays/` in the run folder."""
 Examples = int | Literal["all", "auto"]
+Memory = Mapping[str, Tensor]
+"""What a measurement builds on from the one before, by name: warm starts, past weights. Empty at the first."""
+
+Every = Annotated[int, Field(gt=0, description="steps between measurements")]
+ProbeSet = Annotated[
+    Annotated[int, Field(gt=0)] | Literal["all", "auto"],
+    Field(description="probe set: all | n (class-balanced, fixed) | auto: all up to 5000 training examples, else 2000"),
+]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 @dataclass
 class Snapshot:
-    """The state at step t BEFORE update t: all that a probe may look at.
+    """The state at step t BEFORE update t: all that a measurement may look at.
 
     w (P,) are the weights; `loss_on(examples)` the objective over the fixed, class-balanced probe set of that size
     ("all": the training set, "auto": all of it up to 5000 examples, 2000 of a larger one); batch() the loss over the
@@ -54,48 +80,202 @@ class Snapshot:
     ended: bool = False
     _shared: dict[Any, Any] = field(default_factory=dict, repr=False)
 
+    @classmethod
+    def of(cls, objective: Objective, w: Tensor | None = None, *, seed: int = 0, audited: bool = True) -> "Snapshot":
+        """A loss by itself, over whatever examples it has, at w (default: its present `weights`); no optimiser is known.
+
+        Its laws are looked at first (`lab.objective.audit`, at the price of a few gradients; Unsound where one is broken),
+        unless `audited` is False. Raises ValueError where w is not given and the objective has no present weights.
+        """
+        if w is None:
+            if not isinstance(present := getattr(objective, "weights", None), Tensor):
+                raise ValueError(f"{type(objective).__name__} has no present weights; give w")
+            w = present
+        w = at_least_single(w)
+        for note in audit(objective, w, seed=seed).notes if audited else ():
+            if "could not decide" in note:
+                warnings.warn(f"the loss: {note}", stacklevel=4)
+        return cls(0, w, lambda examples: objective, seed=seed, num_train=objective.num_examples)
+
     def once(self, key: Any, compute: Callable[[], T]) -> T:
         """compute(), once per snapshot and key: how probes of the same step share one Hessian or one eigensolve."""
         if key not in self._shared:
             self._shared[key] = compute()
         return self._shared[key]
 
+    @property
+    def shared(self) -> list[Any]:
+        """What `once` has kept so far."""
+        return list(self._shared.values())
+
     def forget(self) -> None:
         """Compute anew what `once` has kept."""
         self._shared.clear()
 
 
-class Probe(ABC):
-    """A measurement with a name, a rhythm and a memory.
+@dataclass(frozen=True)
+class Plan:
+    """What is known of a run before it begins, for `Probe.require`: its model, `num_train` training examples, how batches
+    are drawn; `loss_on` as of a snapshot.
+    """
 
-    Laws: `measure` changes nothing but the probe's own memory; its numbers depend on the snapshot and that memory only;
+    model: nn.Module
+    num_train: int
+    loss_on: Callable[[Examples], Objective]
+    sampling: Sampling = "epoch"
+    rule: UpdateRule | None = None
+
+    def examples(self, wanted: Examples) -> int:
+        """The number of examples in the probe set of this size."""
+        return self.loss_on(wanted).num_examples or 0
+
+
+class Probe(ABC):
+    """A measurement with settings, a rhythm and a memory; subclasses are cards, whose fields are the settings.
+
+    Laws: measuring changes nothing but the probe's own memory; its numbers depend on the snapshot and that memory only;
     tags are `name/quantity`, `error/name/quantity` and `cost/name/quantity` with the name of the probe, so that no two
     probes write one; NaN means "not measured" and is not logged. What `measure` raises is told and ends nothing.
     """
 
     name: ClassVar[str]
+    looks: ClassVar[Callable[..., Result]]
+    """The function of (snapshot, settings, memory) that `measures` has bound to the card."""
+    speaks: ClassVar[bool] = False
+    """Whether the sentence of the last result is said at the end of a run."""
     every: int
-
-    def due(self, step: int) -> bool:
-        """Whether this probe wants the snapshot of `step`."""
-        return step % self.every == 0
+    _memory: Memory = {}
+    _sentence: str = ""
 
     @property
     def at_end(self) -> bool:
         """Whether it wants a snapshot of the end of training, too."""
         return False
 
-    @abstractmethod
+    @property
+    def remembers(self) -> int:
+        """How many steps before a measurement its weights are wanted, too: memory["last/<step>"]."""
+        return 0
+
+    def due(self, step: int) -> bool:
+        """Whether this probe wants the snapshot of `step`."""
+        return -step % self.every <= self.remembers
+
+    def require(self, plan: Plan) -> None:
+        """Raise SettingError, one line, where model, data and settings cannot give this measurement.
+
+        That of the base looks at the probe set; call it first.
+        """
+        examples: Examples = getattr(self, "examples", "auto")
+        setting = f"probe.{self.name}.examples"
+        if isinstance(examples, int) and examples > plan.num_train:
+            raise SettingError(
+                f"{setting}={examples} is larger than the {plan.num_train} training examples; use {setting}=all"
+            )
+        try:
+            plan.loss_on(examples)
+        except SettingError as error:
+            raise SettingError(str(error).replace("data.examples", setting)) from None
+
+    def expected_matvecs(self, rule: UpdateRule | None) -> int:
+        """About how many Hessian products a measurement takes; 0 where that is not known beforehand."""
+        return 0
+
     def measure(self, snapshot: Snapshot) -> dict[str, Value]:
-        """The values to log at `snapshot.step`, by tag."""
+        """The values to log at `snapshot.step`, by tag: numbers, errors, costs, figures and arrays of the result."""
+        memory = dict(self._memory)
+        if self.remembers:
+            kept = [f"last/{step}" for step in range(snapshot.step - self.remembers, snapshot.step)]
+            memory = {key: v for key, v in memory.items() if not key.startswith("last/") or key in kept}
+            memory[f"last/{snapshot.step}"] = snapshot.w.clone()
+            if snapshot.step % self.every and not snapshot.ended:
+                self._memory = memory
+                return {}
+        begin = perf_counter()
+        result = type(self).looks(snapshot, self, memory)
+        self._memory = {key: v for key, v in memory.items() if key.startswith("last/")} | dict(result.memory())
+        self._sentence = result.sentence()
+        when = f", step {snapshot.step}"
+        quantities: dict[str, Value] = {**result.numbers(), **result.arrays(), **result.figures(when)}
+        values = {_tag(self.name, quantity): value for quantity, value in quantities.items()}
+        costs = result.costs() | {"seconds": perf_counter() - begin}
+        return values | {f"cost/{self.name}/{quantity}": cost for quantity, cost in costs.items()}
 
     def finding(self, values: dict[str, float]) -> str:
         """What the last values of a run, by tag, say about it, in one plain sentence; "" where there is nothing to say."""
-        return ""
+        return self._sentence if self.speaks else ""
 
     def state_dict(self) -> dict[str, Tensor]:
         """The memory that later measurements build on (warm starts), so that a resumed run measures the same."""
-        return {}
+        return dict(self._memory)
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:  # noqa: B027 (nothing to take back is the rule)
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take a memory back."""
+        self._memory = dict(state)
+
+
+class Measurement(Generic[S, R]):
+    """A measurement as one calls it: of a snapshot, or of an objective by itself (`Snapshot.of`).
+
+    objective  the loss, or a snapshot, where the optimiser and its batches matter (`lab.Bench` makes one).
+    w          (P,) the weights; default: the present ones of the objective.
+    seed       of the random streams; audited: whether the laws of the loss are looked at first.
+    memory     result.memory() of the measurement before, for a warm start.
+    The other keywords are the settings of the card. Raises SettingError for a setting that cannot be, Unsound for a loss
+    that breaks a law.
+    """
+
+    def __init__(self, card: type[S], function: Callable[[Snapshot, S, Memory], R]):
+        self.card, self.function = card, function
+        self.__name__ = self.__qualname__ = function.__name__
+        self.__module__, self.__wrapped__ = function.__module__, function
+        usual = inspect.signature(Measurement.__call__).parameters
+        own = [p for p in usual.values() if p.kind is not p.VAR_KEYWORD and p.name != "self"]
+        knobs, types = inspect.signature(card).parameters, get_type_hints(card)
+        names = [name for name in settings_of(card) if name not in ("every", "examples")]
+        own += [knobs[name].replace(annotation=types[name]) for name in names]
+        self.__signature__ = inspect.Signature(own, return_annotation=get_type_hints(function)["return"])
+        self.__doc__ = f"{inspect.getdoc(function) or ''}\n\n{inspect.getdoc(card) or ''}".strip()
+
+    @with_gradients
+    def __call__(
+        self,
+        objective: Objective | Snapshot,
+        w: Tensor | None = None,
+        *,
+        seed: int = 0,
+        audited: bool = True,
+        memory: Memory | None = None,
+        **settings: Any,
+    ) -> R:
+        if unknown := [name for name in settings if name not in settings_of(self.card)]:
+            raise SettingError(f"{self.__name__}({unknown[0]}=...) is no setting; see help(lab.{self.__name__})")
+        chosen = self.card(**settings)
+        if isinstance(objective, Snapshot):
+            return self.function(objective, chosen, memory or {})
+        return self.function(Snapshot.of(objective, w, seed=seed, audited=audited), chosen, memory or {})
+
+    def __repr__(self) -> str:
+        return f"<measurement {self.__name__}>"
+
+
+def measures(card: type[S]) -> Callable[[Callable[[Snapshot, S, Memory], R]], Measurement[S, R]]:
+    """Make a function of (snapshot, settings, memory) the measurement of a card."""
+
+    def bind(function: Callable[[Snapshot, S, Memory], R]) -> Measurement[S, R]:
+        card.looks = staticmethod(function)
+        return Measurement(card, function)
+
+    return bind
+
+
+def settings_of(card: type[Probe]) -> list[str]:
+    """The names of the settings of a card."""
+    return [one.name for one in fields(card) if one.init]  # type: ignore[arg-type]
+
+
+def _tag(name: str, quantity: str) -> str:
+    """error/x -> error/name/x; x -> name/x."""
+    if quantity.startswith("error/"):
+        return f"error/{name}/{quantity.removeprefix('error/')}"
+    return f"{name}/{quantity}"
