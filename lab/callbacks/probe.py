@@ -21,7 +21,6 @@ from lab.callbacks.metrics import MetricsLogger
 from lab.curvature.phase import PhaseTracker
 from lab.curvature.stability import UpdateRule
 from lab.module import SupervisedModule
-from lab.noise.sampling import Sampling
 from lab.objective import NetworkObjective, at_least_single
 from lab.optim.live import Live
 from lab.params import flatten, trainable, weights
@@ -30,6 +29,7 @@ from lab.probes.audited import Audited
 from lab.probes.base import Examples, Probe, Snapshot
 from lab.probes.sets import probe_set, require_probe_sets
 from lab.run.signals import cut_off
+from lab.sampling import Sampling
 from lab.settings import SettingError
 
 

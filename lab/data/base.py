@@ -22,7 +22,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from lab.noise.sampling import Sampling
+from lab.sampling import Sampling
 from lab.settings import CARD, SettingError
 from lab.streams import stream
 

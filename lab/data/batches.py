@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lab.data.base import BatchSize, check_batch_size
-from lab.noise.sampling import Sampling
+from lab.sampling import Sampling
 from lab.streams import stream
 
 

@@ -22,10 +22,10 @@ from lab.escape.exits import Exit, Quench
 from lab.escape.replicas import MakeOptimizer, Noise, Replicas
 from lab.escape.survival import Exponentiality, after, exponentiality, rate
 from lab.escape.warnings import Place, reasons, remarks
-from lab.noise.sampling import Sampling
 from lab.objective import Objective
+from lab.progress import Tick, silent
 from lab.results import EscapeTimes, Rate
-from lab.walks.tick import Tick, silent
+from lab.sampling import Sampling
 
 SLOWER = 10
 """The second control runs at lr over this, as many times as many steps."""

@@ -23,9 +23,9 @@ from lab.escape.renormalised import exits, free_lengths, renormalised_growth, ro
 from lab.escape.replicas import Replicas
 from lab.escape.saddle import autoregression, growth_factor, kick_growth
 from lab.noise.linear_stability import DECIDED, ExampleCurvature, critical_lr, lyapunov, mean_square_lr
-from lab.noise.sampling import Sampling, batch_factor
 from lab.objective import Objective
 from lab.results import EscapeTimes, Estimate
+from lab.sampling import Sampling, batch_factor
 
 KICK, SHOVE = 1e-8, 1e-3
 """Length of the kick off a saddle, or off a minimum in each coordinate; the latter of runs that are to land elsewhere."""

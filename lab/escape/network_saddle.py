@@ -18,10 +18,10 @@ from lab.escape.renormalised import exits
 from lab.escape.replicas import Replicas
 from lab.escape.saddle import Descent, noise_std
 from lab.noise.alignment import variances
-from lab.noise.sampling import Sampling, batch_factor
 from lab.objective import NetworkObjective
+from lab.progress import Tick, silent
 from lab.results import EscapeTimes, Estimate
-from lab.walks.tick import Tick, silent
+from lab.sampling import Sampling, batch_factor
 
 FLAT = 1e-8
 """Curvatures smaller than this times the largest are zero."""

@@ -18,8 +18,8 @@ from torch import Generator, Tensor
 from lab.escape.nystrom import Chain
 from lab.escape.survival import Slope, after, of_counts, rate, slope
 from lab.landscapes.base import Landscape
+from lab.progress import Tick, silent
 from lab.results import EscapeTimes, Estimate, Rate
-from lab.walks.tick import Tick, silent
 
 BLOCK = 2**17
 """Numbers of a block: walkers times steps times dimensions, at least SHORTEST steps."""

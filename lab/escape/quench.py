@@ -19,7 +19,7 @@ from lab.curvature.operators import hessian
 from lab.escape.dense import LARGEST, Stationary, local
 from lab.escape.symmetry import Symmetry, nearest
 from lab.objective import Objective
-from lab.walks.tick import Tick, silent
+from lab.progress import Tick, silent
 
 STRIDE = 0.9
 """lr times the largest curvature: below 1 descent does not oscillate, and follows the gradient flow into its basin."""

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lab.escape.exits import Exit
 from lab.escape.replicas import Replicas
+from lab.progress import Tick, silent
 from lab.results import EscapeTimes
-from lab.walks.tick import Tick, silent
 
 
 @dataclass(frozen=True)

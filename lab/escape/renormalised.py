@@ -21,8 +21,8 @@ from torch import Tensor, optim
 
 from lab.escape.replicas import Replicas
 from lab.objective import Objective
+from lab.progress import Tick, silent
 from lab.results import Estimate
-from lab.walks.tick import Tick, silent
 
 Length = Callable[[Tensor], Tensor]
 """A length of the rows of W (R, P), measured from the origin: (R,), homogeneous of degree 1 in w - origin nearby."""

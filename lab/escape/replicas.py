@@ -12,8 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, optim
 
-from lab.noise.sampling import Sampling
 from lab.objective import Objective
+from lab.sampling import Sampling
 
 ELEMENTWISE = (optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop)
 """Optimisers whose update of a weight depends on that weight's gradients alone: the replicas do not see each other."""

@@ -12,7 +12,7 @@ are what counting whole steps adds. Time grows as log(1/s) / log z: slowly with 
 directions never ends; the dimension of the rest does not enter. Exact as lr s -> 0 for a quadratic saddle; where the noise
 fills part of the radius from the start the mean is too low by 0.3 % at `crowding` 0.1 and 1 % at 0.2 (0.2 % for k = 1); at
 0.45 it is off by -5 to 1 % for k = 1, 7 % for k = 3, 11 % for k = 30.
-s is the standard deviation of the gradient of one step: s^2 = u'Du times `lab.noise.sampling.batch_factor`, with u'Du from
+s is the standard deviation of the gradient of one step: s^2 = u'Du times `lab.sampling.batch_factor`, with u'Du from
 `lab.noise.alignment.variances`.
 
 The slope of log E[x^2] / 2 over time is no estimate of log z where runs start at the saddle itself: E x^2 grows as

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lab.escape.passage import Outside, first_passages
 from lab.landscapes.base import Landscape
+from lab.progress import Tick, silent
 from lab.results import EscapeTimes
-from lab.walks.tick import Tick, silent
 
 
 @dataclass(frozen=True)

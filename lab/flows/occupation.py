@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lab.flows.langevin import Langevin
+from lab.progress import Tick, silent
 from lab.results import Estimate
-from lab.walks.tick import Tick, silent
 
 
 @dataclass(frozen=True)

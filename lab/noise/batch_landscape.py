@@ -25,8 +25,8 @@ from torch.func import grad_and_value, vmap
 
 from lab.curvature.operators import LinearOperator, gauss_newton
 from lab.curvature.vectors import dots
-from lab.noise.sampling import Sampling
 from lab.objective import CHUNK_BYTES, NetworkObjective
+from lab.sampling import Sampling
 
 MEMORY = 10
 """Non-monotone line search: a step must lead below the largest of so many last losses."""

@@ -1,4 +1,4 @@
-"""Real mini-batch gradients, drawn to hold the covariance of `lab.noise.sampling` against them.
+"""Real mini-batch gradients, drawn to hold the covariance of `lab.sampling` against them.
 
     E |g_B - g|^2 = factor * Tr D,     E (g_B - g)'(g_B' - g) = cross * Tr D        Smith and Le (2018), Lemma 1
 

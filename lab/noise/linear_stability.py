@@ -33,9 +33,9 @@ from lab.curvature.operators import LinearOperator
 from lab.curvature.stability import UpdateRule
 from lab.curvature.vectors import dots
 from lab.noise.examples import pulled_back
-from lab.noise.sampling import Sampling
 from lab.objective import CHUNK_BYTES, NetworkObjective
 from lab.results import Estimate
+from lab.sampling import Sampling
 
 WIDENINGS = 8
 """How often the search for a critical learning rate goes on beyond the interval it was given."""

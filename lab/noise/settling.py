@@ -15,8 +15,8 @@ import torch
 from torch import Generator, Tensor
 
 from lab.noise.stationary import regression_covariance, stationary_covariance
+from lab.progress import Tick, silent
 from lab.results import Estimate
-from lab.walks.tick import Tick, silent
 
 FORGOTTEN, INDEPENDENT = 6.0, 3.0
 """Relaxation times until the start is forgotten, variances to exp(-12), and between two looks at the walkers."""

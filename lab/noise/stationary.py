@@ -19,7 +19,7 @@ for the discrete one; Zhu et al. (2019, arXiv 1803.00195), proposition 3.
 import torch
 from torch import Tensor
 
-from lab.noise.sampling import Sampling, batch_factor
+from lab.sampling import Sampling, batch_factor
 
 LARGEST = 64
 """Weights up to which the mini-batch operator is formed: a matrix of the fourth power of their number."""

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lab.curvature.stability import UpdateRule
-from lab.noise.sampling import Sampling
 from lab.objective import Objective, at_least_single, audit, with_gradients
 from lab.results import Result
+from lab.sampling import Sampling
 from lab.settings import SettingError
 
 if TYPE_CHECKING:

@@ -39,10 +39,10 @@ from lab.noise.batch_landscape import (
     draw_batches,
     leave_one_out,
 )
-from lab.noise.sampling import Sampling
 from lab.objective import NetworkObjective
 from lab.probes.base import Probe, Snapshot, Value
 from lab.probes.sets import AUTO_ALL, AUTO_EXAMPLES
+from lab.sampling import Sampling
 from lab.settings import CARD, SettingError
 from lab.streams import stream
 

@@ -34,12 +34,12 @@ from lab.escape.saddle import Departure, Descent, noise_std
 from lab.escape.warnings import Place, Saddle, beforehand, examine
 from lab.noise.alignment import variances
 from lab.noise.linear_stability import example_curvature
-from lab.noise.sampling import Sampling, batch_factor
 from lab.objective import Decayed, NetworkObjective, Objective
 from lab.probes.base import Probe, Snapshot, Value
 from lab.probes.escape_start import Start, at_rest, may_fit, number, way_out
 from lab.probes.escape_words import Cell, figure, told
 from lab.results import CriticalPoint
+from lab.sampling import Sampling, batch_factor
 from lab.settings import CARD, SettingError
 from lab.streams import stream
 

@@ -33,10 +33,10 @@ from lab.noise.linear_stability import (
     second_moment_radius,
     sign,
 )
-from lab.noise.sampling import Sampling, batch_factor
 from lab.objective import NetworkObjective
 from lab.probes.base import Probe, Snapshot, Value
 from lab.results import Estimate
+from lab.sampling import Sampling, batch_factor
 from lab.settings import CARD, SettingError
 from lab.streams import stream
 

@@ -31,13 +31,13 @@ from lab.data.batches import Batches
 from lab.noise.alignment import alignment
 from lab.noise.covariance import Covariance, Spectrum, centred_squares, covariance, eigenvalues
 from lab.noise.draws import batch_moments
-from lab.noise.sampling import Sampling, batch_factor, cross_factor
 from lab.noise.size import trace
 from lab.noise.slope import along, expected_slope
 from lab.noise.tails import excess_kurtosis, extreme_index, gaussianity, tail_index
 from lab.objective import CHUNK_BYTES, NetworkObjective, Objective
 from lab.probes.base import Probe, Snapshot, Value
 from lab.results import Estimate
+from lab.sampling import Sampling, batch_factor, cross_factor
 from lab.settings import CARD
 from lab.streams import stream
 

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lab.noise.sampling import Sampling, batch_factor, cross_factor
 from lab.run.figures import CURVATURE
+from lab.sampling import Sampling, batch_factor, cross_factor
 
 Arrays = Mapping[str, np.ndarray]
 SAMPLINGS: tuple[Sampling, ...] = get_args(Sampling)

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Generator
 
+from lab.progress import Tick
 from lab.results import Estimate
 from lab.streams import stream
-from lab.walks.tick import Tick
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

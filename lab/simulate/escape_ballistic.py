@@ -39,12 +39,12 @@ from lab.noise.linear_stability import (
     second_moment_radius,
 )
 from lab.objective import NetworkObjective
+from lab.progress import Tick
 from lab.results import Estimate
 from lab.settings import CARD, SettingError
 from lab.simulate.ballistic_figure import draw
 from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
 from lab.streams import stream
-from lab.walks.tick import Tick
 
 TRAINING_LR = 0.2
 PIXELS, CLASSES = 64, 10

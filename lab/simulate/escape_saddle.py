@@ -30,12 +30,12 @@ from lab.escape.noises import Isotropic
 from lab.escape.replicas import Replicas
 from lab.escape.saddle import Departure, Descent, autoregression, growth_factor, kick_growth
 from lab.objective import NetworkObjective
+from lab.progress import Tick, silent
 from lab.results import EscapeTimes, Estimate
 from lab.settings import CARD, SettingError
 from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
 from lab.simulate.frame import panels
 from lab.streams import stream
-from lab.walks.tick import Tick, silent
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 INPUTS, OUTPUTS = 8, 2

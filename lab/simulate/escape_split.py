@@ -25,6 +25,7 @@ from lab.escape.network_saddle import NetworkSaddle, follow, left, mean_time
 from lab.escape.noises import Isotropic
 from lab.escape.replicas import Replicas
 from lab.escape.saddle import Departure, growth_factor, kick_growth, log_chi
+from lab.progress import Tick
 from lab.results import EscapeTimes, Estimate
 from lab.settings import CARD, SettingError
 from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
@@ -38,7 +39,6 @@ from lab.simulate.escape_saddle import (
     smaller_minimum,
 )
 from lab.simulate.frame import panels
-from lab.walks.tick import Tick
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 KICK, KICKED, GROWN = 1e-8, 16, 1e4

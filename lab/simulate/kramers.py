@@ -24,10 +24,10 @@ from lab.escape.nystrom import Chain
 from lab.escape.passage import Passages, escapes, slopes, time_ratio, untold
 from lab.escape.survival import Slope, exponentiality, kaplan_meier
 from lab.landscapes.double_well import DoubleWell
+from lab.progress import Tick
 from lab.settings import CARD
 from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, paragraph, with_error
 from lab.simulate.frame import panels
-from lab.walks.tick import Tick
 
 LANDSCAPE = DoubleWell(())
 WELL, TOP = 2.0, 1.0

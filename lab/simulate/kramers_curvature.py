@@ -26,10 +26,10 @@ from lab.escape.nystrom import Chain
 from lab.escape.passage import Passages, escapes, slopes, untold
 from lab.escape.survival import Slope
 from lab.landscapes.piecewise_parabola import PiecewiseParabola
+from lab.progress import Tick
 from lab.settings import CARD
 from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, paragraph, with_error
 from lab.simulate.frame import panels
-from lab.walks.tick import Tick
 
 LEAST = 2.0
 """Exponents below it have no rate: a walker does not settle before it leaves."""

@@ -27,11 +27,11 @@ from lab.landscapes.base import Landscape
 from lab.landscapes.deep_linear import DeepLinear
 from lab.landscapes.factorisation import Factorisation
 from lab.landscapes.saddle import Saddle
+from lab.progress import Tick
 from lab.results import Estimate
 from lab.settings import CARD
 from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
 from lab.simulate.frame import panels
-from lab.walks.tick import Tick
 
 NETWORK = DeepLinear()
 PLACES: dict[str, tuple[Landscape, Tensor]] = {

@@ -28,11 +28,11 @@ from lab.noise.stationary import (
     stationary_width,
 )
 from lab.noise.tails import excess_kurtosis, stable, stable_index, stable_width
+from lab.progress import Tick
 from lab.results import Estimate
 from lab.settings import CARD
 from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
 from lab.simulate.ornstein_uhlenbeck_figure import KINDS, draw, relative, tail
-from lab.walks.tick import Tick
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 MULTIPLES = np.linspace(0.05, 4, 80)

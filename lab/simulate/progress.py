@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from lab.walks.tick import Tick
+from lab.progress import Tick
 
 LINE_SECONDS = 5.0
 """Seconds between lines when the output is not a terminal."""

@@ -25,11 +25,11 @@ from lab.landscapes.base import Landscape
 from lab.landscapes.deep_linear import DeepLinear
 from lab.landscapes.factorisation import Factorisation
 from lab.landscapes.saddle import Saddle
+from lab.progress import Tick
 from lab.results import Estimate
 from lab.settings import CARD
 from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
 from lab.simulate.saddle_escape_figure import draw
-from lab.walks.tick import Tick
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 HALF_WAY = 0.5

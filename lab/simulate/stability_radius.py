@@ -29,12 +29,12 @@ from lab.escape.passage import first_passages
 from lab.escape.walkers import Walkers
 from lab.landscapes.quadratic import Quadratic
 from lab.noise.linear_stability import ExampleCurvature, critical_lr, in_plane, lyapunov, plane_lr
-from lab.noise.sampling import batch_factor
+from lab.progress import Tick
 from lab.results import EscapeTimes, Estimate
+from lab.sampling import batch_factor
 from lab.settings import CARD
 from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
 from lab.simulate.stability_radius_figure import KINDS, NAMES, Kind, draw
-from lab.walks.tick import Tick
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 FAR = 1e10

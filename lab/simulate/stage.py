@@ -38,11 +38,11 @@ from lab.escape.survival import exponentiality, per_time, rate, words
 from lab.escape.symmetry import Symmetry, hidden_neurons, nearest
 from lab.objective import Objective
 from lab.objective.decayed import Decayed
+from lab.progress import Tick, silent
 from lab.results import Rate
 from lab.settings import SettingError
 from lab.simulate.base import Comparison
 from lab.streams import stream
-from lab.walks.tick import Tick, silent
 
 CaseName = Literal["K2", "C1", "K1"]
 RESTARTS = 32

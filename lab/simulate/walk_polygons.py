@@ -16,13 +16,13 @@ from matplotlib.figure import Figure
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from lab.progress import Tick
 from lab.results import Estimate
 from lab.settings import CARD
 from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
 from lab.simulate.frame import panels
 from lab.walks.chords import ChordWalk
 from lab.walks.graphs import HUB, Walk, glued_polygons
-from lab.walks.tick import Tick
 from lab.walks.wander import Occupation, Walkers
 
 RADIUS = 0.1

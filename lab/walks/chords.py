@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from lab.progress import Tick, silent
 from lab.results import Estimate
-from lab.walks.tick import Tick, silent
 
 CHUNK = 1 << 14
 """Walkers that move together; each needs 2k numbers of 8 bytes a handful of times."""

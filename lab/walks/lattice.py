@@ -22,8 +22,8 @@ import torch
 from scipy import stats
 from torch import Generator, Tensor
 
+from lab.progress import Tick, silent
 from lab.results import Estimate
-from lab.walks.tick import Tick, silent
 
 Kind = Literal["one_coordinate", "all_coordinates", "gaussian"]
 CHUNK_NUMBERS = 1 << 20

@@ -19,8 +19,8 @@ import torch
 from scipy import integrate, special
 from torch import Generator, Tensor
 
+from lab.progress import Tick, silent
 from lab.results import Estimate
-from lab.walks.tick import Tick, silent
 
 Array = np.ndarray
 BLOCK = 32

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from lab.progress import Tick, silent
 from lab.results import Estimate
 from lab.walks.graphs import Walk
-from lab.walks.tick import Tick, silent
 
 CHUNK = 1 << 16
 """Walkers that move together: what fits into a cache and keeps a GPU busy."""

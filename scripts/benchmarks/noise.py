@@ -38,12 +38,12 @@ from lab.noise.alignment import Noise, trace_with
 from lab.noise.batch_curvature import along_gradients
 from lab.noise.batch_sharpness import ratio_of_means
 from lab.noise.covariance import covariance, eigenvalues
-from lab.noise.sampling import batch_factor
 from lab.noise.size import trace
 from lab.objective import NetworkObjective
 from lab.optim.noise import Minibatch, NoiseCard, SampleWeights, Trained
 from lab.optim.optimizers import Sgd
 from lab.run.agenda import Agenda, Chunk
+from lab.sampling import batch_factor
 from lab.streams import stream
 
 Found = tuple[float | Tensor | None, float]

@@ -19,8 +19,8 @@ from lab.noise.batch_sharpness import (
     ratio_of_means,
     top_of_batches,
 )
-from lab.noise.sampling import batch_factor
 from lab.objective import NetworkObjective
+from lab.sampling import batch_factor
 
 N, M = 6, 3
 BATCHES = torch.tensor(list(combinations(range(N), M)))

@@ -22,8 +22,8 @@ from lab.noise.linear_stability import (
     plane_lr,
     second_moment_radius,
 )
-from lab.noise.sampling import Sampling, batch_factor
 from lab.objective import NetworkObjective
+from lab.sampling import Sampling, batch_factor
 
 LINE = torch.tensor([0, 0.5, 1, 1.5, 7], dtype=torch.float64)
 """Curvatures h_i of five examples in one dimension: a = 2, s^2 = 6.5."""

@@ -15,13 +15,13 @@ from lab.curvature.operators import hessian
 from lab.curvature.stability import UpdateRule
 from lab.noise.batch_curvature import Forms, along_gradients
 from lab.noise.batch_sharpness import ratio_of_means
-from lab.noise.sampling import Sampling
 from lab.objective import NetworkObjective
 from lab.optim.direction import direction_of
 from lab.optim.rules import rule_of
 from lab.probes.base import Snapshot
 from lab.probes.batch_sharpness import BatchSharpness
 from lab.probes.sharpness import Sharpness
+from lab.sampling import Sampling
 
 Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 SGD: Make = lambda p: torch.optim.SGD(p, lr=0.1)  # noqa: E731

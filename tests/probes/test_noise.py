@@ -19,13 +19,13 @@ from lab.models.losses import CrossEntropyCriterion, MeanSquaredErrorCriterion
 from lab.noise.covariance import covariance
 from lab.noise.draws import batch_gradients, batch_moments
 from lab.noise.examples import ExampleGradients
-from lab.noise.sampling import Sampling, batch_factor, cross_factor
 from lab.noise.slope import along, expected_slope
 from lab.objective import NetworkObjective, Objective
 from lab.probes.base import Snapshot
 from lab.probes.noise import Noise
 from lab.run import checkpoints
 from lab.run.folder import RunFolder
+from lab.sampling import Sampling, batch_factor, cross_factor
 from lab.train import main
 
 N, K = 48, 3

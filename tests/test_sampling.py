@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lab.noise.sampling import Sampling, batch_factor, cross_factor
 from lab.noise.size import trace
 from lab.objective import NetworkObjective
+from lab.sampling import Sampling, batch_factor, cross_factor
 
 DOUBLE = torch.float64
 N, M = 6, 3
