@@ -138,7 +138,7 @@ Kind = Literal["minimum", "saddle", "maximum", "degenerate", "not critical", "un
 
 @dataclass(frozen=True)
 class CriticalPoint:
-    """What a point of a loss is: `lab.escape.critical.classify`.
+    """What a point of a loss is: `lab.points.critical.classify`.
 
     kind           minimum, saddle, maximum, degenerate (zero eigenvalues and no opposite signs: the Hessian does not tell),
                    "not critical" (the gradient does not vanish; the rest then describes the Hessian there), or

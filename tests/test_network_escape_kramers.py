@@ -8,8 +8,8 @@ from functools import cache
 import pytest
 import torch
 
-from lab.escape.string import find_pass
 from lab.escape.survival import against, per_time, rate, same_rate, slope
+from lab.points.string import find_pass
 from lab.results import Rate
 from lab.simulate.base import Outcome, Surroundings
 from lab.simulate.escape_kramers import EscapeKramers

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from lab.escape.dense import Field
-from lab.escape.string import equal_arcs
 from lab.objective import NetworkObjective, Objective
+from lab.points.dense import Field
+from lab.points.string import equal_arcs
 
 POINTS = 25
 """Points of a path."""

@@ -16,8 +16,8 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from lab.escape.quench import Quenched, quench
 from lab.objective import Objective
+from lab.points.quench import Quenched, quench
 
 
 class Exit(Protocol):
@@ -111,7 +111,7 @@ class Quench(Exit):
     `tolerance` (relative to their loss, or absolute where that is larger), or their losses differ by more than that. A
     symmetric image of the minimum is another basin by this rule: its loss is the same, but a barrier lies between.
 
-    home (P,) the quenched checkpoint; lr, steps and gradient_tolerance those of `lab.escape.quench.quench` (lr None: from
+    home (P,) the quenched checkpoint; lr, steps and gradient_tolerance those of `lab.points.quench.quench` (lr None: from
     the largest curvature). Replicas that are not at rest by then are counted in `unconverged` and judged where they are.
     """
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lab.escape.dense import Stationary
+from lab.points.dense import Stationary
 
 SOFT = 0.35
 """Spread of the softest direction, sqrt(T / lambda_min), over the way to the saddle: beyond, the well is no bowl."""

@@ -13,12 +13,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lab.escape.dense import Stationary, stationary
 from lab.escape.renormalised import exits
 from lab.escape.replicas import Replicas
 from lab.escape.saddle import Descent, noise_std
 from lab.noise.alignment import variances
 from lab.objective import NetworkObjective
+from lab.points.dense import Stationary, stationary
 from lab.progress import Tick, silent
 from lab.results import EscapeTimes, Estimate
 from lab.sampling import Sampling, batch_factor

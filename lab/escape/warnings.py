@@ -91,7 +91,7 @@ def examine(
     saddle: Saddle | None = None,
     generator: torch.Generator,
 ) -> Place:
-    """What is known of the start w (P,). critical: `lab.escape.critical.classify` of it. threshold: the largest stable
+    """What is known of the start w (P,). critical: `lab.points.critical.classify` of it. threshold: the largest stable
     sharpness of the optimiser, default 2/lr; momentum, dampening: its own. Cost: `NOISE_DRAWS` gradients of a batch.
     """
     lr, values = dynamics.lr * (1 - dampening) / (1 - momentum), critical.values.double()

@@ -2,7 +2,7 @@
 
 Every `every` steps the gradient of the loss that training descends is computed: over all training examples, coupled weight
 decay included. Where its norm is below `gradient_tol`, Lanczos finds the most negative eigenpair (warm, where the last look
-ended without a step), and if it is below -`curvature_tol` the weights move along it, `lab.escape.negative_curvature`, before
+ended without a step), and if it is below -`curvature_tol` the weights move along it, `lab.points.negative_curvature`, before
 the ordinary update of the step, which begins there. The optimiser's momentum and averages stay as they are. Predicted and
 actual drop of the loss are logged with the step. All of this is a function of (seed, step), the weights and the last
 eigenvector, which is saved with a checkpoint: a resumed run goes on bit for bit.
@@ -18,12 +18,12 @@ from torch import Tensor, nn, optim
 
 from lab.curvature.vectors import norm
 from lab.data.base import Split
-from lab.escape.negative_curvature import FIRST, line_search, way_down
 from lab.models.losses import Criterion
 from lab.objective import Decayed, NetworkObjective, Objective
 from lab.optim.noise.draw import has_batch_norm
 from lab.optim.rules import rule_of
 from lab.params import layout, trainable, weights
+from lab.points.negative_curvature import FIRST, line_search, way_down
 from lab.settings import CARD, SettingError
 from lab.streams import stream
 

@@ -2,7 +2,7 @@
 
     index     number of negative eigenvalues of H          nullity    of those that are not told from zero
 
-`lab.escape.critical` says what counts as critical and as zero, `lab.escape.finding` how the nearest critical point is found
+`lab.points.critical` says what counts as critical and as zero, `lab.points.finding` how the nearest critical point is found
 from weights that are none, as those of a run are. Index against loss, the figure of Dauphin et al. 2014 (arXiv
 1406.2572), comes from several measurements: of one run, or of several checkpoints given to `lab.measure`. Everything is
 computed in float64; coupled weight decay c adds c/2 |w|^2 to the loss, as it does in training.
@@ -20,9 +20,9 @@ from pydantic.dataclasses import dataclass as card
 from torch import Tensor
 
 from lab import results
-from lab.escape.critical import classify
-from lab.escape.finding import find_critical
 from lab.objective import Decayed, Objective
+from lab.points.critical import classify
+from lab.points.finding import find_critical
 from lab.probes.base import Probe, Snapshot, Value
 from lab.settings import CARD
 from lab.streams import stream

@@ -21,20 +21,20 @@ from pydantic.dataclasses import dataclass as card
 from torch import Tensor, optim
 
 from lab.curvature.stability import UpdateRule
-from lab.escape.critical import classify
 from lab.escape.ensemble import Dynamics, escape
 from lab.escape.ensemble import Escape as Verdict
 from lab.escape.exits import Coordinate, Exit, Growth, LossBarrier, Quench, TopDistance
 from lab.escape.growth import Descending, descending, thrown
-from lab.escape.interpolate import interpolate
 from lab.escape.noises import Frozen, Isotropic, SampleWeights
-from lab.escape.quench import quench
 from lab.escape.replicas import Noise
 from lab.escape.saddle import Departure, Descent, noise_std
 from lab.escape.warnings import Place, Saddle, beforehand, examine
 from lab.noise.alignment import variances
 from lab.noise.linear_stability import example_curvature
 from lab.objective import Decayed, NetworkObjective, Objective
+from lab.points.critical import classify
+from lab.points.interpolate import interpolate
+from lab.points.quench import quench
 from lab.probes.base import Probe, Snapshot, Value
 from lab.probes.escape_start import Start, at_rest, may_fit, number, way_out
 from lab.probes.escape_words import Cell, figure, told

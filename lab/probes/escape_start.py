@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, optim
 
 from lab.curvature.stability import UpdateRule
-from lab.escape.dense import LARGEST, stationary
 from lab.escape.ensemble import Escape
 from lab.escape.exits import Quench
 from lab.escape.langer import Langer
-from lab.escape.string import find_pass
 from lab.noise.linear_stability import ExampleCurvature
 from lab.objective import NetworkObjective, Objective
+from lab.points.dense import LARGEST, stationary
+from lab.points.string import find_pass
 from lab.results import CriticalPoint
 from lab.settings import SettingError
 

@@ -24,7 +24,6 @@ from lab.curvature.eigen import lanczos
 from lab.curvature.operators import hessian
 from lab.curvature.stability import UpdateRule
 from lab.data.digits import Digits
-from lab.escape.interpolate import interpolate
 from lab.escape.renormalised import Length, free_growth, free_lengths, renormalised_growth, root_loss
 from lab.escape.replicas import Replicas
 from lab.models.losses import MeanSquaredErrorCriterion
@@ -39,6 +38,7 @@ from lab.noise.linear_stability import (
     second_moment_radius,
 )
 from lab.objective import NetworkObjective
+from lab.points.interpolate import interpolate
 from lab.progress import Tick
 from lab.results import Estimate
 from lab.settings import CARD, SettingError

@@ -22,14 +22,14 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, optim
 
 from lab.data.halves import halves_loss
-from lab.escape.dense import stationary
-from lab.escape.embedding import OneHidden, add_neuron, dead_neuron
-from lab.escape.minima import descend
 from lab.escape.network_saddle import NetworkSaddle, follow, left, mean_time
 from lab.escape.noises import Isotropic
 from lab.escape.replicas import Replicas
 from lab.escape.saddle import Departure, Descent, autoregression, growth_factor, kick_growth
 from lab.objective import NetworkObjective
+from lab.points.dense import stationary
+from lab.points.embedding import OneHidden, add_neuron, dead_neuron
+from lab.points.minima import descend
 from lab.progress import Tick, silent
 from lab.results import EscapeTimes, Estimate
 from lab.settings import CARD, SettingError

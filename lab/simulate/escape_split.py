@@ -3,7 +3,7 @@
 Both halves receive the same gradient from every example, so mini-batches have no noise in the descending directions, u'Du =
 0 exactly, and without noise there is no escape, however steep the descent. Isotropic noise leaves in the time of the
 theory; an unequal split has a little noise, and is left a little later. At the origin of a network the same holds, and what
-ends it is the size of the initial weights: log(1/size) / log(1 + lr |lambda|) steps. `lab.escape.embedding`, `.saddle`.
+ends it is the size of the initial weights: log(1/size) / log(1 + lr |lambda|) steps. `lab.points.embedding`, `.saddle`.
 """
 
 import math
@@ -19,12 +19,12 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, optim
 
-from lab.escape.dense import LARGEST
-from lab.escape.embedding import OneHidden, split_neuron
 from lab.escape.network_saddle import NetworkSaddle, follow, left, mean_time
 from lab.escape.noises import Isotropic
 from lab.escape.replicas import Replicas
 from lab.escape.saddle import Departure, growth_factor, kick_growth, log_chi
+from lab.points.dense import LARGEST
+from lab.points.embedding import OneHidden, split_neuron
 from lab.progress import Tick
 from lab.results import EscapeTimes, Estimate
 from lab.settings import CARD, SettingError

@@ -19,14 +19,14 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from lab.curvature.operators import hessian
-from lab.escape.critical import classify
-from lab.escape.negative_curvature import Limits, WayDown, limits, line_search, way_down
 from lab.escape.saddle import Departure, Descent
 from lab.escape.walkers import Walkers
 from lab.landscapes.base import Landscape
 from lab.landscapes.deep_linear import DeepLinear
 from lab.landscapes.factorisation import Factorisation
 from lab.landscapes.saddle import Saddle
+from lab.points.critical import classify
+from lab.points.negative_curvature import Limits, WayDown, limits, line_search, way_down
 from lab.progress import Tick
 from lab.results import Estimate
 from lab.settings import CARD

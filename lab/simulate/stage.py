@@ -26,18 +26,18 @@ from lab.escape.action import (
     least_action,
     resampled,
 )
-from lab.escape.dense import Field, Stationary, gradient_field, stationary
 from lab.escape.exits import Coordinate
 from lab.escape.langer import Langer
-from lab.escape.minima import find_minima
-from lab.escape.quench import Quenched, quench
 from lab.escape.renewal import Stays, renewals
 from lab.escape.replicas import Noise, Replicas
-from lab.escape.string import find_pass
 from lab.escape.survival import exponentiality, per_time, rate, words
-from lab.escape.symmetry import Symmetry, hidden_neurons, nearest
 from lab.objective import Objective
 from lab.objective.decayed import Decayed
+from lab.points.dense import Field, Stationary, gradient_field, stationary
+from lab.points.minima import find_minima
+from lab.points.quench import Quenched, quench
+from lab.points.string import find_pass
+from lab.points.symmetry import Symmetry, hidden_neurons, nearest
 from lab.progress import Tick, silent
 from lab.results import Rate
 from lab.settings import SettingError

@@ -5,15 +5,15 @@ import math
 import pytest
 import torch
 from scipy.linalg import solve_continuous_lyapunov
+from tests.escape.test_string import Bent
 from torch import Tensor
 
 from lab.data.halves import halves_loss
 from lab.escape.action import action, chord_slope, example_covariance, isotropic_slope, least_action
-from lab.escape.dense import gradient_field
 from lab.landscapes.double_well import DoubleWell
 from lab.noise.covariance import covariance
 from lab.objective.decayed import Decayed
-from tests.escape.test_string import Bent
+from lab.points.dense import gradient_field
 
 
 def at(*numbers: float) -> Tensor:

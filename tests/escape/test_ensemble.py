@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor, nn, optim
 
-from lab.escape.critical import classify
 from lab.escape.ensemble import Dynamics, Escape, escape, fleming_viot
 from lab.escape.exits import Coordinate, Exit, LossBarrier, Quench
 from lab.escape.noises import Isotropic
@@ -17,6 +16,7 @@ from lab.landscapes.base import Landscape
 from lab.landscapes.double_well import DoubleWell
 from lab.landscapes.quadratic import Quadratic
 from lab.objective import NetworkObjective, Objective
+from lab.points.critical import classify
 
 DOUBLE = torch.float64
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy.integrate import cumulative_simpson, simpson
 
-from lab.escape.dense import stationary
 from lab.escape.langer import Langer
 from lab.landscapes.double_well import DoubleWell
+from lab.points.dense import stationary
 
 
 def at(*numbers: float) -> torch.Tensor:

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from lab.curvature.operators import hessian
 from lab.curvature.stability import UpdateRule
-from lab.escape.critical import classify
 from lab.landscapes.base import Landscape
 from lab.landscapes.deep_linear import DeepLinear
 from lab.landscapes.factorisation import Factorisation
 from lab.landscapes.quadratic import Quadratic
 from lab.objective import Decayed, NetworkObjective, Objective
+from lab.points.critical import classify
 from lab.probes.base import Snapshot
 from lab.probes.critical_point import ENDS, KINDS, CriticalPoint, Point, index_against_loss
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lab.escape.interpolate import interpolate, jacobian, least_step
 from lab.models.losses import MeanSquaredErrorCriterion
 from lab.objective import NetworkObjective
+from lab.points.interpolate import interpolate, jacobian, least_step
 
 
 def half_square(f: Tensor, y: Tensor) -> Tensor:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from lab.curvature.eigen import lanczos
 from lab.curvature.operators import hessian
-from lab.escape.dense import LARGEST, Stationary, local
-from lab.escape.symmetry import Symmetry, nearest
 from lab.objective import Objective
+from lab.points.dense import LARGEST, Stationary, local
+from lab.points.symmetry import Symmetry, nearest
 from lab.progress import Tick, silent
 
 STRIDE = 0.9

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lab.escape.dense import LARGEST, stationary
-from lab.escape.quench import polish, quench
 from lab.landscapes.base import Landscape
 from lab.landscapes.double_well import DoubleWell
 from lab.landscapes.quadratic import Quadratic
+from lab.points.dense import LARGEST, stationary
+from lab.points.quench import polish, quench
 
 
 def at(*numbers: float) -> Tensor:

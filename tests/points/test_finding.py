@@ -8,8 +8,6 @@ from torch import Tensor
 
 from lab.curvature.operators import hessian
 from lab.data.halves import top_to_bottom
-from lab.escape.critical import classify
-from lab.escape.finding import _Basis, find_critical
 from lab.landscapes.base import Landscape
 from lab.landscapes.deep_linear import DeepLinear
 from lab.landscapes.double_well import DoubleWell
@@ -19,6 +17,8 @@ from lab.landscapes.quadratic import Quadratic
 from lab.landscapes.saddle import Saddle
 from lab.models.mlp import Mlp
 from lab.objective import Decayed, NetworkObjective
+from lab.points.critical import classify
+from lab.points.finding import _Basis, find_critical
 
 DOUBLE = torch.float64
 

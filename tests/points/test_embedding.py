@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 
 from lab.data.halves import halves_loss
-from lab.escape.dense import stationary
-from lab.escape.embedding import OneHidden, add_neuron, dead_neuron, joined, output_slopes, split_neuron
-from lab.escape.minima import descend
 from lab.objective import NetworkObjective
+from lab.points.dense import stationary
+from lab.points.embedding import OneHidden, add_neuron, dead_neuron, joined, output_slopes, split_neuron
+from lab.points.minima import descend
 
 EXAMPLES, SHAPE = 200, OneHidden(8, 1, 2)
 LARGER = OneHidden(8, 2, 2)

@@ -5,7 +5,7 @@ every step; it comes to rest on a path of least loss, whose highest point is the
 "Simplified string method"). From the highest image Newton's method, which converges to points of any index, runs to
 round-off. The result counts only if it is what the string saw: index 1, |g| at round-off, its loss that of the top of the
 string, and gradient descent from its two sides ending in a and in b. Between the wrong two symmetric images of minima there
-are passes too, much higher ones: take the nearest (`lab.escape.symmetry`).
+are passes too, much higher ones: take the nearest (`lab.points.symmetry`).
 """
 
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lab.escape.dense import Stationary, local, stationary
-from lab.escape.quench import quench
 from lab.objective import Objective
+from lab.points.dense import Stationary, local, stationary
+from lab.points.quench import quench
 
 NEWTON_STEPS = 100
 CRITICAL = 1e-9

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lab.escape.string import equal_arcs, find_pass, string
 from lab.landscapes.base import Landscape
 from lab.landscapes.double_well import DoubleWell
 from lab.landscapes.quadratic import Quadratic
+from lab.points.string import equal_arcs, find_pass, string
 
 
 class Bent(Landscape):

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from lab.data.halves import half_square, halves_loss
-from lab.escape.symmetry import hidden_neurons, nearest
 from lab.landscapes.double_well import DoubleWell
 from lab.objective import NetworkObjective
 from lab.objective.decayed import Decayed
+from lab.points.symmetry import hidden_neurons, nearest
 
 
 def images(w: torch.Tensor, places: torch.Tensor, odd: bool) -> list[torch.Tensor]:

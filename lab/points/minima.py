@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from lab.escape.dense import Stationary, local, stationary
-from lab.escape.symmetry import Symmetry, nearest
 from lab.objective import Objective
+from lab.points.dense import Stationary, local, stationary
+from lab.points.symmetry import Symmetry, nearest
 
 REACH = 0.3
 """Longest step of an iteration."""
@@ -39,7 +39,7 @@ class Minima:
 def descend(objective: Objective, W: Tensor, *, tol: float = 1e-10, max_steps: int = 300) -> Tensor:
     """Where regularised Newton goes from every row of W (R, P): (R, P). Rows with |g| < tol afterwards have converged.
 
-    It need not be the nearest minimum: `lab.escape.quench` follows gradient descent. Cost: a Hessian a step and row.
+    It need not be the nearest minimum: `lab.points.quench` follows gradient descent. Cost: a Hessian a step and row.
     """
     W = W.detach().clone()
     mu = torch.ones(len(W), dtype=W.dtype, device=W.device)

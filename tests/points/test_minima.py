@@ -5,12 +5,12 @@ import torch
 
 from lab.curvature.operators import hessian
 from lab.data.halves import halves_loss
-from lab.escape.dense import LARGEST, gradient_field, local, losses, stationary
-from lab.escape.minima import descend, find_minima
-from lab.escape.symmetry import hidden_neurons
 from lab.landscapes.double_well import DoubleWell
 from lab.landscapes.quadratic import Quadratic
 from lab.objective.decayed import Decayed
+from lab.points.dense import LARGEST, gradient_field, local, losses, stationary
+from lab.points.minima import descend, find_minima
+from lab.points.symmetry import hidden_neurons
 
 
 def seeded(seed: int = 0) -> torch.Generator:

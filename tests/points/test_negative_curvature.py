@@ -5,13 +5,13 @@ import torch
 from torch import Tensor
 
 from lab.curvature.operators import hessian
-from lab.escape.negative_curvature import limits, line_search, way_down
 from lab.landscapes.base import Landscape
 from lab.landscapes.deep_linear import DeepLinear
 from lab.landscapes.double_well import DoubleWell
 from lab.landscapes.factorisation import Factorisation
 from lab.landscapes.quadratic import Quadratic
 from lab.landscapes.saddle import Saddle
+from lab.points.negative_curvature import limits, line_search, way_down
 
 DOUBLE = torch.float64
 ORIGIN = torch.zeros(2, dtype=DOUBLE)

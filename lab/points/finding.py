@@ -22,8 +22,8 @@ from torch import Tensor
 
 from lab.curvature.operators import Hessian, hessian
 from lab.curvature.vectors import dot, norm
-from lab.escape.critical import ROUNDING
 from lab.objective import Objective
+from lab.points.critical import ROUNDING
 
 STUCK = 1e-6
 """|H g| / (|H| |g|) below which the gradient lies in the null space of the Hessian."""
