@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from lab.flows.label_noise import FactorSGD, crossing_growth, valley_drift
 from lab.flows.langevin import Langevin, Sampler, periodic, reflecting
 from lab.flows.occupation import Boxes, Occupation, occupation
+from lab.gallery.laws.label_noise import FactorSGD, crossing_growth, valley_drift
 from lab.landscapes.base import Landscape
 from lab.landscapes.crossings import MinCrossing, ProductCrossing
 from lab.landscapes.factorisation import Factorisation

@@ -12,6 +12,9 @@ FLOORS = {
     4: ("module", "callbacks"),
     5: ("cli", "train", "measure", "selfcheck", "simulate", "report"),
 }
+BESIDE = "gallery"
+"""Stands on no floor: it uses floors 0 to 3 as a reader would, and only the door `simulate` opens it."""
+GALLERY_FLOOR, GALLERY_DOOR = 3, "simulate"
 ROOMS = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 ALLOWED = {
     "pytorch_lightning": {"module", "callbacks", "data", "train"},
@@ -37,7 +40,7 @@ def imports(file: Path) -> list[str]:
 
 
 def test_every_room_stands_on_a_floor() -> None:
-    rooms = {room_of(file) for file in SOURCES} - {"__init__"}
+    rooms = {room_of(file) for file in SOURCES} - {"__init__", BESIDE}
     assert rooms <= ROOMS.keys(), f"no floor for {rooms - ROOMS.keys()}"
 
 
@@ -45,11 +48,43 @@ def test_imports_only_point_down() -> None:
     wrong = [
         f"{file.relative_to(ROOT)} imports {name}"
         for file in SOURCES
-        if room_of(file) != "__init__"
+        if room_of(file) not in {"__init__", BESIDE}
         for name in imports(file)
-        if name.startswith("lab.") and ROOMS[name.split(".")[1]] > ROOMS[room_of(file)]
+        if name.startswith("lab.") and name.split(".")[1] != BESIDE
+        if ROOMS[name.split(".")[1]] > ROOMS[room_of(file)]
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_points_know_nothing_of_escape() -> None:
+    wrong = [
+        f"{file.relative_to(ROOT)} imports {name}"
+        for file in SOURCES
+        if room_of(file) == "points"
+        for name in imports(file)
+        if name.startswith("lab.escape")
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_gallery_stands_beside_the_floors() -> None:
+    """It imports mathematics, models, data and figures; nothing in the lab but its door imports it."""
+    used = [
+        f"{file.relative_to(ROOT)} imports {name}"
+        for file in SOURCES
+        if room_of(file) not in {BESIDE, GALLERY_DOOR}
+        for name in imports(file)
+        if name.startswith(f"lab.{BESIDE}")
+    ]
+    high = [
+        f"{file.relative_to(ROOT)} imports {name}"
+        for file in SOURCES
+        if room_of(file) == BESIDE
+        for name in imports(file)
+        if name.startswith("lab.") and name.split(".")[1] != BESIDE
+        if ROOMS[name.split(".")[1]] > GALLERY_FLOOR
+    ]
+    assert not used + high, "\n".join(used + high)
 
 
 def test_frameworks_stay_in_their_rooms() -> None:

@@ -20,10 +20,10 @@ from matplotlib.patches import Ellipse
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from lab.escape.kramers import Domain, on
-from lab.escape.nystrom import Chain
-from lab.escape.passage import Passages, escapes, time_ratio
 from lab.escape.survival import words
+from lab.gallery.laws.kramers import Domain, on
+from lab.gallery.laws.nystrom import Chain
+from lab.gallery.laws.passages import Passages, escapes, time_ratio
 from lab.landscapes.double_well import DoubleWell
 from lab.settings import CARD
 from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, paragraph, with_error

@@ -1,8 +1,8 @@
 """How SGD leaves a minimum: the log of its time rises along a line in B / lr, and the slope is a least action.
 
 For noise of the size lr / B the mean time is exp(V B / lr) to leading order, with V the least Freidlin-Wentzell action from
-the minimum to the saddle in the noise that mini-batches have, covariance D(w) at every place (`lab.escape.action`). The
-noise is nothing like isotropic: D is large where the curvature is, and the way out is soft. Isotropic noise of the same
+the minimum to the saddle in the noise that mini-batches have, covariance D(w) at every place (`lab.gallery.laws.action`).
+The noise is nothing like isotropic: D is large where the curvature is, and the way out is soft. Isotropic noise of the same
 trace has the slope 2 dL P / Tr D, several times too small. Side by side at one B / lr: SGD, Gaussian noise whose covariance
 follows the replica (the same, if the shape of the noise does not matter), the covariance frozen at the minimum, and
 isotropic noise of equal trace.

@@ -4,8 +4,8 @@
 
 The mean time is a function of B / lr, as long as lr is small: log tau grows by 2 barrier / C for each unit, a little less
 because of the prefactor. Reaching the top is not yet leaving: half of those turn back, so that the rate to the top is twice
-the rate of escape. The truth of a simulation is the chain of its own steps (`lab.escape.nystrom`), not the differential
-equation (`lab.escape.kramers`), and not the asymptote.
+the rate of escape. The truth of a simulation is the chain of its own steps (`lab.gallery.laws.nystrom`), not the
+differential equation (`lab.gallery.laws.kramers`), and not the asymptote.
 """
 
 from collections.abc import Mapping
@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from lab.escape.kramers import Domain, escape_rate, kramers_time, on
-from lab.escape.nystrom import Chain
-from lab.escape.passage import Passages, escapes, slopes, time_ratio, untold
 from lab.escape.survival import Slope, exponentiality, kaplan_meier
+from lab.gallery.laws.kramers import Domain, escape_rate, kramers_time, on
+from lab.gallery.laws.nystrom import Chain
+from lab.gallery.laws.passages import Passages, escapes, slopes, time_ratio, untold
 from lab.landscapes.double_well import DoubleWell
 from lab.progress import Tick
 from lab.settings import CARD

@@ -3,7 +3,7 @@
 On L = (a b - y)^2/2 the minima are the axes, which cross at 0. Langevin noise goes to Gibbs, where the crossing holds its
 share of low energy; mini-batch noise at interpolation vanishes on the valleys and leaves walkers where they arrive; label
 noise, of labels y = xi drawn at each step, never vanishes and drives every walker down the valley into the crossing. The
-noise decides, not the landscape. `lab.flows.label_noise`.
+noise decides, not the landscape. `lab.gallery.laws.label_noise`.
 """
 
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from lab.flows.label_noise import FactorSGD, crossing_growth, drift_share, drift_time, flow_share, valley_drift
 from lab.flows.langevin import Langevin, reflecting
 from lab.flows.occupation import Boxes
+from lab.gallery.laws.label_noise import FactorSGD, crossing_growth, drift_share, drift_time, flow_share, valley_drift
 from lab.landscapes.factorisation import Factorisation
 from lab.landscapes.gibbs import gibbs, inside
 from lab.landscapes.sections import Section, draw_contours, window

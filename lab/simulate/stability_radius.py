@@ -5,8 +5,8 @@ takes a walker out of every radius, surely; what has a size is the time, and the
 given time. Where the noise covariance is proportional to the curvature (D = c h, as near a minimum of a squared loss) the
 walkers fill the same radius whatever the curvature, and it even grows slowly, since the sharper minimum tries more often;
 only under noise that does not know the curvature (D = c) does it shrink, as h^(-1/2), not 1/h. Exact for the discrete
-chain: `lab.escape.nystrom`. What curvature does limit is linear stability, where the noise vanishes at the minimum: there
-the learning rate decides, and second moments explode long before typical runs do (`lab.noise.linear_stability`).
+chain: `lab.gallery.laws.nystrom`. What curvature does limit is linear stability, where the noise vanishes at the minimum:
+there the learning rate decides, and second moments explode long before typical runs do (`lab.noise.linear_stability`).
 """
 
 import math
@@ -23,10 +23,10 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from lab.curvature.stability import UpdateRule
-from lab.escape.kramers import Domain, log_mean_time, on
-from lab.escape.nystrom import Chain
 from lab.escape.passage import first_passages
 from lab.escape.walkers import Walkers
+from lab.gallery.laws.kramers import Domain, log_mean_time, on
+from lab.gallery.laws.nystrom import Chain
 from lab.landscapes.quadratic import Quadratic
 from lab.noise.linear_stability import ExampleCurvature, critical_lr, in_plane, lyapunov, plane_lr
 from lab.progress import Tick

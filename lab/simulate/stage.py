@@ -16,7 +16,12 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from lab.data.halves import halves_loss
-from lab.escape.action import (
+from lab.escape.exits import Coordinate
+from lab.escape.langer import Langer
+from lab.escape.renewal import Stays, renewals
+from lab.escape.replicas import Noise, Replicas
+from lab.escape.survival import exponentiality, per_time, rate, words
+from lab.gallery.laws.action import (
     POINTS,
     Action,
     action,
@@ -26,11 +31,6 @@ from lab.escape.action import (
     least_action,
     resampled,
 )
-from lab.escape.exits import Coordinate
-from lab.escape.langer import Langer
-from lab.escape.renewal import Stays, renewals
-from lab.escape.replicas import Noise, Replicas
-from lab.escape.survival import exponentiality, per_time, rate, words
 from lab.objective import Objective
 from lab.objective.decayed import Decayed
 from lab.points.dense import Field, Stationary, gradient_field, stationary

@@ -23,8 +23,8 @@ from scipy.linalg import lu_factor, lu_solve
 from scipy.special import ndtr
 from torch import Tensor
 
-from lab.escape.kramers import Diffusion, Domain, reach
-from lab.escape.panels import NODES, Panels
+from lab.gallery.laws.kramers import Diffusion, Domain, reach
+from lab.gallery.laws.panels import NODES, Panels
 from lab.settings import SettingError
 
 WIDTH = 2.5

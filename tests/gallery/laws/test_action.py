@@ -9,7 +9,7 @@ from tests.escape.test_string import Bent
 from torch import Tensor
 
 from lab.data.halves import halves_loss
-from lab.escape.action import action, chord_slope, example_covariance, isotropic_slope, least_action
+from lab.gallery.laws.action import action, chord_slope, example_covariance, isotropic_slope, least_action
 from lab.landscapes.double_well import DoubleWell
 from lab.noise.covariance import covariance
 from lab.objective.decayed import Decayed

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lab.escape.panels import Panels, panels
+from lab.gallery.laws.panels import Panels, panels
 from lab.landscapes.base import Landscape
 
 DEPTH = 50.0

@@ -9,7 +9,7 @@ from scipy.integrate import quad
 from scipy.linalg import eigh_tridiagonal, solve_banded
 from scipy.special import erf
 
-from lab.escape.kramers import (
+from lab.gallery.laws.kramers import (
     Diffusion,
     Domain,
     curvature_exponent,

@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.special import ndtr
 
-from lab.escape.kramers import Diffusion, Domain, escape_rate, log_mean_time, on
-from lab.escape.nystrom import Chain
+from lab.gallery.laws.kramers import Diffusion, Domain, escape_rate, log_mean_time, on
+from lab.gallery.laws.nystrom import Chain
 from lab.landscapes.double_well import DoubleWell
 from lab.landscapes.piecewise_parabola import PiecewiseParabola
 
@@ -106,7 +106,7 @@ def test_rates_that_one_cannot_wait_for_keep_their_digits() -> None:
 
 def test_more_points_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     before = Chain(QUARTIC, 0.05, Domain(high=1.0), -1.0).mean_steps()
-    monkeypatch.setattr("lab.escape.nystrom.WIDTH", 1.25)
+    monkeypatch.setattr("lab.gallery.laws.nystrom.WIDTH", 1.25)
     assert Chain(QUARTIC, 0.05, Domain(high=1.0), -1.0).mean_steps() == pytest.approx(before, rel=1e-7)
 
 

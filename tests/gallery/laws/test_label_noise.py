@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from lab.flows.label_noise import FactorSGD, crossing_growth, drift_share, drift_time, flow_share, valley_drift
 from lab.flows.langevin import reflecting
+from lab.gallery.laws.label_noise import FactorSGD, crossing_growth, drift_share, drift_time, flow_share, valley_drift
 from lab.landscapes.factorisation import Factorisation
 from lab.streams import stream
 
