@@ -2,7 +2,7 @@
 
 In one and two dimensions it does with probability 1, in two only after very long (42 % are still away after 100 steps);
 from three on it may be lost. A simulation of n steps sees P(back by n), which falls short of P(back ever) by a tail of
-order n^(1 - d/2); without it the measured probability is wrong however many walkers there are. `lab.walks.polya`.
+order n^(1 - d/2); without it the measured probability is wrong however many walkers there are. `lab.gallery.walks.polya`.
 """
 
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from lab.gallery.walks.polya import Returns, first_return, first_returns, return_probability
 from lab.settings import CARD
 from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
 from lab.simulate.frame import panels
-from lab.walks.polya import Returns, first_return, first_returns, return_probability
 
 NUM_TIMES = 12
 """Steps at which walkers are held against the exact curve in the figure."""

@@ -3,7 +3,7 @@
 The simple random walk gets as far in 10 dimensions as in one: sqrt(n), because each step moves one coordinate. Its length
 and its angle to another walk are far from sharp at d = 10 (spread 23 %, cosines 1 / sqrt(d) = 0.32). And most of its
 variance lies in two principal components, in any number of dimensions: a flat-looking trajectory is no evidence of a valley.
-Laws: `lab.walks.lattice`, `lab.walks.shares`.
+Laws: `lab.gallery.walks.lattice`, `lab.gallery.walks.shares`.
 """
 
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ from matplotlib.figure import Figure
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from lab.gallery.walks.lattice import Ends, FreeWalk, Kind, wander
+from lab.gallery.walks.shares import components, cosines, first_order_share, limit_shares, mean_share, walk_shares
 from lab.results import Estimate
 from lab.settings import CARD
 from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
 from lab.simulate.frame import panels
-from lab.walks.lattice import Ends, FreeWalk, Kind, wander
-from lab.walks.shares import components, cosines, first_order_share, limit_shares, mean_share, walk_shares
 
 TOP = 2
 """Principal components whose share is told."""

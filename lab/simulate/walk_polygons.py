@@ -3,7 +3,7 @@
 The walker is k times as often at the crossing as at any other corner, exactly, because it has k times as many neighbours.
 But a polygon is a circle only when its corners are many, and then the crossing has mass 1/m, which vanishes, while the mass
 near it (within a fixed part of the length) tends to the share of the length: no atom, no trap. The walk that jumps by
-chords of fixed length does favour the crossing, within a distance of one step. Exact laws: `lab.walks.graphs`.
+chords of fixed length does favour the crossing, within a distance of one step. Exact laws: `lab.gallery.walks.graphs`.
 """
 
 from collections.abc import Mapping
@@ -16,14 +16,14 @@ from matplotlib.figure import Figure
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from lab.gallery.walks.chords import ChordWalk
+from lab.gallery.walks.graphs import HUB, Walk, glued_polygons
+from lab.gallery.walks.wander import Occupation, Walkers
 from lab.progress import Tick
 from lab.results import Estimate
 from lab.settings import CARD
 from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
 from lab.simulate.frame import panels
-from lab.walks.chords import ChordWalk
-from lab.walks.graphs import HUB, Walk, glued_polygons
-from lab.walks.wander import Occupation, Walkers
 
 RADIUS = 0.1
 """The neighbourhood of the crossing, as a part of the length of a polygon on either side: 2 RADIUS of all length."""

@@ -1,6 +1,6 @@
 """Many walkers on a graph at once: how often each node is visited, and when a node is visited again.
 
-The law that these measure is exact in `lab.walks.graphs`. A walker at v draws u uniform in [0, 1) and takes the
+The law that these measure is exact in `lab.gallery.walks.graphs`. A walker at v draws u uniform in [0, 1) and takes the
 neighbour number floor(u deg(v)) from the adjacency in compressed rows, so a node with thousands of neighbours costs no
 more than one with two. Everything happens on the device of the generator.
 """
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from lab.gallery.walks.graphs import Walk
 from lab.progress import Tick, silent
 from lab.results import Estimate
-from lab.walks.graphs import Walk
 
 CHUNK = 1 << 16
 """Walkers that move together: what fits into a cache and keeps a GPU busy."""

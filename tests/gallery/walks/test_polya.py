@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from lab.gallery.walks.polya import at_origin, first_return, first_returns, return_probability, tail
 from lab.streams import stream
-from lab.walks.polya import at_origin, first_return, first_returns, return_probability, tail
 
 KNOWN = {3: 0.340537330, 4: 0.193201673, 5: 0.135178610, 6: 0.104715496, 10: 0.056197536}
 

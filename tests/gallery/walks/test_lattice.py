@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
+from lab.gallery.walks.lattice import Ends, FreeWalk, Kind, steps, wander
 from lab.streams import stream
-from lab.walks.lattice import Ends, FreeWalk, Kind, steps, wander
 
 
 def every_end(d: int, n: int, kind: Kind) -> np.ndarray:
@@ -107,7 +107,7 @@ def test_single_steps_have_the_right_shape_and_length(kind: Kind, square: int) -
 
 
 def test_chunks_of_walkers_make_one_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lab.walks.lattice.CHUNK_NUMBERS", 40)
+    monkeypatch.setattr("lab.gallery.walks.lattice.CHUNK_NUMBERS", 40)
     told = list[float]()
     found = wander(FreeWalk(4, 50), stream(0, "test"), walkers=27, times=torch.tensor([7, 50]), tick=told.append)
     assert found.ends.shape == (27, 4)

@@ -19,9 +19,9 @@ import math
 import torch
 from torch import Generator, Tensor
 
+from lab.gallery.walks.lattice import FreeWalk, steps
 from lab.progress import Tick, silent
 from lab.results import Estimate
-from lab.walks.lattice import FreeWalk, steps
 
 CHUNK_NUMBERS = 1 << 21
 """Numbers (walks x points x d) in memory at once, 8 bytes each a few times."""

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from lab.streams import stream
-from lab.walks.lattice import FreeWalk, Kind
-from lab.walks.shares import (
+from lab.gallery.walks.lattice import FreeWalk, Kind
+from lab.gallery.walks.shares import (
     components,
     cosines,
     first_order_share,
@@ -16,6 +15,7 @@ from lab.walks.shares import (
     positions,
     walk_shares,
 )
+from lab.streams import stream
 
 FINITE = {3: 0.9228, 5: 0.8567, 10: 0.8083, 20: 0.7812, 50: 0.7679, 200: 0.7620}
 """F2: the mean share of two centred components after 1000 steps of one coordinate each; tolerance .006."""

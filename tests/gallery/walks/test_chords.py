@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from lab.gallery.walks.chords import ChordWalk
 from lab.streams import stream
-from lab.walks.chords import ChordWalk
 
 MEASURED = {(2, 0.0737): 1.69, (3, 0.0737): 2.27, (4, 0.0737): 2.32, (4, 0.0371): 2.57}
 """F4: the share of time within one step of the crossing over the share of the length, good to 5 %."""

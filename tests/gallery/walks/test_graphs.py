@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from lab.gallery.walks.graphs import HUB, Walk, glued_polygons
+from lab.gallery.walks.wander import Walkers
 from lab.streams import stream
-from lab.walks.graphs import HUB, Walk, glued_polygons
-from lab.walks.wander import Walkers
 
 POLYGONS = [(2, 10), (3, 8), (4, 7)]
 SIGMAS = 4.5
@@ -147,7 +147,7 @@ def test_walkers_come_back_after_m_steps_on_average(k: int, m: int) -> None:
 
 
 def test_more_walkers_than_a_chunk_are_all_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lab.walks.wander.CHUNK", 7)
+    monkeypatch.setattr("lab.gallery.walks.wander.CHUNK", 7)
     walk, told = Walk(glued_polygons(2, 5)), list[float]()
     seen = Walkers(walk, stream(0, "test")).occupation(walkers=45, steps=30, tick=told.append)
     assert float(seen.shares().sum()) == pytest.approx(1, abs=1e-12)

@@ -4,12 +4,12 @@ The exact law and the walkers that measure it stand side by side and share no co
 `lattice`, `polya`, `shares`.
 """
 
-from lab.walks.chords import ChordWalk
-from lab.walks.graphs import HUB, Walk, glued_polygons
-from lab.walks.lattice import FreeWalk, wander
-from lab.walks.polya import first_return, first_returns, return_probability
-from lab.walks.shares import limit_shares, walk_shares
-from lab.walks.wander import Walkers
+from lab.gallery.walks.chords import ChordWalk
+from lab.gallery.walks.graphs import HUB, Walk, glued_polygons
+from lab.gallery.walks.lattice import FreeWalk, wander
+from lab.gallery.walks.polya import first_return, first_returns, return_probability
+from lab.gallery.walks.shares import limit_shares, walk_shares
+from lab.gallery.walks.wander import Walkers
 
 __all__ = [
     "HUB",
