@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from lab.gallery.landscapes.piecewise_parabola import PiecewiseParabola
 from lab.gallery.laws.kramers import Domain, curvature_exponent, log_mean_time, on
 from lab.gallery.laws.nystrom import Chain
 from lab.gallery.laws.passages import escapes, slopes
 from lab.landscapes.double_well import DoubleWell
-from lab.landscapes.piecewise_parabola import PiecewiseParabola
 from lab.simulate.anisotropic_escape import AnisotropicEscape
 from lab.simulate.base import Comparison, Experiment, Surroundings
 from lab.simulate.kramers import Kramers

@@ -8,9 +8,9 @@ import torch
 
 from lab.flows.langevin import Langevin, Sampler, periodic, reflecting
 from lab.flows.occupation import Boxes, Occupation, occupation
+from lab.gallery.landscapes.crossings import MinCrossing, ProductCrossing
 from lab.gallery.laws.label_noise import FactorSGD, crossing_growth, valley_drift
 from lab.landscapes.base import Landscape
-from lab.landscapes.crossings import MinCrossing, ProductCrossing
 from lab.landscapes.factorisation import Factorisation
 from lab.landscapes.gibbs import Gibbs, gibbs, inside
 from lab.streams import stream

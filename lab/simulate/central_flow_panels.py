@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 
-from lab.landscapes.edge_toy import CYCLE_BOUND, EdgeToy
+from lab.gallery.landscapes.edge_toy import CYCLE_BOUND, EdgeToy
+from lab.gallery.landscapes.sections import draw_contours, window
 from lab.landscapes.factorisation import Factorisation
-from lab.landscapes.sections import draw_contours, window
 
 
 def draw_level(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:

@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from lab.flows.central import average_amplitude, central_flow, gradient_descent, gradient_flow
-from lab.landscapes.edge_toy import CYCLE_BOUND, EdgeToy
+from lab.gallery.landscapes.edge_toy import CYCLE_BOUND, EdgeToy
 from lab.landscapes.factorisation import Factorisation
 from lab.progress import Tick
 from lab.results import Estimate

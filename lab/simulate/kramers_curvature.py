@@ -22,10 +22,10 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from lab.escape.survival import Slope
+from lab.gallery.landscapes.piecewise_parabola import PiecewiseParabola
 from lab.gallery.laws.kramers import Diffusion, Domain, curvature_exponent, escape_rate, kramers_time, on
 from lab.gallery.laws.nystrom import Chain
 from lab.gallery.laws.passages import Passages, escapes, slopes, untold
-from lab.landscapes.piecewise_parabola import PiecewiseParabola
 from lab.progress import Tick
 from lab.settings import CARD
 from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, paragraph, with_error

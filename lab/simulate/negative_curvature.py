@@ -21,8 +21,8 @@ from torch import Tensor
 from lab.curvature.operators import hessian
 from lab.escape.saddle import Departure, Descent
 from lab.escape.walkers import Walkers
+from lab.gallery.landscapes.deep_linear import DeepLinear
 from lab.landscapes.base import Landscape
-from lab.landscapes.deep_linear import DeepLinear
 from lab.landscapes.factorisation import Factorisation
 from lab.landscapes.saddle import Saddle
 from lab.points.critical import classify

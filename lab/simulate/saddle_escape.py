@@ -21,8 +21,8 @@ from lab.curvature.operators import hessian
 from lab.escape.passage import Outside
 from lab.escape.saddle import Departure, Descent, autoregression, growth_factor, kick_growth
 from lab.escape.walkers import Walkers
+from lab.gallery.landscapes.deep_linear import DeepLinear
 from lab.landscapes.base import Landscape
-from lab.landscapes.deep_linear import DeepLinear
 from lab.landscapes.factorisation import Factorisation
 from lab.landscapes.saddle import Saddle
 from lab.progress import Tick

@@ -3,7 +3,7 @@
 The stationary law of dx = -grad L dt + sqrt(2 T) dW is exp(-L/T)/Z whatever the kinks of L, and gives a box at the crossing
 its share of low energy and no more. What a simulation shows beyond that is its step size (Euler-Maruyama on the product
 x^2 y^2) or the little time since it was started at the crossing; with the Metropolis test (MALA) the step size does
-nothing. `lab.flows.langevin`, `lab.landscapes.crossings`, the truth by quadrature: `lab.landscapes.gibbs`.
+nothing. `lab.flows.langevin`, `lab.gallery.landscapes.crossings`, the truth by quadrature: `lab.landscapes.gibbs`.
 """
 
 from collections.abc import Mapping
@@ -19,10 +19,10 @@ from torch import Tensor
 
 from lab.flows.langevin import Boundary, Langevin, Sampler, periodic, reflecting
 from lab.flows.occupation import Boxes, Occupation, occupation
+from lab.gallery.landscapes.crossings import Cusp, MinCrossing, ProductCrossing, ThreeLines
+from lab.gallery.landscapes.sections import Section, draw_contours, window
 from lab.landscapes.base import Landscape
-from lab.landscapes.crossings import Cusp, MinCrossing, ProductCrossing, ThreeLines
 from lab.landscapes.gibbs import Gibbs, gibbs, inside
-from lab.landscapes.sections import Section, draw_contours, window
 from lab.results import Estimate
 from lab.settings import CARD
 from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error

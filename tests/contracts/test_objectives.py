@@ -1,4 +1,4 @@
-"""The laws that every objective of `lab.landscapes` keeps, found by walking the package.
+"""The laws that every objective of `lab.landscapes` and `lab.gallery.landscapes` keeps, found by walking the packages.
 
 Each has a card in `conf/landscape/`, from which it is made here; one without fails `test_every_landscape_has_a_card`.
 """
@@ -14,6 +14,7 @@ import torch
 import yaml
 from torch import Tensor
 
+import lab.gallery.landscapes
 import lab.landscapes
 from lab.cli import card, config_dir
 from lab.objective import Objective, audit
@@ -24,7 +25,7 @@ INSTANCES: dict[str, Callable[[], Objective]] = {}
 
 
 def instance(path: str) -> Callable[[Callable[[], Objective]], Callable[[], Objective]]:
-    """Register a small instance of the class at `lab.landscapes.<path>`."""
+    """Register a small instance of the class at `lab.<path>`."""
 
     def register(make: Callable[[], Objective]) -> Callable[[], Objective]:
         INSTANCES[path] = make
@@ -33,7 +34,7 @@ def instance(path: str) -> Callable[[Callable[[], Objective]], Callable[[], Obje
     return register
 
 
-@instance("quadratic.Quadratic")
+@instance("landscapes.quadratic.Quadratic")
 def quadratic() -> Objective:
     from lab.landscapes.quadratic import Quadratic
 
@@ -43,7 +44,7 @@ def quadratic() -> Objective:
 def _of_card(file: Path) -> tuple[str, Callable[[], Objective]]:
     """A landscape as its card has it."""
     values = yaml.safe_load(file.read_text())
-    return values["_target_"].removeprefix("lab.landscapes."), lambda: card(values, "landscape")
+    return values["_target_"].removeprefix("lab."), lambda: card(values, "landscape")
 
 
 for _file in sorted(Path(config_dir(), "landscape").glob("*.yaml")):
@@ -52,13 +53,14 @@ for _file in sorted(Path(config_dir(), "landscape").glob("*.yaml")):
 
 
 def landscapes() -> set[str]:
-    """Every concrete subclass of Objective defined in a module of lab.landscapes, as module.Class."""
+    """Every concrete subclass of Objective defined in a module of the two packages, as package.module.Class."""
     found = set()
-    for info in pkgutil.walk_packages(lab.landscapes.__path__, "lab.landscapes."):
-        module = importlib.import_module(info.name)
-        for name, kind in inspect.getmembers(module, inspect.isclass):
-            if issubclass(kind, Objective) and kind.__module__ == info.name and not inspect.isabstract(kind):
-                found.add(f"{info.name.removeprefix('lab.landscapes.')}.{name}")
+    for package in (lab.landscapes, lab.gallery.landscapes):
+        for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            module = importlib.import_module(info.name)
+            for name, kind in inspect.getmembers(module, inspect.isclass):
+                if issubclass(kind, Objective) and kind.__module__ == info.name and not inspect.isabstract(kind):
+                    found.add(f"{info.name.removeprefix('lab.')}.{name}")
     return found
 
 

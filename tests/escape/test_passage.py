@@ -8,10 +8,10 @@ from torch import Tensor
 
 from lab.escape.passage import beyond, first_passages
 from lab.escape.survival import kaplan_meier
+from lab.gallery.landscapes.piecewise_parabola import PiecewiseParabola
 from lab.gallery.laws.kramers import Domain, on
 from lab.gallery.laws.nystrom import Chain
 from lab.landscapes.double_well import DoubleWell
-from lab.landscapes.piecewise_parabola import PiecewiseParabola
 from lab.streams import stream
 
 LINE = DoubleWell(())

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lab.flows.central import average_amplitude, central_flow, gradient_descent, gradient_flow, sharpness
-from lab.landscapes.edge_toy import EdgeToy
+from lab.gallery.landscapes.edge_toy import EdgeToy
 from lab.landscapes.factorisation import Factorisation
 from lab.landscapes.quadratic import Quadratic
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from lab.flows.langevin import Langevin, periodic, reflecting
+from lab.gallery.landscapes.crossings import Cusp, MinCrossing, ProductCrossing, ThreeLines
 from lab.landscapes.base import Landscape
-from lab.landscapes.crossings import Cusp, MinCrossing, ProductCrossing, ThreeLines
 from lab.landscapes.double_well import DoubleWell
 from lab.landscapes.factorisation import Factorisation
 from lab.landscapes.gibbs import gibbs, inside

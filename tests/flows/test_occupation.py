@@ -7,7 +7,7 @@ import torch
 
 from lab.flows.langevin import Langevin
 from lab.flows.occupation import Boxes, occupation
-from lab.landscapes.crossings import ProductCrossing
+from lab.gallery.landscapes.crossings import ProductCrossing
 from lab.landscapes.gibbs import gibbs, inside
 from lab.landscapes.quadratic import Quadratic
 from lab.streams import stream

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from lab.gallery.landscapes.crossings import MinCrossing, ProductCrossing, ThreeLines
 from lab.landscapes.base import Landscape
-from lab.landscapes.crossings import MinCrossing, ProductCrossing, ThreeLines
 from lab.landscapes.double_well import DoubleWell
 from lab.landscapes.gibbs import gibbs, inside
 from lab.landscapes.quadratic import Quadratic

@@ -9,13 +9,13 @@ import yaml
 
 from lab.cli import card, config_dir
 from lab.curvature.operators import hessian
+from lab.gallery.landscapes.crossings import Cusp, MinCrossing, ProductCrossing, ThreeLines
+from lab.gallery.landscapes.deep_linear import DeepLinear
+from lab.gallery.landscapes.edge_toy import EdgeToy
+from lab.gallery.landscapes.piecewise_parabola import PiecewiseParabola
 from lab.landscapes.base import Critical, Landscape
-from lab.landscapes.crossings import Cusp, MinCrossing, ProductCrossing, ThreeLines
-from lab.landscapes.deep_linear import DeepLinear
 from lab.landscapes.double_well import DoubleWell
-from lab.landscapes.edge_toy import EdgeToy
 from lab.landscapes.factorisation import Factorisation
-from lab.landscapes.piecewise_parabola import PiecewiseParabola
 from lab.landscapes.quadratic import Quadratic
 from lab.landscapes.saddle import Saddle
 

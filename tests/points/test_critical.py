@@ -10,11 +10,11 @@ from torch import Tensor
 
 from lab.cli import card, config_dir
 from lab.curvature.operators import hessian
+from lab.gallery.landscapes.crossings import ProductCrossing
+from lab.gallery.landscapes.deep_linear import DeepLinear
+from lab.gallery.landscapes.piecewise_parabola import PiecewiseParabola
 from lab.landscapes.base import Critical, Landscape
-from lab.landscapes.crossings import ProductCrossing
-from lab.landscapes.deep_linear import DeepLinear
 from lab.landscapes.factorisation import Factorisation
-from lab.landscapes.piecewise_parabola import PiecewiseParabola
 from lab.landscapes.quadratic import Quadratic
 from lab.landscapes.saddle import Saddle
 from lab.points.critical import classify

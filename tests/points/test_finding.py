@@ -8,10 +8,10 @@ from torch import Tensor
 
 from lab.curvature.operators import hessian
 from lab.data.halves import top_to_bottom
+from lab.gallery.landscapes.deep_linear import DeepLinear
+from lab.gallery.landscapes.edge_toy import EdgeToy
 from lab.landscapes.base import Landscape
-from lab.landscapes.deep_linear import DeepLinear
 from lab.landscapes.double_well import DoubleWell
-from lab.landscapes.edge_toy import EdgeToy
 from lab.landscapes.factorisation import Factorisation
 from lab.landscapes.quadratic import Quadratic
 from lab.landscapes.saddle import Saddle

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from lab.curvature.operators import hessian
+from lab.gallery.landscapes.deep_linear import DeepLinear
 from lab.landscapes.base import Landscape
-from lab.landscapes.deep_linear import DeepLinear
 from lab.landscapes.double_well import DoubleWell
 from lab.landscapes.factorisation import Factorisation
 from lab.landscapes.quadratic import Quadratic

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from lab.curvature.operators import hessian
 from lab.curvature.stability import UpdateRule
+from lab.gallery.landscapes.deep_linear import DeepLinear
 from lab.landscapes.base import Landscape
-from lab.landscapes.deep_linear import DeepLinear
 from lab.landscapes.factorisation import Factorisation
 from lab.landscapes.quadratic import Quadratic
 from lab.objective import Decayed, NetworkObjective, Objective

@@ -9,6 +9,7 @@ from scipy.integrate import quad
 from scipy.linalg import eigh_tridiagonal, solve_banded
 from scipy.special import erf
 
+from lab.gallery.landscapes.piecewise_parabola import PiecewiseParabola
 from lab.gallery.laws.kramers import (
     Diffusion,
     Domain,
@@ -19,7 +20,6 @@ from lab.gallery.laws.kramers import (
     on,
 )
 from lab.landscapes.double_well import DoubleWell
-from lab.landscapes.piecewise_parabola import PiecewiseParabola
 
 QUARTIC = DoubleWell(())
 TILTED = Diffusion(lambda x: x**3 - x + 0.1, lambda x: 0.08 + 0.04 * torch.sin(2 * x))

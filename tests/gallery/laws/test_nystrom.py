@@ -7,10 +7,10 @@ import pytest
 import torch
 from scipy.special import ndtr
 
+from lab.gallery.landscapes.piecewise_parabola import PiecewiseParabola
 from lab.gallery.laws.kramers import Diffusion, Domain, escape_rate, log_mean_time, on
 from lab.gallery.laws.nystrom import Chain
 from lab.landscapes.double_well import DoubleWell
-from lab.landscapes.piecewise_parabola import PiecewiseParabola
 
 QUARTIC = on(DoubleWell(()), 0.07)
 

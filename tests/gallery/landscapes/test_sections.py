@@ -7,9 +7,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from lab.gallery.landscapes.sections import draw_contours, section, window
 from lab.landscapes.double_well import DoubleWell
 from lab.landscapes.quadratic import Quadratic
-from lab.landscapes.sections import draw_contours, section, window
 from lab.objective import NetworkObjective
 
 DOUBLE = torch.float64
@@ -68,7 +68,7 @@ def test_a_section_of_a_network_has_its_value_at_every_point(
     u, v = torch.randn(2, len(w), generator=generator)
     a, b = torch.linspace(-1, 1, 4, dtype=DOUBLE), torch.linspace(0, 1, 3, dtype=DOUBLE)
     if few:  # five points in memory at once: the last batch has two of the twelve
-        monkeypatch.setattr("lab.landscapes.sections.BATCH_BYTES", 5 * 4 * len(w))
+        monkeypatch.setattr("lab.gallery.landscapes.sections.BATCH_BYTES", 5 * 4 * len(w))
     shown = section(loss, w, u, v, columns=a, rows=b)
     truth = torch.stack([torch.stack([loss.value(w + i * u + j * v) for i in a]) for j in b])
     torch.testing.assert_close(shown.values, truth)
