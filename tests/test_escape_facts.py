@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
+from lab.gallery.experiments.anisotropic_escape import AnisotropicEscape
+from lab.gallery.experiments.base import Comparison, Experiment, Surroundings
+from lab.gallery.experiments.kramers import Kramers
+from lab.gallery.experiments.kramers_curvature import KramersCurvature
 from lab.gallery.landscapes.piecewise_parabola import PiecewiseParabola
 from lab.gallery.laws.kramers import Domain, curvature_exponent, log_mean_time, on
 from lab.gallery.laws.nystrom import Chain
 from lab.gallery.laws.passages import escapes, slopes
 from lab.landscapes.double_well import DoubleWell
-from lab.simulate.anisotropic_escape import AnisotropicEscape
-from lab.simulate.base import Comparison, Experiment, Surroundings
-from lab.simulate.kramers import Kramers
-from lab.simulate.kramers_curvature import KramersCurvature
 from lab.streams import stream
 
 QUARTIC = DoubleWell(())

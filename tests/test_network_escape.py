@@ -6,11 +6,11 @@ import re
 import pytest
 import torch
 
+from lab.gallery.experiments.base import Experiment, Outcome, Surroundings
+from lab.gallery.experiments.escape_ballistic import EscapeBallistic
+from lab.gallery.experiments.escape_saddle import EscapeSaddle
+from lab.gallery.experiments.escape_split import EscapeSplit
 from lab.settings import SettingError
-from lab.simulate.base import Experiment, Outcome, Surroundings
-from lab.simulate.escape_ballistic import EscapeBallistic
-from lab.simulate.escape_saddle import EscapeSaddle
-from lab.simulate.escape_split import EscapeSplit
 
 
 def carried_out(experiment: Experiment, seed: int = 0) -> Outcome:

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from lab.escape.survival import against, per_time, rate, same_rate, slope
+from lab.gallery.experiments.base import Outcome, Surroundings
+from lab.gallery.experiments.escape_kramers import EscapeKramers
+from lab.gallery.experiments.escape_kramers_sgd import EscapeKramersSgd
+from lab.gallery.experiments.stage import actions, set_stage
 from lab.points.string import find_pass
 from lab.results import Rate
-from lab.simulate.base import Outcome, Surroundings
-from lab.simulate.escape_kramers import EscapeKramers
-from lab.simulate.escape_kramers_sgd import EscapeKramersSgd
-from lab.simulate.stage import actions, set_stage
 from lab.streams import stream
 
 

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from lab.cli import config_dir
-from lab.simulate.base import Comparison, Outcome, Surroundings
+from lab.gallery.experiments.base import Comparison, Outcome, Surroundings
 from lab.simulate.settings import read_settings
 
 

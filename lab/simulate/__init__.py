@@ -1,9 +1,9 @@
 """python -m lab.simulate experiment=NAME: an experiment whose truth is known, measured and held against its theory.
 
-Where do I add one? A file `lab/simulate/<name>.py` with one subclass of `lab.simulate.base.Experiment`, and its card
-`conf/simulation/<name>.yaml`: `# @package _global_`, the command, one line that says what it shows, `_target_`, and every
-knob with its default and a comment. Nothing lists the experiments: the help page and `experiment=` find them by their
-cards, tests/simulate/ by walking this package.
+Where do I add one? A file `lab/gallery/experiments/<name>.py` with one subclass of `Experiment` (`base.py` there), and its
+card `conf/simulation/<name>.yaml`: `# @package _global_`, the command, one line that says what it shows, `_target_`, and
+every knob with its default and a comment. Nothing lists the experiments: the help page and `experiment=` find them by their
+cards, tests/simulate/ by walking the package of the gallery.
 
 The settings of an experiment stand at the top of the configuration (`k=3 walkers=1000`). This is the door only: torch
 is imported when the settings are checked, so that help, the user's slips and finished runs answer at once.

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
+from lab.gallery.experiments.base import Experiment, Outcome, Surroundings
 from lab.run import figures
 from lab.run.folder import RunFolder
 from lab.run.provenance import provenance
 from lab.settings import SettingError
-from lab.simulate.base import Experiment, Outcome, Surroundings
 from lab.simulate.progress import Progress
 from lab.simulate.settings import Shared
 

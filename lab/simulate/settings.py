@@ -8,8 +8,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from lab.cli import card
+from lab.gallery.experiments.base import Experiment
 from lab.settings import CARD, SettingError, usable_cpus
-from lab.simulate.base import Experiment
 
 
 @dataclass(frozen=True, kw_only=True, config=CARD)

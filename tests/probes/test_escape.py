@@ -199,7 +199,7 @@ def test_a_run_measures_its_escape_once_at_the_end(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.slow
 def test_the_rate_of_sgd_from_the_minimum_of_a_real_network_is_the_one_measured_elsewhere() -> None:
-    from lab.simulate.stage import set_stage  # the network of `escape_kramers_sgd`: 24 weights, decay 0.02
+    from lab.gallery.experiments.stage import set_stage  # the network of `escape_kramers_sgd`: 24 weights, decay 0.02
 
     stage = set_stage("K2")
     objective = stage.objective.inner  # type: ignore[attr-defined]

@@ -16,12 +16,13 @@ import torch
 import yaml
 from hydra.core.global_hydra import GlobalHydra
 
+import lab.gallery.experiments
 import lab.simulate
 from lab.cli import choices, config_dir
+from lab.gallery.experiments.base import Experiment, Surroundings
 from lab.run.folder import RunFolder
 from lab.settings import SettingError
 from lab.simulate import knobs, main, summary_of
-from lab.simulate.base import Experiment, Surroundings
 from lab.simulate.settings import Shared, read_settings
 
 CARDS = {file.stem: file for file in sorted((Path(config_dir()) / "simulation").glob("*.yaml"))}
@@ -50,13 +51,12 @@ SMALL = {
 
 
 def experiments() -> dict[str, type[Experiment]]:
-    """Every subclass of Experiment in lab.simulate, by name: the walk over the package."""
+    """Every subclass of Experiment in lab.gallery.experiments, by name: the walk over the package."""
     found = {}
-    for module in pkgutil.iter_modules(lab.simulate.__path__):
-        if module.name != "__main__":
-            for item in vars(importlib.import_module(f"lab.simulate.{module.name}")).values():
-                if isinstance(item, type) and issubclass(item, Experiment) and item is not Experiment:
-                    found[item.name] = item
+    for module in pkgutil.iter_modules(lab.gallery.experiments.__path__):
+        for item in vars(importlib.import_module(f"lab.gallery.experiments.{module.name}")).values():
+            if isinstance(item, type) and issubclass(item, Experiment) and item is not Experiment:
+                found[item.name] = item
     return found
 
 
@@ -324,8 +324,8 @@ def test_help_slips_and_finished_runs_do_not_load_torch(scratch: Path) -> None:
 
 def test_the_door_knows_no_experiment_by_name() -> None:
     """What is found by walking is listed nowhere."""
-    for module in ("__init__", "base", "run", "settings", "report", "progress"):
-        tree = ast.parse((Path(lab.simulate.__path__[0]) / f"{module}.py").read_text())
+    for file in Path(lab.simulate.__path__[0]).glob("*.py"):
+        tree = ast.parse(file.read_text())
         named = {
             node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
         }

@@ -23,13 +23,8 @@ from lab.escape.network_saddle import NetworkSaddle, follow, left, mean_time
 from lab.escape.noises import Isotropic
 from lab.escape.replicas import Replicas
 from lab.escape.saddle import Departure, growth_factor, kick_growth, log_chi
-from lab.points.dense import LARGEST
-from lab.points.embedding import OneHidden, split_neuron
-from lab.progress import Tick
-from lab.results import EscapeTimes, Estimate
-from lab.settings import CARD, SettingError
-from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
-from lab.simulate.escape_saddle import (
+from lab.gallery.experiments.base import Comparison, Experiment, Outcome, Surroundings, with_error
+from lab.gallery.experiments.escape_saddle import (
     INPUTS,
     OUTPUTS,
     halves_on,
@@ -38,7 +33,12 @@ from lab.simulate.escape_saddle import (
     require_stable,
     smaller_minimum,
 )
-from lab.simulate.frame import panels
+from lab.gallery.experiments.frame import panels
+from lab.points.dense import LARGEST
+from lab.points.embedding import OneHidden, split_neuron
+from lab.progress import Tick
+from lab.results import EscapeTimes, Estimate
+from lab.settings import CARD, SettingError
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 KICK, KICKED, GROWN = 1e-8, 16, 1e4

@@ -22,12 +22,23 @@ from lab.escape.noises import Frozen, Isotropic, SampleWeights
 from lab.escape.renewal import Stays
 from lab.escape.replicas import Noise
 from lab.escape.survival import Slope, exponentiality, same_rate, slope
+from lab.gallery.experiments.base import Comparison, Experiment, Outcome, Surroundings, with_error
+from lab.gallery.experiments.frame import panels
+from lab.gallery.experiments.kramers_sgd_figure import draw_kinds, draw_line
+from lab.gallery.experiments.stage import (
+    CaseName,
+    Stage,
+    Theory,
+    actions,
+    bars,
+    hasty,
+    measured,
+    memoryless,
+    said_of,
+    set_stage,
+)
 from lab.results import Rate
 from lab.settings import CARD
-from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
-from lab.simulate.frame import panels
-from lab.simulate.kramers_sgd_figure import draw_kinds, draw_line
-from lab.simulate.stage import CaseName, Stage, Theory, actions, bars, hasty, measured, memoryless, said_of, set_stage
 
 Batch = Annotated[int, Field(ge=1, le=100_000)]
 Lr = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]

@@ -19,14 +19,14 @@ from torch import Tensor
 
 from lab.flows.langevin import Boundary, Langevin, Sampler, periodic, reflecting
 from lab.flows.occupation import Boxes, Occupation, occupation
+from lab.gallery.experiments.base import Comparison, Experiment, Outcome, Surroundings, with_error
+from lab.gallery.experiments.frame import panels
 from lab.gallery.landscapes.crossings import Cusp, MinCrossing, ProductCrossing, ThreeLines
 from lab.gallery.landscapes.sections import Section, draw_contours, window
 from lab.landscapes.base import Landscape
 from lab.landscapes.gibbs import Gibbs, gibbs, inside
 from lab.results import Estimate
 from lab.settings import CARD
-from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
-from lab.simulate.frame import panels
 
 LANDSCAPES: dict[str, type[Landscape]] = {
     "min_crossing": MinCrossing,

@@ -21,6 +21,7 @@ from lab.escape.langer import Langer
 from lab.escape.renewal import Stays, renewals
 from lab.escape.replicas import Noise, Replicas
 from lab.escape.survival import exponentiality, per_time, rate, words
+from lab.gallery.experiments.base import Comparison
 from lab.gallery.laws.action import (
     POINTS,
     Action,
@@ -41,7 +42,6 @@ from lab.points.symmetry import Symmetry, hidden_neurons, nearest
 from lab.progress import Tick, silent
 from lab.results import Rate
 from lab.settings import SettingError
-from lab.simulate.base import Comparison
 from lab.streams import stream
 
 CaseName = Literal["K2", "C1", "K1"]

@@ -17,6 +17,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Generator, Tensor
 
+from lab.gallery.experiments.base import Comparison, Experiment, Outcome, Surroundings, with_error
+from lab.gallery.experiments.ornstein_uhlenbeck_figure import KINDS, draw, relative, tail
 from lab.noise.linear_stability import ExampleCurvature, mean_square_lr
 from lab.noise.settling import Regression, Settled, additive, average, climb, relaxation, settle
 from lab.noise.stationary import (
@@ -31,8 +33,6 @@ from lab.noise.tails import excess_kurtosis, stable, stable_index, stable_width
 from lab.progress import Tick
 from lab.results import Estimate
 from lab.settings import CARD
-from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
-from lab.simulate.ornstein_uhlenbeck_figure import KINDS, draw, relative, tail
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 MULTIPLES = np.linspace(0.05, 4, 80)

@@ -21,6 +21,8 @@ from lab.curvature.operators import hessian
 from lab.escape.passage import Outside
 from lab.escape.saddle import Departure, Descent, autoregression, growth_factor, kick_growth
 from lab.escape.walkers import Walkers
+from lab.gallery.experiments.base import Comparison, Experiment, Outcome, Surroundings, with_error
+from lab.gallery.experiments.saddle_escape_figure import draw
 from lab.gallery.landscapes.deep_linear import DeepLinear
 from lab.landscapes.base import Landscape
 from lab.landscapes.factorisation import Factorisation
@@ -28,8 +30,6 @@ from lab.landscapes.saddle import Saddle
 from lab.progress import Tick
 from lab.results import Estimate
 from lab.settings import CARD
-from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
-from lab.simulate.saddle_escape_figure import draw
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 HALF_WAY = 0.5

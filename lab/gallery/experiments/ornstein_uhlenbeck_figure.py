@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from lab.gallery.experiments.frame import panels
 from lab.noise.stationary import averaging_factor
 from lab.results import Estimate
-from lab.simulate.frame import panels
 
 KINDS = ("isotropic", "aligned")
 COLORS = {"isotropic": "tab:orange", "aligned": "tab:blue"}

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from lab.gallery.experiments.base import Comparison, Outcome, Surroundings, with_error
 from lab.results import Estimate
-from lab.simulate.base import Comparison, Outcome, Surroundings, with_error
 
 
 def test_comparisons_say_how_far_apart_they_are() -> None:

@@ -16,14 +16,14 @@ from matplotlib.figure import Figure
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from lab.gallery.experiments.base import Comparison, Experiment, Outcome, Surroundings, with_error
+from lab.gallery.experiments.frame import panels
 from lab.gallery.walks.chords import ChordWalk
 from lab.gallery.walks.graphs import HUB, Walk, glued_polygons
 from lab.gallery.walks.wander import Occupation, Walkers
 from lab.progress import Tick
 from lab.results import Estimate
 from lab.settings import CARD
-from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
-from lab.simulate.frame import panels
 
 RADIUS = 0.1
 """The neighbourhood of the crossing, as a part of the length of a polygon on either side: 2 RADIUS of all length."""

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lab.simulate.frame import panels
+from lab.gallery.experiments.frame import panels
 
 Kind = Literal["aligned", "isotropic"]
 KINDS: tuple[Kind, ...] = ("aligned", "isotropic")

@@ -25,6 +25,8 @@ from torch import Tensor
 from lab.curvature.stability import UpdateRule
 from lab.escape.passage import first_passages
 from lab.escape.walkers import Walkers
+from lab.gallery.experiments.base import Comparison, Experiment, Outcome, Surroundings, with_error
+from lab.gallery.experiments.stability_radius_figure import KINDS, NAMES, Kind, draw
 from lab.gallery.laws.kramers import Domain, log_mean_time, on
 from lab.gallery.laws.nystrom import Chain
 from lab.landscapes.quadratic import Quadratic
@@ -33,8 +35,6 @@ from lab.progress import Tick
 from lab.results import EscapeTimes, Estimate
 from lab.sampling import batch_factor
 from lab.settings import CARD
-from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
-from lab.simulate.stability_radius_figure import KINDS, NAMES, Kind, draw
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 FAR = 1e10

@@ -19,14 +19,14 @@ from torch import Tensor
 
 from lab.flows.langevin import Langevin, reflecting
 from lab.flows.occupation import Boxes
+from lab.gallery.experiments.base import Comparison, Experiment, Outcome, Surroundings, with_error
+from lab.gallery.experiments.frame import panels
 from lab.gallery.landscapes.sections import Section, draw_contours, window
 from lab.gallery.laws.label_noise import FactorSGD, crossing_growth, drift_share, drift_time, flow_share, valley_drift
 from lab.landscapes.factorisation import Factorisation
 from lab.landscapes.gibbs import gibbs, inside
 from lab.results import Estimate
 from lab.settings import CARD
-from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
-from lab.simulate.frame import panels
 
 NOISES = ("label", "minibatch", "langevin")
 COLORS = ("tab:orange", "tab:green", "tab:blue")

@@ -21,6 +21,8 @@ from torch import Tensor
 from lab.curvature.operators import hessian
 from lab.escape.saddle import Departure, Descent
 from lab.escape.walkers import Walkers
+from lab.gallery.experiments.base import Comparison, Experiment, Outcome, Surroundings, with_error
+from lab.gallery.experiments.frame import panels
 from lab.gallery.landscapes.deep_linear import DeepLinear
 from lab.landscapes.base import Landscape
 from lab.landscapes.factorisation import Factorisation
@@ -30,8 +32,6 @@ from lab.points.negative_curvature import Limits, WayDown, limits, line_search, 
 from lab.progress import Tick
 from lab.results import Estimate
 from lab.settings import CARD
-from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
-from lab.simulate.frame import panels
 
 NETWORK = DeepLinear()
 PLACES: dict[str, tuple[Landscape, Tensor]] = {

@@ -20,11 +20,11 @@ from pydantic.dataclasses import dataclass
 from lab.escape.noises import Isotropic
 from lab.escape.renewal import Stays
 from lab.escape.survival import against, kaplan_meier
+from lab.gallery.experiments.base import Comparison, Experiment, Outcome, Surroundings
+from lab.gallery.experiments.frame import panels
+from lab.gallery.experiments.stage import CaseName, Stage, bars, draw_string, measured, memoryless, said_of, set_stage
 from lab.results import Rate
 from lab.settings import CARD
-from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings
-from lab.simulate.frame import panels
-from lab.simulate.stage import CaseName, Stage, bars, draw_string, measured, memoryless, said_of, set_stage
 
 SECONDS_PER_STEP = 6e-6
 """Of one replica."""

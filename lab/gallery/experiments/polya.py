@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from lab.gallery.experiments.base import Comparison, Experiment, Outcome, Surroundings, with_error
+from lab.gallery.experiments.frame import panels
 from lab.gallery.walks.polya import Returns, first_return, first_returns, return_probability
 from lab.settings import CARD
-from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
-from lab.simulate.frame import panels
 
 NUM_TIMES = 12
 """Steps at which walkers are held against the exact curve in the figure."""

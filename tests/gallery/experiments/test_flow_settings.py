@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from lab.gallery.experiments.base import Surroundings
+from lab.gallery.experiments.central_flow_toy import CentralFlowToy
+from lab.gallery.experiments.label_noise import LabelNoise
+from lab.gallery.experiments.singular_langevin import SingularLangevin
 from lab.settings import SettingError
-from lab.simulate.base import Surroundings
-from lab.simulate.central_flow_toy import CentralFlowToy
-from lab.simulate.label_noise import LabelNoise
-from lab.simulate.singular_langevin import SingularLangevin
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lab.simulate.frame import panels
+from lab.gallery.experiments.frame import panels
 
 BAND = 0.3
 """Height of the strip of the runs that stay, beside that of the growth."""

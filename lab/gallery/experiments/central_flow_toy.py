@@ -18,14 +18,21 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from lab.flows.central import average_amplitude, central_flow, gradient_descent, gradient_flow
+from lab.gallery.experiments.base import Comparison, Experiment, Outcome, Surroundings, with_error
+from lab.gallery.experiments.central_flow_panels import (
+    draw_factor,
+    draw_growth,
+    draw_level,
+    draw_noise,
+    draw_plane,
+    draw_variance,
+)
+from lab.gallery.experiments.frame import panels
 from lab.gallery.landscapes.edge_toy import CYCLE_BOUND, EdgeToy
 from lab.landscapes.factorisation import Factorisation
 from lab.progress import Tick
 from lab.results import Estimate
 from lab.settings import CARD, SettingError
-from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
-from lab.simulate.central_flow_panels import draw_factor, draw_growth, draw_level, draw_noise, draw_plane, draw_variance
-from lab.simulate.frame import panels
 
 MOST = 0.9
 """The largest lr past that can be set: beyond it x runs away."""

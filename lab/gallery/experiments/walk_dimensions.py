@@ -16,12 +16,12 @@ from matplotlib.figure import Figure
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from lab.gallery.experiments.base import Comparison, Experiment, Outcome, Surroundings, with_error
+from lab.gallery.experiments.frame import panels
 from lab.gallery.walks.lattice import Ends, FreeWalk, Kind, wander
 from lab.gallery.walks.shares import components, cosines, first_order_share, limit_shares, mean_share, walk_shares
 from lab.results import Estimate
 from lab.settings import CARD
-from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
-from lab.simulate.frame import panels
 
 TOP = 2
 """Principal components whose share is told."""

@@ -22,14 +22,14 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from lab.escape.survival import Slope
+from lab.gallery.experiments.base import Comparison, Experiment, Outcome, Surroundings, paragraph, with_error
+from lab.gallery.experiments.frame import panels
 from lab.gallery.landscapes.piecewise_parabola import PiecewiseParabola
 from lab.gallery.laws.kramers import Diffusion, Domain, curvature_exponent, escape_rate, kramers_time, on
 from lab.gallery.laws.nystrom import Chain
 from lab.gallery.laws.passages import Passages, escapes, slopes, untold
 from lab.progress import Tick
 from lab.settings import CARD
-from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, paragraph, with_error
-from lab.simulate.frame import panels
 
 LEAST = 2.0
 """Exponents below it have no rate: a walker does not settle before it leaves."""

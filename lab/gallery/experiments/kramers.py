@@ -20,14 +20,14 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from lab.escape.survival import Slope, exponentiality, kaplan_meier
+from lab.gallery.experiments.base import Comparison, Experiment, Outcome, Surroundings, paragraph, with_error
+from lab.gallery.experiments.frame import panels
 from lab.gallery.laws.kramers import Domain, escape_rate, kramers_time, on
 from lab.gallery.laws.nystrom import Chain
 from lab.gallery.laws.passages import Passages, escapes, slopes, time_ratio, untold
 from lab.landscapes.double_well import DoubleWell
 from lab.progress import Tick
 from lab.settings import CARD
-from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, paragraph, with_error
-from lab.simulate.frame import panels
 
 LANDSCAPE = DoubleWell(())
 WELL, TOP = 2.0, 1.0

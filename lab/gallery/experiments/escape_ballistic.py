@@ -26,6 +26,8 @@ from lab.curvature.stability import UpdateRule
 from lab.data.digits import Digits
 from lab.escape.renormalised import Length, free_growth, free_lengths, renormalised_growth, root_loss
 from lab.escape.replicas import Replicas
+from lab.gallery.experiments.ballistic_figure import draw
+from lab.gallery.experiments.base import Comparison, Experiment, Outcome, Surroundings, with_error
 from lab.models.losses import MeanSquaredErrorCriterion
 from lab.models.mlp import initialised
 from lab.noise.linear_stability import (
@@ -42,8 +44,6 @@ from lab.points.interpolate import interpolate
 from lab.progress import Tick
 from lab.results import Estimate
 from lab.settings import CARD, SettingError
-from lab.simulate.ballistic_figure import draw
-from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
 from lab.streams import stream
 
 TRAINING_LR = 0.2

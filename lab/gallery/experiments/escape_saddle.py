@@ -26,6 +26,8 @@ from lab.escape.network_saddle import NetworkSaddle, follow, left, mean_time
 from lab.escape.noises import Isotropic
 from lab.escape.replicas import Replicas
 from lab.escape.saddle import Departure, Descent, autoregression, growth_factor, kick_growth
+from lab.gallery.experiments.base import Comparison, Experiment, Outcome, Surroundings, with_error
+from lab.gallery.experiments.frame import panels
 from lab.objective import NetworkObjective
 from lab.points.dense import stationary
 from lab.points.embedding import OneHidden, add_neuron, dead_neuron
@@ -33,8 +35,6 @@ from lab.points.minima import descend
 from lab.progress import Tick, silent
 from lab.results import EscapeTimes, Estimate
 from lab.settings import CARD, SettingError
-from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, with_error
-from lab.simulate.frame import panels
 from lab.streams import stream
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]

@@ -21,13 +21,13 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from lab.escape.survival import words
+from lab.gallery.experiments.base import Comparison, Experiment, Outcome, Surroundings, paragraph, with_error
+from lab.gallery.experiments.frame import panels
 from lab.gallery.laws.kramers import Domain, on
 from lab.gallery.laws.nystrom import Chain
 from lab.gallery.laws.passages import Passages, escapes, time_ratio
 from lab.landscapes.double_well import DoubleWell
 from lab.settings import CARD
-from lab.simulate.base import Comparison, Experiment, Outcome, Surroundings, paragraph, with_error
-from lab.simulate.frame import panels
 
 Kind = Literal["isotropic", "aligned"]
 KINDS: tuple[Kind, ...] = ("isotropic", "aligned")
