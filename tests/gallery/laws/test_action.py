@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from scipy.linalg import solve_continuous_lyapunov
-from tests.escape.test_string import Bent
 from torch import Tensor
 
 from lab.data.halves import halves_loss
@@ -14,6 +13,7 @@ from lab.landscapes.double_well import DoubleWell
 from lab.noise.covariance import covariance
 from lab.objective.decayed import Decayed
 from lab.points.dense import gradient_field
+from tests.points.test_string import Bent
 
 
 def at(*numbers: float) -> Tensor:
