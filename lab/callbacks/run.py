@@ -1,6 +1,5 @@
 """What a run leaves on disk while it trains: training curves, evaluations, checkpoints, status."""
 
-import math
 from typing import Any
 
 import pytorch_lightning as pl
@@ -95,8 +94,7 @@ class RunCallback(pl.Callback):
             values = {f"test/{name}": value for name, value in module.evaluate(module.test_data).items()}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=module.step)
-        latest = self.probes.latest | values
-        self.probes.latest = {tag: value for tag, value in latest.items() if math.isfinite(value)}
+        self.probes.note(values)
         return values
 
     def save(self, trainer: pl.Trainer, module: SupervisedModule) -> None:

@@ -40,9 +40,11 @@ class Live:
         self._moved: Tensor | None = None
         self._resumed = False
 
-    def follow(self, model: nn.Module, optimizers: Sequence[optim.Optimizer], gradient: Callable[[], Tensor]) -> bool:
-        """Take up the tensors that are trained now, and what the optimisers do to them. Whether other tensors are trained,
-        or others move, than at the last look.
+    def follow(
+        self, model: nn.Module, optimizers: Sequence[optim.Optimizer] | None, gradient: Callable[[], Tensor]
+    ) -> bool:
+        """Take up the tensors that are trained now, and what the optimisers (None: nobody knows) do to them. Whether other
+        tensors are trained, or others move, than at the last look.
 
         gradient: of the loss that is measured, asked for only where an adaptive optimiser has no second moments of some
         weights: those on which the loss does not depend do not move; of the others the preconditioner is NaN.
@@ -54,6 +56,9 @@ class Live:
             same = names == self._names
         first, before = self._names is None, self._moved
         self.params, self._names, self._resumed = params, names, False
+        if optimizers is None:
+            self.rule = self._moved = self.direction = self.replicate = None
+            return not (first or same)
         idle = torch.zeros(0, dtype=torch.long)
         try:
             self.rule, self.refusal = rule_of(optimizers, params), ""

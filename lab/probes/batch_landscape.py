@@ -41,7 +41,7 @@ from lab.noise.batch_landscape import (
 )
 from lab.objective import NetworkObjective
 from lab.probes.base import Probe, Snapshot, Value
-from lab.probes.sets import AUTO_ALL, AUTO_EXAMPLES
+from lab.probes.bench import AUTO_ALL, AUTO_EXAMPLES
 from lab.sampling import Sampling
 from lab.settings import CARD, SettingError
 from lab.streams import stream

@@ -51,7 +51,7 @@ class Run:
             refuses=True,
             audit=parts.settings.audit,
         )
-        self.probes.require_sets()
+        self.probes.bench.require(self.probes.probes)
 
     def carry_out(self, folder: RunFolder, *, begin: Callable[[], None] = lambda: None) -> dict[str, Any]:
         """Train from the newest checkpoint (or the start) to the end. Returns the summary, which is on disk too.

@@ -5,7 +5,6 @@ Nothing here writes to disk or knows of Lightning; whatever cannot be right is r
 
 import math
 from dataclasses import dataclass, fields
-from inspect import signature
 from typing import Any
 
 import torch
@@ -13,21 +12,15 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from lab.cli import card, typed
-from lab.curvature.eigen import lanczos
 from lab.data.base import DataCard, Dataset
 from lab.data.batches import Batches
 from lab.models.losses import Criterion
-from lab.noise.covariance import GRAM_EXAMPLES
 from lab.optim.escape import Escape, NegativeCurvature
 from lab.optim.noise import GradientNoise, NoiseCard, Trained
 from lab.optim.optimizers import OptimizerCard
 from lab.optim.schedules import Schedule
-from lab.params import Layout, layout
-from lab.probes import Probe, Sharpness, Spectrum
-from lab.probes.batch_landscape import BatchLandscape
-from lab.probes.fisher import Fisher
-from lab.probes.noise import Noise
-from lab.probes.sets import AUTO_ALL, AUTO_EXAMPLES
+from lab.params import layout
+from lab.probes import Probe
 from lab.run.settings import TrainerSettings
 from lab.settings import SettingError, usable_cpus
 
@@ -63,17 +56,6 @@ class Settings:
         dataset = self.data.load()
         batches = Batches(len(dataset.train), self.data.batch_size, self.data.sampling, self.seed)
         model: nn.Module = self.model.build(dataset.input_shape, dataset.num_classes, self.seed)
-        for probe in self.probes:
-            if isinstance(probe, Sharpness):
-                _require_products(probe, layout(model).size)
-            elif isinstance(probe, Spectrum):
-                _require_parameters(probe, layout(model))
-            elif isinstance(probe, BatchLandscape):
-                probe.require_batches(probe.set_size(len(dataset.train)), self.data.sampling)
-            elif isinstance(probe, Fisher):
-                _require_fisher_products(probe, layout(model).size)
-            elif isinstance(probe, Noise):
-                _require_noise_products(probe, layout(model).size, len(dataset.train))
         criterion = self.loss.build(dataset.num_classes)
         train = dataset.train.x, dataset.train.y
         trained = Trained(model, criterion, train, batches.batch_size, self.optimizer)
@@ -198,49 +180,3 @@ def _escape(cfg: DictConfig) -> NegativeCurvature | None:
             "escape is not a card with its settings; choose one, e.g. optimizer/escape=negative_curvature, or none"
         )
     return card(named, "escape")
-
-
-def _require_products(probe: Sharpness, num_weights: int) -> None:
-    """Raise SettingError where the eigensolver could not even start on a model of `num_weights`."""
-    wanted = f"probe.sharpness.k={probe.k}" + (" and bottom=true" if probe.bottom else "")
-    if probe.k + probe.bottom > num_weights:
-        raise SettingError(
-            f"{wanted}: more eigenvalues than the {num_weights} weights of the model; "
-            f"use probe.sharpness.k={max(1, num_weights - probe.bottom)} or less"
-        )
-    fewest = probe.k + probe.bottom
-    if probe.max_matvecs < fewest:
-        raise SettingError(
-            f"probe.sharpness.max_matvecs={probe.max_matvecs} is too few for {wanted}; "
-            f"use probe.sharpness.max_matvecs={fewest} or more"
-        )
-
-
-def _require_fisher_products(probe: Fisher, num_weights: int) -> None:
-    """The same for the k largest of every matrix and the smallest of some, of which there are not more than weights."""
-    if probe.max_matvecs < (fewest := min(probe.k + 1, num_weights)):
-        raise SettingError(
-            f"probe.fisher.max_matvecs={probe.max_matvecs} is too few for probe.fisher.k={probe.k} in a model of "
-            f"{num_weights} weights; use probe.fisher.k={probe.max_matvecs - 1} or less, or "
-            f"probe.fisher.max_matvecs={fewest} or more"
-        )
-
-
-def _require_noise_products(probe: Noise, num_weights: int, num_train: int) -> None:
-    """The same for the k largest of D, where there are too many examples for the Gram matrix of their gradients."""
-    auto = num_train if num_train <= AUTO_ALL else AUTO_EXAMPLES
-    examples = {"all": num_train, "auto": auto}.get(str(probe.examples), probe.examples)
-    most = signature(lanczos).parameters["max_matvecs"].default
-    if int(examples) > GRAM_EXAMPLES and most < min(probe.k, int(examples) - 1, num_weights):
-        raise SettingError(
-            f"probe.noise.k={probe.k} takes more than the {most} products allowed for a probe set of {examples} examples; "
-            f"use probe.noise.k={most} or less, or probe.noise.examples={GRAM_EXAMPLES} or less"
-        )
-
-
-def _require_parameters(probe: Spectrum, layout: Layout) -> None:
-    """Raise SettingError where the probe's glob names no parameter. (Its numbers of eigenpairs are cut to what there is.)"""
-    try:
-        layout.select(probe.parameters)
-    except ValueError as error:
-        raise SettingError(f"probe.spectrum.parameters={probe.parameters}: {error}") from None

@@ -180,7 +180,7 @@ def test_a_probe_set_larger_than_the_data_is_refused(data: tuple[Tensor, Tensor]
         [Sharpness(examples=10_000)], criterion=nn.functional.cross_entropy, data=data, model=Strangers()
     )
     with pytest.raises(ValueError, match=r"examples=10000 is larger than the 96 training examples"):
-        probe.require_sets()
+        probe.bench.require(probe.probes)
 
 
 def refused() -> list[tuple[Any, type[Exception], str]]:
@@ -206,7 +206,7 @@ def test_data_that_are_no_pair_of_tensors_are_refused_in_one_line(data: Any, kin
 def test_the_pair_that_a_dataset_collates_to_is_taken() -> None:
     x, y = torch.randn(6, 5), torch.arange(6)
     probe = ProbeCallback([Sharpness()], nn.functional.cross_entropy, default_collate(list(TensorDataset(x, y))))
-    assert probe.data[0].equal(x) and probe.data[1].equal(y)
+    assert probe.bench.data[0].equal(x) and probe.data[1].equal(y)
 
 
 def test_tensorboard_draws_sharpness_and_threshold_in_one_chart(data: tuple[Tensor, Tensor], tmp_path: Path) -> None:
