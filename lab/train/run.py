@@ -147,7 +147,7 @@ class Run:
 
     def _summary(self, module: SupervisedModule, folder: RunFolder) -> dict[str, Any]:
         """What `summary.json` says. Of sharpness and phase only what was measured."""
-        latest, found = self.probes.latest, self.probes.summary()
+        latest, found = dict(self.probes.latest), self.probes.summary()
         if found["quantity"] not in latest:
             found["quantity"] = None
         return found | {
