@@ -102,7 +102,7 @@ def davidson(
     most = min(PATIENCE + 2 * (top - 1), max_matvecs // 2, max_matvecs - top)
     if operator.size <= ROOM or room < 4 * (top + BESIDE) or top < 1 or most < top:
         return _by_lanczos(operator, top, 0, tol, max_matvecs, generator), None
-    sides, before = _Sides(operator, coarse, top, tol, known), operator.products
+    sides, before = _Sides(operator, coarse, top, tol, known), operator.matvecs
     sides.widen(_search(sides, None if known is None else known.start, generator).T)
     while True:
         least = 0.0 if known is None else known.delta / 2
@@ -113,7 +113,7 @@ def davidson(
             return sides.pairs(), _handed_on(sides)
         if len(sides.V) >= most or sides.useless or not sides.look():
             break
-    return _by_lanczos(operator, top, operator.products - before, tol, max_matvecs, generator), None
+    return _by_lanczos(operator, top, operator.matvecs - before, tol, max_matvecs, generator), None
 
 
 class _Sides:

@@ -173,7 +173,7 @@ def density(
         raise ValueError(f"steps={steps}, vectors={vectors}, grid={grid}, sigma={sigma}: expected positive, grid >= 2")
     exact = 0 if known is None else known.vectors.shape[1]
     rest = operator.size - exact
-    generator, before = generator or torch.Generator().manual_seed(0), operator.products
+    generator, before = generator or torch.Generator().manual_seed(0), operator.matvecs
     start = torch.zeros(0, dtype=torch.float64) if known is None else known.values.double().cpu()
     nodes = start.expand(vectors, exact)
     weights = torch.full_like(nodes, 1 / operator.size)
@@ -190,7 +190,7 @@ def density(
         size=operator.size,
         exact=exact,
         coupling=0.0 if known is None else 2 * float(known.residuals.square().sum()),
-        matvecs=operator.products - before,
+        matvecs=operator.matvecs - before,
     )
 
 

@@ -100,7 +100,7 @@ def lanczos(
         errors = torch.cat([ends[0].errors[:upper], ends[1].errors[:lower]])
         worst = float(errors.max()) / (space.scale or 1.0)
         warnings.warn(
-            f"eigenvalues not converged: error {max(worst, 1.01 * tol):.1e} of the largest after {space.products} "
+            f"eigenvalues not converged: error {max(worst, 1.01 * tol):.1e} of the largest after {space.matvecs} "
             f"products, wanted {tol:.1e}; raise max_matvecs={max_matvecs} or tol",
             stacklevel=2,
         )
@@ -133,4 +133,4 @@ def _end(space: Krylov, sign: int, wanted: int, found: int, most: float) -> Eige
         values, residuals, errors, vectors = (
             functional.pad(each, (0, wanted - found), value=math.nan) for each in (values, residuals, errors, vectors)
         )
-    return Eigenpairs(values, vectors, residuals, errors, space.products, math.isfinite(most))
+    return Eigenpairs(values, vectors, residuals, errors, space.matvecs, math.isfinite(most))

@@ -64,7 +64,7 @@ class Krylov:
 
     def __init__(self, operator: LinearOperator, generator: torch.Generator):
         self.operator, self.generator = operator, generator
-        self.finite, self.products, self.saturated, self.overlap = True, 0, False, OVERLAP
+        self.finite, self.matvecs, self.saturated, self.overlap = True, 0, False, OVERLAP
         self._basis = torch.empty(0, operator.size, dtype=operator.dtype, device=operator.device)
         self._rows, self._done, self._local = 0, 0, 0  # rows: Q and N; done: Q; local: where the last block begins
         self._past: list[Cycle] = []
@@ -135,7 +135,7 @@ class Krylov:
         t = torch.zeros(end, end, dtype=torch.float64)
         t[:begin, :begin] = self._now.t
         new = torch.stack([self.operator @ q for q in self._basis[begin:end]])
-        self.products += len(new)
+        self.matvecs += len(new)
         for rows in (slice(local, end), slice(0, end)):  # all but round-off is in the last blocks
             inside = dots(self._basis[rows], new)
             new.addmm_(inside.T.to(new), self._basis[rows], alpha=-1)
@@ -333,7 +333,7 @@ def search(
         ):
             return True, wanted
         more = space.size_of_draw
-        if space.products + space.size_of_next + more > max_matvecs:
+        if space.matvecs + space.size_of_next + more > max_matvecs:
             return False, max(top, min(wanted, len(space.theta) - bottom))
         if len(space.theta) + 2 * space.size_of_next > limit:
             space.restart(wanted, bottom, int(limit))

@@ -170,14 +170,14 @@ class Measurement:
 
     def _progress(self, what: str, probe: Probe, snapshot: "Watched") -> Progress:
         """Watches the products of the Hessian; it is made here, and timed, where the probe will take many."""
-        before, expected, seconds = snapshot.products, self._products(probe), 0.0
+        before, expected, seconds = snapshot.matvecs, self._products(probe), 0.0
         if expected:
             examples: Examples = getattr(probe, "examples", "auto")
             begun = perf_counter()
             with suppress(Exception):  # the probe will meet it, and say so
                 snapshot.once(("hessian", examples), lambda: hessian(self.objective(examples), snapshot.w))
             seconds = (perf_counter() - begun) * expected
-        return Progress(what, expected, seconds, lambda: max(0, snapshot.products - before))
+        return Progress(what, expected, seconds, lambda: max(0, snapshot.matvecs - before))
 
     def _examples(self, probe: Probe) -> int:
         return self.objective(getattr(probe, "examples", "auto")).num_examples or 0
@@ -194,5 +194,5 @@ class Watched(Snapshot):
     """A snapshot that tells how many products its operators have formed."""
 
     @property
-    def products(self) -> int:
-        return sum(shared.products for shared in list(self._shared.values()) if isinstance(shared, LinearOperator))
+    def matvecs(self) -> int:
+        return sum(shared.matvecs for shared in list(self._shared.values()) if isinstance(shared, LinearOperator))

@@ -90,7 +90,7 @@ class Sharpness(Probe):
             return {}
         begin, values, solves = perf_counter(), dict[str, Value](), list[Eigenpairs]()
         loss = snapshot.loss_on(self.examples)
-        part, spent = self._part(loss, snapshot.seed), sum(chain.products for chain in self._chains.values())
+        part, spent = self._part(loss, snapshot.seed), sum(chain.matvecs for chain in self._chains.values())
         H = snapshot.once(("hessian", self.examples), lambda: hessian(loss, snapshot.w))
 
         if snapshot.step // self.every % self.cold == 0:
@@ -130,7 +130,7 @@ class Sharpness(Probe):
         if self.k > 1:
             what = {"preconditioned": "$P^{-1}(H + c)$", "moved": "H of the weights that move"}.get(held.name, "H")
             values["sharpness/spectrum"] = _stems(compared, what, snapshot.step, values.get("sharpness/threshold"))
-        spent = sum(chain.products for chain in self._chains.values()) - spent
+        spent = sum(chain.matvecs for chain in self._chains.values()) - spent
         share = 0.0 if part is None or not loss.num_examples else (part.num_examples or 0) / loss.num_examples
         values["cost/sharpness/matvecs"] = sum(solve.matvecs for solve in solves) + 1 + share * spent
         values["cost/sharpness/seconds"] = perf_counter() - begin
