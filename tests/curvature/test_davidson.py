@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from lab.curvature.chain import Chain
-from lab.curvature.davidson import CARRIED, PATIENCE, _Sides, carried, davidson, learned
+from lab.curvature.davidson import CARRIED, PATIENCE, carried, davidson, learned
 from lab.curvature.eigen import lanczos
 from lab.curvature.operators import LinearOperator, hessian
+from lab.curvature.sides import Sides
 from lab.data.digits import Digits
 from lab.models.losses import CrossEntropy, MeanSquaredError
 from lab.models.mlp import Mlp
@@ -64,8 +65,10 @@ def dense_model(c: Tensor, basis: Tensor, differences: Tensor) -> Tensor:
 def test_the_coordinates_are_those_of_the_dense_matrices(known: bool) -> None:
     a, c = symmetric(120, 0), symmetric(120, 1)
     basis = torch.linalg.qr(symmetric(120, 2)[:, :5])[0]
-    knowledge = learned(matrix(c), basis, a @ basis) if known else None
-    sides = _Sides(matrix(a), matrix(c), 1, 1e-3, knowledge)
+    sides = Sides(matrix(a), matrix(c), 1, 1e-3)
+    if known:
+        knowledge = learned(matrix(c), basis, a @ basis)
+        sides.before.append(knowledge.basis.T, knowledge.differences.T)
     sides.widen(symmetric(120, 3)[:4])
     sides.delta = 0.3
     for seed in range(3):
@@ -79,12 +82,12 @@ def test_the_coordinates_are_those_of_the_dense_matrices(known: bool) -> None:
         upper = model + 0.3 * (torch.eye(120, dtype=DOUBLE) - V @ V.T)
         B = sides.B.rows
         assert torch.allclose(B @ B.T, torch.eye(len(B), dtype=DOUBLE), atol=1e-12)
-        assert torch.allclose(sides._lower(), B @ model @ B.T, atol=1e-12)
-        assert torch.allclose(sides._upper(), B @ upper @ B.T, atol=1e-12)
-        values, s = torch.linalg.eigh(sides._upper())
+        assert torch.allclose(sides.lower(), B @ model @ B.T, atol=1e-12)
+        assert torch.allclose(sides.upper(), B @ upper @ B.T, atol=1e-12)
+        values, s = torch.linalg.eigh(sides.upper())
         sides.values, sides.s = values.flip(0), s.flip(1)
         vectors = B.T @ sides.s[:, :3]
-        assert torch.allclose(sides._residuals(3), (upper @ vectors - vectors * sides.values[:3]).T, atol=1e-12)
+        assert torch.allclose(sides.residuals(3), (upper @ vectors - vectors * sides.values[:3]).T, atol=1e-12)
 
 
 @pytest.mark.parametrize("top", [1, 3])
@@ -92,7 +95,7 @@ def test_the_upper_side_is_above_the_truth_wherever_delta_bounds_what_is_not_kno
     a = symmetric(150, 0) + torch.diag(torch.cat([torch.tensor([3.0, 2.9, 2.5, 2.0]), torch.zeros(146)]).double())
     c = a + 0.2 * symmetric(150, 1)
     truth = torch.linalg.eigvalsh(a).flip(0)[:top]
-    sides = _Sides(matrix(a), matrix(c), top, 1e-6, None)
+    sides = Sides(matrix(a), matrix(c), top, 1e-6)
     sides.widen(torch.linalg.eigh(c)[1][:, -5:].T)
     sides.delta = float(torch.linalg.matrix_norm(a - c, 2))
     while sides.settle(room=150):
@@ -101,7 +104,7 @@ def test_the_upper_side_is_above_the_truth_wherever_delta_bounds_what_is_not_kno
             break
         assert (sides.theta[:top] <= truth[: len(sides.V)] + 1e-12).all()
     assert len(sides.V) > top
-    assert (sides._gaps() < 0.05).all()
+    assert (sides.gaps() < 0.05).all()
 
 
 def test_a_chain_takes_few_products_and_every_error_covers_the_truth() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from lab.curvature.operators import hessian
 from lab.data.halves import top_to_bottom
 from lab.escape.critical import classify
-from lab.escape.finding import _Basis, find_critical
+from lab.escape.finding import _Newton, find_critical
 from lab.landscapes.base import Landscape
 from lab.landscapes.deep_linear import DeepLinear
 from lab.landscapes.double_well import DoubleWell
@@ -95,7 +95,7 @@ def test_the_step_of_the_krylov_space_is_that_of_the_matrix(mu: float) -> None:
     H = hessian(landscape, w)
     matrix, g = H.dense(), H.gradient
     truth = -torch.linalg.solve(matrix @ matrix + mu * torch.eye(12, dtype=DOUBLE), matrix @ g)
-    step, left = _Basis.of(H, 12, 0.0).step(mu)
+    step, left = _Newton(H, 12, 0.0).step(mu)
     torch.testing.assert_close(step, truth, rtol=1e-6, atol=1e-9)
     assert left == pytest.approx(float((g + matrix @ truth).norm()), rel=1e-6)
 

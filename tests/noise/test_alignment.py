@@ -114,9 +114,9 @@ def test_a_krylov_basis_is_orthonormal_and_tells_its_images(values: list[float])
     A = torch.diag(torch.tensor(values, dtype=DOUBLE))
     operator = LinearOperator(5, lambda v: A @ v, dtype=DOUBLE, device=torch.device("cpu"))
     span = deflate(operator, torch.ones(5, dtype=DOUBLE), 3)
-    assert span.size == min(3, len(set(values)))
+    assert len(span.t) == min(3, len(set(values)))
     assert (span.rows @ span.rows.T - torch.eye(len(span.rows), dtype=DOUBLE)).abs().max() < 1e-12
-    assert (span.rows.T @ span.products - A @ span.rows[: span.size].T).abs().max() < 1e-12
+    assert (span.rows.T @ span.images - A @ span.rows[: len(span.t)].T).abs().max() < 1e-12
 
 
 def test_variances_along_eigenvectors_are_quadratic_forms(loss: NetworkObjective) -> None:
