@@ -26,11 +26,11 @@ class Chain:
     until it turns out not to be near enough. Without, and where the operator changes so smoothly that they are easy, block
     Lanczos from where the last two solves point (`predicted`).
 
-    products   of coarse operators, in all.
+    matvecs    of coarse operators, in all.
     """
 
     def __init__(self) -> None:
-        self.products = 0
+        self.matvecs = 0
         self._start: Tensor | None = None
         self._before: Tensor | None = None
         self._known: Knowledge | None = None
@@ -59,9 +59,9 @@ class Chain:
             pairs, self._known = davidson(
                 operator, part, top=top, known=self._known, tol=tol, max_matvecs=max_matvecs, generator=generator
             )
-            self.products += part.products
+            self.matvecs += part.matvecs
             ends, self._useful = Extremes(pairs, _none(pairs)), self._known is not None
-            if pairs.matvecs <= top and part.products <= EASY:
+            if pairs.matvecs <= top and part.matvecs <= EASY:
                 self._known = None
         else:
             ends = lanczos(
@@ -78,7 +78,7 @@ class Chain:
                 part = coarse()
                 known = learned(part, *ends.kept, top=top)
                 self._known = known if bool(known.differences.isfinite().all()) else None
-                self.products += part.products
+                self.matvecs += part.matvecs
         if bool(ends.start.isfinite().all()):
             self._before, self._start = self._start, ends.start
         return ends

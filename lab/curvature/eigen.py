@@ -1,15 +1,26 @@
-"""Extreme eigenpairs of a symmetric operator, each with its error and its cost; when to stop: `lab.curvature.krylov`."""
+"""Extreme eigenpairs of a symmetric operator A, each with its error and its cost, by block Lanczos.
+
+Rayleigh-Ritz in a Krylov space: the eigenvalues theta of T = Q A Q' are never above those of A of the same rank and rise
+with every product. The basis is that of `lab.curvature.basis`, what a restart keeps is said in `lab.curvature.krylov`, and
+why the stopping rule bounds what may have been missed in `lab.curvature.stopping`. The error of a value comes after that:
+with the residuals r_i = A v_i - theta_i v_i the top j values together are off by at most
+
+    sum_i (lambda_i - theta_i) <= sum_i |r_i|^2 / gap        (Kato and Temple; gap: from theta_j to the next value)
+
+the least of which over all j, and of |r_i|, is reported, but no more than tol where the search ended as it should.
+"""
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.nn.functional import pad
 
-from lab.curvature.krylov import COPIES, OVERLAP, Krylov, cluster_errors, search
+from lab.curvature.krylov import Goal, Krylov, cluster_errors, search
 from lab.curvature.operators import LinearOperator
+from lab.curvature.stopping import OVERLAP
 from lab.results import Eigenpairs
 
 COARSE_OVERLAP = 0.7
@@ -49,66 +60,25 @@ def lanczos(
 ) -> Extremes:
     """The `top` algebraically largest and the `bottom` smallest eigenpairs of `operator`.
 
-    above        more than `top` where more lie above this level: as many, and the first one below it.
-    start        (P, any) vectors near the wanted ones, e.g. `Extremes.start` of a nearby operator: warm, few products.
-                 None: cold, a claim that is false with probability `DECEIVED` a pair, whatever the operator.
-    coarse       a cheap operator near this one (products in bfloat16, or on a part of the examples): the search is made
-                 on it, and `operator` itself has the last word, starting from what was found.
-    copies       whether a repeated eigenvalue must be found as often as it occurs. False: one random vector whatever is
-                 wanted, a quarter fewer products; right where no eigenvalue is repeated, as a rule in trained networks.
-    tol          wanted error of each value, relative to the largest |theta| found.
-    max_vectors  vectors of P numbers that a cold solve may hold, work space included (thick restart): 16 for the top 10
-                 with copies=False cost a tenth more products, 22 with copies=True two to three times as many.
-    keep         as many Ritz vectors at the top are returned with their images, wanted ones or not: `Extremes.kept`.
-    generator    of the random vectors (default: a fixed seed).
+    start      (P, any) vectors near the wanted ones, e.g. `Extremes.start` of a nearby operator: warm, few products. None:
+               cold, and a value claimed to be converged is false with probability `DECEIVED`, whatever the operator.
+    coarse     a cheap operator near this one, searched first; `operator` itself starts from what was found there.
+    keep       Ritz vectors at the top to be returned with their images: `Extremes.kept`.
+    generator  of the random vectors (default: a fixed seed). The other arguments are those of `lab.curvature.krylov.Goal`.
     Cost: one product a vector, as reported in `matvecs` (those of `coarse` not counted); memory m P numbers for m products.
-    A large negative eigenvalue is never returned as the top one. Not converged within `max_matvecs`: one warning,
-    `converged=False`, and NaN for pairs there was no room for. A product that is not finite makes every value NaN.
+    Not converged within `max_matvecs`: one warning, `converged=False`, and NaN for pairs there was no room for. A product
+    that is not finite makes every value NaN. Raises ValueError for what cannot be.
+
+    >>> A = LinearOperator(3, lambda v: torch.tensor([5.0, 1.0, -9.0]) * v, dtype=torch.float32, device=torch.device("cpu"))
+    >>> ends = lanczos(A, top=1, bottom=1)
+    >>> round(ends.top.values.item(), 4), round(ends.bottom.values.item(), 4)
+    (5.0, -9.0)
     """
-    if min(top, bottom) < 0 or not 1 <= top + bottom <= operator.size:
-        raise ValueError(f"top={top}, bottom={bottom}: expected between 1 and {operator.size} eigenpairs in all")
-    if max_matvecs < top + bottom or not 0 <= tol < math.inf:
-        raise ValueError(
-            f"max_matvecs={max_matvecs}, tol={tol}: expected at least {top + bottom} products and a finite tol >= 0"
-        )
-    block = COPIES if copies and (max(top, bottom) > 1 or above is not None) else 1
-    if max_vectors is not None and max_vectors < (least := top + bottom + 6 * block):
-        raise ValueError(f"max_vectors={max_vectors}: expected at least {least} for {top + bottom} pairs")
-    if start is not None and (start.dim() != 2 or len(start) != operator.size):
-        raise ValueError(f"start of shape {tuple(start.shape)}: expected ({operator.size}, any number of vectors)")
-    if keep < 0 or (keep and max_vectors is not None):
-        raise ValueError(f"keep={keep}, max_vectors={max_vectors}: expected keep >= 0, and one of the two")
-    space = Krylov(operator, generator or torch.Generator().manual_seed(0))
-    if coarse is not None:
-        first = Krylov(coarse, space.generator)
-        searched, wanted = search(first, top, bottom, above, start, block, tol, max_matvecs, max_vectors)
-        if first.finite:
-            start, space.overlap = (
-                first.ends(wanted, bottom).to(operator.dtype),
-                COARSE_OVERLAP if searched else OVERLAP,
-            )
-    certain, top = search(space, top, bottom, above, start, block, tol, max_matvecs, max_vectors)
-    upper = min(top, len(space.theta))
-    lower = min(bottom, len(space.theta) - upper)
-    most = tol * space.scale if certain else math.inf
-    if max_vectors is not None and space.finite:
-        space.turn([*range(upper), *range(len(space.theta) - 1, len(space.theta) - 1 - lower, -1)])
-    ends = _end(space, 1, top, upper, most), _end(space, -1, bottom, lower, most)
-    if not space.finite:
-        warnings.warn("a product of the operator is not finite: every eigenvalue is NaN", stacklevel=2)
-    elif not certain:
-        errors = torch.cat([ends[0].errors[:upper], ends[1].errors[:lower]])
-        worst = float(errors.max()) / (space.scale or 1.0)
-        warnings.warn(
-            f"eigenvalues not converged: error {max(worst, 1.01 * tol):.1e} of the largest after {space.products} "
-            f"products, wanted {tol:.1e}; raise max_matvecs={max_matvecs} or tol",
-            stacklevel=2,
-        )
-    kept = None
-    if keep and space.finite:
-        first_ones = torch.arange(min(keep, len(space.theta)))
-        kept = space.pairs(first_ones).T, space.images(first_ones).T
-    return Extremes(ends[0], ends[1], kept)
+    goal = Goal(top, bottom, above, copies, tol, max_matvecs, max_vectors)
+    _require(goal, operator, start, keep)
+    space = Krylov(operator, generator)
+    certain, wanted = search(space, goal, start if coarse is None else _coarse_start(space, coarse, goal, start))
+    return _extremes(space, replace(goal, top=wanted), certain, keep)
 
 
 def predicted(last: Tensor, before: Tensor) -> Tensor:
@@ -116,21 +86,76 @@ def predicted(last: Tensor, before: Tensor) -> Tensor:
 
     Linear extrapolation of two measurements at equal distances, as a `start` for the third: where the surface changes
     smoothly 2 or 3 products in the place of 5; at the edge of stability neither better nor worse than `last`.
+
+    >>> predicted(torch.tensor([[1.0], [0.5]]), torch.tensor([[-1.0], [0.0]]))  # the sign of an eigenvector is arbitrary
+    tensor([[1.],
+            [1.]])
     """
-    u, _, v = torch.linalg.svd(before.double().T @ last.double())
+    u, _, v = torch.linalg.svd(before.double().T @ last.double())  # (k, k)
     return 2 * last - before @ (u @ v).to(before)
 
 
-def _end(space: Krylov, sign: int, wanted: int, found: int, most: float) -> Eigenpairs:
-    """The `found` pairs at the top (sign 1) or bottom (-1), errors at most `most`; NaN for the rest of the `wanted`."""
-    inwards = torch.arange(len(space.theta))
-    inwards = inwards if sign > 0 else inwards.flip(0)
-    order = inwards[:found]
-    least = torch.finfo(space.operator.dtype).eps * space.scale  # round-off of the values themselves
-    errors = cluster_errors(sign * space.theta[inwards], space.norms[inwards])[:found].clamp(max=most).clamp(min=least)
-    values, residuals, vectors = space.theta[order], space.norms[order], space.pairs(order).T
-    if found < wanted:
-        values, residuals, errors, vectors = (
-            functional.pad(each, (0, wanted - found), value=math.nan) for each in (values, residuals, errors, vectors)
+def _require(goal: Goal, operator: LinearOperator, start: Tensor | None, keep: int) -> None:
+    """Raise ValueError for arguments that cannot be."""
+    goal.require(operator.size)
+    if start is not None and (start.dim() != 2 or len(start) != operator.size):
+        raise ValueError(f"start of shape {tuple(start.shape)}: expected ({operator.size}, any number of vectors)")
+    if keep < 0 or (keep and goal.max_vectors is not None):
+        raise ValueError(f"keep={keep}, max_vectors={goal.max_vectors}: expected keep >= 0, and one of the two")
+
+
+def _coarse_start(space: Krylov, coarse: LinearOperator, goal: Goal, start: Tensor | None) -> Tensor | None:
+    """Start vectors for `space` by a search on the coarse operator."""
+    first = Krylov(coarse, space.generator)
+    certain, wanted = search(first, goal, start)
+    if not first.finite:
+        return start
+    space.evidence.overlap = COARSE_OVERLAP if certain else OVERLAP
+    return first.ends(wanted, goal.bottom).to(space.operator.dtype)
+
+
+def _extremes(space: Krylov, goal: Goal, certain: bool, keep: int) -> Extremes:
+    """The result of a search that ended, `certain` or not; with one warning where something went wrong."""
+    upper = min(goal.top, len(space.theta))
+    lower = min(goal.bottom, len(space.theta) - upper)
+    upwards = torch.arange(len(space.theta)).flip(0)  # the order of the bottom
+    tops, bottoms = space.s[:, :upper], space.s[:, upwards[:lower]]  # (m, k)
+    if goal.max_vectors is None or not space.finite:
+        vectors = space.combined(tops), space.combined(bottoms)  # (k, P)
+    else:  # no room for them beside the basis
+        space.rotate(torch.cat([tops, bottoms], 1))
+        vectors = space.rows[:upper], space.rows[upper : upper + lower]
+    most = goal.tol * space.scale if certain else math.inf
+    top = _end(space, space.theta, space.norms, vectors[0], most, goal.top)
+    bottom = _end(space, -space.theta[upwards], space.norms[upwards], vectors[1], most, goal.bottom)
+    bottom = replace(bottom, values=-bottom.values)
+    if not space.finite:
+        warnings.warn("a product of the operator is not finite: every eigenvalue is NaN", stacklevel=3)
+    elif not certain:
+        worst = float(torch.cat([top.errors[:upper], bottom.errors[:lower]]).max()) / (space.scale or 1.0)
+        warnings.warn(
+            f"eigenvalues not converged: error {max(worst, 1.01 * goal.tol):.1e} of the largest after {space.matvecs} "
+            f"products, wanted {goal.tol:.1e}; raise max_matvecs={goal.max_matvecs} or tol",
+            stacklevel=3,
         )
-    return Eigenpairs(values, vectors, residuals, errors, space.products, math.isfinite(most))
+    return Extremes(top, bottom, _kept(space, keep) if keep and space.finite else None)
+
+
+def _end(space: Krylov, theta: Tensor, norms: Tensor, vectors: Tensor, most: float, wanted: int) -> Eigenpairs:
+    """The first pairs of theta (m,), descending, with their `vectors` (k, P); NaN for the rest of the wanted."""
+    count = len(vectors)
+    least = torch.finfo(vectors.dtype).eps * space.scale  # round-off of the values themselves
+    errors = cluster_errors(theta, norms)[:count].clamp(max=most).clamp(min=least)
+    parts = theta[:count], vectors.T, norms[:count], errors
+    values, vectors, norms, errors = (
+        pad(part, (0, wanted - count), value=math.nan) if count < wanted else part for part in parts
+    )
+    return Eigenpairs(values, vectors, norms, errors, space.matvecs, math.isfinite(most))
+
+
+def _kept(space: Krylov, count: int) -> tuple[Tensor, Tensor]:
+    """The first Ritz vectors and their images (P, count), from A v = theta v + N'C's."""
+    s = space.s[:, :count]  # (m, count)
+    vectors = space.combined(s)  # (count, P)
+    outside = (space.images[len(s) :] @ s).T.to(vectors)  # (count, b)
+    return vectors.T, (space.theta[:count].to(vectors)[:, None] * vectors + outside @ space.following).T

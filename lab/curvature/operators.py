@@ -33,7 +33,7 @@ class LinearOperator:
 
     def __init__(self, size: int, apply: Product, *, dtype: torch.dtype, device: torch.device):
         self.size, self.dtype, self.device = size, dtype, device
-        self.products = 0
+        self.matvecs = 0
         self._apply = apply
 
     def __matmul__(self, v: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class LinearOperator:
             raise ValueError(f"a vector of {v.shape[0]} entries; the operator acts on {self.size}")
         if v.dim() == 2:
             return torch.stack([self @ column for column in v.unbind(1)], dim=1)
-        self.products += 1
+        self.matvecs += 1
         return self._apply(v)
 
     def dense(self) -> Tensor:

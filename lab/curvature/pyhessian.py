@@ -37,7 +37,7 @@ UNUSED = ("to be a torch.Tensor", "not have been used in the graph", "does not r
 
 
 class PyHessian:
-    """PyHessian's view of the Hessian of `objective` at w. `products` counts all Hessian products so far.
+    """PyHessian's view of the Hessian of `objective` at w. `matvecs` counts all Hessian products so far.
 
     Raises TypeError for an objective that is no network, and ValueError (when it computes) for a trainable parameter that
     the loss does not depend on: PyHessian takes neither.
@@ -47,7 +47,7 @@ class PyHessian:
     def __init__(self, objective: Objective, w: Tensor, *, generator: torch.Generator | None = None):
         if not isinstance(objective, NetworkObjective):
             raise TypeError(f"PyHessian measures networks; {type(objective).__name__} is none")
-        self.objective, self.w, self.products = objective, w.detach().clone(), 0
+        self.objective, self.w, self.matvecs = objective, w.detach().clone(), 0
         self._generator = generator or torch.Generator().manual_seed(0)
 
     def top(self, k: int = 1, *, tol: float = 1e-3, max_matvecs: int = 100) -> Eigenpairs:
@@ -58,35 +58,35 @@ class PyHessian:
         """
         if k < 1 or max_matvecs < 2 * k:
             raise ValueError(f"k={k}, max_matvecs={max_matvecs}: expected k > 0 and at least {2 * max(k, 1)} products")
-        before, most = self.products, max_matvecs // k
+        before, most = self.matvecs, max_matvecs // k
         with self._peer() as peer:
             found, directions = peer.eigenvalues(maxIter=most, tol=tol, top_n=k)
             values = torch.tensor(found, dtype=torch.float64)
             vectors = torch.stack([flatten(v) for v in directions], dim=1)
         vectors = vectors / vectors.double().norm(dim=0).to(vectors)
         images = torch.stack([self.objective.hvp(self.w, v) for v in vectors.unbind(1)], dim=1)
-        self.products += k
+        self.matvecs += k
         residuals = (images.double() - vectors.double() * values.to(vectors.device)).norm(dim=0).cpu()
         converged = bool((residuals <= tol * values.abs().max()).all())
-        return Eigenpairs(values, vectors, residuals, residuals.clone(), self.products - before, converged)
+        return Eigenpairs(values, vectors, residuals, residuals.clone(), self.matvecs - before, converged)
 
     def trace(self, *, tol: float = 1e-3, max_matvecs: int = 100) -> Estimate:
         """The mean of its `trace()`, with the standard error of that mean (NaN for one draw); converged is said of that."""
-        before = self.products
+        before = self.matvecs
         with self._peer() as peer:
             draws = torch.tensor(peer.trace(maxIter=max_matvecs, tol=tol), dtype=torch.float64)
         error = float(draws.std()) / math.sqrt(len(draws)) if len(draws) > 1 else math.nan
         value = float(draws.mean())
-        return Estimate(value, error, self.products - before, METHOD, error <= tol * abs(value))
+        return Estimate(value, error, self.matvecs - before, METHOD, error <= tol * abs(value))
 
     def density(self, *, steps: int = 80, vectors: int = 3) -> SpectralDensity:
         """Its `density(iter=steps, n_v=vectors)`, smoothed as ours is."""
-        before = self.products
+        before = self.matvecs
         with self._peer() as peer:
             found, shares = peer.density(iter=min(steps, self.objective.num_params), n_v=vectors)
         nodes, weights = torch.tensor(found, dtype=torch.float64), torch.tensor(shares, dtype=torch.float64)
         sigma, size = spanned(nodes) * WIDTH / steps, self.objective.num_params
-        return smoothed(nodes, weights, sigma=sigma, grid=GRID, size=size, matvecs=self.products - before)
+        return smoothed(nodes, weights, sigma=sigma, grid=GRID, size=size, matvecs=self.matvecs - before)
 
     @contextmanager
     def _peer(self) -> Iterator[Any]:
@@ -129,7 +129,7 @@ class PyHessian:
 
         def counted(product: Callable[..., Any]) -> Callable[..., Any]:
             def call(*arguments: Any) -> Any:
-                self.products += 1
+                self.matvecs += 1
                 return product(*arguments)
 
             return call

@@ -126,10 +126,10 @@ class Measurement:
             with suppress(Exception):  # the probe will meet it, and say so
                 snapshot.once(("hessian", examples), lambda: hessian(self.bench.objective(examples), snapshot.w))
             seconds = (perf_counter() - begun) * expected
-        before = _products(snapshot)
-        return Progress(what, expected, seconds, lambda: max(0, _products(snapshot) - before))
+        before = _matvecs(snapshot)
+        return Progress(what, expected, seconds, lambda: max(0, _matvecs(snapshot) - before))
 
 
-def _products(snapshot: Snapshot) -> int:
+def _matvecs(snapshot: Snapshot) -> int:
     """How many products the operators of the snapshot have formed."""
-    return sum(operator.products for operator in snapshot.shared if isinstance(operator, LinearOperator))
+    return sum(operator.matvecs for operator in snapshot.shared if isinstance(operator, LinearOperator))

@@ -19,10 +19,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lab.curvature.basis import Basis
 from lab.curvature.forms import FEWEST_FORMS, Forms, Interval
 from lab.curvature.operators import LinearOperator
 from lab.curvature.probing import random_signs
-from lab.curvature.vectors import dots, norm
+from lab.curvature.vectors import dot
 from lab.noise.covariance import GRAM_EXAMPLES, Covariance, centred_gram, covariance
 from lab.objective import Objective
 from lab.results import Estimate
@@ -143,67 +144,45 @@ class Noise:
         return Forms(signs=False).until(root, 0.0, 2 * tol, most)
 
 
-@dataclass(frozen=True)
-class Span:
-    """Orthonormal q_1 .. q_m and the next one, in `rows` (m or m + 1, P); products = rows H Q' (m or m + 1, m), float64."""
-
-    rows: Tensor
-    products: Tensor
-
-    @property
-    def size(self) -> int:
-        return self.products.shape[1]
-
-    def outside(self, v: Tensor) -> Tensor:
-        """R v."""
-        q = self.rows[: self.size]
-        return v - dots(q, v[None])[:, 0].to(v) @ q
-
-
-def deflate(operator: LinearOperator, start: Tensor, steps: int) -> Span:
+def deflate(operator: LinearOperator, start: Tensor, steps: int) -> Basis:
     """The Krylov space of `operator` from `start`, `steps` products at most; fewer where it is invariant."""
-    rows, images, v = list[Tensor](), list[Tensor](), start
-    while len(rows) <= steps and len(rows) < operator.size:
-        size = norm(v)
-        for _ in range(2):
-            if rows:
-                basis = torch.stack(rows)
-                v = v - dots(basis, v[None])[:, 0].to(v) @ basis
-        if not norm(v) > 100 * torch.finfo(v.dtype).eps * size:
-            break
-        rows.append(v / norm(v))
-        if len(images) < steps:
-            v = operator @ rows[-1]
-            images.append(v)
-    nothing = start.new_zeros(0, len(start))
-    basis = torch.stack(rows) if rows else nothing
-    return Span(basis, dots(basis, torch.stack(images) if images else nothing))
+    span = Basis(operator)
+    span.begin(start)
+    while len(span.following) and span.matvecs < steps:
+        span.expand()
+    return span
 
 
-def _trace(operator: LinearOperator, noise: Noise, span: Span, tol: float, most: int) -> tuple[Interval, int]:
+def _outside(span: Basis, v: Tensor) -> Tensor:
+    """R v (P,)."""
+    Q = span.rows[: len(span.t)]
+    return v - dot(Q, v).to(v) @ Q
+
+
+def _trace(operator: LinearOperator, noise: Noise, span: Basis, tol: float, most: int) -> tuple[Interval, int]:
     """Tr(HD) and the products spent, those of the span included."""
-    m, D, T = span.size, noise.products(span.rows), span.products
+    m, D, T = len(span.t), noise.products(span.rows), span.images
     # HQ = rows' T: Tr Q'HDQ = sum of (T'D)[:, :m] on the diagonal; RHQ leaves the rows of T beyond m.
     exact = float((T * D[:, :m]).sum() + (T[m:] * D[m:, :m]).sum())
     forms = Forms(signs=True)
 
     def draw() -> tuple[Tensor, Tensor]:
         s = noise.signs()
-        return s.double(), noise.seen(span.outside(operator @ span.outside(noise.draw(s))))
+        return s.double(), noise.seen(_outside(span, operator @ _outside(span, noise.draw(s))))
 
     return forms.until(draw, exact, tol, max(most - m, FEWEST_FORMS)), m + len(forms)
 
 
 def _square(
-    operator: LinearOperator, span: Span, generator: torch.Generator, tol: float, most: int
+    operator: LinearOperator, span: Basis, generator: torch.Generator, tol: float, most: int
 ) -> tuple[Interval, int]:
     """|H|_F^2 and the products spent beside those of the span."""
-    m, T = span.size, span.products
+    m, T = len(span.t), span.images
     exact = 2 * float(T.square().sum()) - float(T[:m].square().sum())
     forms = Forms(signs=False)
 
     def draw() -> tuple[Tensor, Tensor]:
-        image = span.outside(operator @ span.outside(random_signs((operator.size,), span.rows, generator)))
+        image = _outside(span, operator @ _outside(span, random_signs((operator.size,), span.rows, generator)))
         return image, image
 
     return forms.until(draw, exact, 2 * tol, max(most, FEWEST_FORMS)), len(forms)

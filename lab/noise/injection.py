@@ -22,10 +22,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from lab.curvature.basis import Basis, ritz
 from lab.curvature.operators import LinearOperator
 from lab.curvature.probing import random_signs
-from lab.curvature.vectors import dot, norm
+from lab.curvature.vectors import norm
 from lab.noise.size import trace
 from lab.objective import NetworkObjective
 
@@ -139,33 +141,20 @@ def absolute_root(operator: LinearOperator, z: Tensor, *, tol: float = 0.02, max
     >>> absolute_root(A, torch.tensor([1.0, 1.0])).vector
     tensor([2., 3.])
     """
-    length, most = norm(z), min(max_matvecs, operator.size)
-    basis = z.new_empty(most, operator.size)
-    alpha, beta = (torch.zeros(most, dtype=torch.float64) for _ in range(2))
-    before, root, change = torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64), math.inf
-    negative, q = 0.0, z / length
-    for k in range(most):
-        basis[k] = q
-        image = operator @ q
-        alpha[k] = dot(q[None], image)
-        if not alpha[k].isfinite():
-            return Root(torch.full_like(z, math.nan), math.nan, math.nan, k + 1)
-        for _ in range(2):
-            image = image - basis[: k + 1].T @ (basis[: k + 1] @ image)
-        beta[k] = norm(image)
-        scale = max(float(alpha[: k + 1].abs().max()), float(beta[:k].max()) if k else 0.0)
-        ended = k + 1 == operator.size or not float(beta[k]) > 100 * torch.finfo(z.dtype).eps * scale
-        if ended or (k + 1) % CHECK_EVERY == 0 or k + 1 == most:
-            theta, s = torch.linalg.eigh(_tridiagonal(alpha, beta, k + 1))
-            before, root = root, length * (s @ (theta.abs().sqrt() * s[0]))
-            padded = torch.cat([before, torch.zeros(len(root) - len(before), dtype=torch.float64)])
-            change = 0.0 if ended else float((root - padded).norm() / root.norm())
+    basis, length, most = Basis(operator), norm(z), min(max_matvecs, operator.size)
+    basis.begin(z)
+    root, change, negative = torch.zeros(0, dtype=torch.float64), math.inf, 0.0
+    while change > tol and len(basis.following) and basis.matvecs < most:
+        basis.expand()
+        if not basis.finite:
+            return Root(torch.full_like(z, math.nan), math.nan, math.nan, basis.matvecs)
+        ended = not len(basis.following)
+        if ended or basis.matvecs % CHECK_EVERY == 0 or basis.matvecs == most:
+            theta, s = ritz(basis.t)  # (m,), (m, m)
+            before, root = root, length * (s @ (theta.abs().sqrt() * s[0]))  # (m,)
+            change = 0.0 if ended else float((root - pad(before, (0, len(root) - len(before)))).norm() / root.norm())
             negative = length**2 * float((s[0] ** 2 * (-theta).clamp(min=0)).sum())
-            if change <= tol:
-                break
-        q = image / beta[k].to(image)
-    vector = root.to(z) @ basis[: len(root)]
-    return Root(vector, negative, change, len(root))
+    return Root(basis.combined(root[:, None])[0], negative, change, basis.matvecs)
 
 
 def absolute_trace(
@@ -187,8 +176,3 @@ def absolute_trace(
         enough = len(negative) > 3 and 2 * float(known.std()) <= tol * abs(total) * math.sqrt(len(negative))
         if enough or len(negative) == PROBES or not math.isfinite(total):
             return total
-
-
-def _tridiagonal(alpha: Tensor, beta: Tensor, size: int) -> Tensor:
-    off = beta[: size - 1]
-    return torch.diag(alpha[:size]) + torch.diag(off, 1) + torch.diag(off, -1)

@@ -20,8 +20,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lab.curvature.basis import Basis
 from lab.curvature.operators import Hessian, hessian
-from lab.curvature.vectors import dot, norm
+from lab.curvature.vectors import norm
 from lab.objective import Objective
 from lab.points.critical import ROUNDING
 
@@ -91,18 +92,18 @@ def find_critical(
             raise ValueError("the gradient is not finite: there is no critical point to look for from here")
         if size <= tol:
             return Found(w, size, "zero", alignment, tuple(norms), products)
-        basis = _Basis.of(H, min(subspace, len(w), max_matvecs - products), size * ENOUGH * min(1.0, size / first))
-        products += basis.matvecs
-        alignment = basis.alignment
+        newton = _Newton(H, min(subspace, len(w), max_matvecs - products), size * ENOUGH * min(1.0, size / first))
+        products += newton.basis.matvecs
+        alignment = newton.alignment
         stale = len(norms) > WINDOW and size > SLOW * norms[-1 - WINDOW]
         if alignment <= STUCK or stale:
             return Found(w, size, "stuck", alignment, tuple(norms), products)
-        base = SOFT * (basis.largest * size / first) ** 2
+        base = SOFT * (newton.largest * size / first) ** 2
         moved = False
         while not moved:
-            p, left = basis.step(trust * base)
+            p, left = newton.step(trust * base)
             if norm(p) <= epsilon * norm(w) or trust > 1e30:
-                resolved = size > ROUNDING * epsilon * basis.largest * max(1.0, norm(w))
+                resolved = size > ROUNDING * epsilon * newton.largest * max(1.0, norm(w))
                 return Found(w, size, "stuck" if resolved else "rounding", alignment, tuple(norms), products)
             after = norm(objective.grad(w + p))
             products += 1
@@ -119,49 +120,27 @@ def find_critical(
     return Found(w, size, "zero" if size <= tol else "unfinished", alignment, (*norms, size), products + 1)
 
 
-@dataclass(frozen=True)
-class _Basis:
-    """Q (m, P) of the Krylov space of (H, g), and T (m + 1, m) with H Q' = Q+' T; g = size q_1."""
+class _Newton:
+    """The least squares problem min |g + H p| in the Krylov space of (H, g): p = Q'y, H Q' = Q+'T, g = size q_1.
 
-    q: Tensor
-    t: Tensor
-    size: float
-    matvecs: int
+    The basis is grown until |g + H p| could be `enough`, or is as small as it gets. t is T (m + 1, m).
+    """
 
-    @staticmethod
-    def of(H: Hessian, most: int, enough: float) -> "_Basis":
-        """Grown until |g + H p| could be `enough`, or is as small as it gets; full reorthogonalisation, twice."""
-        size = norm(H.gradient)
-        q, t = (H.gradient / size)[None], torch.zeros(1, 0, dtype=torch.float64)
+    def __init__(self, H: Hessian, most: int, enough: float):
+        self.basis, self.size = Basis(H), norm(H.gradient)
+        self.basis.begin(H.gradient)
         for m in range(1, most + 1):
-            v = H @ q[-1]
-            column = torch.zeros(m + 1, dtype=torch.float64)
-            for _ in range(2):
-                inside = dot(q, v)
-                v = v - inside.to(v.dtype) @ q
-                column[:-1] += inside.cpu()
-            beta = norm(v)
-            column[-1] = beta
-            t = torch.cat([torch.cat([t, torch.zeros(1, t.shape[1], dtype=t.dtype)]), column[:, None]], dim=1)
-            largest = float(t.abs().max())
-            if beta <= 100 * torch.finfo(v.dtype).eps * largest:
-                break  # an invariant subspace: the step is exact
-            if m % 10 == 0 and float(_least(t, size)) <= enough:
-                break
-            if m < most:
-                q = torch.cat([q, (v / beta)[None]])
-        return _Basis(q, t, size, t.shape[1])
-
-    @property
-    def largest(self) -> float:
+            self.basis.expand()
+            if not len(self.basis.following) or (m % 10 == 0 and float(_least(self.basis.images, self.size)) <= enough):
+                break  # without a next vector the space is invariant, and the step exact
+        self.t = self.basis.images
+        self.largest = float(torch.linalg.matrix_norm(self.t, 2))
         """The largest |eigenvalue| seen."""
-        return float(torch.linalg.matrix_norm(self.t, 2))
 
     @property
     def alignment(self) -> float:
         """|H g| / (|H| |g|)."""
-        largest = self.largest
-        return float(self.t[:, 0].norm()) / largest if largest > 0 else 0.0
+        return float(self.t[:, 0].norm()) / self.largest if self.largest > 0 else 0.0
 
     def step(self, mu: float) -> tuple[Tensor, float]:
         """p for this mu, and |g + H p| of it in the model."""
@@ -170,7 +149,7 @@ class _Basis:
         y = -(v.T @ (s / (s**2 + mu) * c))
         residual = self.t @ y
         residual[0] += self.size
-        return y.to(self.q) @ self.q[: len(y)], float(residual.norm())
+        return self.basis.combined(y[:, None])[0], float(residual.norm())
 
 
 def _least(t: Tensor, size: float) -> Tensor:

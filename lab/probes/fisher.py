@@ -101,7 +101,7 @@ class Matrices:
     @property
     def matvecs(self) -> int:
         """Products so far."""
-        return sum(operator.products for operator in (*self.five, self.noise))
+        return sum(operator.matvecs for operator in (*self.five, self.noise))
 
     def all(self, generator: torch.Generator) -> dict[str, LinearOperator]:
         """An operator for every matrix; R only where it is more than round-off."""

@@ -196,7 +196,7 @@ class Noise(Probe):
         """u'Du against u'Hu, its slope and the theory; Tr(HD) and the cosine."""
         from lab.run.noise_figures import alignment_figure
 
-        before, w, P = H.products, snapshot.w, H.size
+        before, w, P = H.matvecs, snapshot.w, H.size
         pairs = min(self.pairs, P // 2) or 1
         bottom = min(pairs, P - pairs)
         generator = stream(snapshot.seed, "noise/hessian", snapshot.step)
@@ -224,7 +224,7 @@ class Noise(Probe):
         draw = stream(snapshot.seed, "noise/alignment", snapshot.step)
         both = alignment(H, D, squares=squares, tol=self.tol, generator=draw, max_matvecs=limit)
         values |= _estimated({"alignment": both.trace, "cosine": both.cosine})
-        values["cost/noise/matvecs"] = float(H.products - before)
+        values["cost/noise/matvecs"] = float(H.matvecs - before)
         return values
 
     def _drawn(self, snapshot: Snapshot, loss: Objective, whole: float) -> dict[str, Value]:

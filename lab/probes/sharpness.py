@@ -276,7 +276,7 @@ class _Solver:
         return {f"{kind}/{name}": v for kind, chain in self.chains.items() for name, v in chain.state_dict().items()}
 
     def _spent(self) -> int:
-        return sum(chain.products for chain in self.chains.values())
+        return sum(chain.matvecs for chain in self.chains.values())
 
 
 def _part(loss: Objective, settings: Sharpness, seed: int) -> Objective | None:

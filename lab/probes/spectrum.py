@@ -210,7 +210,7 @@ class Spectrum(Probe):
 
     def of(self, objective: Objective, w: Tensor, H: Hessian, *, draw: Draw) -> Spectral:
         """The spectrum of H, the Hessian of `objective` at w, in the chosen parameters; draw(name) a random stream."""
-        before, index = H.products, self._index(objective)
+        before, index = H.matvecs, self._index(objective)
         operator = H if index is None else restricted(H, index)
         gradient = H.gradient if index is None else H.gradient[index.to(H.device)]
         if self.engine == "pyhessian":
@@ -228,7 +228,7 @@ class Spectrum(Probe):
             phi,
             whole,
             gradient_share=_share(gradient, ends.top.vectors),
-            matvecs=H.products - before + spent + 1,
+            matvecs=H.matvecs - before + spent + 1,
         )
 
     def _by_pyhessian(
@@ -243,7 +243,7 @@ class Spectrum(Probe):
         phi = peer.density(steps=self.steps, vectors=self.vectors)
         nothing = torch.zeros(0, dtype=torch.float64)
         bottom = Eigenpairs(nothing, top.vectors[:, :0], nothing, nothing, 0, True)
-        return Extremes(top, bottom), phi, whole, peer.products
+        return Extremes(top, bottom), phi, whole, peer.matvecs
 
     def _index(self, objective: Objective) -> Tensor | None:
         """The places of the chosen parameters; None for all."""
@@ -291,7 +291,7 @@ class Spectrum(Probe):
         self, objective: Objective, snapshot: Snapshot, H: Hessian, found: Spectral, draw: Draw
     ) -> tuple[dict[str, float], int]:
         """The largest eigenvalue and the trace of the block of every layer, and the products spent."""
-        numbers, before = dict[str, float](), H.products
+        numbers, before = dict[str, float](), H.matvecs
         for layer, place in _layout(objective).layers().items():
             block, name = restricted(H, place), f"layer/{layer or 'all'}"
             ends = self._solve(block, 1, 0, draw(name))
@@ -302,7 +302,7 @@ class Spectrum(Probe):
                 f"error/{name}/lambda_1": float(ends.top.errors[0]),
             }
             numbers |= {f"{name}/trace": whole.value, f"error/{name}/trace": whole.error}
-        return numbers, H.products - before
+        return numbers, H.matvecs - before
 
     def state_dict(self) -> dict[str, Tensor]:
         return {} if self._last is None else {"top": self._last}

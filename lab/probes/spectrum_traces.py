@@ -38,14 +38,14 @@ def spectrum_trace(
     The first of these that is within `TRACE_TOL`, or the nearest of them: that of the density, which is `there`; by the
     layers of the network (100 draws at most); by products, beside the eigenpairs `known` (`by_products`).
     """
-    found, before, spent = [there], operator.products, 0
+    found, before, spent = [there], operator.matvecs, 0
     if there.error > TRACE_TOL * abs(there.value):  # not where it is NaN: nothing else will be finite
         with suppress(TypeError, ValueError), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if objective is not None:
                 take_apart(objective, w)
                 found.append(hessian_trace(objective, w, tol=TRACE_TOL, generator=generator, operator=operator))
-                spent = max(0, found[-1].matvecs - (operator.products - before))
+                spent = max(0, found[-1].matvecs - (operator.matvecs - before))
         if not found[-1].error <= TRACE_TOL * abs(found[-1].value):
             found.append(by_products(operator, known, generator, most=most))
     best = min((each for each in found if math.isfinite(each.error)), key=lambda each: each.error, default=there)

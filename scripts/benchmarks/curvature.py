@@ -58,7 +58,7 @@ def top_ten(*, copies: bool = True, half: bool = False) -> Method:
         coarse = rounded(point.objective, point.w) if half else None
         H = hessian(point.objective, point.w)
         top = lanczos(H, top=10, tol=1e-2, copies=copies, coarse=coarse).top
-        return top.values, top.matvecs, *([coarse.products] if coarse else [])
+        return top.values, top.matvecs, *([coarse.matvecs] if coarse else [])
 
     return solve
 
@@ -127,7 +127,7 @@ def told(*, warm: bool = False) -> Method:
             images = torch.cat([images, (H @ basis[-1])[None]])
             theta = float(torch.linalg.eigvalsh((basis @ images.T).double())[-1])
             if theta >= (1 - 1e-3) * point.truth:
-                return theta, H.products
+                return theta, H.matvecs
             v = images[-1]
 
     return solve
@@ -317,9 +317,9 @@ def memory() -> None:
     objective = NetworkObjective(model, CrossEntropy().build(10), (x, y))
     H = hessian(objective, objective.weights)
     once = _peak(lambda: H @ H.gradient)
-    spent = H.products
+    spent = H.matvecs
     grown = _peak(lambda: lanczos(H, top=10, tol=1e-2, copies=False, max_vectors=16, max_matvecs=40)) - once
-    vectors, products = grown / (4 * H.size), H.products - spent
+    vectors, products = grown / (4 * H.size), H.matvecs - spent
     print(f"{vectors:.1f} vectors of P = {H.size:,} beyond the graph and one product ({products} products)")
 
 

@@ -85,7 +85,7 @@ def lab_solve(*, warm: bool = False, half: bool = False, share: float = 0.0) -> 
     def solve(point: Point) -> tuple[float, ...]:
         coarse = over_part(point, share) if share else rounded(point.objective, point.w) if half else None
         top = lanczos(hessian(point.objective, point.w), start=point.earlier if warm else None, coarse=coarse).top
-        return float(top.values[0]), top.matvecs, *([coarse.products] if coarse else [])
+        return float(top.values[0]), top.matvecs, *([coarse.matvecs] if coarse else [])
 
     return solve
 
@@ -97,11 +97,11 @@ class LabChain:
         self.share, self.chain = share, Chain()
 
     def __call__(self, point: Point) -> tuple[float, ...]:
-        before = self.chain.products
+        before = self.chain.matvecs
         top = self.chain.solve(
             hessian(point.objective, point.w), coarse=(lambda: over_part(point, self.share)) if self.share else None
         ).top
-        return float(top.values[0]), top.matvecs, self.chain.products - before
+        return float(top.values[0]), top.matvecs, self.chain.matvecs - before
 
 
 def pyhessian(point: Point) -> tuple[float, int]:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from lab.curvature.chain import Chain
-from lab.curvature.davidson import CARRIED, PATIENCE, _Sides, carried, davidson, learned
+from lab.curvature.davidson import CARRIED, PATIENCE, carried, davidson, learned
 from lab.curvature.eigen import lanczos
 from lab.curvature.operators import LinearOperator, hessian
+from lab.curvature.sides import Sides
 from lab.data.digits import Digits
 from lab.models.losses import CrossEntropy, MeanSquaredError
 from lab.models.mlp import Mlp
@@ -64,8 +65,10 @@ def dense_model(c: Tensor, basis: Tensor, differences: Tensor) -> Tensor:
 def test_the_coordinates_are_those_of_the_dense_matrices(known: bool) -> None:
     a, c = symmetric(120, 0), symmetric(120, 1)
     basis = torch.linalg.qr(symmetric(120, 2)[:, :5])[0]
-    knowledge = learned(matrix(c), basis, a @ basis) if known else None
-    sides = _Sides(matrix(a), matrix(c), 1, 1e-3, knowledge)
+    sides = Sides(matrix(a), matrix(c), 1, 1e-3)
+    if known:
+        knowledge = learned(matrix(c), basis, a @ basis)
+        sides.before.append(knowledge.basis.T, knowledge.differences.T)
     sides.widen(symmetric(120, 3)[:4])
     sides.delta = 0.3
     for seed in range(3):
@@ -79,12 +82,12 @@ def test_the_coordinates_are_those_of_the_dense_matrices(known: bool) -> None:
         upper = model + 0.3 * (torch.eye(120, dtype=DOUBLE) - V @ V.T)
         B = sides.B.rows
         assert torch.allclose(B @ B.T, torch.eye(len(B), dtype=DOUBLE), atol=1e-12)
-        assert torch.allclose(sides._lower(), B @ model @ B.T, atol=1e-12)
-        assert torch.allclose(sides._upper(), B @ upper @ B.T, atol=1e-12)
-        values, s = torch.linalg.eigh(sides._upper())
+        assert torch.allclose(sides.lower(), B @ model @ B.T, atol=1e-12)
+        assert torch.allclose(sides.upper(), B @ upper @ B.T, atol=1e-12)
+        values, s = torch.linalg.eigh(sides.upper())
         sides.values, sides.s = values.flip(0), s.flip(1)
         vectors = B.T @ sides.s[:, :3]
-        assert torch.allclose(sides._residuals(3), (upper @ vectors - vectors * sides.values[:3]).T, atol=1e-12)
+        assert torch.allclose(sides.residuals(3), (upper @ vectors - vectors * sides.values[:3]).T, atol=1e-12)
 
 
 @pytest.mark.parametrize("top", [1, 3])
@@ -92,7 +95,7 @@ def test_the_upper_side_is_above_the_truth_wherever_delta_bounds_what_is_not_kno
     a = symmetric(150, 0) + torch.diag(torch.cat([torch.tensor([3.0, 2.9, 2.5, 2.0]), torch.zeros(146)]).double())
     c = a + 0.2 * symmetric(150, 1)
     truth = torch.linalg.eigvalsh(a).flip(0)[:top]
-    sides = _Sides(matrix(a), matrix(c), top, 1e-6, None)
+    sides = Sides(matrix(a), matrix(c), top, 1e-6)
     sides.widen(torch.linalg.eigh(c)[1][:, -5:].T)
     sides.delta = float(torch.linalg.matrix_norm(a - c, 2))
     while sides.settle(room=150):
@@ -101,7 +104,7 @@ def test_the_upper_side_is_above_the_truth_wherever_delta_bounds_what_is_not_kno
             break
         assert (sides.theta[:top] <= truth[: len(sides.V)] + 1e-12).all()
     assert len(sides.V) > top
-    assert (sides._gaps() < 0.05).all()
+    assert (sides.gaps() < 0.05).all()
 
 
 def test_a_chain_takes_few_products_and_every_error_covers_the_truth() -> None:
@@ -116,7 +119,7 @@ def test_a_chain_takes_few_products_and_every_error_covers_the_truth() -> None:
         truth = float(torch.linalg.eigvalsh(loss.whole)[-1])
         error = truth - float(pairs.values[0])
         assert -1e-12 <= error <= float(pairs.errors[0]) <= 1e-3 * truth
-        assert pairs.matvecs == a.products < lanczos(a, start=pairs.vectors).top.matvecs + 3
+        assert pairs.matvecs == a.matvecs < lanczos(a, start=pairs.vectors).top.matvecs + 3
         assert pairs.converged and known is not None
         v = pairs.vectors[:, 0]
         assert float((loss.whole @ v - pairs.values[0] * v).norm()) == pytest.approx(float(pairs.residuals[0]))
@@ -155,7 +158,7 @@ def test_where_the_coarse_operator_is_of_no_use_lanczos_has_the_last_word(coarse
     assert known is None
     assert pairs.converged
     assert float(pairs.values[0]) == pytest.approx(float(torch.linalg.eigvalsh(a)[-1]), rel=1e-3)
-    assert pairs.matvecs == operator.products <= PATIENCE + lanczos(matrix(a)).top.matvecs
+    assert pairs.matvecs == operator.matvecs <= PATIENCE + lanczos(matrix(a)).top.matvecs
 
 
 def test_a_coarse_operator_that_is_the_operator_leaves_one_product_a_pair_and_one() -> None:
@@ -184,7 +187,7 @@ def test_every_product_is_counted_and_the_budget_kept_whatever_happens() -> None
         operator = matrix(a)
         with pytest.warns(UserWarning, match="not converged"):
             pairs, _ = davidson(operator, matrix(-a), top=top, max_matvecs=budget)
-        assert operator.products == pairs.matvecs <= budget
+        assert operator.matvecs == pairs.matvecs <= budget
     calls = [0]
 
     def apply(v: Tensor) -> Tensor:
@@ -194,7 +197,7 @@ def test_every_product_is_counted_and_the_budget_kept_whatever_happens() -> None
     operator = LinearOperator(300, apply, dtype=DOUBLE, device=torch.device("cpu"))
     with pytest.warns(UserWarning, match="not finite"):
         pairs, _ = davidson(operator, matrix(a + 0.1 * symmetric(300, 1)))
-    assert operator.products == pairs.matvecs == calls[0]
+    assert operator.matvecs == pairs.matvecs == calls[0]
     with pytest.raises(ValueError, match="max_matvecs=1"):
         davidson(matrix(a), matrix(a), top=5, max_matvecs=1)
 
@@ -220,7 +223,7 @@ def test_the_budget_of_products_is_kept_and_a_claim_not_made() -> None:
     with pytest.warns(UserWarning, match="not converged") as caught:
         pairs, known = davidson(operator, matrix(0 * a), max_matvecs=6, tol=1e-8)
     assert len(caught) == 1
-    assert operator.products == pairs.matvecs <= 6
+    assert operator.matvecs == pairs.matvecs <= 6
     assert known is None and not pairs.converged
 
 
@@ -278,12 +281,12 @@ def test_where_solves_are_easy_a_chain_spends_nothing_on_the_coarse_operator_unt
     run_chain(chain, loss, 1)
     for _ in range(3):  # the operator stands still
         chain.solve(matrix(loss.whole), coarse=lambda: matrix(loss.part))
-    spent = chain.products
+    spent = chain.matvecs
     chain.solve(matrix(loss.whole), coarse=lambda: matrix(loss.part))
-    assert chain.products == spent
+    assert chain.matvecs == spent
     loss.move(0.5)  # far from the last solve
     run_chain(chain, loss, 1)
-    assert chain.products > spent
+    assert chain.matvecs > spent
     assert "known/basis" in chain.state_dict()
 
 
@@ -294,8 +297,8 @@ def test_after_a_search_that_was_of_no_use_a_chain_goes_on_without() -> None:
         ends = chain.solve(matrix(near), coarse=lambda: matrix(-a))
         assert float(ends.top.values[0]) == pytest.approx(float(torch.linalg.eigvalsh(near)[-1]), rel=1e-3)
         if not chain.state_dict()["useful"]:
-            spent = spent or chain.products
-    assert chain.products == spent > 0
+            spent = spent or chain.matvecs
+    assert chain.matvecs == spent > 0
 
 
 # --- false claims ----------

@@ -37,12 +37,12 @@ def network() -> tuple[NetworkObjective, torch.Tensor]:
 
 def test_products_are_counted_and_a_block_is_its_columns() -> None:
     operator = hessian(Quadratic(torch.tensor([2.0, 5.0, -1.0])), torch.zeros(3))
-    assert operator.products == 0
+    assert operator.matvecs == 0
     assert (operator @ torch.ones(3)).tolist() == [2.0, 5.0, -1.0]
     assert torch.equal(operator @ torch.eye(3)[:, :2], torch.diag(torch.tensor([2.0, 5.0, -1.0]))[:, :2])
-    assert operator.products == 3
+    assert operator.matvecs == 3
     operator.dense()
-    assert operator.products == 6
+    assert operator.matvecs == 6
 
 
 def test_a_vector_of_the_wrong_length_is_refused() -> None:
@@ -103,7 +103,7 @@ def test_preconditioned_has_the_eigenvalues_of_P_inverse_times_A_plus_shift(shif
     added = torch.as_tensor(shift, dtype=DOUBLE) * torch.ones(3, dtype=DOUBLE)
     truth = torch.linalg.eigvals(torch.diag(1 / p.double()) @ (a + torch.diag(added))).real.sort().values
     assert torch.allclose(torch.linalg.eigvalsh(dense), truth, rtol=1e-6)  # the root of p is taken in float32
-    assert operator.products == scaled.products == 3
+    assert operator.matvecs == scaled.matvecs == 3
 
 
 @pytest.mark.parametrize("entry", [0.0, -1.0, float("nan")])
@@ -130,7 +130,7 @@ def same(operator: LinearOperator, truth: torch.Tensor) -> bool:
 def test_difference_is_entrywise_and_costs_a_product_of_each() -> None:
     (first, a), (second, b) = matrix(), matrix(seed=1)
     assert same(difference(first, second), a - b)
-    assert first.products == second.products == 6
+    assert first.matvecs == second.matvecs == 6
     with pytest.raises(ValueError, match="on 6 and on 2 entries"):
         difference(first, matrix(2)[0])
 
@@ -157,7 +157,7 @@ def test_projected_keeps_the_subspace_or_its_complement(k: int) -> None:
     outside = torch.eye(6, dtype=DOUBLE) - inside
     assert same(projected(operator, basis), inside @ a @ inside)
     assert same(projected(operator, basis, complement=True), outside @ a @ outside)
-    assert operator.products == 12
+    assert operator.matvecs == 12
 
 
 def test_deflation_by_the_top_eigenvectors_leaves_the_next() -> None:
@@ -188,7 +188,7 @@ def test_restricted_is_the_principal_block(entries: torch.Tensor | slice | list[
     block = restricted(operator, entries)
     assert block.size == 3
     assert same(block, a[places][:, places])
-    assert operator.products == 3
+    assert operator.matvecs == 3
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_block_diagonal_keeps_the_blocks_and_nothing_else(entries: list) -> None
         places = torch.arange(6)[block]
         truth[places[:, None], places] = a[places[:, None], places]
     assert same(block_diagonal(operator, entries), truth)
-    assert operator.products == 6 * len(entries)
+    assert operator.matvecs == 6 * len(entries)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def test_products_are_those_of_the_matrix(network: Build, which: str, memory: in
     D, truth = covariance(loss, loss.weights, memory=memory), dense(loss)
     v = torch.randn(len(truth), 2, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
     assert (D @ v - truth @ v).abs().max() < 1e-10 * truth.norm()
-    assert D.products == 2
+    assert D.matvecs == 2
 
 
 def test_uncentred_it_is_the_empirical_fisher_matrix(network: Build) -> None:

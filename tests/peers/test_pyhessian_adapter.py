@@ -142,7 +142,7 @@ def test_products_are_counted(kind: str, monkeypatch: pytest.MonkeyPatch) -> Non
     top = peer.top(2, tol=1e-12, max_matvecs=12)
     # Two directions of 6 iterations, and a residual each, for which the lab differentiates twice.
     assert (top.matvecs, top.converged, calls) == (14, False, (12 + 2 * 2) * chunks)
-    assert peer.products == 9 + 14 + 14
+    assert peer.matvecs == 9 + 14 + 14
 
 
 def test_a_loss_it_cannot_take_is_refused() -> None:

@@ -111,12 +111,12 @@ def test_the_wanted_error_decides_how_many_batches_are_drawn_and_the_maximum_is_
 def test_of_the_full_batch_it_is_directional_sharpness_from_the_hessian_of_the_sharpness_probe() -> None:
     snapshot = Training().snapshot(batch_size=None)
     directional = Sharpness().measure(snapshot)["sharpness/directional"]
-    products = snapshot.once(("hessian", "auto"), lambda: pytest.fail("not shared")).products
+    matvecs = snapshot.once(("hessian", "auto"), lambda: pytest.fail("not shared")).matvecs
     found = BatchSharpness().measure(snapshot)
     assert found["batch_sharpness/ratio_of_means"] == pytest.approx(directional, rel=1e-12)
     assert found["batch_sharpness/mean_of_ratios"] == found["batch_sharpness/ratio_of_means"]
     assert found["batch_sharpness/ratio"] == pytest.approx(directional * 0.05, rel=1e-12)
-    assert snapshot.once(("hessian", "auto"), lambda: None).products == products + 1
+    assert snapshot.once(("hessian", "auto"), lambda: None).matvecs == matvecs + 1
     assert not {"error/batch_sharpness/ratio_of_means", "batch_sharpness/gni"} & found.keys()
 
 
@@ -127,7 +127,7 @@ def test_gni_is_measured_on_the_shared_hessian() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # 2/lr is far away
         found, _ = [probe.measure(snapshot) for _ in range(2)]
-    assert H.products == 14
+    assert H.matvecs == 14
     g = H.gradient
     # E|g_B|^2 > |g|^2: the noise adds curvature to that along the gradient, several times it for these small batches.
     assert found["batch_sharpness/gni"] > float(g @ (H @ g) / (g @ g)) > 0
