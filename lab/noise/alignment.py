@@ -21,11 +21,11 @@ from torch import Tensor
 
 from lab.curvature.forms import FEWEST_FORMS, Forms, Interval
 from lab.curvature.operators import LinearOperator
-from lab.curvature.probing import random_signs
 from lab.curvature.vectors import dots, norm
 from lab.noise.covariance import GRAM_EXAMPLES, Covariance, centred_gram, covariance
 from lab.objective import Objective
 from lab.results import Estimate
+from lab.streams import random_signs
 
 DEFLATED = 15
 """Krylov vectors taken exactly. On a tanh MLP of 2000 images 5 % takes 27 products with these, which is the least, and some

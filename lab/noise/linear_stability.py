@@ -32,9 +32,8 @@ from lab.curvature.eigen import lanczos
 from lab.curvature.operators import LinearOperator
 from lab.curvature.stability import UpdateRule
 from lab.curvature.vectors import dots
-from lab.noise.examples import pulled_back
 from lab.noise.sampling import Sampling
-from lab.objective import CHUNK_BYTES, NetworkObjective
+from lab.objective import CHUNK_BYTES, NetworkObjective, pulled_back
 from lab.results import Estimate
 
 WIDENINGS = 8

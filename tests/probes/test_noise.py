@@ -15,10 +15,10 @@ from lab.curvature.eigen import lanczos
 from lab.curvature.operators import hessian
 from lab.data.digits import Digits
 from lab.data.image_folder import ImageFolder
+from lab.layers.examples import ExampleGradients
 from lab.models.losses import CrossEntropyCriterion, MeanSquaredErrorCriterion
 from lab.noise.covariance import covariance
 from lab.noise.draws import batch_gradients, batch_moments
-from lab.noise.examples import ExampleGradients
 from lab.noise.sampling import Sampling, batch_factor, cross_factor
 from lab.noise.slope import along, expected_slope
 from lab.objective import NetworkObjective, Objective
