@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {
-    0: ("settings", "streams", "params", "results", "progress", "sampling", "objective"),
+    0: ("settings", "streams", "params", "results", "progress", "sampling", "objective", "layers"),
     1: ("curvature", "noise", "landscapes", "flows", "points", "escape", "geometry"),
     2: ("models", "data", "optim"),
     3: ("probes", "run"),

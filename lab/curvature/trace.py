@@ -1,23 +1,24 @@
 """Traces: Tr A of any operator, Tr H of a loss, and the generalised Gauss-Newton trace Tr G, each with its error.
 
     Tr A = E s'As  over random signs s                              any operator: `lab.curvature.probing`
-    Tr H = sum over examples of E z'(d2L_n/da2) z                   signs at pre-activations: `lab.curvature.anatomy`
+    Tr H = sum over examples of E z'(d2L_n/da2) z                   signs at pre-activations: `lab.layers.anatomy`
     Tr G = sum over examples n, k of lambda_k |J_n' v_k|^2          d2 loss/df2 = sum_k lambda_k v_k v_k'
 
 The second is one double backward pass through the activations alone for as many independent probes as there are examples,
 the third one backward pass for each k, whose per-example norms come from layer inputs and output gradients without the
-per-example gradients (`lab.curvature.layers`). Where the outputs are piecewise linear in the pre-activations (ReLU,
+per-example gradients (`lab.layers.layer`). Where the outputs are piecewise linear in the pre-activations (ReLU,
 pooling, BatchNorm in eval mode) the rest of H has no diagonal and Tr H = Tr G exactly.
 """
 
 import math
 import warnings
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lab.curvature.anatomy import MOST_OUTPUTS, Anatomy, output_curvature, require_examples, take_apart
 from lab.curvature.forms import FEWEST_FREEDOM
 from lab.curvature.operators import LinearOperator, hessian, projected
 from lab.curvature.probing import (
@@ -30,9 +31,14 @@ from lab.curvature.probing import (
     sampled,
     xtrace,
 )
-from lab.noise.examples import pulled_back, squared_norms
-from lab.objective import NetworkObjective, Objective, with_gradients
+from lab.layers.anatomy import Anatomy, output_passes, require_examples, take_apart
+from lab.layers.recorder import Recording
+from lab.objective import Objective, differentiating_again, with_gradients
 from lab.results import Eigenpairs, Estimate
+from lab.streams import random_signs
+
+MOST_OUTPUTS = 1000
+"""Numbers the network may put out per example where their Hessian is formed."""
 
 OperatorMethod = Literal["auto", "hutchinson", "hutch++", "xtrace"]
 Method = Literal["auto", "signs", "gauss_newton", "hutchinson", "hutch++", "xtrace"]
@@ -93,7 +99,7 @@ def hessian_trace(
 ) -> Estimate:
     """Tr H(w), the trace of the Hessian of `objective`.
 
-    method     "signs": random signs at the pre-activations, at least two draws (see `lab.curvature.anatomy`); for networks
+    method     "signs": random signs at the pre-activations, at least two draws (see `lab.layers.anatomy`); for networks
                of Linear, Conv2d, BatchNorm (eval), GroupNorm, LayerNorm, each used once, and any functions between.
                "gauss_newton": Tr G, which is Tr H where outputs are piecewise linear in pre-activations; from two draws
                of random signs at the outputs, or exact where as many backward passes as outputs are no dearer.
@@ -133,10 +139,7 @@ def hessian_trace(
     few_outputs = anatomy.num_outputs <= MOST_OUTPUTS
     if method == "gauss_newton" or (method == "auto" and anatomy.piecewise_linear and few_outputs):
         return _warned(_gauss_newton(anatomy, w, tol, max_matvecs, generator), tol)
-
-    def draws(num: int) -> Tensor:
-        return torch.cat([chunk.sign_draws(num, generator) for chunk in anatomy.chunks(w)], dim=1)
-
+    draws = partial(_sign_draws, anatomy, w, generator)
     few = draws(2)
     if method == "auto" and w.numel() <= min(max_matvecs, interval(few).needed(2, tol)):
         return _warned(diagonal(Probes(H(), generator)), tol)
@@ -150,59 +153,87 @@ def gauss_newton_trace(objective: Objective, w: Tensor) -> Estimate:
     Any criterion that is a mean over examples, convex in the outputs f or not. Cost: K backward passes with per-example
     norms (`matvecs`; K - 1 for the softmax, whose output Hessian is singular). For ten classes together 1.3 gradients on
     a 3072-200-200-10 MLP, 7 on ResNet-20. K is all that the network puts out for an example: 1 of (N,), T K of (N, T, K).
-    Networks that are more than Linear, Conv2d and the norms: K passes as of `lab.noise.examples`, which form the gradients
+    Networks that are more than Linear, Conv2d and the norms: K passes as of `lab.layers.examples`, which form the gradients
     of single examples where no layer tells of them, dear for wide layers.
     Raises TypeError without a network, ValueError for train-mode BatchNorm or a criterion that is no mean over examples.
     """
-    network = require_examples(objective, w)
-    try:
-        return _gauss_newton_exact(take_apart(network, w), w)
-    except TypeError:
-        return _gauss_newton_by_examples(network, w)
+    return _gauss_newton_exact(output_passes(require_examples(objective, w), w))
+
+
+def _sign_draws(anatomy: Anatomy, w: Tensor, generator: torch.Generator, num: int) -> Tensor:
+    """Draws (num, N) whose sums over the examples have the mean Tr H."""
+    return torch.cat([chunk.sign_draws(num, generator) for chunk in anatomy.chunks(w)], dim=1)
+
+
+def _gauss_newton_draws(anatomy: Anatomy, w: Tensor, generator: torch.Generator, num: int) -> Tensor:
+    """Draws (num, N) whose sums have the mean Tr G: over the signs of lambda +-|J_n' sum_k sqrt|lambda_k| s_k v_k|^2, with
+    random signs s.
+    """
+    chunks = list[Tensor]()
+    for chunk in anatomy.chunks(w):
+        values, vectors = output_curvature(chunk.criterion, chunk.outputs, chunk.num)
+        draws = values.new_zeros(num, chunk.num, dtype=torch.float64)
+        for draw in draws:
+            s = random_signs(tuple(values.shape), values, generator)
+            for side in (1, -1):
+                part = (side * values).clamp(min=0)
+                if bool((part != 0).any()):
+                    draw += side * chunk.squared_norms((vectors @ (part.sqrt() * s)[:, :, None])[:, :, 0])
+        chunks.append(chunk.weight / chunk.num * draws)
+    return torch.cat(chunks, dim=1)
 
 
 def _gauss_newton(anatomy: Anatomy, w: Tensor, tol: float, most: int, generator: torch.Generator) -> Estimate:
     """Tr G by draws or exact, whichever is expected to need fewer backward passes."""
-
-    def draws(num: int) -> Tensor:
-        return torch.cat([chunk.gauss_newton_draws(num, generator) for chunk in anatomy.chunks(w)], dim=1)
-
     if tol == 0 or anatomy.num_outputs <= 2:
-        return _gauss_newton_exact(anatomy, w)
+        return _gauss_newton_exact(anatomy.chunks(w))
+    draws = partial(_gauss_newton_draws, anatomy, w, generator)
     few = draws(2)
-    found = interval(few)
-    if not found.within(tol) and anatomy.num_outputs < min(most, found.needed(2, tol)) - 2:
-        return _gauss_newton_exact(anatomy, w, spent=2)
+    mean = interval(few)
+    if not mean.within(tol) and anatomy.num_outputs < min(most, mean.needed(2, tol)) - 2:
+        return _gauss_newton_exact(anatomy.chunks(w), spent=2)
     return sampled(draws, few, tol, most, "gauss_newton_signs")
 
 
-def _gauss_newton_exact(anatomy: Anatomy, w: Tensor, spent: int = 0) -> Estimate:
-    total, passes = 0.0, 0
-    for chunk in anatomy.chunks(w):
-        values, vectors = chunk.curvature
+def _gauss_newton_exact(passes: Iterable[Recording], spent: int = 0) -> Estimate:
+    total, most = 0.0, 0
+    for each in passes:
+        values, vectors = output_curvature(each.criterion, each.outputs, each.num)
         curved = [k for k in range(values.shape[1]) if bool((values[:, k] != 0).any())]
-        for k in curved:
-            total += chunk.weight * float((values[:, k] * chunk.squared_norms(vectors[:, :, k])).mean())
-        passes = max(passes, len(curved))
-    return Estimate(total, 0.0, spent + passes, "gauss_newton", math.isfinite(total))
+        norms = each.pulled_norms(vectors[:, :, k] for k in curved)
+        total += sum(each.weight * float((values[:, k] * norm).mean()) for k, norm in zip(curved, norms, strict=True))
+        most = max(most, len(curved))
+    return Estimate(total, 0.0, spent + most, "gauss_newton", math.isfinite(total))
 
 
-def _gauss_newton_by_examples(network: NetworkObjective, w: Tensor) -> Estimate:
-    """The same for any layers, by the norms of the per-example gradients of v'f."""
-    total, passes, begin = 0.0, 0, 0
-    for weight, outputs, criterion in network.composition(w.detach()):
-        num = round(weight * len(network.x))
-        index = torch.arange(begin, begin := begin + num, device=network.y.device)
-        with torch.enable_grad():
-            values, vectors = output_curvature(criterion, outputs, num)
-        curved = (values != 0).any(0)
-        if bool(curved.any()):
-            v = vectors[:, :, curved].transpose(1, 2)
-            norms = squared_norms(pulled_back(network.restrict(index), v), w).values()
-            each = torch.stack(list(norms)).sum(0).reshape(num, -1)
-            total += float((values[:, curved] * each).sum()) / len(network.x)
-        passes = max(passes, int(curved.sum()))
-    return Estimate(total, 0.0, passes, "gauss_newton", math.isfinite(total))
+def output_curvature(criterion: Callable[[Tensor], Tensor], outputs: Tensor, num: int) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (n, M) and eigenvectors (n, M, M) of d2 loss_n/df_n2 for n = `num` examples, loss = mean of loss_n.
+
+    outputs of any shape, M numbers an example, one example after another.
+
+    In float64: a fitted example has 1 - p of 1e-6, which float32 loses, and many may outweigh the few others. The k-th
+    eigenvalues are set to zero where all are round-off: the softmax has one such column, and each costs a pass.
+    Raises ValueError above `MOST_OUTPUTS` and where the criterion cannot be differentiated twice.
+    """
+    f = outputs.detach().double().requires_grad_()
+    n, size = num, f.numel() // num
+    if size > MOST_OUTPUTS:
+        raise ValueError(f"{size} outputs for each example; their Hessian is formed for {MOST_OUTPUTS} at most")
+    with torch.enable_grad(), differentiating_again():
+        (g,) = torch.autograd.grad(criterion(f), f, create_graph=True, materialize_grads=True)
+        if not g.requires_grad:
+            return outputs.new_zeros(n, size), outputs.new_zeros(n, size, size)
+        rows = [
+            torch.autograd.grad(column.sum(), f, retain_graph=True, materialize_grads=True)[0].reshape(n, size)
+            for column in g.reshape(n, size).unbind(1)
+        ]
+    hessians = n * torch.stack(rows, 1)
+    if not bool(hessians.isfinite().all()):
+        return outputs.new_full((n, size), math.nan), outputs.new_full((n, size, size), math.nan)
+    values, vectors = torch.linalg.eigh((hessians + hessians.transpose(1, 2)) / 2)
+    sizes = values.abs().sum(0)
+    values = values * (sizes > 1e-13 * sizes.sum())
+    return values.to(outputs.dtype), vectors.to(outputs.dtype)
 
 
 def _warned(found: Estimate, tol: float) -> Estimate:

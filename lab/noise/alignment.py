@@ -27,6 +27,7 @@ from lab.curvature.vectors import dot
 from lab.noise.covariance import GRAM_EXAMPLES, Covariance, centred_gram, covariance
 from lab.objective import Objective
 from lab.results import Estimate
+from lab.streams import random_signs
 
 DEFLATED = 15
 """Krylov vectors taken exactly. On a tanh MLP of 2000 images 5 % takes 27 products with these, which is the least, and some

@@ -16,8 +16,8 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
-from lab.curvature.probing import random_signs
 from lab.curvature.vectors import COLUMNS
+from lab.streams import random_signs
 
 FEWEST = 5
 """Random vectors that an error can rest on."""

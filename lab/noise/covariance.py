@@ -2,7 +2,7 @@
 
     Tr D = mean |g_i|^2 - |g|^2,    D v = (1/N) sum_i g_i (g_i'v - g'v),    D = A'A / N with rows g_i - g
 
-from the gradients of single examples (`lab.noise.examples`), never formed together. A batch of m has D times the factor of
+from the gradients of single examples (`lab.layers.examples`), never formed together. A batch of m has D times the factor of
 `lab.sampling` (Smith and Le 2018, Lemma 1). D has N as its divisor: an unbiased estimate for the population the
 examples come from is N / (N - 1) times as large. Its rank is at most N - 1. The nonzero eigenvalues are those of the
 centred Gram matrix over N, so that all of them come from N^2 inner products.
@@ -20,7 +20,7 @@ from torch import Tensor
 from lab.curvature.eigen import lanczos
 from lab.curvature.operators import LinearOperator
 from lab.curvature.vectors import dots
-from lab.noise.examples import ExampleGradients, TooLarge
+from lab.layers.examples import ExampleGradients, TooLarge
 from lab.noise.size import RELATIVE, in_double, round_off_of, spaced
 from lab.noise.size import NoiseTrace as NoiseTrace  # D's trace is found beside D
 from lab.noise.size import trace as trace

@@ -31,9 +31,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lab.curvature.anatomy import require_examples, take_apart
 from lab.curvature.operators import Curvature, Product
-from lab.noise.examples import pulled_back, squared_norms
+from lab.layers.anatomy import output_passes, require_examples
 from lab.noise.likelihood import Likelihood, likelihood_of
 from lab.objective import NetworkObjective, Objective, directional
 from lab.results import Estimate
@@ -73,32 +72,15 @@ class OutputMetric(Curvature):
 
     def trace(self, w: Tensor) -> Estimate:
         """Tr F, exact: the squared norms |J_n' r_n|^2 of every column r, in as many backward passes, without per-example
-        gradients but where the network has layers that cannot be taken apart: those are formed (`lab.noise.examples`).
+        gradients but where the network has layers that cannot be taken apart: those are formed (`lab.layers.examples`).
         """
-        columns = self.columns()
-        try:
-            anatomy = take_apart(self.network, w)
-        except TypeError:
-            total = self._trace_by_examples(w, columns)
-            return Estimate(total, 0.0, len(columns), "columns", math.isfinite(total))
-        total, begin = 0.0, 0
-        for chunk in anatomy.chunks(w):
-            examples = slice(begin, begin := begin + chunk.num)
-            f = _by_example(chunk.outputs, examples)
-            for column in columns:
-                total += chunk.weight * float(chunk.squared_norms(column(f, examples).to(w.dtype)).mean())
+        columns, total, begin = self.columns(), 0.0, 0
+        for each in output_passes(self.network, w):
+            examples = slice(begin, begin := begin + each.num)
+            f = _by_example(each.outputs, examples)
+            norms = each.pulled_norms(column(f, examples).to(w.dtype) for column in columns)
+            total += sum(each.weight * float(norm.mean()) for norm in norms)
         return Estimate(total, 0.0, len(columns), "columns", math.isfinite(total))
-
-    def _trace_by_examples(self, w: Tensor, columns: Columns) -> float:
-        total, begin, device = 0.0, 0, self.network.y.device
-        for weight, outputs, _ in self.network.composition(w.detach()):
-            examples = slice(begin, begin := begin + round(weight * len(self.network.x)))
-            f = _by_example(outputs, examples)
-            roots = torch.stack([column(f, examples).to(w.dtype) for column in columns], 1)
-            few = self.network.restrict(torch.arange(examples.start, examples.stop, device=device))
-            norms = squared_norms(pulled_back(few, roots), w).values()
-            total += float(torch.stack(list(norms)).sum()) / len(self.network.x)
-        return total
 
 
 class TrueFisher(OutputMetric):

@@ -30,6 +30,7 @@ from lab.curvature.probing import random_signs
 from lab.curvature.vectors import norm
 from lab.noise.size import trace
 from lab.objective import NetworkObjective
+from lab.streams import random_signs
 
 CHECK_EVERY = 5
 """Products between two looks at whether a root has converged."""

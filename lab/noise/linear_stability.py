@@ -33,7 +33,7 @@ from lab.curvature.operators import LinearOperator
 from lab.curvature.stability import UpdateRule
 from lab.curvature.vectors import dots
 from lab.noise.examples import pulled_back
-from lab.objective import CHUNK_BYTES, NetworkObjective
+from lab.objective import CHUNK_BYTES, NetworkObjective, pulled_back
 from lab.results import Estimate
 from lab.sampling import Sampling
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from lab.curvature.vectors import dots
-from lab.noise.examples import Chunk, ExampleGradients
+from lab.layers.chunk import Chunk
+from lab.layers.examples import ExampleGradients
 from lab.objective import Objective
 
 T = TypeVar("T")
@@ -143,7 +144,7 @@ class _Moments:
     def formed(self) -> dict[str, Tensor]:
         """|g_i - g|^2 by parameter, name -> (N,)."""
         pieces = self.examples.layout.unflatten(self.gradient)
-        return self.examples.joined(self.examples.each(lambda chunk: chunk.distances(pieces)))
+        return self.examples.joined(self.examples.each(lambda chunk: chunk.squared_norms(pieces)))
 
     def result(
         self, w: Tensor, by_parameter: dict[str, float], spread: float, round_off: float, spent: int, method: str

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lab.noise.examples import ExampleGradients
+from lab.layers.examples import ExampleGradients
 from lab.noise.likelihood import likelihood_of
 from lab.objective import NetworkObjective, Objective
 

@@ -11,7 +11,7 @@ from lab.objective.base import (
     require_graph,
     with_gradients,
 )
-from lab.objective.criterion import projection
+from lab.objective.criterion import projection, pulled_back
 from lab.objective.decayed import Decayed
 from lab.objective.laws import Law
 from lab.objective.network import CHUNK_BYTES, NetworkObjective
@@ -32,6 +32,7 @@ __all__ = [
     "directional",
     "memory_of",
     "projection",
+    "pulled_back",
     "require_graph",
     "with_gradients",
 ]

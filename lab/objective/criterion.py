@@ -20,6 +20,15 @@ def projection(outputs: Tensor, direction: Tensor) -> Tensor:
     return (outputs.reshape(len(direction), -1) * direction).sum(1).mean()
 
 
+def pulled_back(network: "NetworkObjective", directions: Tensor) -> "NetworkObjective":
+    """The loss (1/(N k)) sum of v_nj'f_n over directions v (N, k, M) in the space of the M outputs of an example.
+
+    Its example n k + j has the gradient J_n'v_nj, J_n = df_n/dw. Outputs of any shape whose first dimension is the examples.
+    Memory: the inputs k times.
+    """
+    return network.on(network.x.repeat_interleave(directions.shape[1], 0), directions.flatten(0, 1), projection)
+
+
 def refuse_sums(criterion: Callable[[Tensor, Tensor], Tensor], y: Tensor) -> None:
     """A loss whose chunk values do not average to the whole is refused, never silently wrong."""
     name = type(criterion).__name__

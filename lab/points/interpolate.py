@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lab.noise.examples import pulled_back
-from lab.objective import CHUNK_BYTES, NetworkObjective
+from lab.objective import CHUNK_BYTES, NetworkObjective, pulled_back
 
 HALVINGS = 12
 """How often a step that does not lower the loss is halved before the search is given up."""

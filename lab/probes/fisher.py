@@ -29,12 +29,12 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as card
 from torch import Tensor
 
-from lab.curvature.anatomy import Anatomy, Chunk, take_apart
 from lab.curvature.eigen import Extremes, lanczos
 from lab.curvature.operators import GaussNewton, Hessian, LinearOperator, difference, gauss_newton, hessian
-from lab.curvature.probing import random_signs
 from lab.curvature.trace import gauss_newton_trace, hessian_trace
 from lab.curvature.vectors import dot, norm
+from lab.layers.anatomy import Anatomy, take_apart
+from lab.layers.recorder import Recording
 from lab.noise.comparison import FEWEST, Comparison, compare
 from lab.noise.covariance import Covariance, covariance
 from lab.noise.fisher import ScoreFisher, TrueFisher, sampled_fisher, true_fisher
@@ -45,7 +45,7 @@ from lab.probes.base import Examples, Probe, Snapshot, Value
 from lab.probes.fisher_figures import MATRICES, REMEMBERED, matrices_figure, remembered, training_figure
 from lab.results import Estimate
 from lab.settings import CARD, SettingError
-from lab.streams import stream
+from lab.streams import random_signs, stream
 
 BLIND = 100
 """A difference of matrices is nothing but round-off where its norm is below so many eps of theirs."""
@@ -141,7 +141,7 @@ class Matrices:
         return math.sqrt(total / len(self.sampled.scores))
 
 
-def label_variance(chunk: Chunk, likelihood: Likelihood, generator: torch.Generator) -> Tensor:
+def label_variance(chunk: Recording, likelihood: Likelihood, generator: torch.Generator) -> Tensor:
     """Var_y |J_n's(y)|^2 of every example (n,) float64, s(y) the score of labels y drawn from the model.
 
     Exact for one label among classes, sum_k p_k (q_k - sum_j p_j q_j)^2 with q_k = |J_n'(p - e_k)|^2, at a backward pass

@@ -11,9 +11,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lab.curvature.anatomy import take_apart
 from lab.curvature.operators import LinearOperator
 from lab.curvature.trace import gauss_newton_trace, hessian_trace, trace
+from lab.layers.anatomy import take_apart
 from lab.objective import Objective
 from lab.results import Eigenpairs, Estimate
 

@@ -25,7 +25,6 @@ from sharpness import Point, images, mlp_points
 from torch import Tensor, nn
 
 from lab.curvature.operators import hessian
-from lab.curvature.probing import random_signs
 from lab.curvature.vectors import dot
 from lab.data.base import Dataset, Split
 from lab.data.batches import Batches
@@ -44,7 +43,7 @@ from lab.optim.noise import Minibatch, NoiseCard, SampleWeights, Trained
 from lab.optim.optimizers import Sgd
 from lab.run.agenda import Agenda, Chunk
 from lab.sampling import batch_factor
-from lab.streams import stream
+from lab.streams import random_signs, stream
 
 Found = tuple[float | Tensor | None, float]
 """What was found (None: nothing to compare) and the gradients or products it took."""

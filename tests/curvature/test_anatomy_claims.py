@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lab.curvature.anatomy import take_apart
 from lab.curvature.operators import hessian
 from lab.curvature.trace import hessian_trace
+from lab.layers.anatomy import take_apart
 from lab.objective import NetworkObjective
 
 

@@ -537,7 +537,7 @@ def small(model: nn.Module, *, chunk_size: int | None = None) -> NetworkObjectiv
         (Tied(), "second.weight is tied to first.weight|tied"),
         (Twice(), "tied|more than once"),
         (Functional(), "used outside its layer"),
-        (Attention(), "embedding.weight belongs to a Embedding, no layer known here"),
+        (Attention(), "in_proj_bias belongs to a MultiheadAttention, no layer known here"),
     ],
     ids=["tied", "twice", "functional", "attention"],
 )
@@ -566,7 +566,7 @@ def test_a_layer_used_twice_is_refused() -> None:
             return self.head(self.layer(self.layer(x).tanh()))
 
     objective = small(Shared())
-    with pytest.raises(TypeError, match="Linear is used more than once"):
+    with pytest.raises(TypeError, match="Linear is used outside its layer, more than once"):
         hessian_trace(objective, objective.weights, method="signs")
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lab.layers.examples import ExampleGradients
 from lab.noise.covariance import Spectrum, covariance, eigenvalues, square_by_sample
-from lab.noise.examples import ExampleGradients
 from lab.noise.size import trace
 from lab.objective import NetworkObjective
 
@@ -113,7 +113,7 @@ def test_many_examples_take_lanczos_and_find_the_same(network: Build, monkeypatc
     assert many.effective_rank == pytest.approx(few.effective_rank, rel=1e-10) and many.effective_rank_error == 0
     assert (many.pairs.values - few.pairs.values).abs().max() < 1e-6 * few.pairs.values[0]
     monkeypatch.setattr("lab.noise.covariance.GRAM_EXAMPLES", 4096)
-    monkeypatch.setattr("lab.noise.examples.memory_of", lambda device: 1000)
+    monkeypatch.setattr("lab.layers.examples.memory_of", lambda device: 1000)
     assert eigenvalues(loss, loss.weights, 2, tol=1e-6).method == "lanczos"
 
 

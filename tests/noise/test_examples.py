@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lab.landscapes.quadratic import Quadratic
-from lab.noise.examples import ExampleGradients, TooLarge, gram, squared_norms
+from lab.layers.examples import ExampleGradients, TooLarge, gram, squared_norms
 from lab.objective import NetworkObjective, Objective
 
 DOUBLE = torch.float64
@@ -122,7 +122,7 @@ def test_a_gram_matrix_that_does_not_fit_into_memory_is_refused(
     network: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loss = network("convolutions")
-    monkeypatch.setattr("lab.noise.examples.memory_of", lambda device: 10_000)
+    monkeypatch.setattr("lab.layers.examples.memory_of", lambda device: 10_000)
     with pytest.raises(TooLarge, match=r"need .* GiB of memory; take fewer examples: objective.restrict\(index\)"):
         gram(loss, loss.weights)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lab.noise.examples import ExampleGradients
+from lab.layers.examples import ExampleGradients
 from lab.objective import NetworkObjective
 
 

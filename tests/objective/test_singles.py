@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lab.curvature.trace import gauss_newton_trace
+from lab.layers.examples import squared_norms
 from lab.noise.batch_landscape import BatchLosses
 from lab.noise.covariance import eigenvalues, trace
 from lab.noise.draws import batch_moments
-from lab.noise.examples import squared_norms
 from lab.objective import NetworkObjective
 
 CE = nn.CrossEntropyLoss()

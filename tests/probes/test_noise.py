@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from lab.noise.examples import ExampleGradients
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -15,10 +16,10 @@ from lab.curvature.eigen import lanczos
 from lab.curvature.operators import hessian
 from lab.data.digits import Digits
 from lab.data.image_folder import ImageFolder
+from lab.layers.examples import ExampleGradients
 from lab.models.losses import CrossEntropyCriterion, MeanSquaredErrorCriterion
 from lab.noise.covariance import covariance
 from lab.noise.draws import batch_gradients, batch_moments
-from lab.noise.examples import ExampleGradients
 from lab.noise.slope import along, expected_slope
 from lab.objective import NetworkObjective, Objective
 from lab.probes.base import Snapshot

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lab.curvature.anatomy import take_apart
 from lab.curvature.operators import gauss_newton
 from lab.curvature.stability import UpdateRule
 from lab.curvature.trace import gauss_newton_trace
+from lab.layers.anatomy import take_apart
 from lab.noise.covariance import covariance
 from lab.noise.fisher import sampled_fisher, true_fisher
 from lab.noise.likelihood import likelihood_of
