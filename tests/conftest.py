@@ -4,14 +4,12 @@ import gc
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 # Of this process, whose torch reads it when it loads, and of the programs that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
-from hydra._internal.hydra import Hydra
 
 
 def pytest_collection_finish() -> None:
@@ -29,24 +27,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
-        yield
-
-
-@pytest.fixture(autouse=True, scope="session")
-def settings_are_composed_once() -> Iterator[None]:
-    """Hydra composes all settings twice, first to look for `hydra.mode`, which is half of the price of a refusal: here
-    only where it is typed, or an experiment that sets it is.
-    """
-    compose = Hydra.get_mode
-    cards = (Path(__file__).parents[1] / "conf/experiment").glob("*.yaml")
-    signs = "hydra.mode", *(f"experiment={card.stem}" for card in cards if "MULTIRUN" in card.read_text())
-
-    def mode(self: Hydra, config_name: str | None, overrides: list[str]) -> object:
-        asked = any(sign in word for sign in signs for word in overrides)
-        return compose(self, config_name, overrides) if asked else None
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Hydra, "get_mode", mode)
         yield
 
 

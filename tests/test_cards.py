@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from lab.cli import choices, config_dir
-from lab.train.settings import CARDS, read_settings
+from lab.doors.request import Request, cards_at_hand, composed
+from lab.run.cards import choices, config_dir
+from lab.run.parts import CARDS, read_settings
 
 CONF = Path(config_dir())
 GROUPS = (*CARDS, "probe", "scaling", "compare")
@@ -61,9 +60,8 @@ def test_the_help_page_fits_a_terminal() -> None:
 
 @pytest.mark.parametrize("name", choices("experiment"))
 def test_an_experiment_composes_validates_and_opens_with_its_command(name: str) -> None:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir(), version_base=None):
-        settings = read_settings(compose("train", overrides=[f"experiment={name}"]))
+    with cards_at_hand():
+        settings = read_settings(Request.of(composed("train", [f"experiment={name}"])).values)
     assert settings.steps or settings.epochs
     lines = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()
     assert lines[0] == "# @package _global_"

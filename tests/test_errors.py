@@ -18,7 +18,6 @@ from lab.models.mlp import Mlp
 from lab.probes.noise import Noise
 from lab.settings import SettingError
 from lab.train import main
-from lab.train.settings import _require_noise_products
 
 GRAMMAR = "cannot be read"
 SLIPS = [
@@ -178,6 +177,8 @@ SLIPS = [
 def test_more_eigenvalues_of_the_noise_than_products_are_refused_where_there_is_no_gram_matrix(
     k: int, weights: int, examples: int, refused: bool
 ) -> None:
+    from lab.run.parts import _require_noise_products
+
     with pytest.raises(SettingError, match=r"use probe\.noise\.k=200 or less") if refused else nullcontext():
         _require_noise_products(Noise(k=k), weights, examples)
 
@@ -241,7 +242,7 @@ MEASURE_SLIPS = [
     ("checkpoint=w.pt model=mlp probe.sharpness.examples=99999", "larger than the 1797 training examples"),
     ("checkpoint=w.pt model=mlp probe.sharpness.tol=1,2", "one value of a setting at a time"),
     ("checkpoint=w.pt model=mlp trainer.accelerator=gpu", "use trainer.accelerator=cpu or auto"),
-    ("checkpoint=w.pt model=mlp hydra.run.dir=/proc/nope", "set hydra.run.dir"),
+    ("checkpoint=w.pt model=mlp hydra.run.dir=/proc/nope", "choose another hydra.run.dir"),
     ("checkpoint=w.pt model=mlp model.widths=[8]", "w.pt does not fit the model: it has besides"),
     ("checkpoint=w.pt model=mlp model.widths=[32,32,32]", "w.pt does not fit the model: it lacks"),
     (

@@ -4,13 +4,15 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+DOORS = ("train", "measure", "simulate", "selfcheck")
 FLOORS = {
     0: ("settings", "streams", "params", "results", "progress", "sampling", "objective", "layers"),
     1: ("curvature", "noise", "landscapes", "flows", "points", "escape", "geometry"),
     2: ("models", "data", "optim"),
     3: ("probes", "run"),
     4: ("module", "callbacks"),
-    5: ("cli", "train", "measure", "selfcheck", "simulate", "report"),
+    5: ("doors", "report"),
+    6: DOORS,
 }
 BESIDE = "gallery"
 """Stands on no floor: it uses floors 0 to 3 as a reader would, and only the door `simulate` opens it."""
@@ -18,8 +20,8 @@ GALLERY_FLOOR, GALLERY_DOOR = 3, "simulate"
 ROOMS = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 ALLOWED = {
     "pytorch_lightning": {"module", "callbacks", "data", "train"},
-    "hydra": {"cli", "train", "measure", "simulate", "report"},
-    "omegaconf": {"cli", "train", "measure", "simulate", "report"},
+    "hydra": {"doors"},
+    "omegaconf": {"doors"},
 }
 SOURCES = sorted((ROOT / "lab").rglob("*.py"))
 
@@ -67,6 +69,17 @@ def test_points_know_nothing_of_escape() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_no_door_imports_another() -> None:
+    wrong = [
+        f"{file.relative_to(ROOT)} imports {name}"
+        for file in SOURCES
+        if room_of(file) in DOORS
+        for name in imports(file)
+        if name.startswith("lab.") and name.split(".")[1] in {*DOORS} - {room_of(file)}
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_the_gallery_stands_beside_the_floors() -> None:
     """It imports mathematics, models, data and figures; nothing in the lab but its door imports it."""
     used = [
@@ -85,6 +98,16 @@ def test_the_gallery_stands_beside_the_floors() -> None:
         if ROOMS[name.split(".")[1]] > GALLERY_FLOOR
     ]
     assert not used + high, "\n".join(used + high)
+
+
+def test_hydra_is_used_by_its_public_names_only() -> None:
+    wrong = [
+        f"{file.relative_to(ROOT)} imports {name}"
+        for file in SOURCES
+        for name in imports(file)
+        if name.startswith("hydra.") and any(part.startswith("_") for part in name.split("."))
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_frameworks_stay_in_their_rooms() -> None:

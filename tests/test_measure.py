@@ -27,7 +27,7 @@ from lab.data.digits import Digits
 from lab.data.image_folder import ImageFolder
 from lab.measure import main as measure_main
 from lab.measure.progress import Progress
-from lab.measure.words import Words
+from lab.measure.target import Target
 from lab.models.losses import CrossEntropy
 from lab.models.mlp import Mlp
 from lab.models.torchvision import TorchVision
@@ -35,7 +35,7 @@ from lab.objective import NetworkObjective
 from lab.probes import Sharpness
 from lab.run.folder import RunFolder
 from lab.train import main as train_main
-from lab.train.run import Run
+from lab.train.run import TrainingRun
 
 STEP = 20
 """The step of the checkpoint `previous.ckpt`, and of a measurement of the run."""
@@ -82,7 +82,7 @@ def values(folder: Path | str) -> dict[str, float]:
 @pytest.fixture(autouse=True)
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Run, "_show", lambda *arguments: None)
+    monkeypatch.setattr(TrainingRun, "_show", lambda *arguments: None)
     return tmp_path
 
 
@@ -102,7 +102,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """One small run, for the tests that do not care which."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "_show", lambda *arguments: None)
+        patch.setattr(TrainingRun, "_show", lambda *arguments: None)
         return run(tmp_path_factory.mktemp("finished") / "run", *MLP)
 
 
@@ -270,12 +270,12 @@ def test_a_glob_of_a_folder_of_runs_passes_over_what_is_no_checkpoint(
         shutil.copytree(here, Path("runs") / seed)
     Path("runs/multirun.yaml").write_text("hydra: {}\n")
     Path("runs/figures").mkdir()
-    assert [str(file) for file in Words.of(["checkpoint=runs/*"]).files()] == [
+    assert [str(file) for file in Target.of(["checkpoint=runs/*"]).files()] == [
         "runs/0/checkpoints/last.ckpt",
         "runs/1/checkpoints/last.ckpt",
     ]
-    assert [file.name for file in Words.of(["checkpoint=runs/0/**"]).files()] == ["last.ckpt", "previous.ckpt"]
-    assert [file.name for file in Words.of(["checkpoint=runs/*.yaml"]).files()] == ["multirun.yaml"], "asked for"
+    assert [file.name for file in Target.of(["checkpoint=runs/0/**"]).files()] == ["last.ckpt", "previous.ckpt"]
+    assert [file.name for file in Target.of(["checkpoint=runs/*.yaml"]).files()] == ["multirun.yaml"], "asked for"
     measure("checkpoint=runs/*", "probe=[critical_point]", "probe.critical_point.max_matvecs=4")
     told = capsys.readouterr()
     assert "error" not in told.err

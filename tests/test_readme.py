@@ -13,8 +13,8 @@ import yaml
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
-from lab.cli import choices
-from lab.train.settings import CARDS
+from lab.run.cards import choices
+from lab.run.parts import CARDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

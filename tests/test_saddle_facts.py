@@ -8,8 +8,8 @@ import pytest
 import torch
 import yaml
 
-from lab.cli import config_dir
 from lab.gallery.experiments.base import Comparison, Outcome, Surroundings
+from lab.run.cards import config_dir
 from lab.simulate.settings import read_settings
 
 

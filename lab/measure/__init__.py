@@ -10,41 +10,43 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hydra
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig, OmegaConf, open_dict
-
-from lab.cli import config_dir, one_line_errors, remove_if_empty
-from lab.measure.words import RunOf, Words, literal
+from lab.doors.errors import one_line_errors
+from lab.doors.memory import memory_told
+from lab.doors.pages import show
+from lab.doors.request import Request, cards_at_hand, composed
+from lab.doors.words import literal
+from lab.measure.origin import Origin
+from lab.measure.target import Target
 from lab.run.folder import RunFolder
 from lab.run.identity import require_no_run, require_same_data
 from lab.settings import SettingError
-from lab.train.memory import memory_told
 
 if TYPE_CHECKING:
-    from lab.measure.carry import OptimizerUse, Result
+    from lab.measure.carry import Measurement, OptimizerUse, Result
+
+OF_A_RUN = ("scaling", "noise", "escape", "compare")
+"""Groups that say how a run is trained."""
 
 
 def main() -> None:
     """The command line."""
-    with one_line_errors("measure"):
-        words = Words.of(sys.argv[1:])
-        if words.flags:
-            _show_only(words)
+    with one_line_errors("measure", _unknown):
+        target = Target.of(sys.argv[1:])
+        if target.words.shows:
+            show("measure", [*target.words.flags, *_of_the_run(target), *target.words.overrides])
         else:
-            _measure_all(words)
+            _measure_all(target)
 
 
-def _measure_all(words: Words) -> None:
+def _measure_all(target: Target) -> None:
     """Every checkpoint; of several, a broken one is told and passed over, and the exit code is 2 in the end. What is wrong
     with all of them alike, as a setting that was typed, is told once.
     """
     done: list[tuple[Path, Result]] = []
-    files, slips = words.files(), set[str]()
+    files, slips = target.files(), set[str]()
     for file in files:
         try:
-            done.append((file, measure(words, file, several=len(files) > 1)))
+            done.append((file, measure(target, file, several=len(files) > 1)))
         except SettingError as error:
             if len(files) == 1:
                 raise
@@ -57,101 +59,91 @@ def _measure_all(words: Words) -> None:
         print()
         report.show(report.table(done))
         print(f"\n{len(done)} of {len(files)} checkpoints measured.")
-        for figure in report.across(done, words.together):
+        for figure in report.across(done, target.together):
             print(f"\n  figure    {figure}")
     if slips or any(result.failures for _, result in done):
         sys.exit(2)
 
 
-def measure(words: Words, file: Path, *, several: bool = False) -> "Result":
+def measure(target: Target, file: Path, *, several: bool = False) -> "Result":
     """Measure one checkpoint and leave the results in a folder of their own. Raises SettingError in one line."""
-    run = RunOf.find(file)
-    if run is None and "model" not in words.names:
+    run = Origin.find(file)
+    if run is None and "model" not in target.names:
         raise SettingError(
             f"{file} lies in no run folder of lab.train; say which model it is, e.g. model=mlp data=digits"
         )
-    cfg = _compose(words, run)
-    if not cfg.get("probe"):
+    once = [f"probe.{name}.every=1" for name in target.probes]
+    with cards_at_hand():
+        request = Request.of(
+            composed("measure", [*(run.overrides(target) if run else []), *target.words.overrides, *once])
+        )
+    settings = {name: value for name, value in request.values.items() if name != "checkpoint"}
+    if not settings.get("probe"):
         raise SettingError("probe=[]: there is nothing to measure; choose one or more, e.g. probe=[sharpness,spectrum]")
-    place = str(cfg.hydra.run.dir)
-    with open_dict(cfg):
-        del cfg["hydra"], cfg["checkpoint"]
-    from lab.measure import report
-    from lab.measure.carry import Measurement
-    from lab.measure.weights import read
-    from lab.train.settings import read_settings
-
     with memory_told():
-        saved, parts = read(file), read_settings(cfg).build()
-        parts.use_threads(jobs=1)
-        if run is not None and not any(name.partition(".")[0] == "data" for name in words.names):
-            card = f"data={run.card('data')}"
-            require_same_data(run.folder, parts.dataset.facts, cure=f"to measure on what is there now add {card}")
-        measurement = Measurement(parts, saved, _optimizer(words, run))
-    folder = RunFolder(words.results(file, run, place, several=several))
+        measurement = _measurement(settings, target, file, run)
+    folder = RunFolder(target.results(file, run.folder.path if run else None, request.folder, several=several))
     require_no_run(folder)
+    from lab.measure import report
+
     with folder.owned():
-        try:
-            with memory_told():
-                result = measurement.carry_out(str(file))
-                result.divergence = run.divergence(file, result.step) if run else ""
-        except BaseException:
-            _leave_nothing(folder)
-            raise
-        report.keep(folder, result, file=file, command=_command(words), plain=_plain(cfg), facts=parts.dataset.facts)
-    print(f"{file}: {report.sentence(result)}" if several else report.sentence(result))
-    for failure in result.failures:
-        print(f"error: {f'{file}: ' if several else ''}{failure}", file=sys.stderr)
-    if not several:
-        print()
-        for figure in sorted(folder.figures.glob("*.png")):
-            print(f"  figure    {figure}")
-        print(f"  results   {folder.path}", flush=True)
+        result = _carry_out(measurement, folder, file, run)
+        facts = measurement.parts.dataset.facts
+        report.keep(folder, result, file=file, command=_command(target), plain=settings, facts=facts)
+    report.tell(result, file, folder, brief=several)
     return result
 
 
-def _leave_nothing(folder: RunFolder) -> None:
-    """Take a folder away that was made for a measurement that came to nothing; an older measurement in it stays."""
-    if [file.name for file in folder.path.iterdir()] == [".lock"]:
-        (folder.path / ".lock").unlink()
-        remove_if_empty(folder.path)
+def _measurement(settings: dict[str, Any], target: Target, file: Path, run: Origin | None) -> "Measurement":
+    """The saved weights in their model, with their data."""
+    from lab.measure.carry import Measurement
+    from lab.measure.weights import read
+    from lab.run.parts import read_settings
+
+    saved, parts = read(file), read_settings(settings).build()
+    parts.use_threads(jobs=1)
+    if run is not None and not any(name.partition(".")[0] == "data" for name in target.names):
+        cure = f"to measure on what is there now add data={run.card('data')}"
+        require_same_data(run.folder, parts.dataset.facts, cure=cure)
+    return Measurement(parts, saved, _optimizer(target, run))
 
 
-def _optimizer(words: Words, run: RunOf | None) -> "OptimizerUse":
+def _carry_out(measurement: "Measurement", folder: RunFolder, file: Path, run: Origin | None) -> "Result":
+    """The result. A folder that was made for a measurement that came to nothing is taken away; an older one in it stays."""
+    try:
+        with memory_told():
+            result = measurement.carry_out(str(file))
+            result.divergence = run.divergence(file, result.step) if run else ""
+            return result
+    except BaseException:
+        if [file.name for file in folder.path.iterdir()] == [".lock"]:
+            (folder.path / ".lock").unlink()
+            folder.remove_if_empty()
+        raise
+
+
+def _optimizer(target: Target, run: Origin | None) -> "OptimizerUse":
     """How the update rule comes about: from the saved state where the run's own optimiser is meant; typed values win."""
     from lab.measure.carry import OptimizerUse
 
-    typed = {name.removeprefix("optimizer.") for name in words.names if name.startswith("optimizer.")}
-    known = run is not None or bool(typed) or "optimizer" in words.names
-    return OptimizerUse(known, run is not None and run.keeps("optimizer", words), frozenset(typed))
+    typed = {name.removeprefix("optimizer.") for name in target.names if name.startswith("optimizer.")}
+    known = run is not None or bool(typed) or "optimizer" in target.names
+    return OptimizerUse(known, run is not None and run.keeps("optimizer", target), frozenset(typed))
 
 
-def _compose(words: Words, run: RunOf | None) -> DictConfig:
-    """The settings: those of the run, then those typed, then one look per probe."""
-    once = [f"probe.{name}.every=1" for name in words.probes]
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir(), version_base=None):
-        before = run.overrides(words) if run else []
-        words.parsed  # noqa: B018 (what cannot be read is said in terms of what was typed)
-        return compose("measure", overrides=[*before, *words.overrides, *once], return_hydra_config=True)
+def _of_the_run(target: Target) -> list[str]:
+    """What a page of settings shows besides what was typed."""
+    if not target.checkpoint:
+        return []
+    run = Origin.find(target.files()[0])
+    return [*(run.overrides(target) if run else []), f"checkpoint={literal(target.checkpoint)}"]
 
 
-def _show_only(words: Words) -> None:
-    """--help and --cfg, by Hydra itself."""
-    run = RunOf.find(words.files()[0]) if words.checkpoint else None
-    before = (
-        [*(run.overrides(words) if run else []), f"checkpoint={literal(words.checkpoint)}"] if words.checkpoint else []
-    )
-    sys.argv = [sys.argv[0], *words.flags, *before, *words.overrides]
-    hydra.main(version_base=None, config_path=config_dir(), config_name="measure")(lambda cfg: None)()
+def _unknown(setting: str) -> str | None:
+    if setting.partition(".")[0].removeprefix("optimizer/") in OF_A_RUN:
+        return f"{setting} says how a run is trained; lab.measure has no such setting: leave it out"
+    return None
 
 
-def _plain(cfg: DictConfig) -> dict[str, Any]:
-    """The configuration as plain values, for provenance.json."""
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(plain, dict)
-    return {str(name): value for name, value in plain.items()}
-
-
-def _command(words: Words) -> str:
-    return f"python -m lab.measure {shlex.join([f'checkpoint={words.checkpoint}', *words.overrides])}"
+def _command(target: Target) -> str:
+    return f"python -m lab.measure {shlex.join([f'checkpoint={target.checkpoint}', *target.words.overrides])}"

@@ -14,8 +14,8 @@ from lab.measure.weights import Saved, load_into
 from lab.probes.attempt import findings
 from lab.probes.base import Examples, Probe, Snapshot
 from lab.probes.bench import Bench
+from lab.run.parts import Parts
 from lab.settings import SettingError
-from lab.train.settings import Parts
 
 
 @dataclass

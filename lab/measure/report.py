@@ -1,5 +1,6 @@
 """A measurement in words and in a table, and on disk."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,18 @@ def sentence(result: Result) -> str:
         said = ["nothing was measured"]
     told = f"At step {result.step}{': ' if said else ''}{'; '.join(said)}{unsure}."
     return joined([*filter(None, [result.divergence]), told, *result.findings])
+
+
+def tell(result: Result, file: Path, folder: RunFolder, *, brief: bool) -> None:
+    """The result and where to look. brief: for one of many checkpoints, its name before the sentence."""
+    print(f"{file}: {sentence(result)}" if brief else sentence(result))
+    for failure in result.failures:
+        print(f"error: {f'{file}: ' if brief else ''}{failure}", file=sys.stderr)
+    if not brief:
+        print()
+        for figure in sorted(folder.figures.glob("*.png")):
+            print(f"  figure    {figure}")
+        print(f"  results   {folder.path}", flush=True)
 
 
 def _told(tag: str) -> bool:

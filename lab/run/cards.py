@@ -1,8 +1,22 @@
-"""The cards of `conf/`: where they lie, and which of them stands for a class. Read without Hydra."""
+"""The cards of `conf/`: where they lie, which of them stands for a class, and the dataclass that a card makes.
 
+A card comes as plain values with `_target_`, the path of its class. Whatever it is refused for is told in one line.
+"""
+
+import math
 import re
+import textwrap
 from functools import cache
 from pathlib import Path
+from pydoc import ErrorDuringImport, locate
+from typing import Any
+
+from pydantic import ValidationError
+
+from lab.settings import SettingError
+
+CURES = {"tuple": "a list, e.g. [1,2]", "integer": "a whole number", "boolean": "true or false"}
+"""What pydantic calls a type, in the words of who types a value."""
 
 
 def config_dir() -> str:
@@ -19,3 +33,94 @@ def card_names() -> dict[str, str]:
         if target := re.search(r"^_target_: *(\S+)", file.read_text(), flags=re.M):
             named[target[1]] = file.stem
     return named
+
+
+def choices(group: str) -> list[str]:
+    """The names of the cards of a group."""
+    return sorted(file.stem for file in (Path(config_dir()) / group).glob("*.yaml"))
+
+
+def listed(group: str, *, width: int, indent: int) -> str:
+    """The cards of a group in lines of `width` letters; lines after the first are indented."""
+    return ("\n" + " " * indent).join(textwrap.wrap(" | ".join(choices(group)), width - indent))
+
+
+def card(plain: Any, where: str) -> Any:
+    """The dataclass that a card names by `_target_`, with its settings. Raises SettingError in one line."""
+    if not isinstance(plain, dict) or "_target_" not in plain:
+        group, _, name = where.partition(".")
+        example = f"{group}=[{name}]" if name else f"{group}={choices(group)[0]}"
+        raise SettingError(f"{where}={typed(plain)} is not a card with its settings; choose one, e.g. {example}")
+    values = {str(name): value for name, value in plain.items()}
+    target = str(values.pop("_target_"))
+    try:
+        kind = locate(target)
+    except ErrorDuringImport:
+        kind = None
+    if not isinstance(kind, type):
+        raise SettingError(f"{where}._target_={target} names no class that can be imported")
+    try:
+        made = kind(**values)
+    except ValidationError as error:
+        raise SettingError(refusal(error, where)) from None
+    for name, value in values.items():
+        require_kept(f"{where}.{name}", value, getattr(made, name))
+    return made
+
+
+def require_kept(setting: str, came: Any, became: Any) -> None:
+    """Raise SettingError where pydantic has turned a value into another kind: true into 1.0, 1 into true, "3" into 3."""
+    if isinstance(came, list):
+        for i, (one, other) in enumerate(zip(came, became, strict=True)):
+            require_kept(f"{setting}[{i}]", one, other)
+    elif type(came) is not type(became) and (type(came), type(became)) != (int, float):
+        expected = {bool: "true or false", int: "a whole number", float: "a number"}[type(became)]
+        shown, hint = (f'"{came}"', ", without quotes") if isinstance(came, str) else (typed(came), "")
+        raise SettingError(f"{setting}={shown}: expected {expected}{hint}")
+
+
+def refusal(error: ValidationError, where: str) -> str:
+    """The first refused setting of a card: what came and what was expected."""
+    errors = [e for e in error.errors() if e["loc"]]
+    if not errors:  # settings that contradict each other: the message begins with the name of one of them
+        return f"{where}.{_expected(error.errors()[0])}"
+    first = str(errors[0]["loc"][0])
+    mine = [e for e in errors if str(e["loc"][0]) == first]
+    if mine[0]["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{where}.{first} is not a setting of this card"
+    # A union reports each of its types; an entry of a list, e.g. widths=[32,x], says more than that a list is no word.
+    inner = [e for e in mine if any(isinstance(part, int) for part in e["loc"]) and e["type"] != "missing"]
+    came = (inner or mine)[0]["input"]
+    no_number = ", which is not a number" if isinstance(came, float) and math.isnan(came) else ""
+    entry = f" (entry {came}{no_number})" if inner else ""
+    outer = mine[-1:] if mine[-1]["type"] == "missing" else mine  # of several missing entries the last counts them
+    expected = list(dict.fromkeys(_expected(e) for e in (inner or outer)))
+    expected[1:] = [text.removeprefix("expected ") for text in expected[1:]]
+    whole = "" if inner else f"={typed(came)}{no_number}"
+    return f"{where}.{first}{whole}{entry}: {' or '.join(expected)}"
+
+
+def _expected(error: Any) -> str:
+    if error["type"] == "value_error":
+        return error["msg"].removeprefix("Value error, ")
+    if error["type"] == "too_long":
+        return f"expected a list of at most {error['ctx']['max_length']}"
+    if error["type"] == "too_short":
+        return f"expected a list of at least {error['ctx']['min_length']}"
+    if error["type"] == "missing" and isinstance(error["loc"][-1], int):  # an entry of a list of fixed length
+        return f"expected a list of at least {error['loc'][-1] + 1}"
+    message = re.sub(r"Input should be (a valid )?", "", error["msg"].split(", unable to")[0])
+    message = re.sub(r"^(greater|less|finite|number)", r"a number \1", CURES.get(message, message))
+    message = message.replace("a number number", "a number")
+    return f"expected {message[0].lower() + message[1:]}"
+
+
+def typed(value: Any) -> str:
+    """A value as one types it.
+
+    >>> typed(None), typed([True, 0.5, "x"])
+    ('null', '[true,0.5,x]')
+    """
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return "[" + ",".join(map(typed, value)) + "]" if isinstance(value, list | tuple) else str(value)

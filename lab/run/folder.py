@@ -40,6 +40,11 @@ class RunFolder:
         self._begin = math.nan
 
     @property
+    def finished(self) -> bool:
+        """Whether it holds a run that is over, at its end or by a divergence."""
+        return self.read("status").get("status") in ("finished", "diverged")
+
+    @property
     def figures(self) -> Path:
         return self.path / "figures"
 
@@ -61,7 +66,9 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / ".lock").open("a")
         except OSError as error:
-            raise SettingError(f"{self.path} cannot be written ({error.strerror}); set hydra.run.dir") from None
+            raise SettingError(
+                f"{self.path} cannot be written ({error.strerror}); choose another hydra.run.dir"
+            ) from None
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -143,6 +150,14 @@ class RunFolder:
         if isinstance(content, dict):
             return content
         raise SettingError(f"{file} is damaged; remove it, or choose another hydra.run.dir")
+
+    def remove_if_empty(self) -> None:
+        """Take the folder away where there is nothing in it, and its parents as far as they are empty."""
+        here = Path.cwd()
+        for path in (self.path.absolute(), *self.path.absolute().parents):
+            if path == here or path in here.parents or not path.is_dir() or any(path.iterdir()):
+                return
+            path.rmdir()
 
     def start_clock(self) -> None:
         """From now on `seconds` run, beginning at those of the processes before this one, as their last status says."""

@@ -9,7 +9,6 @@ The settings of an experiment stand at the top of the configuration (`k=3 walker
 is imported when the settings are checked, so that help, the user's slips and finished runs answer at once.
 """
 
-import difflib
 import re
 import shlex
 import sys
@@ -17,13 +16,12 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
-
-from lab.cli import PAGE_WIDTH, choices, config_dir, one_line_errors, remove_if_empty
+from lab.doors.door import Door
+from lab.doors.errors import near, one_line_errors
+from lab.doors.pages import PAGE_WIDTH, card_settings, offer
+from lab.doors.request import Request
+from lab.doors.words import Words
+from lab.run.cards import choices, config_dir
 from lab.run.folder import RunFolder
 from lab.run.identity import require_unchanged
 from lab.settings import SettingError
@@ -37,15 +35,15 @@ PLACE = ("threads",)
 
 def main() -> None:
     """The command line."""
-    with one_line_errors("simulate"):
-        words = sys.argv[1:]
+    words = sys.argv[1:]
+    with one_line_errors("simulate", lambda setting: _unknown(setting, chosen(words))):
         if not words:
             print(welcome())
         elif chosen(words) and {"--help", "-h"} & set(words):
             print(page(chosen(words)[0]))
         else:
-            sys.argv = [sys.argv[0], *(re.sub("^experiment=", f"{GROUP}=", word) for word in words)]
-            _hydra(words)
+            grouped = (re.sub("^experiment=", f"{GROUP}=", word) for word in words)
+            Door("simulate", look, simulate).open(Words.of(grouped))
 
 
 def chosen(words: list[str]) -> list[str]:
@@ -54,64 +52,52 @@ def chosen(words: list[str]) -> list[str]:
     names = [name.strip() for value in named for name in value.split(",")]
     for name in names:
         if name not in choices(GROUP):
-            near = difflib.get_close_matches(name, choices(GROUP), n=1)
-            hint = f"; did you mean experiment={near[0]}?" if near else ""
+            hint = near(name, choices(GROUP), prefix="experiment=")
             raise SettingError(f"experiment={name} does not exist; expected one of {', '.join(choices(GROUP))}{hint}")
     return names
 
 
-def simulate(cfg: DictConfig) -> None:
-    """One run from its configuration."""
-    runtime = HydraConfig.get()
-    sweep = runtime.mode == RunMode.MULTIRUN
-    folder = _relative(Path(runtime.runtime.output_dir))
-    try:
-        if sweep and any(override.startswith("hydra.run.dir=") for override in runtime.overrides.hydra):
-            raise SettingError("hydra.run.dir is the folder of one run, and these are several; use hydra.sweep.dir")
-        _simulate(cfg, RunFolder(folder), runtime, sweep=sweep)
-    except SettingError as error:
-        raise (SettingError(f"{folder.name}: {error}") if sweep else error) from None
-    finally:
-        remove_if_empty(folder)  # Hydra makes it before it asks us; a refused run leaves nothing
-
-
-def _simulate(cfg: DictConfig, folder: RunFolder, runtime: Any, *, sweep: bool) -> None:
-    """Look what the folder holds, check the settings, and only then load torch and simulate."""
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(plain, dict)
-    settings = {str(name): value for name, value in plain.items()}
-    if "_target_" not in settings:
+def look(request: Request) -> tuple[str, ...]:
+    """Whether the settings of a run can be right, and are those of the run in its folder."""
+    folder = RunFolder(request.folder)
+    if "_target_" not in request.values:
         raise SettingError(f"no experiment is chosen; expected experiment={'|'.join(choices(GROUP))}")
-    what = {name: value for name, value in settings.items() if name not in PLACE}
-    require_unchanged(folder, what)
-    if folder.read("status").get("status") == "finished":
+    require_unchanged(folder, _what(request))
+    if not folder.finished:
+        from lab.simulate.settings import read_settings  # torch: not for runs that are finished
+
+        experiment, shared = read_settings(request.values)
+        shared.device(experiment)
+    return ()
+
+
+def simulate(request: Request) -> None:
+    """One run, unless the folder holds it."""
+    folder = RunFolder(request.folder)
+    if folder.finished:
         report(folder, again=True)
         return
-    from lab.simulate.run import Run
+    from lab.simulate.run import carry_out
     from lab.simulate.settings import read_settings
 
-    experiment, shared = read_settings(settings)
-    shared.use_threads(experiment, runtime.launcher.get("n_jobs", 1) or 1)
-    typed = [re.sub(f"^{GROUP}=", "experiment=", word) for word in runtime.overrides.task]
-    title = ": ".join(filter(None, (experiment.name, runtime.job.override_dirname.replace(",", ", "))))
-    bar = not sweep or runtime.launcher.get("n_jobs", 1) == 1
-    command = f"python -m lab.simulate {shlex.join(typed)}"
-    Run(experiment, shared, shared.device(experiment)).carry_out(
-        folder, plain=what, command=command, title=title, bar=bar
+    experiment, shared = read_settings(request.values)
+    shared.use_threads(experiment, request.jobs)
+    typed = [re.sub(f"^{GROUP}=", "experiment=", word) for word in request.overrides]
+    carry_out(
+        experiment,
+        shared,
+        folder,
+        plain=_what(request),
+        command=f"python -m lab.simulate {shlex.join(typed)}",
+        title=request.title(experiment.name),
+        bar=not request.several or request.jobs == 1,
     )
     report(folder)
 
 
-def _hydra(words: list[str]) -> None:
-    """Hand over to Hydra, and say in terms of the chosen experiment which setting it does not know."""
-    names = chosen(words)
-    try:
-        hydra.main(version_base=None, config_path=config_dir(), config_name="simulate")(simulate)()
-    except ConfigCompositionException as error:
-        unknown = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", str(error))
-        if unknown is None:
-            raise
-        raise SettingError(_unknown(unknown[1] or unknown[2], names)) from None
+def _what(request: Request) -> dict[str, Any]:
+    """The settings that say what is simulated."""
+    return {name: value for name, value in request.values.items() if name not in PLACE}
 
 
 def _unknown(setting: str, names: list[str]) -> str:
@@ -121,15 +107,13 @@ def _unknown(setting: str, names: list[str]) -> str:
     if len(names) > 1:
         return f"{setting}: several experiments at once take no settings of their own; start them one at a time"
     known = knobs(names[0])
-    near = difflib.get_close_matches(setting, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
-    return f"{setting} is not a setting of experiment={names[0]}; {hint}"
+    hint = near(setting, known) or f"; expected one of {', '.join(known)}"
+    return f"{setting} is not a setting of experiment={names[0]}{hint}"
 
 
 def knobs(name: str) -> list[str]:
     """The settings of an experiment, those that all share last."""
-    own = [str(key) for key in OmegaConf.load(_card(name)) if key != "_target_"]  # type: ignore[union-attr]
-    return [*own, "seed", "accelerator", "threads"]
+    return [*card_settings(GROUP, name), "seed", "accelerator", "threads"]
 
 
 def summary_of(name: str) -> str:
@@ -174,10 +158,5 @@ def _card(name: str) -> Path:
     return Path(config_dir()) / GROUP / f"{name}.yaml"
 
 
-def _relative(path: Path) -> Path:
-    """As the user would type it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-OmegaConf.register_new_resolver("lab.experiments", listed, replace=True)
-OmegaConf.register_new_resolver("lab.first_experiment", lambda: choices(GROUP)[0], replace=True)
+offer("lab.experiments", listed)
+offer("lab.first_experiment", lambda: choices(GROUP)[0])

@@ -7,8 +7,8 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from lab.cli import card
 from lab.gallery.experiments.base import Experiment
+from lab.run.cards import card
 from lab.settings import CARD, SettingError, usable_cpus
 
 

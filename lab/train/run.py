@@ -1,7 +1,9 @@
 """One run: the parts put together with Lightning, and carried out in a folder."""
 
+import logging
 import math
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -24,11 +26,11 @@ from lab.run import checkpoints, figures, signals
 from lab.run.agenda import Agenda
 from lab.run.folder import RunFolder
 from lab.run.identity import data_files, flat
+from lab.run.parts import Parts
 from lab.run.provenance import provenance
-from lab.train.settings import Parts
 
 
-class Run:
+class TrainingRun:
     """One run: put together without touching the disk, then carried out in a folder."""
 
     def __init__(self, parts: Parts, plain: dict[str, Any], *, title: str, command: str, bar: bool = True):
@@ -222,6 +224,22 @@ class Run:
             "measured_batch_norm": self.settings.trainer.batch_norm,
             "measured_chunk": self.parts.measured_chunk,
         }
+
+
+def quiet() -> None:
+    """Silence the hints of Lightning that do not apply here (the data are tensors in memory, steps are ours), and say what
+    is left in one line, without the place in the code that Python puts before it.
+    """
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*`training_step` returned `None`.*",
+        ".*GPU available but not.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*`srun` command is available.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
 
 
 def _resumption(folder: RunFolder) -> str:

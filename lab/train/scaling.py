@@ -5,16 +5,15 @@
     steps x B0 / B          where the budget is epochs: as many passes over the examples; else as many updates
                             (Hoffer et al. 2017, arXiv 1705.08741)
 
-Done to the configuration before anything else looks at it: a run records the learning rate and the steps it really has.
+Done to the settings before anything else looks at them: a run records the learning rate and the steps it really has.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from omegaconf import DictConfig, open_dict
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from lab.cli import card, typed
+from lab.run.cards import card, typed
 from lab.settings import CARD, SettingError
 
 POWERS = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
@@ -38,14 +37,13 @@ class Scaling:
         return ratio ** POWERS[self.lr], 1 / ratio if self.budget == "epochs" else 1.0
 
 
-def scaled(cfg: DictConfig) -> DictConfig:
-    """The configuration with its `scaling` carried out and taken away. Raises SettingError in one line."""
-    scaling, plain = card(cfg.get("scaling"), "scaling"), cfg.copy()
-    with open_dict(plain):
-        del plain["scaling"]
+def scaled(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with their `scaling` carried out and taken away. Raises SettingError in one line."""
+    scaling = card(settings.get("scaling"), "scaling")
+    rest = {name: value for name, value in settings.items() if name != "scaling"}
     if scaling.lr == "none" and scaling.budget == "steps":
-        return plain
-    batch_size, steps, lr = cfg.data.get("batch_size"), cfg.get("steps"), cfg.optimizer.get("lr")
+        return rest
+    batch_size, steps, lr = rest["data"].get("batch_size"), rest.get("steps"), rest["optimizer"].get("lr")
     for name, value, kind in (("data.batch_size", batch_size, int), ("steps", steps, int), ("optimizer.lr", lr, float)):
         if isinstance(value, bool) or not isinstance(value, kind | int) or value <= 0:
             raise SettingError(
@@ -53,6 +51,7 @@ def scaled(cfg: DictConfig) -> DictConfig:
                 f"give {name} as a positive number"
             )
     times_lr, times_steps = scaling.factors(batch_size)
-    plain.optimizer.lr = lr * times_lr
-    plain.steps = max(1, round(steps * times_steps))
-    return plain
+    return rest | {
+        "optimizer": rest["optimizer"] | {"lr": lr * times_lr},
+        "steps": max(1, round(steps * times_steps)),
+    }

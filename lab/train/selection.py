@@ -4,77 +4,59 @@ experiment=noise_injection probe=[]     the card sets probe.sharpness.every for 
 experiment=quickstart model=resnet      the card sets model.widths for whoever keeps its model
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
-
-from lab.cli import choices
-from lab.run.cards import config_dir
+from lab.doors.pages import card_settings
+from lab.doors.request import Request
 from lab.settings import SettingError
 
 REPLACED = ("data", "model", "loss", "optimizer", "schedule")
 """Groups of cards that have different settings."""
 
 
-def selected(cfg: DictConfig, runtime: Any) -> DictConfig:
-    """The configuration without settings of probes that are not selected (those have no `_target_`), and without those
-    that `foreign` names. `runtime` is Hydra's configuration of the run.
+def selected(request: Request) -> dict[str, Any]:
+    """The settings without those of probes that are not selected (they have no `_target_`), and without the `foreign` ones.
 
-    Raises SettingError in one line where such a setting is among the overrides: typed, or an axis of the sweep.
+    Raises SettingError in one line where such a setting is among the overrides: typed, or an axis of the grid.
     """
-    chosen, overrides = cfg.copy(), list(runtime.overrides.task)
-    with open_dict(chosen):
-        for setting in foreign(cfg, overrides, runtime.runtime.choices):
-            group, _, name = setting.partition(".")
-            del chosen[group][name]
-    probes = cfg.get("probe")
-    if not isinstance(probes, DictConfig):
+    chosen = dict(request.values)
+    for setting in foreign(request):
+        group, _, name = setting.partition(".")
+        chosen[group] = {key: value for key, value in chosen[group].items() if key != name}
+    probes = chosen.get("probe")
+    if not isinstance(probes, dict):
         return chosen
-    for name in [name for name in choices("probe") if _unselected(probes.get(name))]:
-        for override in overrides:
-            setting = _name(override)
+    unselected = [name for name, probe in probes.items() if isinstance(probe, dict) and "_target_" not in probe]
+    for setting in map(_name, request.overrides):
+        for name in unselected:
             if setting == f"probe.{name}" or setting.startswith(f"probe.{name}."):
                 raise SettingError(f"{setting} is for a probe that is not selected; add it: probe=[{name}]")
-        with open_dict(chosen):
-            del chosen.probe[name]
-    return chosen
+    return chosen | {"probe": {name: probe for name, probe in probes.items() if name not in unselected}}
 
 
-def foreign(cfg: DictConfig, overrides: Sequence[str], cards: Mapping[str, Any]) -> list[str]:
+def foreign(request: Request) -> list[str]:
     """Settings that the experiment makes for a card of its own where the user has typed another one without them.
 
-    cards: the name of the card of every group. A setting that the user has typed is none of these, and is refused later.
+    A setting that the user has typed is none of these, and is refused later.
     """
-    typed = [_name(override) for override in overrides]
-    found = []
+    typed, cards = [_name(override) for override in request.overrides], request.cards
+    settings: list[str] = []
     for group in [group for group in REPLACED if group in typed and cards.get("experiment")]:
-        known = OmegaConf.load(Path(config_dir()) / group / f"{cards[group]}.yaml")
-        settings = [f"{group}.{name}" for name in cfg[group] if name not in known]
-        found += [setting for setting in settings if setting not in typed]
-    return found
+        known = {*card_settings(group, str(cards[group])), "_target_"}
+        settings += [f"{group}.{name}" for name in request.values[group] if name not in known]
+    return [setting for setting in settings if setting not in typed]
 
 
-def told(setting: str, cards: Mapping[str, Any]) -> str:
-    """What comes of a setting that `foreign` names."""
-    group = setting.partition(".")[0]
-    return (
+def left_out(request: Request) -> list[str]:
+    """A line for each setting that `foreign` names: what comes of it."""
+    cards = request.cards
+    return [
         f"experiment={cards['experiment']} sets {setting} for its own {group}; "
         f"{group}={cards[group]} has no such setting, so that it is left out"
-    )
-
-
-def plain(cfg: DictConfig) -> dict[str, Any]:
-    """The configuration as plain values, for provenance.json: what the run is, not what it is compared with."""
-    values = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(values, dict)
-    return {str(name): value for name, value in values.items() if name != "compare"}
+        for setting in foreign(request)
+        for group in [setting.partition(".")[0]]
+    ]
 
 
 def _name(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
-
-
-def _unselected(settings: object) -> bool:
-    return isinstance(settings, DictConfig) and "_target_" not in settings

@@ -16,8 +16,8 @@ from torch import Tensor
 
 import lab.gallery.landscapes
 import lab.landscapes
-from lab.cli import card, config_dir
 from lab.objective import Objective, audit
+from lab.run.cards import card, config_dir
 
 DOUBLE = torch.float64
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 import yaml
 
-from lab.cli import card, config_dir
 from lab.curvature.operators import hessian
 from lab.gallery.landscapes.crossings import Cusp, MinCrossing, ProductCrossing, ThreeLines
 from lab.gallery.landscapes.deep_linear import DeepLinear
@@ -18,6 +17,7 @@ from lab.landscapes.double_well import DoubleWell
 from lab.landscapes.factorisation import Factorisation
 from lab.landscapes.quadratic import Quadratic
 from lab.landscapes.saddle import Saddle
+from lab.run.cards import card, config_dir
 
 DOUBLE = torch.float64
 

@@ -12,7 +12,6 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from lab.cli import choices, config_dir
 from lab.curvature.operators import gauss_newton, hessian
 from lab.models.losses import CrossEntropyCriterion, MeanSquaredErrorCriterion
 from lab.noise import injection
@@ -34,6 +33,7 @@ from lab.optim.noise import (
 from lab.optim.noise.cards import SizedNoise
 from lab.optim.optimizers import Sgd
 from lab.params import flatten
+from lab.run.cards import choices, config_dir
 from lab.settings import SettingError
 from lab.streams import stream
 

@@ -8,7 +8,6 @@ import torch
 import yaml
 from torch import Tensor
 
-from lab.cli import card, config_dir
 from lab.curvature.operators import hessian
 from lab.gallery.landscapes.crossings import ProductCrossing
 from lab.gallery.landscapes.deep_linear import DeepLinear
@@ -18,6 +17,7 @@ from lab.landscapes.factorisation import Factorisation
 from lab.landscapes.quadratic import Quadratic
 from lab.landscapes.saddle import Saddle
 from lab.points.critical import classify
+from lab.run.cards import card, config_dir
 
 DOUBLE = torch.float64
 

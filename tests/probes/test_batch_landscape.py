@@ -5,19 +5,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
-from lab.cli import config_dir
 from lab.curvature.stability import UpdateRule
+from lab.doors.request import Request, cards_at_hand, composed
 from lab.landscapes.quadratic import Quadratic
 from lab.noise.batch_landscape import draw_batches
 from lab.objective import NetworkObjective
 from lab.probes.base import Snapshot
 from lab.probes.batch_landscape import BatchLandscape
+from lab.run.parts import read_settings
 from lab.settings import SettingError
 from lab.streams import stream
-from lab.train.settings import read_settings
 
 SIZE = 4
 
@@ -105,11 +104,11 @@ def test_the_advice_on_a_batch_too_large_is_true(regression: NetworkObjective, s
 
 def test_a_batch_too_large_is_refused_before_the_run() -> None:
     changes = ["data.examples=60", "data.batch_size=20", "probe=[batch_landscape]"]
-    with initialize_config_dir(config_dir(), version_base=None):
+    with cards_at_hand():
         for size, wanted in ((61, "larger than the probe set of 60"), (60, "all of the probe set of 60")):
-            cfg = compose("train", [*changes, f"probe.batch_landscape.batch_size={size}"])
+            request = Request.of(composed("train", [*changes, f"probe.batch_landscape.batch_size={size}"]))
             with pytest.raises(SettingError, match=f"{wanted} .*use at most 59"):
-                read_settings(cfg).build()
+                read_settings(request.values).build()
 
 
 def test_the_probe_set_of_auto_is_all_of_a_small_training_set() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lab.train.run import Run
+from lab.train.run import TrainingRun
 
 
 @pytest.fixture(autouse=True)
@@ -31,4 +31,4 @@ def drawn() -> None:
 @pytest.fixture(autouse=True)
 def figures_on_demand(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "drawn" not in request.fixturenames:
-        monkeypatch.setattr(Run, "_show", lambda *arguments: None)
+        monkeypatch.setattr(TrainingRun, "_show", lambda *arguments: None)

@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.types import RunMode
-from omegaconf import OmegaConf
 from whole_runs import SMALL, command, train
 
-from lab.run.cards import config_dir
+from lab.doors import grid
+from lab.doors.grid import Grid
+from lab.doors.request import Request, cards_at_hand, composed
+from lab.doors.words import Words
 from lab.run.folder import RunFolder
-from lab.train.sweep import composed
 
 
 def test_a_refused_sweep_leaves_the_record_of_the_one_before(capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,24 +72,20 @@ def test_a_bad_cell_is_told_before_the_first_begins(capsys: pytest.CaptureFixtur
 def test_cells_are_composed_as_hydra_composes_them_but_once_per_choice_of_cards(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cells = [
-        [f"optimizer={optimizer}", f"optimizer.lr={lr}", "probe=[spectrum]", "probe.spectrum.k=2", "model.widths=[3,4]"]
-        for optimizer in ("sgd", "adam")
-        for lr in (0.1, 1e-3, 2)
-    ]
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir(), version_base=None):
-        loader = GlobalHydra.instance().config_loader()
-        master = loader.load_configuration("train", ["hydra.sweep.dir=there"], run_mode=RunMode.MULTIRUN)
-        expected = [OmegaConf.to_container(loader.load_sweep_config(master, cell)) for cell in cells]
-        load, calls = loader.load_sweep_config, list[Any]()
-        monkeypatch.setattr(loader, "load_sweep_config", lambda *given: calls.append(given) or load(*given))
-        found = list(composed(loader, master, cells))
-        assert [OmegaConf.to_container(cell) for cell in found] == expected
-        assert found[1].hydra.sweep.subdir.endswith(
-            "optimizer.lr=0.001,optimizer=sgd,probe.spectrum.k=2,probe=[spectrum]"
-        )
+    typed = ("optimizer=sgd,adam", "optimizer.lr=0.1,1e-3,2", "probe=[spectrum]", "model.widths=[3,4],[5]")
+    calls = list[Any]()
+    monkeypatch.setattr(grid, "composed", lambda *given: calls.append(given) or composed(*given))
+    with cards_at_hand():
+        words = Words.of(typed).parsed
+        found = Grid.of("train", composed("train", map(grid.first_of, words)), words, ["hydra.sweep.dir=there"]).cells
         assert len(calls) == 2
+        for cell in found:
+            assert cell == Request.of(composed("train", ["hydra.sweep.dir=there", *cell.overrides]), several=True)
+    assert [cell.overrides for cell in found][:3] == [
+        ("optimizer=sgd", f"optimizer.lr={lr}", "probe=[spectrum]", f"model.widths={widths}")
+        for lr, widths in (("0.1", "[3,4]"), ("0.1", "[5]"), ("0.001", "[3,4]"))
+    ]
+    assert str(found[2].folder) == "there/model.widths=[3,4],optimizer.lr=0.001,optimizer=sgd,probe=[spectrum]"
 
 
 def test_settings_of_an_experiment_for_another_card_are_left_out_with_a_word(

@@ -14,7 +14,7 @@ from whole_runs import KINDS, SMALL, assert_same_run, command, finished, last, s
 from lab.curvature.operators import LinearOperator
 from lab.module import SupervisedModule
 from lab.run.folder import RunFolder
-from lab.train.settings import Settings
+from lab.run.parts import Settings
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -18,8 +18,8 @@ from hydra.core.global_hydra import GlobalHydra
 
 import lab.gallery.experiments
 import lab.simulate
-from lab.cli import choices, config_dir
 from lab.gallery.experiments.base import Experiment, Surroundings
+from lab.run.cards import choices, config_dir
 from lab.run.folder import RunFolder
 from lab.settings import SettingError
 from lab.simulate import knobs, main, summary_of
@@ -174,7 +174,7 @@ SLIPS = [
     ("experiment=walk_dimensions kind=both", "kind=both: expected 'one_coordinate'"),
     ("experiment=walk_dimensions d=1", "d=1: expected a number greater than or equal to 2"),
     ("experiment=polya hydra.run.dir=/proc/nowhere", "hydra.run.dir"),
-    ("-m experiment=polya seed=0,1 hydra.run.dir=x", "use hydra.sweep.dir"),
+    ("-m experiment=polya seed=0,1 hydra.run.dir=x", "set hydra.sweep.dir"),
     ("-m experiment=polya,walk_polygons walkers=200", "walkers: several experiments at once take no settings"),
     ("-m experiment=polya walkers=1,2", "walkers=1: expected a number greater than or equal to 100"),
     *([] if torch.cuda.is_available() else [("experiment=polya accelerator=gpu", "use accelerator=cpu or auto")]),

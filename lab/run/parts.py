@@ -1,17 +1,16 @@
-"""The settings of a run: read from the configuration, checked, and turned into data, model, loss and optimiser.
+"""The settings of a run: read from plain values, checked, and turned into data, model, loss and optimiser.
 
-Nothing here writes to disk or knows of Lightning; whatever cannot be right is refused here, in one line.
+Nothing here writes to disk or knows of Lightning or Hydra; whatever cannot be right is refused here, in one line.
 """
 
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from lab.cli import card, typed
 from lab.data.base import DataCard, Dataset
 from lab.data.batches import Batches
 from lab.models.losses import Criterion
@@ -21,6 +20,7 @@ from lab.optim.optimizers import OptimizerCard
 from lab.optim.schedules import Schedule
 from lab.params import layout
 from lab.probes import Probe
+from lab.run.cards import card, typed
 from lab.run.settings import TrainerSettings
 from lab.settings import SettingError, usable_cpus
 
@@ -30,6 +30,7 @@ MAX_SEED = 2**63 - 1
 SMALL = 2e8
 """Weights times examples of a batch below which a step of an MLP takes some ten milliseconds on one thread."""
 CARDS = ("data", "model", "loss", "optimizer", "schedule", "trainer")
+NUMBERS = ("steps", "epochs", "seed", "audit")
 
 
 @dataclass(frozen=True)
@@ -113,33 +114,56 @@ class Parts:
         torch.set_num_threads(self.settings.trainer.num_threads(jobs, small=self.small))
 
 
-def read_settings(cfg: DictConfig) -> Settings:
+def read_settings(plain: Mapping[str, Any]) -> Settings:
     """Every card built and every plain number checked. Raises SettingError in one line."""
-    known = {*CARDS, "noise", "escape", "probe", "scaling", "compare", "steps", "epochs", "seed", "audit"}
-    if unknown := [str(name) for name in cfg if name not in known]:
+    known = {*CARDS, "noise", "escape", "probe", "scaling", "compare", *NUMBERS}
+    if unknown := [name for name in plain if name not in known]:
         raise SettingError(f"unknown setting {unknown[0]}; see python -m lab.train --help")
+    numbers = _numbers(plain)
+    cards = {name: card(plain.get(name), name) for name in CARDS}
+    cards["optimizer"].check()
+    if plain.get("compare") is not None:
+        card(plain["compare"], "compare")
+    noise = _around("noise", plain, ("equivalent_batch_size", "trace"), "sample_weights")
+    if noise is not None:
+        noise.check()
+    probes = [card(settings, f"probe.{name}") for name, settings in (plain.get("probe") or {}).items()]
+    _require_finite("", dict(plain))
+    escape = _around("escape", plain, [field.name for field in fields(NegativeCurvature)], "negative_curvature")
+    return Settings(**cards, noise=noise, escape=escape, probes=probes, **numbers)
+
+
+def _numbers(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Length, seed and audit of a run."""
+    numbers: dict[str, Any] = {"audit": True} | {name: plain.get(name) for name in NUMBERS if name in plain}
     for name, least in (("steps", 1), ("epochs", 1), ("seed", 0)):
-        value = cfg.get(name)
+        value = numbers.setdefault(name, None)
         if value is None and name != "seed":
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise SettingError(f"{name}={typed(value)}: expected a whole number of at least {least}")
-    if not isinstance(audit := cfg.get("audit", True), bool):
-        raise SettingError(f"audit={typed(audit)}: expected true or false")
-    if cfg.seed > MAX_SEED:
-        raise SettingError(f"seed={cfg.seed}: expected a whole number of at most {MAX_SEED}")
-    steps, epochs = cfg.get("steps"), cfg.get("epochs")
+    if not isinstance(numbers["audit"], bool):
+        raise SettingError(f"audit={typed(numbers['audit'])}: expected true or false")
+    if numbers["seed"] > MAX_SEED:
+        raise SettingError(f"seed={numbers['seed']}: expected a whole number of at most {MAX_SEED}")
+    steps, epochs = numbers["steps"], numbers["epochs"]
     if steps is not None and epochs is not None:
         raise SettingError(f"steps={steps} and epochs={epochs} contradict each other; set one of them to null")
-    cards = {name: card(cfg.get(name), name) for name in CARDS}
-    cards["optimizer"].check()
-    if cfg.get("compare") is not None:
-        card(cfg.compare, "compare")
-    noise = _noise(cfg)
-    probes = [card(settings, f"probe.{name}") for name, settings in (cfg.get("probe") or {}).items()]
-    _require_finite("", OmegaConf.to_container(cfg, resolve=True))
-    numbers = {"steps": steps, "epochs": epochs, "seed": cfg.seed, "audit": audit}
-    return Settings(**cards, noise=noise, escape=_escape(cfg), probes=probes, **numbers)
+    return numbers
+
+
+def _around(group: str, plain: Mapping[str, Any], own: Collection[str], example: str) -> Any:
+    """The card around the optimiser in a group; None for `none`, whose card is empty: what an experiment sets of the group's
+    `own` settings, for whichever card is chosen, is not for that one.
+    """
+    named = plain.get(group, {})
+    if isinstance(named, dict) and {*named} <= {*own}:
+        return None
+    if not isinstance(named, dict) or "_target_" not in named:
+        raise SettingError(
+            f"{group} is not a card with its settings; choose one, e.g. optimizer/{group}={example}, or none"
+        )
+    return card(named, group)
 
 
 def _require_finite(name: str, value: Any) -> None:
@@ -152,31 +176,3 @@ def _require_finite(name: str, value: Any) -> None:
             _require_finite(f"{name}[{i}]", inner)
     elif isinstance(value, float) and not math.isfinite(value):
         raise SettingError(f"{name}={value}: expected a finite number")
-
-
-def _noise(cfg: DictConfig) -> NoiseCard | None:
-    """The noise around the optimiser. The card `none` is empty: a size that an experiment sets for all its noises is not
-    for it.
-    """
-    named = cfg.get("noise", DictConfig({}))
-    if isinstance(named, DictConfig) and {*named} <= {"equivalent_batch_size", "trace"}:
-        return None
-    if not isinstance(named, DictConfig) or "_target_" not in named:
-        raise SettingError(
-            "noise is not a card with its settings; choose one, e.g. optimizer/noise=sample_weights, or none"
-        )
-    noise: NoiseCard = card(named, "noise")
-    noise.check()
-    return noise
-
-
-def _escape(cfg: DictConfig) -> NegativeCurvature | None:
-    """The escape around the optimiser. The card `none` is empty, as that of the noise."""
-    named = cfg.get("escape", DictConfig({}))
-    if isinstance(named, DictConfig) and {*named} <= {field.name for field in fields(NegativeCurvature)}:
-        return None
-    if not isinstance(named, DictConfig) or "_target_" not in named:
-        raise SettingError(
-            "escape is not a card with its settings; choose one, e.g. optimizer/escape=negative_curvature, or none"
-        )
-    return card(named, "escape")

@@ -1,19 +1,82 @@
-"""What was typed, before Hydra reads it: slips that Hydra lets pass, stumbles over, or tells in words of its own."""
+"""What was typed: flags and overrides, and the slips that Hydra lets pass, stumbles over, or tells in words of its own."""
 
 import re
 import shlex
-from collections.abc import Iterable
+from argparse import ArgumentParser
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Transformer
 from hydra.errors import HydraException
 
-from lab.cli import choices, typed
+from lab.run.cards import choices, typed
 from lab.settings import SettingError
 
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
+SWITCHES = (
+    "--help -h",
+    "--hydra-help",
+    "--version",
+    "--resolve",
+    "--shell-completion -sc",
+    "--run -r",
+    "--multirun -m",
+)
+"""Hydra's flags without a value."""
+OPTIONS = ("--package -p", "--info -i", "--config-dir -cd")
+"""Hydra's flags with a value."""
+
+
+class _Parser(ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise SettingError(f"{message}; see --help")
+
+
+@dataclass(frozen=True)
+class Words:
+    """The command line, read once.
+
+    flags       with their values, to be put before the overrides: Hydra does not read those on both sides of a flag.
+    overrides   everything else.
+    several     -m: one run for each combination of values.
+    single      --run: one run, whatever the experiment says.
+    shows       the flags that ask for a page in place of a run (--help, --cfg job, ...).
+    config_dir  a folder with more cards.
+    """
+
+    flags: tuple[str, ...]
+    overrides: tuple[str, ...]
+    several: bool = False
+    single: bool = False
+    shows: bool = False
+    config_dir: str | None = None
+
+    @staticmethod
+    def of(arguments: Iterable[str]) -> "Words":
+        """Raises SettingError for a flag that does not exist, and for overrides that `require_sound` refuses."""
+        words = sorted(map(at_home, arguments), key=lambda word: "=" in word and not word.startswith("-"))
+        parser = _Parser(add_help=False)
+        parser.add_argument("overrides", nargs="*")
+        parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
+        for flag in SWITCHES:
+            parser.add_argument(*flag.split(), action="store_true")
+        for flag in OPTIONS:
+            parser.add_argument(*flag.split())
+        found = vars(parser.parse_args(words))
+        overrides, folder = found.pop("overrides"), found.pop("config_dir")
+        several, single = found.pop("multirun"), found.pop("run")
+        require_sound(overrides)
+        flags = tuple(word for word in words if word not in overrides)
+        return Words(flags, tuple(overrides), several, single, any(found.values()), folder)
+
+    @cached_property
+    def parsed(self) -> list[Override]:
+        """The overrides as Hydra reads them."""
+        return OverridesParser.create().parse_overrides(list(self.overrides))
 
 
 def at_home(word: str) -> str:
@@ -22,10 +85,23 @@ def at_home(word: str) -> str:
     >>> at_home("optimizer.lr=0.1"), at_home("data.root=~/images") == f"data.root={Path.home()}/images"
     ('optimizer.lr=0.1', True)
     """
-    return re.sub(r"^([\w./]+=)~(?=/|$)", lambda found: f"{found[1]}{Path.home()}", word)
+    return re.sub(r"^([\w./]+=)~(?=/|$)", lambda match: f"{match[1]}{Path.home()}", word)
 
 
-def require_sound(words: Iterable[str]) -> None:
+def literal(value: Any) -> str:
+    """A plain value as Hydra's grammar has it.
+
+    >>> literal("it's"), literal([1, None, True, 1e-3])
+    ("'it\\\\'s'", '[1,null,true,0.001]')
+    """
+    if isinstance(value, str):
+        return "'" + value.replace("'", "\\'") + "'"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(literal, value)) + "]"
+    return typed(value)
+
+
+def require_sound(words: Sequence[str]) -> None:
     """Raise SettingError, one line, for an override that cannot be read or that takes a setting away (its default would be
     used unseen); for a sweep with a value twice (two runs in one folder); for cards and probes that are not named, or
     twice; for a run folder that is a file or has no name, and for no parallel jobs.
@@ -38,7 +114,7 @@ def require_sound(words: Iterable[str]) -> None:
             )
         if name in FOLDERS and not value:
             raise SettingError(f"{word} names no folder; leave it out for the default")
-        if word.startswith("-") or not value:
+        if not value:
             continue
         if re.match(r"\+\w", word) and choices(name[1:]):
             raise SettingError(f"{word}: a card is chosen without the +: {word[1:]}")
@@ -68,9 +144,9 @@ def _require_sound(word: str, name: str, value: Any) -> None:
         raise SettingError(f"{word}: expected a whole number of at least 1, or -1 for as many as there are CPUs")
 
 
-def _require_once(told: str, values: list[Any]) -> None:
+def _require_once(where: str, values: list[Any]) -> None:
     if twice := [value for i, value in enumerate(values) if value in values[:i]]:
-        raise SettingError(f"{told}: {twice[0]} stands there twice; leave one out")
+        raise SettingError(f"{where}: {twice[0]} stands there twice; leave one out")
 
 
 def _read(word: str) -> Override:

@@ -1,0 +1,100 @@
+"""The one way in: settings are composed and looked at, folders found, and then runs made."""
+
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.types import RunMode
+
+from lab.doors.grid import Grid, first_of, named
+from lab.doors.pages import show
+from lab.doors.request import Request, cards_at_hand, composed
+from lab.doors.words import Override, Words
+from lab.settings import SettingError
+
+SWEEPING = ("hydra/launcher=", "hydra.launcher.", "hydra/sweeper=", "hydra.sweeper.", "hydra.sweep.")
+"""How overrides begin that only a grid has a use for."""
+
+
+@dataclass(frozen=True)
+class Door:
+    """A program whose runs have settings.
+
+    config  the file in conf/ where they begin.
+    look    raises SettingError for a run whose settings cannot be right; returns what is to be said of it beforehand.
+    run     makes one run.
+    """
+
+    config: str
+    look: Callable[[Request], Iterable[str]]
+    run: Callable[[Request], Any]
+
+    def open(self, words: Words) -> Grid | None:
+        """Show a page, make a run, or a grid of runs, which is returned. Raises SettingError, and what Hydra raises.
+
+        Nothing is written before the settings of every run are known to be sound.
+        """
+        if words.shows:
+            show(self.config, [*words.flags, *words.overrides])
+            return None
+        fixed = [*_search_path(words), *(str(o.input_line) for o in words.parsed if o.is_hydra_override())]
+        typed = [override for override in words.parsed if not override.is_hydra_override()]
+        with cards_at_hand(words.config_dir):
+            first = composed(self.config, [*fixed, *map(first_of, typed)])
+            if not (words.several or first.hydra.mode == RunMode.MULTIRUN) or words.single:
+                _require_one(words.parsed)
+                request = Request.of(composed(self.config, words.overrides) if _sweeps(typed) else first)
+                self._look([request])
+                self.run(request)
+                return None
+            _require_many(words.parsed)
+            grid = Grid.of(self.config, first, typed, fixed)
+            self._look(grid.cells)
+            grid.make(self.run)
+            return grid
+
+    def _look(self, requests: Iterable[Request]) -> None:
+        """At all of them, and then say what is to be said, each line once."""
+        notes = set[str]()
+        for request in requests:
+            try:
+                notes |= set(self.look(request))
+            except SettingError as error:
+                raise named(error, request) from None
+        for note in sorted(notes):
+            print(note, file=sys.stderr)
+
+
+def _sweeps(overrides: Iterable[Override]) -> bool:
+    return any(override.is_sweep_override() for override in overrides)
+
+
+def _search_path(words: Words) -> list[str]:
+    """The override that adds the folder of --config-dir to those that are searched for cards."""
+    if words.config_dir is None:
+        return []
+    typed = [path for o in words.parsed if o.key_or_group == "hydra.searchpath" for path in o.value()]  # type: ignore[union-attr]
+    paths = [*typed, f"file://{Path(words.config_dir).absolute()}"]
+    return [f"hydra.searchpath=[{','.join(f'{path!r}' for path in paths)}]"]
+
+
+def _require_one(overrides: Iterable[Override]) -> None:
+    """Raise SettingError for what only a grid can make use of."""
+    for word in (str(override.input_line) for override in overrides):
+        if word.startswith("compare"):
+            raise SettingError(
+                "compare= compares the runs of a grid, and this is one run; add -m and an axis, or leave it out"
+            )
+        if word.startswith(SWEEPING):
+            raise SettingError(f"{word} says how the runs of a grid are made, and this is one run here; add -m")
+
+
+def _require_many(overrides: Iterable[Override]) -> None:
+    """Raise SettingError for what only a single run can make use of."""
+    for override in overrides:
+        if override.key_or_group == "hydra.run.dir":
+            raise SettingError("hydra.run.dir is the folder of one run, and these are several; set hydra.sweep.dir")
+        if override.is_hydra_override() and override.is_sweep_override():
+            raise SettingError(f"{override.input_line}: the axes of a grid are settings of its runs, and this is none")

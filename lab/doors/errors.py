@@ -1,0 +1,119 @@
+"""Every slip of a user is told in one line on stderr, with exit code 2; what a door does not know is explained here."""
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from lab.doors.pages import AROUND, card_settings, known_settings
+from lab.run.cards import choices
+from lab.run.signals import ended
+from lab.settings import SettingError
+
+PIPE = 141
+"""The exit code of a program whose reader has gone: 128 + SIGPIPE."""
+Unknown = Callable[[str], str | None]
+"""What a door says of the name of a setting that is not there; None: what all doors say."""
+
+
+@contextmanager
+def one_line_errors(door: str, unknown: Unknown = lambda name: None) -> Iterator[None]:
+    """A user's slip ends the program with one line on stderr and exit code 2, never with a traceback."""
+    try:
+        with ended():
+            yield
+        sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads on, as after `| head`; what is left is not written again when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(PIPE)
+    except (SettingError, HydraException, OmegaConfBaseException, ValueError, OSError) as error:
+        if type(error) is ValueError and "Config group override" not in str(error):  # Hydra's, for optimizer=null
+            raise
+        if type(error).__module__ == "builtins" and isinstance(error, OSError) and Path(error.filename or ".").exists():
+            raise  # not a run folder that cannot be made
+        print(f"error: {explain(error, door, unknown)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt as error:
+        print(str(error) or "interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def explain(error: Exception, door: str, unknown: Unknown) -> str:
+    """One line for an error of ours, of Hydra or of OmegaConf."""
+    text = " ".join(str(error).split())
+    if isinstance(error, SettingError):
+        return text
+    if match := re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text):
+        name = match[1] or match[2]
+        return unknown(name) or _unknown_setting(name, door)
+    if match := re.search(r"Could not (?:find|load) '([^']+)'", text):
+        return _unknown_card(match[1], door)
+    if "Config group override" in text:
+        return _no_card_name()
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename} cannot be written ({error.strerror}); choose another hydra.run.dir"
+    if "override_grammar" in text:
+        return f"{_malformed(text)}; expected setting=value, e.g. optimizer.lr=0.1 model.widths=[32,32]"
+    return text
+
+
+def near(word: str, known: list[str], *, prefix: str = "") -> str:
+    """A question after the known word that is nearest, as the end of a line; "" where none is near.
+
+    >>> near("sdg", ["adam", "sgd"], prefix="optimizer=")
+    '; did you mean optimizer=sgd?'
+    """
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {prefix}{close[0]}?" if close else ""
+
+
+def _malformed(text: str) -> str:
+    """What Hydra's parser could not read; it names the override in some cases and only the position in others."""
+    text = text.partition(" See https://hydra.cc")[0]
+    if whole := re.search(r"Error parsing override '([^']*)'", text):
+        return f"{whole[1]} cannot be read"
+    doubtful = [argument for argument in sys.argv[1:] if re.search(r"[\[({'\"]|^[^=]*$", argument)]
+    return f"{' '.join(doubtful) or 'an override'} cannot be read ({text})"
+
+
+def _no_card_name() -> str:
+    """Which group was given something that is no name; Hydra does not say."""
+    for word in sys.argv[1:]:
+        group, _, value = word.lstrip("+").partition("=")
+        if group and choices(group) and value not in choices(group) and not value.startswith("["):
+            known = "a list, e.g. probe=[]" if group == "probe" else f"one of {', '.join(choices(group))}"
+            return f"{group}={value} is not the name of a card; expected {known}"
+    return "a group was not given the name of a card; expected e.g. optimizer=sgd, or for probes a list, e.g. probe=[]"
+
+
+def _unknown_card(path: str, door: str) -> str:
+    group, _, name = path.rpartition("/")
+    if not (known := choices(group)):
+        return f"{path} does not exist; see python -m lab.{door} --help"
+    return f"{group}={name} does not exist; expected one of {', '.join(known)}{near(name, known, prefix=f'{group}=')}"
+
+
+def _unknown_setting(name: str, door: str) -> str:
+    group, _, rest = name.partition(".")
+    known = known_settings()
+    if group == "probe" and rest:
+        probe = rest.partition(".")[0]
+        if probe not in choices("probe"):
+            return f"there is no probe {probe}; expected one of {', '.join(choices('probe'))}"
+        if name in known:
+            return f"{name} is for a probe that is not selected; add it: probe=[{probe}]"
+    elif group in AROUND and name in known:
+        cards = [card for card in choices(f"optimizer/{group}") if rest in card_settings(f"optimizer/{group}", card)]
+        return f"{name} is not a setting of the chosen {group}; choose optimizer/{group}= one of {', '.join(cards)}"
+    elif name in known:
+        return f"{name} is not a setting of the chosen {group}; see python -m lab.{door} --cfg job"
+    hint = "" if (hint := near(name, list(known))) == f"; did you mean {group}?" else hint
+    if rest and not hint and (offered := [one for one in known if one.startswith(f"{group}.")]):
+        return f"unknown setting {name}; expected one of {', '.join(offered)}"
+    return f"unknown setting {name}" + (hint or f"; see python -m lab.{door} --help")

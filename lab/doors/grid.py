@@ -1,0 +1,204 @@
+"""Several runs by one command: which cells there are, how far they are, and who makes them.
+
+An experiment that is several runs names its axes in `hydra.sweeper.params` and sets `hydra.mode: MULTIRUN`; a typed
+setting replaces the axis of that name. All cells are looked at before the first is made. Cells that are finished return
+at once, so the same command goes on where it was killed.
+"""
+
+import io
+import itertools
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.plugins import Plugins
+from hydra.experimental.callback import Callback
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from lab.doors.request import Request, composed
+from lab.run.folder import RunFolder
+from lab.settings import SettingError
+
+RECORD = "multirun.yaml"
+"""What is left of a grid in its folder, beside its runs: the configuration of Hydra."""
+Failure = tuple[Request, Exception]
+
+
+@dataclass
+class Grid:
+    """The cells of a grid in order.
+
+    config   the configuration with the first value of whatever was typed, and with that of Hydra.
+    head     the same as a request, with all that was typed.
+    done     the folders of cells that are finished.
+    seconds  what each of the others took that has been made since.
+    """
+
+    config: DictConfig
+    head: Request
+    cells: list[Request]
+    done: set[Path] = field(default_factory=set)
+    seconds: list[float] = field(default_factory=list)
+
+    @staticmethod
+    def of(config: str, first: DictConfig, typed: Sequence[Override], fixed: Sequence[str]) -> "Grid":
+        """first: the configuration with the first value of whatever is `typed`; fixed: the overrides of Hydra's settings."""
+        for override in typed:
+            if override.is_sweep_override() and not override.is_discrete_sweep():
+                raise SettingError(f"{override.input_line}: a grid has single values, e.g. optimizer.lr=0.1,0.2")
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+        axes = parser.parse_overrides(
+            [f"{name}={values}" for name, values in (first.hydra.sweeper.params or {}).items()]
+        )
+        values = {override.get_key_element(): _values(override) for override in [*axes, *typed]}
+        cells = [Request.of(cfg, several=True) for cfg in _cells(config, first, list(values.values()), fixed)]
+        _name(first, [str(override.input_line) for override in typed])
+        return Grid(first, Request.of(first), cells)
+
+    @property
+    def folder(self) -> Path:
+        """Where the cells have their folders."""
+        return Path(self.config.hydra.sweep.dir)
+
+    def left(self, cell: int = 0) -> int:
+        """How many of the cells from number `cell` on have still to be made."""
+        return sum(request.folder not in self.done for request in self.cells[cell:])
+
+    def progress(self, cell: int) -> str:
+        """Where the grid is when it comes to number `cell`, and how long the rest will take, judged by those made."""
+        left = self.left(cell)
+        mean = sum(self.seconds) / len(self.seconds) if self.seconds else math.nan
+        time_left = f", about {mean * left:.0f} s to go" if self.seconds and left else ""
+        mine, every = self.cells[cell].overrides, [request.overrides for request in self.cells]
+        varied = [one for one, *others in zip(mine, *every, strict=True) if len(set(others)) > 1]
+        return f"cell {cell + 1} of {len(self.cells)}{time_left}: {' '.join(varied or mine)}"
+
+    def note_done(self, *cells: Request) -> None:
+        """Look on disk which of the cells are finished."""
+        self.done |= {cell.folder for cell in cells if RunFolder(cell.folder).finished}
+
+    def make(self, run: Any) -> None:
+        """Every cell, one after the other or by the launcher that is chosen. What one of them raises does not keep the
+        others from being made, and is raised in the end.
+        """
+        basic = self.config.hydra.runtime.choices["hydra/launcher"] == "basic"
+        self.note_done(*self.cells)
+        try:
+            failures = self._in_turn(run) if basic else self._launched(run)
+            for cell, error in failures:
+                raise named(error, cell) if isinstance(error, SettingError) else error
+        finally:
+            if any((cell.folder / "status.json").exists() for cell in self.cells):
+                OmegaConf.save(self.config, self.folder / RECORD)
+
+    def _in_turn(self, run: Any) -> list[Failure]:
+        failures = list[Failure]()
+        for i, cell in enumerate(self.cells):
+            print(f"\n{self.progress(i)}", file=sys.stderr, flush=True)
+            begin, new = monotonic(), cell.folder not in self.done
+            try:
+                run(cell)
+            except Exception as error:
+                failures.append((cell, error))
+            if new:
+                self.seconds.append(monotonic() - begin)
+                self.note_done(cell)
+        return failures
+
+    def _launched(self, run: Any) -> list[Failure]:
+        """By a launcher of Hydra, whose workers compose each cell for themselves."""
+        context = HydraContext(GlobalHydra.instance().config_loader(), Callback())  # type: ignore[arg-type]
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=context, task_function=partial(launched, run), config=self.config
+        )
+        size = self.config.hydra.sweeper.get("max_batch_size") or len(self.cells)
+        failures = list[Failure]()
+        for begin in range(0, len(self.cells), size):
+            batch = self.cells[begin : begin + size]
+            jobs = launcher.launch([list(cell.overrides) for cell in batch], initial_job_idx=begin)
+            for cell, job in zip(batch, jobs, strict=True):
+                try:
+                    with redirect_stderr(io.StringIO()):  # Hydra announces the error
+                        _ = job.return_value
+                except Exception as error:
+                    failures.append((cell, error))
+        self.note_done(*self.cells)
+        return failures
+
+
+def launched(run: Any, cfg: DictConfig) -> Any:
+    """One cell in the process of a launcher, which keeps the configuration of Hydra apart and has made the folder."""
+    with open_dict(whole := cfg.copy()):
+        whole.hydra = HydraConfig.get()
+    request = Request.of(whole, several=True)
+    try:
+        return run(request)
+    finally:
+        RunFolder(request.folder).remove_if_empty()
+
+
+def named(error: SettingError, cell: Request) -> SettingError:
+    """The same error with the cell that it is of, where there are several."""
+    if not cell.several:
+        return error
+    return SettingError(f"{cell.folder.name}: {error}".replace("another hydra.run.dir", "another hydra.sweep.dir"))
+
+
+def first_of(override: Override) -> str:
+    """The override with the first of its values."""
+    return _values(override)[0] if override.is_discrete_sweep() else str(override.input_line)
+
+
+def _values(override: Override) -> list[str]:
+    """An override for each of the values of one."""
+    key = override.get_key_element()
+    if not override.is_sweep_override():
+        return [f"{key}={override.get_value_element_as_str()}"]
+    return [f"{key}={value}" for value in override.sweep_string_iterator()]
+
+
+def _cells(config: str, first: DictConfig, axes: Sequence[Sequence[str]], fixed: Sequence[str]) -> Iterator[DictConfig]:
+    """The configuration of every cell, with that of Hydra. It is the caller's until the next one: cells that choose the
+    same cards share one, in which only the values on the axes change (10 ms a cell; composing takes 100).
+    """
+    bases = dict[tuple[str, ...], DictConfig]()
+    parse = cache(OverridesParser.create().parse_override)
+    moving = {word for axis in axes if len(axis) > 1 for word in axis if _is_value(parse(word))}
+    for number, words in enumerate(itertools.product(*axes)):
+        others = tuple(word for word in words if word not in moving)
+        if others not in bases:
+            bases[others] = composed(config, [*fixed, *words])
+            OmegaConf.copy_cache(first, bases[others])  # ${now:...} is one time for all cells
+        cell = bases[others]
+        for word in words:
+            if word in moving:
+                OmegaConf.update(cell, parse(word).key_or_group, parse(word).value())
+        _name(cell, words, number)
+        yield cell
+
+
+def _is_value(override: Override) -> bool:
+    """Whether an override only puts a value in the place of another: it chooses no card, and adds nothing."""
+    group = GlobalHydra.instance().config_loader().get_group_options(override.key_or_group)
+    return override.type == OverrideType.CHANGE and not group and not isinstance(override.value(), dict)
+
+
+def _name(cfg: DictConfig, words: Sequence[str], number: int = 0) -> None:
+    """Note the overrides where Hydra does, the name of a run that it makes of them, and the number of the run."""
+    naming = cfg.hydra.job.config.override_dirname
+    kept = sorted(word for word in words if word.lstrip("+").partition("=")[0] not in naming.exclude_keys)
+    with read_write(cfg.hydra):
+        cfg.hydra.job.override_dirname = naming.item_sep.join(kept).replace("=", naming.kv_sep)
+        cfg.hydra.overrides.task = list(words)
+        cfg.hydra.job.num = number

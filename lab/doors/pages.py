@@ -1,0 +1,95 @@
+"""What help pages are made of: the cards there are, their settings, and the pages that Hydra shows."""
+
+import os
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+import hydra
+from omegaconf import OmegaConf
+
+from lab.run.cards import choices, config_dir, listed
+
+AROUND = ("noise", "escape")
+"""Groups of cards around the optimiser: conf/optimizer/<group>, whose settings stand at <group>."""
+NO_GROUPS = ("experiment", "simulation", "landscape")
+"""Folders of cards that are no setting of a run."""
+LONGEST_NAME = 200
+"""Characters of a folder name; a longer one is cut and ends in a hash of the whole."""
+PAGE_WIDTH = 112
+"""Characters of a line of the help page."""
+
+
+def show(config: str, words: Sequence[str]) -> None:
+    """The page that a flag among the words asks for (--help, --cfg job, ...), by Hydra itself."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra raise, so that we can say it in one line
+    sys.argv = [sys.argv[0], *words]
+    hydra.main(version_base=None, config_path=config_dir(), config_name=config)(lambda cfg: None)()
+
+
+def cell_name(overrides: str) -> str:
+    """The folder name of a run from its overrides, e.g. "data.batch_size=8,optimizer.lr=0.1"; "default" without any.
+
+    A name that had to be changed (a slash, or too long) ends in a hash of the whole, so that no two runs share a folder.
+
+    >>> cell_name("data.classes=[0,1],optimizer.lr=0.1"), cell_name("")
+    ('data.classes=[0,1],optimizer.lr=0.1', 'default')
+    >>> cell_name("data.root=/a/b") == cell_name("data.root=-a-b")
+    False
+    """
+    name = re.sub(r"[^\w.,=+\-\[\]]", "-", overrides or "default")
+    if len(name) > LONGEST_NAME or name != (overrides or "default"):
+        name = f"{name[: LONGEST_NAME - 9]}-{sha256(overrides.encode()).hexdigest()[:8]}"
+    return name
+
+
+def card_settings(group: str, card: str) -> list[str]:
+    """The names of the settings of a card, which stand at the top of its file or under the name of the group."""
+    loaded = OmegaConf.load(Path(config_dir()) / group / f"{card}.yaml")
+    values = loaded.get(group.rpartition("/")[2], loaded)  # type: ignore[union-attr,arg-type]
+    return [str(key) for key in values if key != "_target_"]
+
+
+@cache
+def known_settings() -> tuple[str, ...]:
+    """Every setting that some card of lab.train offers, with its group, and the groups."""
+    names = ["steps", "epochs", "seed", "audit", *(f"optimizer/{group}" for group in AROUND)]
+    folders = [folder for folder in Path(config_dir()).iterdir() if folder.is_dir() and folder.name not in NO_GROUPS]
+    for group in sorted([folder.name for folder in folders] + [f"optimizer/{group}" for group in AROUND]):
+        place = group.rpartition("/")[2]
+        for card in choices(group):
+            prefix = f"{place}.{card}" if group == "probe" else place
+            names += [f"{prefix}.{name}" for name in card_settings(group, card)]
+        names.append(place)
+    return tuple(dict.fromkeys(names))
+
+
+def settings_listed(group: str, indent: int) -> str:
+    """The settings of all cards of a group (of `probe`: of each card in its own lines) for a help page; lines after the
+    first of each are indented.
+
+    >>> settings_listed("scaling", 6)
+    'scaling.batch_size= .lr= .budget='
+    """
+    parts = []
+    for prefix in [f"probe.{name}." for name in choices("probe")] if group == "probe" else [f"{group}."]:
+        names = [name.removeprefix(prefix) for name in known_settings() if name.startswith(prefix)]
+        words = f"{prefix}{names[0]}= {' '.join(f'.{name}=' for name in names[1:])}".strip()
+        parts.append(("\n" + " " * indent).join(textwrap.wrap(words, PAGE_WIDTH - indent)))
+    return ("\n" + " " * (indent - 4)).join(parts)
+
+
+def offer(name: str, text: Callable[..., str]) -> None:
+    """Let the cards ask for a text by ${name:...}."""
+    OmegaConf.register_new_resolver(name, text, replace=True)
+
+
+# At import, not in a door: a worker process of a grid imports this room and nothing else of ours before it resolves.
+offer("lab.folder", lambda experiment: f"outputs/{experiment or 'train'}")
+offer("lab.cell", cell_name)
+offer("lab.choices", lambda group, indent: listed(group, width=PAGE_WIDTH, indent=indent))
+offer("lab.settings", settings_listed)

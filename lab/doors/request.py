@@ -1,0 +1,83 @@
+"""One run that is asked for: its settings as plain values, out of the configuration that Hydra composes."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from lab.doors import pages  # noqa: F401 (its resolvers)
+from lab.run.cards import config_dir
+from lab.settings import SettingError
+
+
+@dataclass(frozen=True)
+class Request:
+    """values     the settings, without Hydra's.
+    cards      the name of the card that is chosen in every group.
+    overrides  what was typed, or stands on the axes of a grid; names: those that make the name of the folder.
+    folder     where the run belongs.
+    jobs       how many runs are made at once; -1: as many as there are CPUs.
+    several    the run is one of a grid.
+    """
+
+    values: dict[str, Any]
+    cards: Mapping[str, str | None]
+    overrides: tuple[str, ...]
+    names: str
+    folder: Path
+    jobs: int = 1
+    several: bool = False
+
+    @staticmethod
+    def of(cfg: DictConfig, *, several: bool = False) -> "Request":
+        """From a configuration with that of Hydra in it."""
+        HydraConfig.instance().set_config(cfg)  # what ${hydra:...} in a setting asks
+        hydra = cfg.hydra
+        folder = Path(hydra.sweep.dir) / hydra.sweep.subdir if several else Path(hydra.run.dir)
+        values = OmegaConf.to_container(
+            OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name != "hydra"]), resolve=True
+        )
+        return Request(
+            {str(name): value for name, value in values.items()},  # type: ignore[union-attr]
+            dict(hydra.runtime.choices),
+            tuple(hydra.overrides.task),
+            hydra.job.override_dirname,
+            folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder,
+            hydra.launcher.get("n_jobs", 1) or 1,
+            several,
+        )
+
+    def title(self, name: str | None) -> str:
+        """A name with the overrides behind it, for figures."""
+        return ": ".join(filter(None, (name, self.names.replace(",", ", "))))
+
+
+@contextmanager
+def cards_at_hand(more: str | None = None) -> Iterator[None]:
+    """Within the block `composed` finds the cards of `conf/`, and after them those in the folder `more`.
+
+    Raises SettingError where `more` is no folder.
+    """
+    if more is not None and not Path(more).is_dir():
+        raise SettingError(f"--config-dir={more}: there is no such folder")
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir(), version_base=None):
+        yield
+
+
+def composed(config: str, overrides: Sequence[str]) -> DictConfig:
+    """The configuration conf/`config`.yaml with overrides, and that of Hydra in it. What Hydra refuses, it raises."""
+    return compose(config, overrides=list(overrides), return_hydra_config=True)
+
+
+def keep_settings(folder: Path, settings: dict[str, Any], overrides: Sequence[str]) -> None:
+    """.hydra/ in a run folder, as Hydra would write it."""
+    (folder / ".hydra").mkdir(exist_ok=True)
+    OmegaConf.save(OmegaConf.create(settings), folder / ".hydra/config.yaml")
+    OmegaConf.save(OmegaConf.create(list(overrides)), folder / ".hydra/overrides.yaml")

@@ -1,0 +1,116 @@
+"""What is to be measured: the checkpoints that were named, and the settings typed for them. No torch here."""
+
+import glob
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+
+from lab.doors.pages import cell_name
+from lab.doors.words import Override, Words, at_home
+from lab.settings import SettingError
+
+PLACE = ("trainer.threads", "trainer.accelerator")
+"""Settings that say how and not what: they are no part of a folder's name."""
+LAST, LAST_FINITE = "checkpoints/last.ckpt", "checkpoints/last_finite.ckpt"
+WEIGHTS = (".ckpt", ".pt", ".pth", ".safetensors")
+"""How files of weights end; another file that a glob finds is taken for one only where the glob ends like it."""
+FLAGS = ("--help", "-h", "--cfg", "-c", "--resolve")
+
+
+@dataclass(frozen=True)
+class Target:
+    """The command line: which checkpoints, and everything else."""
+
+    checkpoint: str
+    words: Words
+
+    @staticmethod
+    def of(arguments: Sequence[str]) -> "Target":
+        """Sort the words. A path goes past Hydra, whose grammar stumbles over the names of run folders."""
+        paths = [at_home(word).partition("=")[2] for word in arguments if word.startswith("checkpoint=")]
+        flags = [word for word in arguments if word.startswith("-")]
+        if {"-m", "--multirun"} & {*flags}:
+            raise SettingError("lab.measure has no sweeps; give a glob: checkpoint='outputs/*/*'")
+        if unknown := [word for word in flags if word not in FLAGS]:
+            raise SettingError(f"{unknown[0]}: of Hydra's flags lab.measure knows --help and --cfg job")
+        words = Words.of(word for word in arguments if not word.startswith("checkpoint="))
+        return Target(paths[-1].strip("'\"") if paths else "", words)
+
+    @cached_property
+    def parsed(self) -> list[Override]:
+        """The overrides as Hydra reads them."""
+        for override in self.words.parsed:
+            if override.is_sweep_override():
+                raise SettingError(f"{override.input_line}: lab.measure takes one value of a setting at a time")
+            if override.key_or_group.startswith("probe.") and override.key_or_group.endswith(".every"):
+                raise SettingError(
+                    f"{override.key_or_group} is the rhythm of a run; lab.measure looks once: leave it out"
+                )
+        return self.words.parsed
+
+    @cached_property
+    def names(self) -> set[str]:
+        """The settings and groups that were typed."""
+        return {override.key_or_group for override in self.parsed}
+
+    @property
+    def probes(self) -> list[str]:
+        """The selected probes."""
+        chosen = [override.value() for override in self.parsed if override.key_or_group == "probe"]
+        if not chosen:
+            return ["sharpness"]
+        return [str(name) for name in chosen[-1]] if isinstance(chosen[-1], list) else [str(chosen[-1])]
+
+    def files(self) -> list[Path]:
+        """The checkpoints meant: a file, a run folder, or whatever a glob finds. Raises SettingError where nothing is."""
+        if not self.checkpoint:
+            raise SettingError(
+                "checkpoint= is missing: name a file, a run folder or a glob, e.g. checkpoint=outputs/quickstart/default"
+            )
+        path = Path(self.checkpoint).expanduser()
+        if path.exists():
+            file = _checkpoint(path)
+            if not file.is_file():
+                raise SettingError(
+                    f"checkpoint={self.checkpoint} is a folder without {LAST}; name a file or a run folder"
+                )
+            return [file]
+        found = [_checkpoint(Path(name)) for name in sorted(glob.glob(str(path), recursive=True))]
+        if not found:
+            raise SettingError(f"checkpoint={self.checkpoint}: there is no such file")
+        files = [file for file in found if file.is_file() and file.suffix in (*WEIGHTS, path.suffix)]
+        if not files:
+            raise SettingError(
+                f"checkpoint={self.checkpoint} finds no folder with {LAST} and no file in {', '.join(WEIGHTS)}; "
+                "name a run folder or a file"
+            )
+        return list(dict.fromkeys(files))
+
+    @property
+    def together(self) -> Path:
+        """The folder of what is made of several checkpoints."""
+        chosen = [str(o.value()) for o in self.parsed if o.key_or_group == "hydra.run.dir"]
+        return Path(chosen[-1] if chosen else "outputs/measure")
+
+    def results(self, file: Path, run: Path | None, place: Path, *, several: bool) -> Path:
+        """The folder of the results: `place` where one was chosen (a folder in it for each of several checkpoints), else in
+        the folder of the `run` that left the file.
+        """
+        if "hydra.run.dir" in self.names:
+            return place / _unique(file) if several else place
+        what = [o for o in self.parsed if not o.is_hydra_override() and o.key_or_group not in PLACE]
+        name = file.stem if run is not None else _unique(file)
+        cell = cell_name(",".join([name, *(str(override.input_line) for override in what)]))
+        return (run / "measure" if run is not None else Path("outputs/measure")) / cell
+
+
+def _checkpoint(place: Path) -> Path:
+    """The newest state of a run folder, of one that diverged the last finite one; anything else is what it is."""
+    return next((place / name for name in (LAST_FINITE, LAST) if (place / name).exists()), place)
+
+
+def _unique(file: Path) -> str:
+    """A name for a file somewhere: its stem and a hash of its place."""
+    return f"{file.stem}-{sha256(str(file.absolute()).encode()).hexdigest()[:6]}"
