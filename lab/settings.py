@@ -24,7 +24,7 @@ from pydantic.fields import FieldInfo
 
 CARD = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 """What all cards share."""
-GUARD = 1e6
+GUARD = 1e5
 """An upper bound from here on guards the memory or the arithmetic, and says nothing about what is sensible."""
 KNOBS = "\n\nArgs:\n"
 """What stands in a docstring between its own text and the list of the knobs."""
