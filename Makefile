@@ -4,6 +4,7 @@
 # make test-peers   the tests against other packages
 # make check        format, lint, types, layers
 # make format       repair format and lint
+# make cards        the cards of conf/, from the dataclasses they name
 # make bench        the tables of docs/benchmarks*.md, with CIFAR-10 images as class folders in IMAGES=DIR
 # make clean        take away the environment and the caches
 PYTHON ?= python3
@@ -11,7 +12,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test test-slow test-peers check format bench clean help
+.PHONY: demo test test-slow test-peers check format cards bench clean help
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
@@ -49,6 +50,9 @@ check: $(VENV)/.lab-dev
 format: $(VENV)/.lab-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+cards: $(VENV)/.lab-dev
+	$(BIN)/python scripts/cards.py
 
 $(VENV)/.lab-bench: $(VENV)/.lab-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]' -c constraints.txt

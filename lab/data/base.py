@@ -19,19 +19,24 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from lab.sampling import Sampling
-from lab.settings import CARD, SettingError
+from lab.settings import SettingError, settings
 from lab.streams import stream
 
 Count = Annotated[int, Field(gt=0, strict=True)]
-Examples = Count | Literal["all"]
-BatchSize = Count | Literal["full"]
+Seed = Annotated[int, Field(ge=0, strict=True)]
+Examples = Annotated[
+    Count | Literal["all"], Field(description="training examples: all | n, drawn class-balanced from subset_seed")
+]
+BatchSize = Annotated[Count | Literal["full"], Field(description="examples per step: full (gradient descent) | n")]
 Standardise = Literal["channel", "pixel", "none"]
 ClassIndex = Annotated[int, Field(ge=0, strict=True)]
-Classes = Literal["all"] | Annotated[int, Field(ge=2, strict=True)] | tuple[ClassIndex | str, ...]
+Classes = Annotated[
+    Literal["all"] | Annotated[int, Field(ge=2, strict=True)] | tuple[ClassIndex | str, ...],
+    Field(description="all | K for the first K >= 2 | list of indices or names, renumbered 0..K-1 in that order"),
+]
 Facts = dict[str, int | float | str]
 
 # 256 * 255^2 < 2^24: in blocks of 256 images the sums of pixels and of their squares are exact even in float32.
@@ -82,20 +87,22 @@ class Images:
     y: Tensor
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class DataCard(ABC):
-    """The settings every data set has. A restricted `classes` renumbers the labels 0..K-1 in the order given.
-
-    random_labels  share of the training examples whose labels are permuted among themselves (Zhang et al. 2017).
-    subset_seed    of whatever is drawn at random of the data, independent of the run's seed.
-    """
+    """The settings every data set has; permuted labels as in Zhang et al. (2017)."""
 
     examples: Examples = "all"
     classes: Classes = "all"
     batch_size: BatchSize = "full"
-    sampling: Sampling = "epoch"
-    random_labels: Annotated[float, Field(ge=0, le=1)] = 0.0
-    subset_seed: Annotated[int, Field(ge=0, strict=True)] = 0
+    sampling: Annotated[
+        Sampling,
+        Field(description="epoch (each example once) | with_replacement | without_replacement (a draw per step)"),
+    ] = "epoch"
+    random_labels: Annotated[
+        float,
+        Field(ge=0, le=1, description="share of the training examples whose labels are permuted among themselves"),
+    ] = 0.0
+    subset_seed: Annotated[Seed, Field(description="of drawn subset and permuted labels, beside the run's seed")] = 0
 
     @abstractmethod
     def load(self, progress: bool = True) -> Dataset:
@@ -113,14 +120,19 @@ class DataCard(ABC):
         return given, {"random_labels": self.random_labels, "labels_changed": changed, "subset_seed": self.subset_seed}
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class ImageCard(DataCard):
     """The settings every set of images has; `assemble` turns raw images into a `Dataset` by these settings."""
 
     batch_size: BatchSize = 128
     root: str = ""
-    augment: bool = False
-    standardise: Standardise = "channel"
+    augment: Annotated[
+        bool, Field(description="random crop (4 pixels of zero padding) and horizontal flip of training batches")
+    ] = False
+    standardise: Annotated[
+        Standardise,
+        Field(description="channel | pixel (by mean and std of each, of the whole training split) | none (pixel/255)"),
+    ] = "channel"
 
     def assemble(self, train: Images, test: Images | None, class_names: Sequence[str], facts: Facts) -> Dataset:
         """Choose classes and examples, standardise. `facts` of the caller (where the images came from) are kept.

@@ -13,24 +13,25 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import torch
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity, extract_archive
 
 from lab.data.base import Dataset, Examples, Facts, ImageCard, Images
-from lab.settings import CARD, SettingError
+from lab.settings import SettingError, settings
 
 # What torchvision raises when it cannot fetch (OSError covers URLError and no space), or fetched a broken archive.
 DOWNLOAD_ERRORS = (OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError)
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class Cifar10(ImageCard):
-    """CIFAR-10, x (N, 3, 32, 32); `root` is the folder that holds, or will hold, cifar-10-batches-py."""
+    """CIFAR-10, x (N, 3, 32, 32): 50000 training and 10000 test images, downloaded once (162 MiB)."""
 
-    root: str = "data"
+    root: Annotated[str, Field(description="folder that holds, or will hold, cifar-10-batches-py")] = "data"
 
     def load(self, progress: bool = True) -> Dataset:
         """Read, after a download the first time. Raises SettingError, also when it cannot be downloaded."""
@@ -42,9 +43,9 @@ class Cifar10(ImageCard):
         return self.assemble(_images(train), _images(test), train.classes, facts)
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class Cifar10Small(Cifar10):
-    """CIFAR-10 cut to 5000 class-balanced training images, usual in full-batch studies; the test split whole."""
+    """CIFAR-10 cut to 5000 class-balanced training images, the usual size of full-batch studies; test split whole."""
 
     examples: Examples = 5000
 

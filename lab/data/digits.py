@@ -7,27 +7,33 @@ Source: scikit-learn `load_digits`, the test part of UCI "Optical Recognition of
 """
 
 import hashlib
+from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 from sklearn.datasets import load_digits
 
 from lab.data.base import (
     DataCard,
     Dataset,
+    Examples,
     Split,
     check_batch_size,
     class_indices,
     keep_classes,
     require_two_classes,
 )
-from lab.settings import CARD, SettingError
+from lab.settings import SettingError, settings
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class Digits(DataCard):
-    """scikit-learn digits, x (N, 64): the first `examples` rows of the chosen classes train, the rest test."""
+    """scikit-learn's 1797 digits, x (N, 64): come with the installation, 0.2 ms a step. File order is class-mixed."""
+
+    examples: Annotated[
+        Examples, Field(description="training examples: the first n rows (the others are the test split) | all")
+    ] = "all"
 
     def load(self, progress: bool = True) -> Dataset:
         """File order, float64 arithmetic cast to float32; `test` is None when no row remains. Raises SettingError."""

@@ -23,27 +23,30 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from lab.data.base import Dataset, ImageCard, Images
-from lab.settings import CARD, SettingError, usable_cpus
+from lab.data.base import Count, Dataset, ImageCard, Images
+from lab.settings import SettingError, settings, usable_cpus
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 CACHE_FORMAT = 1
 FILES_PER_TASK = 64
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class ImageFolder(ImageCard):
-    """A tree of images, x (N, 3, H, W); greyscale is repeated to three channels. Classes in natural order of names.
+    """Any tree of images train/<class>/*, optionally test/<class>/*; x (N, 3, H, W). Decoded once, then memory-mapped.
 
-    With `image_size` S every image is cut to its central square and resized to S x S (bilinear, antialiased).
+    Greyscale is repeated to three channels. Classes come in the natural order of their names.
     """
 
-    image_size: Annotated[int, Field(gt=0, strict=True)] | None = None
+    root: Annotated[str, Field(description="folder that holds train/ and perhaps test/; must be set")] = ""
+    image_size: Annotated[
+        Count | None,
+        Field(description="pixels, to which the central square of each is resized; null: images agree in size"),
+    ] = None
 
     def load(self, progress: bool = True) -> Dataset:
         """Decode the first time, memory-map afterwards. Raises SettingError that names the folder or file at fault."""

@@ -1,22 +1,24 @@
 """L(x, y) = (x^2 - 1)^2 / 4 + k y^2 / 2: two wells at (+-1, 0) and a saddle between them at the origin."""
 
+from typing import Annotated
+
 import torch
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 from torch import Tensor
 
 from lab.landscapes.base import Critical, InPlace
-from lab.settings import CARD
+from lab.settings import settings
 
 
-@dataclass(config=CARD)
+@settings(frozen=False, kw_only=False)
 class DoubleWell(InPlace):
-    """L(x, y) = (x^2 - 1)^2/4 + 1/2 sum_i k_i y_i^2, P = 1 + number of `stiffness` k.
+    """Two wells at (+-1, 0) and a saddle at 0, 1/4 above them: L = (x^2 - 1)^2/4 + 1/2 sum_i k_i y_i^2.
 
     Minima (+-1, 0) with Hessian eigenvalues (2, k) and L = 0; saddle at 0 with eigenvalues (-1, k) and L = 1/4, which is
     the barrier.
     """
 
-    stiffness: tuple[float, ...] = (1.0,)
+    stiffness: Annotated[tuple[float, ...], Field(description="k > 0 of each direction across; []: none")] = (1.0,)
 
     def __post_init__(self) -> None:
         self.num_params = 1 + len(self.stiffness)

@@ -9,21 +9,23 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from lab.landscapes.base import Critical, InPlace
-from lab.settings import CARD
+from lab.settings import settings
 
 
-@dataclass(config=CARD)
+@settings(frozen=False, kw_only=False)
 class Factorisation(InPlace):
-    """L(a, b) = (target - a b)^2/2. Saddle at 0 with eigenvalues -+target; minima a b = target with {0, a^2 + b^2}.
+    """L = (target - a b)^2/2: a saddle at 0 and a valley of minima a b = target of every sharpness a^2 + b^2 >= 2 target.
 
-    target 0: the minima are the two axes, which cross at 0, where the Hessian vanishes: lambda = 1/2, m = 2.
+    The eigenvalues at 0 are -+target, those of the minima {0, a^2 + b^2}. target 0: the minima are the two
+    axes, which cross at 0, where the Hessian vanishes: lambda = 1/2, m = 2.
     """
 
-    target: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    target: Annotated[
+        float, Field(ge=0, allow_inf_nan=False, description="of a b; 0: two valleys cross at the origin")
+    ] = 1.0
     num_params = 2
 
     def energy(self, x: Tensor) -> Tensor:

@@ -1,18 +1,20 @@
 """L(w) = 1/2 sum_i h_i w_i^2: the landscape on which every threshold is exact (gradient descent diverges iff lr h > 2)."""
 
+from typing import Annotated
+
 import torch
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 from torch import Tensor
 
 from lab.landscapes.base import Critical, Landscape
-from lab.settings import CARD
+from lab.settings import settings
 
 
-@dataclass(config=CARD)
+@settings(frozen=False, kw_only=False)
 class Quadratic(Landscape):
-    """L(w) = 1/2 sum_i h_i w_i^2. Minimum, saddle or maximum at 0; Hessian diag(h); curvatures h (P,) of either sign."""
+    """L(w) = 1/2 sum_i h_i w_i^2, Hessian diag(h); gradient descent is stable while lr < 2 / max h."""
 
-    curvatures: Tensor | tuple[float, ...] = (10.0, 1.0)
+    curvatures: Annotated[Tensor | tuple[float, ...], Field(description="h (P,), of either sign")] = (10.0, 1.0)
 
     def __post_init__(self) -> None:
         self.num_params = len(self.curvatures)

@@ -7,28 +7,27 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from lab.landscapes.base import Critical, Landscape
-from lab.settings import CARD
+from lab.settings import settings
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-@dataclass(config=CARD)
+@settings(frozen=False, kw_only=False)
 class Saddle(Landscape):
-    """Saddle of index `negative` at 0 in `dimension` variables: curvatures -`down` and `up`, `confinement` c >= 0.
+    """A saddle at 0: L = (b |x_+|^2 - a |x_-|^2)/2 + c/4 |x|^4.
 
     With c > 0 the minima are the points with |x_-|^2 = a/c, x_+ = 0: L = -a^2/(4c), curvatures 2a along the radius, a + b
     in the other dimensions, 0 along the sphere (none when negative = 1).
     """
 
-    dimension: Annotated[int, Field(ge=1)] = 2
-    negative: Annotated[int, Field(ge=1)] = 1
-    down: Positive = 1.0
-    up: Positive = 1.0
-    confinement: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    dimension: Annotated[int, Field(ge=1, description="number of variables")] = 2
+    negative: Annotated[int, Field(ge=1, description="directions of negative curvature")] = 1
+    down: Annotated[Positive, Field(description="a, the curvature there is -a")] = 1.0
+    up: Annotated[Positive, Field(description="b, curvature of the other directions")] = 1.0
+    confinement: Annotated[float, Field(ge=0, allow_inf_nan=False, description="c; 0: no minimum anywhere")] = 1.0
 
     def __post_init__(self) -> None:
         if self.negative > self.dimension:

@@ -10,32 +10,39 @@ the network can be differentiated twice.
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from lab.models.mlp import ACTIVATIONS, Activation, InitScale, Width, initialised
-from lab.settings import CARD, SettingError
+from lab.settings import SettingError, settings
 
 Norm = Literal["batch", "group", "none"]
+Depth = Literal[8, 20, 32, 56, 18, 34]
 
 BLOCKS_PER_STAGE = {8: (1,) * 3, 20: (3,) * 3, 32: (5,) * 3, 56: (9,) * 3, 18: (2,) * 4, 34: (3, 4, 6, 3)}
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class ResNet:
-    """A residual network. `width` None is 16 for depth 8..56 and 64 for 18 and 34.
+    """Residual network for small images; needs image data (cifar10, cifar10_5k, image_folder).
 
-    Norm "group" has gcd(8, channels) groups and no batch statistics: the calm choice for curvature. On ten classes
-    and RGB images depth 20 has 269,722 parameters and depth 18 has 11,173,962.
+    On ten classes and RGB images depth 20 has 269,722 parameters and depth 18 has 11,173,962.
     """
 
-    depth: Literal[8, 20, 32, 56, 18, 34] = 20
-    norm: Norm = "batch"
-    width: Width | None = None
-    activation: Activation = "relu"
+    depth: Annotated[
+        Depth, Field(description="8 | 20 | 32 | 56 (three stages, He et al. 2015, section 4.2) | 18 | 34 (four stages)")
+    ] = 20
+    norm: Annotated[
+        Norm, Field(description="batch | group (gcd(8, channels) groups, calm for curvature) | none (biases instead)")
+    ] = "batch"
+    width: Annotated[
+        Width | None,
+        Field(description="channels of the first stage; null is 16 for depth 8..56 and 64 for depth 18, 34"),
+    ] = None
+    activation: Annotated[Activation, Field(description="of all blocks")] = "relu"
     init_scale: InitScale = 1.0
 
     def build(self, input_shape: Sequence[int], num_classes: int, seed: int) -> nn.Module:

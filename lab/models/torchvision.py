@@ -7,13 +7,13 @@ networks of attention, whose fused kernels have no second derivative, and those 
 
 import difflib
 from collections.abc import Sequence
+from typing import Annotated
 
-from pydantic import field_validator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, field_validator
 from torch import nn
 
 from lab.models.mlp import InitScale, initialised
-from lab.settings import CARD, SettingError
+from lab.settings import SettingError, settings
 
 LEFT_OUT = ("vit_", "swin_", "maxvit", "googlenet", "inception")
 
@@ -25,11 +25,13 @@ def names() -> list[str]:
     return [name for name in models.list_models(module=models) if not name.startswith(LEFT_OUT)]
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class TorchVision:
-    """A network of torchvision, e.g. resnet18, resnet50, vgg11_bn, densenet121, mobilenet_v2, convnext_tiny."""
+    """Convolutional classifiers of torchvision, untrained, drawn from the run's seed: their state dicts fit. RGB images."""
 
-    name: str = "resnet18"
+    name: Annotated[
+        str, Field(description="resnet18 | resnet50 | vgg11_bn | densenet121 | mobilenet_v2 | ... (torchvision.models)")
+    ] = "resnet18"
     init_scale: InitScale = 1.0
 
     @field_validator("name")

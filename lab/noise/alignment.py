@@ -22,7 +22,6 @@ from torch import Tensor
 from lab.curvature.basis import Basis
 from lab.curvature.forms import FEWEST_FORMS, Forms, Interval
 from lab.curvature.operators import LinearOperator
-from lab.curvature.probing import random_signs
 from lab.curvature.vectors import dot
 from lab.noise.covariance import GRAM_EXAMPLES, Covariance, centred_gram, covariance
 from lab.objective import Objective

@@ -26,7 +26,6 @@ from torch.nn.functional import pad
 
 from lab.curvature.basis import Basis, ritz
 from lab.curvature.operators import LinearOperator
-from lab.curvature.probing import random_signs
 from lab.curvature.vectors import norm
 from lab.noise.size import trace
 from lab.objective import NetworkObjective

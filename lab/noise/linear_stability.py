@@ -32,7 +32,6 @@ from lab.curvature.eigen import lanczos
 from lab.curvature.operators import LinearOperator
 from lab.curvature.stability import UpdateRule
 from lab.curvature.vectors import dots
-from lab.noise.examples import pulled_back
 from lab.objective import CHUNK_BYTES, NetworkObjective, pulled_back
 from lab.results import Estimate
 from lab.sampling import Sampling

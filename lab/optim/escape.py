@@ -13,7 +13,6 @@ from typing import Annotated, Any, Protocol
 
 import torch
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn, optim
 
 from lab.curvature.vectors import norm
@@ -24,7 +23,7 @@ from lab.optim.noise.draw import has_batch_norm
 from lab.optim.rules import rule_of
 from lab.params import layout, trainable, weights
 from lab.points.negative_curvature import FIRST, line_search, way_down
-from lab.settings import CARD, SettingError
+from lab.settings import SettingError, settings
 from lab.streams import stream
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -45,24 +44,23 @@ class Escape(Protocol):
         """Take it back."""
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class NegativeCurvature:
-    """A step along the most negative eigenvector of the Hessian where the gradient is small.
+    """A step along the most negative eigenvector of the Hessian where the gradient is small: off saddles without noise."""
 
-    gradient_tol   look for it where the norm of the gradient over all training examples is below this.
-    every          steps between looks at the gradient, each a gradient over all training examples.
-    curvature_tol  and step where the eigenvalue is below -curvature_tol, in the unit of the loss.
-    length         of the step, in the unit of the weights; null: the longest that doubling still pays for (line search).
-    tol            wanted error of the eigenvalue relative to the largest.
-    max_matvecs    Hessian products at most.
-    """
-
-    gradient_tol: Positive = 1e-2
-    every: Annotated[int, Field(gt=0)] = 10
-    curvature_tol: Positive = 1e-3
-    length: Positive | None = None
-    tol: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    max_matvecs: Annotated[int, Field(gt=0)] = 50
+    gradient_tol: Annotated[
+        Positive,
+        Field(description="look for it where the norm of the gradient over all training examples is below this"),
+    ] = 1e-2
+    every: Annotated[int, Field(gt=0, description="steps between looks at that gradient")] = 10
+    curvature_tol: Annotated[
+        Positive, Field(description="step where the eigenvalue is below minus this (loss per unit of weight squared)")
+    ] = 1e-3
+    length: Annotated[
+        Positive | None, Field(description="of the step, in weights; null: doubled as long as the loss falls further")
+    ] = None
+    tol: Annotated[float, Field(gt=0, lt=1, description="wanted error of the eigenvalue over the largest")] = 0.05
+    max_matvecs: Annotated[int, Field(gt=0, description="Hessian products at most, each time")] = 50
 
     def build(self, model: nn.Module, criterion: Criterion, seed: int) -> "SaddleEscape":
         """The escape of a run. Raises SettingError for a model that has no loss over all examples."""

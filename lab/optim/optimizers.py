@@ -14,22 +14,28 @@ from collections.abc import Iterable
 from typing import Annotated
 
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor, optim
 
-from lab.settings import CARD, SettingError
+from lab.settings import SettingError, settings
 
 Rate = Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)]
 Averaging = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
+Betas = Annotated[
+    tuple[Averaging, Averaging],
+    Field(description="b1, b2: running means of the gradient and of its square, per update"),
+]
+Eps = Annotated[NonNegative, Field(description="added to the root mean square of the gradient, in its unit")]
+Coupled = Annotated[
+    NonNegative, Field(description="c: c w joins the gradient, a penalty c/2 |w|^2 (coupled; adamw has the other)")
+]
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class OptimizerCard(ABC):
     """What every optimiser has: a learning rate, before the schedule multiplies it, and `build`."""
 
-    lr: Rate
+    lr: Annotated[Rate, Field(description="learning rate, before the schedule")]
 
     def check(self) -> None:  # noqa: B027 (no contradictions is the rule)
         """Raise SettingError, one line, for settings that contradict each other: it needs no data, so it comes first."""
@@ -39,15 +45,17 @@ class OptimizerCard(ABC):
         """The torch optimiser of `params`. Raises SettingError as `check` does."""
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class Sgd(OptimizerCard):
-    """Gradient descent, with Polyak's (heavy-ball) or Nesterov's momentum."""
+    """Gradient descent; stable while the sharpness is below (2 + 2b)/lr, with Nesterov below (2 + 2b)/((1 + 2b) lr)."""
 
     lr: Rate = 0.1
-    momentum: Averaging = 0.0
-    nesterov: bool = False
-    dampening: Share = 0.0
-    weight_decay: NonNegative = 0.0
+    momentum: Annotated[Averaging, Field(description="b: 0 is plain gradient descent, 0.9 is usual")] = 0.0
+    nesterov: Annotated[bool, Field(description="Nesterov's momentum; needs momentum > 0 and dampening 0")] = False
+    dampening: Annotated[
+        float, Field(ge=0, le=1, description="share of the gradient kept out of the momentum; needs momentum > 0")
+    ] = 0.0
+    weight_decay: Coupled = 0.0
 
     def check(self) -> None:
         if self.nesterov and (self.momentum == 0 or self.dampening != 0):
@@ -73,41 +81,50 @@ class Sgd(OptimizerCard):
         )
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class Adam(OptimizerCard):
-    """Adam; its weight decay is coupled, an L2 penalty in the gradient (Kingma and Ba 2015)."""
+    """Adam; stable while the preconditioned sharpness is below (2 + 2 b1)/((1 - b1) lr), which is 38/lr at b1 = 0.9.
+
+    Kingma and Ba (2015).
+    """
 
     lr: Rate = 1e-3
-    betas: tuple[Averaging, Averaging] = (0.9, 0.999)
-    eps: NonNegative = 1e-8
-    weight_decay: NonNegative = 0.0
+    betas: Betas = (0.9, 0.999)
+    eps: Eps = 1e-8
+    weight_decay: Coupled = 0.0
 
     def build(self, params: Iterable[Tensor]) -> optim.Adam:
         return optim.Adam(params, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class AdamW(OptimizerCard):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+    """Adam with decoupled weight decay d; stable while the preconditioned sharpness is below (1 + b1)(2/lr - d)/(1 - b1).
+
+    Loshchilov and Hutter (2019).
+    """
 
     lr: Rate = 1e-3
-    betas: tuple[Averaging, Averaging] = (0.9, 0.999)
-    eps: NonNegative = 1e-8
-    weight_decay: NonNegative = 0.01
+    betas: Betas = (0.9, 0.999)
+    eps: Eps = 1e-8
+    weight_decay: Annotated[NonNegative, Field(description="d: each update takes lr d w off w (decoupled)")] = 0.01
 
     def build(self, params: Iterable[Tensor]) -> optim.AdamW:
         return optim.AdamW(params, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class RMSprop(OptimizerCard):
-    """RMSprop as torch has it: eps outside the root, momentum after the division, no bias correction."""
+    """RMSprop; stable while the preconditioned sharpness is below (2 + 2b)/lr.
+
+    As torch has it: eps outside the root, momentum after the division, no bias correction.
+    """
 
     lr: Rate = 1e-3
-    alpha: Averaging = 0.99
-    momentum: Averaging = 0.0
-    eps: NonNegative = 1e-8
-    weight_decay: NonNegative = 0.0
+    alpha: Annotated[Averaging, Field(description="a: running mean of the squared gradient, per update")] = 0.99
+    momentum: Annotated[Averaging, Field(description="b, of the divided gradient")] = 0.0
+    eps: Eps = 1e-8
+    weight_decay: Coupled = 0.0
 
     def build(self, params: Iterable[Tensor]) -> optim.RMSprop:
         return optim.RMSprop(

@@ -16,9 +16,8 @@ from itertools import pairwise
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
-from pydantic.dataclasses import dataclass
 
-from lab.settings import CARD
+from lab.settings import settings
 
 Updates = Annotated[int, Field(gt=0, strict=True)]
 
@@ -31,7 +30,7 @@ def _increasing(milestones: tuple[int, ...]) -> tuple[int, ...]:
     return milestones
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class Schedule(ABC):
     """A learning rate as a function of the update."""
 
@@ -40,43 +39,47 @@ class Schedule(ABC):
         """The multiplier of the learning rate for update `step` (0-based) of `total`; positive."""
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class Constant(Schedule):
-    """The learning rate as it is."""
+    """The learning rate as it is: what the stability thresholds are stated for."""
 
     def factor(self, step: int, total: int) -> float:
         return 1.0
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class Cosine(Schedule):
-    """Half a cosine from 1 down to `final`, which update `total`, the one after the last, would have.
+    """Half a cosine, from the full learning rate to `final` of it at the end of the run.
 
-    So the last update is a little above `final` and no update is wasted on a rate of zero.
+    Update `total`, the one after the last, would have `final`: no update is wasted on a rate of zero.
     """
 
-    final: Annotated[float, Field(ge=0, le=1)] = 0.0
+    final: Annotated[float, Field(ge=0, le=1, description="share of lr reached at the end")] = 0.0
 
     def factor(self, step: int, total: int) -> float:
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * step / total)) / 2
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class Step(Schedule):
-    """A factor `gamma` at each milestone: update `milestone` is the first with the new rate."""
+    """The learning rate times gamma at each milestone."""
 
-    milestones: Annotated[tuple[Updates, ...], AfterValidator(_increasing)] = (500, 750)
-    gamma: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
+    milestones: Annotated[
+        tuple[Updates, ...],
+        AfterValidator(_increasing),
+        Field(description="updates, strictly increasing: the first ones with the new rate"),
+    ] = (500, 750)
+    gamma: Annotated[float, Field(gt=0, allow_inf_nan=False, description="factor at each milestone")] = 0.1
 
     def factor(self, step: int, total: int) -> float:
         return self.gamma ** sum(milestone <= step for milestone in self.milestones)
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class Warmup(Schedule):
-    """A straight line from 1/steps at update 0 to 1 at update steps - 1, then constant."""
+    """A linear warm-up from lr/steps to lr, then constant."""
 
-    steps: Updates = 100
+    steps: Annotated[Updates, Field(description="updates until the full learning rate")] = 100
 
     def factor(self, step: int, total: int) -> float:
         return min(1.0, (step + 1) / self.steps)

@@ -2,29 +2,26 @@
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 from matplotlib.axes import Axes
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
 from lab.report.base import Comparison, Told, new_figure, number, require_tags
 from lab.report.cells import Cell, differing, grouped, mean_and_error, short
-from lab.report.findings import Finding, find
-from lab.settings import CARD
+from lab.report.findings import Paragraph, find
+from lab.settings import settings
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class Bars(Comparison):
-    """The means of `tags` over the end of the runs. Runs that differ in the seed only make one bar, with its standard
-    error.
+    """Quantities at the end of the runs of a grid as bars; runs that differ in the seed only make one bar with its error."""
 
-    tags     a panel each.
-    share    of the run, at its end, that is averaged over; the last measurement at least.
-    finding  what the paragraph says: the name of one of `lab.report.findings`; null: the heights of the bars.
-    """
-
-    tags: tuple[str, ...] = ("test/accuracy",)
-    share: float = 0.25
-    finding: Finding | None = None
+    tags: Annotated[tuple[str, ...], Field(description="a panel each")] = ("test/accuracy",)
+    share: Annotated[
+        float, Field(description="of the run, at its end, that is averaged over; the last measurement at least")
+    ] = 0.25
+    finding: Paragraph = None
 
     def compare(self, cells: Sequence[Cell], title: str) -> Told:
         require_tags(self.tags, cells, "compare.tags")

@@ -4,13 +4,16 @@ import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from pydantic import Field
 
 from lab.report.cells import Cell
 from lab.settings import SettingError
 
+Panels = Annotated[str | None, Field(description="a setting whose values get a panel each; null: one panel")]
 LETTERS_PER_INCH = 11
 """Of a title in eleven points."""
 

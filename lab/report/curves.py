@@ -1,37 +1,36 @@
 """Quantities against the step, a panel for each value of one setting and a line for every run."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from matplotlib.axes import Axes
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
-from lab.report.base import Comparison, Told, new_figure, number, require_tags
+from lab.report.base import Comparison, Panels, Told, new_figure, number, require_tags
 from lab.report.cells import Cell, differing, grouped
-from lab.report.findings import Finding, find
-from lab.settings import CARD
+from lab.report.findings import Paragraph, find
+from lab.settings import settings
 
 STYLES = ("-", "--", ":", "-.")
 QUARTER = 0.25
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class Curves(Comparison):
-    """`tags` against the step.
+    """Quantities against the step: a panel for each value of one setting, a line for every run of the grid."""
 
-    tags     what is drawn, each in its own line style.
-    over     a tag by which all are divided at their steps, e.g. sharpness/threshold: the edge is then 1; null: none.
-    panels   a setting whose values get a panel each; null: one panel.
-    level    a horizontal line at this value, e.g. 1 for the edge; null: none.
-    ylabel   the name of the vertical axis; null: the tags.
-    finding  what the paragraph says: the name of one of `lab.report.findings`; null: the means of the last quarters.
-    """
-
-    tags: tuple[str, ...] = ("train/accuracy", "test/accuracy")
-    over: str | None = None
-    panels: str | None = None
-    level: float | None = None
-    ylabel: str | None = None
-    finding: Finding | None = None
+    tags: Annotated[
+        tuple[str, ...],
+        Field(description="what is drawn, each in its own line style"),
+    ] = ("train/accuracy", "test/accuracy")
+    over: Annotated[
+        str | None,
+        Field(description="tag by which all are divided, e.g. sharpness/threshold (1 is the edge); null: none"),
+    ] = None
+    panels: Panels = None
+    level: Annotated[float | None, Field(description="a horizontal line at this value; null: none")] = None
+    ylabel: Annotated[str | None, Field(description="name of the vertical axis; null: the tags")] = None
+    finding: Paragraph = None
 
     def compare(self, cells: Sequence[Cell], title: str) -> Told:
         require_tags(self.tags, cells, "compare.tags")

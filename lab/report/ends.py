@@ -2,34 +2,34 @@
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 from matplotlib.axes import Axes
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
-from lab.report.base import Comparison, Told, new_figure, number, require_tags
+from lab.report.base import Comparison, Panels, Told, new_figure, number, require_tags
 from lab.report.cells import Cell, differing, grouped, mean_and_error, short
-from lab.report.findings import Finding, find
-from lab.settings import CARD
+from lab.report.findings import Paragraph, find
+from lab.settings import settings
 
 MARKERS = "osD^vP"
 CROSS = 0.06
 """Height of a line of crosses, as a share of the axis."""
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class Ends(Comparison):
-    """The last value of `tag` against the setting `x`, on a logarithmic axis; runs that diverged are marked below.
+    """The last value of a quantity against a number that was set: a line for every combination of the other settings.
 
-    tag      what is drawn.
-    x        a setting with positive numbers; of data.batch_size, full is the number of examples.
-    panels   a setting whose values get a panel each; null: one panel.
-    finding  what the paragraph says: the name of one of `lab.report.findings`; null: the values of every line.
+    The horizontal axis is logarithmic; runs that diverged are marked below.
     """
 
-    tag: str = "test/accuracy"
-    x: str = "data.batch_size"
-    panels: str | None = None
-    finding: Finding | None = None
+    tag: Annotated[str, Field(description="what is drawn")] = "test/accuracy"
+    x: Annotated[
+        str, Field(description="a setting with positive numbers; of data.batch_size, full is the number of examples")
+    ] = "data.batch_size"
+    panels: Panels = None
+    finding: Paragraph = None
 
     def compare(self, cells: Sequence[Cell], title: str) -> Told:
         require_tags([self.tag], cells, "compare.tag")

@@ -3,11 +3,15 @@
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from lab.report.cells import Cell, grouped, mean_and_error
 
 Finding = Literal["random_labels", "generalization_gap", "edge_of_stochastic_stability", "noise_injection"]
+Paragraph = Annotated[Finding | None, Field(description="what the paragraph says; null: the numbers that are drawn")]
+"""A setting of a comparison."""
 
 QUARTER = 0.25
 """Share of a run, at its end, that is averaged over."""

@@ -4,28 +4,41 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
-from lab.settings import CARD, SettingError, usable_cpus
+from lab.settings import SettingError, settings, usable_cpus
 
 MAX_THREADS = 1024
 """More than that the system may not give, and then Python dies of it."""
 Period = Annotated[int, Field(gt=0)] | None
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class TrainerSettings:
-    """Accelerator, precision and threads; rhythms of logging, evaluation and checkpoints (in updates, null: never)."""
+    """How a run is carried out."""
 
-    accelerator: Literal["cpu", "gpu", "auto"] = "cpu"
-    precision: Literal["32-true", "64-true", "bf16-mixed"] = "32-true"
-    threads: Annotated[int, Field(gt=0, le=MAX_THREADS)] | Literal["auto"] = "auto"
-    chunk_examples: Annotated[int, Field(gt=0)] | Literal["all"] = "all"
-    batch_norm: Literal["train", "eval"] = "train"
-    max_loss: Annotated[float, Field(gt=0)] = 1e6
-    log_every: Period = 1
-    evaluate_every: Period = 100
-    checkpoint_every: Period = 500
+    accelerator: Annotated[
+        Literal["cpu", "gpu", "auto"], Field(description="cpu | gpu (CUDA) | auto: gpu where there is one, else cpu")
+    ] = "cpu"
+    precision: Annotated[
+        Literal["32-true", "64-true", "bf16-mixed"],
+        Field(description="32-true | 64-true | bf16-mixed (training steps only; curvature is always measured unmixed)"),
+    ] = "32-true"
+    threads: Annotated[
+        Annotated[int, Field(gt=0, le=MAX_THREADS)] | Literal["auto"],
+        Field(description="of torch; auto: 1 for a small MLP, else all CPUs, shared out among parallel jobs"),
+    ] = "auto"
+    chunk_examples: Annotated[
+        Annotated[int, Field(gt=0)] | Literal["all"],
+        Field(description="all | n examples per forward pass of a step, which is summed over chunks"),
+    ] = "all"
+    batch_norm: Annotated[
+        Literal["train", "eval"],
+        Field(description="statistics in the measured loss: train (of the batch: what training descends) | eval"),
+    ] = "train"
+    max_loss: Annotated[float, Field(gt=0, description="a larger training loss counts as divergence")] = 1e6
+    log_every: Annotated[Period, Field(description="updates between points of the training curves; null: none")] = 1
+    evaluate_every: Annotated[Period, Field(description="updates between evaluations; null: only at the end")] = 100
+    checkpoint_every: Annotated[Period, Field(description="updates between checkpoints; null: only at the end")] = 500
 
     def require_accelerator(self) -> None:
         """Raise SettingError when this machine has no such accelerator."""

@@ -11,21 +11,28 @@ Done to the settings before anything else looks at them: a run records the learn
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from lab.run.cards import card, typed
-from lab.settings import CARD, SettingError
+from lab.settings import SettingError, settings
 
 POWERS = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class Scaling:
-    """`batch_size` is B0, that for which optimizer.lr and steps are meant."""
+    """Learning rate and length made for one batch size B0, carried to data.batch_size (which must be a number then)."""
 
-    batch_size: Annotated[int, Field(gt=0, strict=True)] = 32
-    lr: Literal["none", "sqrt", "linear"] = "none"
-    budget: Literal["steps", "epochs"] = "steps"
+    batch_size: Annotated[
+        int, Field(gt=0, strict=True, description="B0, the batch size that optimizer.lr and steps are meant for")
+    ] = 32
+    lr: Annotated[
+        Literal["none", "sqrt", "linear"],
+        Field(description="none | sqrt | linear: optimizer.lr x (data.batch_size / B0)^(0 | 1/2 | 1)"),
+    ] = "none"
+    budget: Annotated[
+        Literal["steps", "epochs"],
+        Field(description="steps: as many updates | epochs: as many passes, steps x B0 / data.batch_size updates"),
+    ] = "steps"
 
     def factors(self, batch_size: int) -> tuple[float, float]:
         """What the learning rate and the number of updates are multiplied by.

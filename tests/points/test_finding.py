@@ -18,7 +18,7 @@ from lab.landscapes.saddle import Saddle
 from lab.models.mlp import Mlp
 from lab.objective import Decayed, NetworkObjective
 from lab.points.critical import classify
-from lab.points.finding import find_critical
+from lab.points.finding import _Newton, find_critical
 
 DOUBLE = torch.float64
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
-from lab.noise.examples import ExampleGradients
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 

@@ -1,7 +1,6 @@
 """`python -m lab.simulate`: every experiment has its card and runs; a slip is one line; a killed run is not finished."""
 
 import ast
-import dataclasses
 import importlib
 import pkgutil
 import shlex
@@ -79,17 +78,12 @@ def test_every_experiment_has_a_card_and_every_card_an_experiment() -> None:
 
 
 @pytest.mark.parametrize("name", CARDS)
-def test_a_card_lists_every_knob_with_its_default_and_opens_with_command_and_purpose(name: str) -> None:
+def test_a_card_opens_with_command_and_purpose_and_is_that_of_its_experiment(name: str) -> None:
     text, kind = CARDS[name].read_text(), experiments()[name]
     values = yaml.safe_load(text)
     assert values.pop("_target_") == f"{kind.__module__}.{kind.__qualname__}"
-    assert set(values) == {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    assert kind(**values) == kind()
-    assert all(f"{knob}:" in kind.__doc__ or f" {knob}" in kind.__doc__ for knob in values), "every knob is documented"
-    lines = text.splitlines()
-    assert lines[:2] == ["# @package _global_", f"# python -m lab.simulate experiment={name}"]
+    assert text.splitlines()[:2] == ["# @package _global_", f"# python -m lab.simulate experiment={name}"]
     assert len(summary_of(name)) > 30
-    assert all("#" in line for line in lines if line.strip() and not line.startswith("_target_"))
     assert not set(values) & {"seed", "accelerator", "threads"}, "shared by all experiments"
 
 

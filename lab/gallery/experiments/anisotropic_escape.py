@@ -18,16 +18,25 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from lab.escape.survival import words
-from lab.gallery.experiments.base import Comparison, Experiment, Outcome, Surroundings, paragraph, with_error
+from lab.gallery.experiments.base import (
+    Budget,
+    Comparison,
+    Experiment,
+    MaxSteps,
+    Outcome,
+    Surroundings,
+    Walkers,
+    paragraph,
+    with_error,
+)
 from lab.gallery.experiments.frame import panels
 from lab.gallery.laws.kramers import Domain, on
 from lab.gallery.laws.nystrom import Chain
 from lab.gallery.laws.passages import Passages, escapes, time_ratio
 from lab.landscapes.double_well import DoubleWell
-from lab.settings import CARD
+from lab.settings import settings
 
 Kind = Literal["isotropic", "aligned"]
 KINDS: tuple[Kind, ...] = ("isotropic", "aligned")
@@ -42,23 +51,28 @@ STABLE = 1.0
 PER_STEP = 3e-8
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class AnisotropicEscape(Experiment):
-    """stiffness: the curvatures k of the other directions; dimension: d, with that of the way out; trace: Tr D.
+    """Does noise aligned with the Hessian help to escape? Only if the way out is among the sharp directions.
 
-    lr: learning rate; walkers: in each cell; budget: for how many mean times they are watched (the others are censored);
-    max_steps: at most so many steps.
+    Zhu et al. 2019 argue that it does; here with equal trace, in a double well whose other directions are flatter (it does)
+    or sharper (it hinders, exponentially) than the way out. The exact chain of the way out is the theory.
     """
 
     name: ClassVar[str] = "anisotropic_escape"
 
-    stiffness: tuple[Annotated[float, Field(gt=0, le=100)], ...] = (0.5, 1.0, 2.0, 4.0, 8.0)
-    dimension: Annotated[int, Field(ge=2, le=1000)] = 2
-    trace: Annotated[float, Field(gt=0, le=1000)] = 0.14
-    lr: Annotated[float, Field(ge=1e-3, le=0.5)] = 0.1
-    walkers: Annotated[int, Field(ge=20, le=10_000_000)] = 2000
-    budget: Annotated[float, Field(gt=0, le=20)] = 1.0
-    max_steps: Annotated[int, Field(ge=1000, le=100_000_000)] = 60_000
+    stiffness: Annotated[
+        tuple[Annotated[float, Field(gt=0, le=100)], ...],
+        Field(description="curvatures of the other directions; the way out has 2"),
+    ] = (0.5, 1.0, 2.0, 4.0, 8.0)
+    dimension: Annotated[int, Field(ge=2, le=1000, description="with that of the way out")] = 2
+    trace: Annotated[
+        float, Field(gt=0, le=1000, description="of the diffusion D, the same for both kinds of noise; barrier 0.25")
+    ] = 0.14
+    lr: Annotated[float, Field(ge=1e-3, le=0.5, description="learning rate, at most 1/(largest stiffness)")] = 0.1
+    walkers: Walkers = 2000
+    budget: Budget = 1.0
+    max_steps: MaxSteps = 60_000
 
     def __post_init__(self) -> None:
         if len(set(self.stiffness)) < max(2, len(self.stiffness)):

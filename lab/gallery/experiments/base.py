@@ -9,10 +9,11 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Generator
 
 from lab.progress import Tick
@@ -26,6 +27,11 @@ T = TypeVar("T")
 LOUD = 4.0
 """Standard errors beyond which theory and measurement are said to disagree: by chance once in 16000 comparisons."""
 ROUND_OFF = 1e-12
+Walkers = Annotated[int, Field(ge=20, le=10_000_000, description="in each cell")]
+Budget = Annotated[
+    float, Field(gt=0, le=20, description="mean times that a walker is watched; one that has not left then is censored")
+]
+MaxSteps = Annotated[int, Field(ge=1000, le=100_000_000, description="for which a walker is watched at most")]
 
 
 @dataclass(frozen=True)
@@ -133,7 +139,7 @@ class Surroundings:
 
 
 class Experiment(ABC):
-    """One simulation. Subclasses are pydantic dataclasses with config=CARD, every knob documented and range-checked.
+    """One simulation. Subclasses are cards (`lab.settings.settings`); the docstring heads that in `conf/simulation/`.
 
     name is that of its card. parallel says whether single operations are long enough to gain from a second thread: waking
     one for short operations costs more than it brings, on a busy machine a hundred times. on_cpu: it computes there only.

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn, optim
 
 from lab.curvature.eigen import lanczos
@@ -43,7 +42,7 @@ from lab.objective import NetworkObjective
 from lab.points.interpolate import interpolate
 from lab.progress import Tick
 from lab.results import Estimate
-from lab.settings import CARD, SettingError
+from lab.settings import SettingError, settings
 from lab.streams import stream
 
 TRAINING_LR = 0.2
@@ -131,32 +130,49 @@ class Landing:
         return self.end.value / self.critical
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class EscapeBallistic(Experiment):
-    """examples, hidden: digits that a 64-hidden-10 tanh network learns by heart, by training_steps of gradient descent at
-    learning rate 0.2 and Gauss-Newton steps; the network needs more weights than ten times the examples.
+    """Leaving a sharp minimum that fits every example: at the rate of a random matrix product, landing where sharpness is
+    stable.
 
-    lrs: learning rates in units of 2/S, the edge of gradient descent. batch_sizes: drawn with replacement; the full batch
-    comes with them. replicas, steps: runs whose growth is measured, and the random product beside them; estimator of
-    growth: renormalised, own_exit or common_time (`lab.escape.renormalised`). stay_steps: how long runs are watched where
-    the theory says that they stay. landing_at: learning rates over the critical one of each batch size (the full batch
-    too) from which landing_replicas run landing_steps.
+    Where the residual is zero mini-batches have no noise: runs leave because the linearised steps are unstable. They grow
+    by the top Lyapunov exponent of their random product (Furstenberg and Kesten 1960), while the second moments of Wu, Ma
+    and E (2018) explode earlier and faster, carried by rare runs; and they land where S lr/2 is just below the critical
+    value.
     """
 
     name: ClassVar[str] = "escape_ballistic"
 
-    examples: Annotated[int, Field(ge=10, le=200)] = 50
-    hidden: Annotated[int, Field(ge=2, le=500)] = 24
-    training_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 3000
-    lrs: tuple[Annotated[float, Field(gt=0, le=3)], ...] = (0.3, 0.4, 0.6, 0.9, 1.2)
-    batch_sizes: tuple[Annotated[int, Field(ge=1, le=1000)], ...] = (2, 4, 8, 16)
-    replicas: Annotated[int, Field(ge=2, le=10_000)] = 64
-    steps: Annotated[int, Field(ge=20, le=100_000)] = 200
-    stay_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 400
-    estimator: Literal["renormalised", "own_exit", "common_time"] = "renormalised"
-    landing_at: Annotated[float, Field(gt=1, le=2)] = 1.25
-    landing_replicas: Annotated[int, Field(ge=2, le=1000)] = 16
-    landing_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 2000
+    examples: Annotated[int, Field(ge=10, le=200, description="first digits, fitted exactly")] = 50
+    hidden: Annotated[int, Field(ge=2, le=500, description="tanh neurons; more weights than 10 x examples")] = 24
+    training_steps: Annotated[
+        int, Field(ge=1, le=1_000_000, description="of descent at lr 0.2, before Gauss-Newton steps to zero loss")
+    ] = 3000
+    lrs: Annotated[
+        tuple[Annotated[float, Field(gt=0, le=3)], ...],
+        Field(description="learning rates, in units of 2 / sharpness of the minimum"),
+    ] = (0.3, 0.4, 0.6, 0.9, 1.2)
+    batch_sizes: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=1000)], ...],
+        Field(description="examples a step, drawn with replacement; the full batch comes with them"),
+    ] = (2, 4, 8, 16)
+    replicas: Annotated[int, Field(ge=2, le=10_000, description="runs of each kind whose growth is measured")] = 64
+    steps: Annotated[
+        int,
+        Field(ge=20, le=100_000, description="of each, and of the random product; the first 30 and 25 % are left out"),
+    ] = 200
+    stay_steps: Annotated[
+        int, Field(ge=1, le=1_000_000, description="of runs that the theory says stay (and of the other estimators)")
+    ] = 400
+    estimator: Annotated[
+        Literal["renormalised", "own_exit", "common_time"],
+        Field(description="renormalised | own_exit: of each run, from step 8 | common_time: the first exit of all"),
+    ] = "renormalised"
+    landing_at: Annotated[
+        float, Field(gt=1, le=2, description="learning rate of runs that land, over the critical one of the batch size")
+    ] = 1.25
+    landing_replicas: Annotated[int, Field(ge=2, le=1000, description="of them, for each batch size")] = 16
+    landing_steps: Annotated[int, Field(ge=1, le=1_000_000, description="for which they go on")] = 2000
 
     def __post_init__(self) -> None:
         for name in ("lrs", "batch_sizes"):

@@ -16,7 +16,6 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor, optim
 
 from lab.escape.network_saddle import NetworkSaddle, follow, left, mean_time
@@ -38,7 +37,7 @@ from lab.points.dense import LARGEST
 from lab.points.embedding import OneHidden, split_neuron
 from lab.progress import Tick
 from lab.results import EscapeTimes, Estimate
-from lab.settings import CARD, SettingError
+from lab.settings import SettingError, settings
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 KICK, KICKED, GROWN = 1e-8, 16, 1e4
@@ -72,30 +71,37 @@ class Origin:
     slope: Estimate
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class EscapeSplit(Experiment):
-    """examples: digits whose lower halves a tanh network predicts from the upper ones.
+    """Saddles that SGD never leaves by its noise: a neuron split in equal halves, and the origin from which training
+    begins.
 
-    share: of the output weights that the one half of a neuron split unequally has, beside the equal split. lr: of SGD;
-    batch_size: of the runs that start at the equal split, for stay_steps; unequal_batch_size: of those at the unequal one.
-    isotropic: standard deviation of the Gaussian noise in every coordinate of the gradient. radius: left is who is further
-    than this away along the descending direction. replicas: runs of each. hidden: neurons of the network that starts near
-    the origin, from weights N(0, size^2) for every size of sizes, at half the learning rate.
+    Both halves get the same gradient from every example, so that the noise along their difference is zero whatever the
+    batch (Fukumizu and Amari 2000 for the saddles); isotropic noise leaves in log(1/noise) / log(1 + lr |lambda|) steps.
     """
 
     name: ClassVar[str] = "escape_split"
 
-    examples: Annotated[int, Field(ge=20, le=1797)] = 200
-    share: Annotated[float, Field(gt=0, lt=1)] = 0.3
-    lr: Positive = 0.2
-    batch_size: Annotated[int, Field(ge=1, le=100_000)] = 16
-    unequal_batch_size: Annotated[int, Field(ge=1, le=100_000)] = 64
-    stay_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 1500
-    isotropic: Positive = 0.01
-    radius: Annotated[float, Field(gt=0, le=10)] = 0.3
-    replicas: Annotated[int, Field(ge=10, le=100_000)] = 512
-    hidden: Annotated[int, Field(ge=1, le=(LARGEST - OUTPUTS) // (INPUTS + OUTPUTS + 1))] = 8
-    sizes: tuple[Annotated[float, Field(ge=1e-9, le=0.01)], ...] = (1e-5, 1e-4, 1e-3)
+    examples: Annotated[
+        int, Field(ge=20, le=1797, description="digits, lower half predicted from upper half by a tanh network")
+    ] = 200
+    share: Annotated[float, Field(gt=0, lt=1, description="of an unequal split, beside the equal one")] = 0.3
+    lr: Annotated[Positive, Field(description="learning rate; half of it at the origin")] = 0.2
+    batch_size: Annotated[
+        int, Field(ge=1, le=100_000, description="of the runs that stay at the equal split, and of SGD from the origin")
+    ] = 16
+    unequal_batch_size: Annotated[int, Field(ge=1, le=100_000, description="of those that leave the unequal one")] = 64
+    stay_steps: Annotated[int, Field(ge=1, le=1_000_000, description="for which those that stay are watched")] = 1500
+    isotropic: Annotated[Positive, Field(description="standard deviation in every coordinate of the gradient")] = 0.01
+    radius: Annotated[float, Field(gt=0, le=10, description="left: further along the descending direction")] = 0.3
+    replicas: Annotated[int, Field(ge=10, le=100_000, description="runs of each kind, half from the origin")] = 512
+    hidden: Annotated[
+        int, Field(ge=1, le=(LARGEST - OUTPUTS) // (INPUTS + OUTPUTS + 1), description="neurons near the origin")
+    ] = 8
+    sizes: Annotated[
+        tuple[Annotated[float, Field(ge=1e-9, le=0.01)], ...],
+        Field(description="of its initial weights, standard deviations"),
+    ] = (1e-5, 1e-4, 1e-3)
 
     def __post_init__(self) -> None:
         if len(self.sizes) < 2 or len(set(self.sizes)) < len(self.sizes):

@@ -17,17 +17,26 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from lab.escape.survival import Slope, exponentiality, kaplan_meier
-from lab.gallery.experiments.base import Comparison, Experiment, Outcome, Surroundings, paragraph, with_error
+from lab.gallery.experiments.base import (
+    Budget,
+    Comparison,
+    Experiment,
+    MaxSteps,
+    Outcome,
+    Surroundings,
+    Walkers,
+    paragraph,
+    with_error,
+)
 from lab.gallery.experiments.frame import panels
 from lab.gallery.laws.kramers import Domain, escape_rate, kramers_time, on
 from lab.gallery.laws.nystrom import Chain
 from lab.gallery.laws.passages import Passages, escapes, slopes, time_ratio, untold
 from lab.landscapes.double_well import DoubleWell
 from lab.progress import Tick
-from lab.settings import CARD
+from lab.settings import settings
 
 LANDSCAPE = DoubleWell(())
 WELL, TOP = 2.0, 1.0
@@ -40,22 +49,30 @@ COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:purple", "tab:brown", "tab
 PER_STEP = 4e-8
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class Kramers(Experiment):
-    """batch_over_lr: the values of B / lr; noise: C, the variance of the gradient noise of one example.
+    """Escape over a barrier by constant noise: log time against B / lr, to the top and beyond it, at small and large lr.
 
-    lr: the learning rates at which each is simulated; walkers: in each cell; budget: for how many mean times they are
-    watched (the others are censored); max_steps: at most so many steps.
+    Kramers 1940; theory by the exact chain of the steps, which at lr = 0.4 leaves 1.6 times as fast as the differential
+    equation, and at the top of the barrier sees the walker late. The asymptote is drawn, 7 to 14 % below the truth.
     """
 
     name: ClassVar[str] = "kramers"
 
-    batch_over_lr: tuple[Annotated[float, Field(gt=0, le=1e4)], ...] = (14.0, 20.0, 28.0, 36.0)
-    noise: Annotated[float, Field(gt=0, le=1e4)] = 2.8
-    lr: tuple[Annotated[float, Field(ge=1e-3, le=0.5)], ...] = (0.05, 0.1, 0.2, 0.4)
-    walkers: Annotated[int, Field(ge=20, le=10_000_000)] = 2000
-    budget: Annotated[float, Field(gt=0, le=20)] = 1.0
-    max_steps: Annotated[int, Field(ge=1000, le=100_000_000)] = 1_000_000
+    batch_over_lr: Annotated[
+        tuple[Annotated[float, Field(gt=0, le=1e4)], ...],
+        Field(description="B / lr: two or more, at least four barriers over C"),
+    ] = (14.0, 20.0, 28.0, 36.0)
+    noise: Annotated[
+        float, Field(gt=0, le=1e4, description="C, variance of the gradient of one example: temperature lr C / 2B")
+    ] = 2.8
+    lr: Annotated[
+        tuple[Annotated[float, Field(ge=1e-3, le=0.5)], ...],
+        Field(description="learning rates at which every B / lr is simulated"),
+    ] = (0.05, 0.1, 0.2, 0.4)
+    walkers: Walkers = 2000
+    budget: Budget = 1.0
+    max_steps: MaxSteps = 1_000_000
 
     def __post_init__(self) -> None:
         if len(set(self.batch_over_lr)) < max(2, len(self.batch_over_lr)):

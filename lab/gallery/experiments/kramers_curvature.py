@@ -18,18 +18,27 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from lab.escape.survival import Slope
-from lab.gallery.experiments.base import Comparison, Experiment, Outcome, Surroundings, paragraph, with_error
+from lab.gallery.experiments.base import (
+    Budget,
+    Comparison,
+    Experiment,
+    MaxSteps,
+    Outcome,
+    Surroundings,
+    Walkers,
+    paragraph,
+    with_error,
+)
 from lab.gallery.experiments.frame import panels
 from lab.gallery.landscapes.piecewise_parabola import PiecewiseParabola
 from lab.gallery.laws.kramers import Diffusion, Domain, curvature_exponent, escape_rate, kramers_time, on
 from lab.gallery.laws.nystrom import Chain
 from lab.gallery.laws.passages import Passages, escapes, slopes, untold
 from lab.progress import Tick
-from lab.settings import CARD
+from lab.settings import settings
 
 LEAST = 2.0
 """Exponents below it have no rate: a walker does not settle before it leaves."""
@@ -41,25 +50,32 @@ PER_STEP = 8e-8
 Curvature = Annotated[float, Field(gt=0, le=1e3)]
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class KramersCurvature(Experiment):
-    """well, top, barrier: H_a, H_b and the height; batch_over_lr: the values of B / lr at which it is left.
+    """Escape by noise that grows with the curvature, as that of SGD: exponent, prefactor, and where sharper wells stop
+    helping.
 
-    wells: the H_a of a second sweep at the smallest B / lr, with noise of both kinds. lr: learning rate; walkers: in each
-    cell; budget: for how many mean times they are watched (the others are censored); max_steps: at most so many steps.
+    Xie, Sato and Sugiyama 2021: their exponent is right, their prefactor is off by H_a / H_b for the noise of SGD (Ito),
+    and once H_a is above H_b it is the top that sets the exponent. All against the exact chain of the steps.
     """
 
     name: ClassVar[str] = "kramers_curvature"
 
-    well: Curvature = 2.0
-    top: Curvature = 1.0
-    barrier: Annotated[float, Field(gt=0, le=1e3)] = 0.25
-    batch_over_lr: tuple[Annotated[float, Field(gt=0, le=1e6)], ...] = (7.0, 9.0, 11.0, 13.0)
-    wells: tuple[Curvature, ...] = (0.7, 1.0, 2.0, 4.0, 8.0)
-    lr: Annotated[float, Field(ge=1e-4, le=1)] = 0.03
-    walkers: Annotated[int, Field(ge=20, le=10_000_000)] = 2000
-    budget: Annotated[float, Field(gt=0, le=20)] = 1.0
-    max_steps: Annotated[int, Field(ge=1000, le=100_000_000)] = 1_000_000
+    well: Annotated[Curvature, Field(description="H_a, curvature of the well that is left at every B / lr")] = 2.0
+    top: Annotated[Curvature, Field(description="H_b, that of the top but for the sign")] = 1.0
+    barrier: Annotated[float, Field(gt=0, le=1e3, description="loss at the top minus loss in the well")] = 0.25
+    batch_over_lr: Annotated[
+        tuple[Annotated[float, Field(gt=0, le=1e6)], ...],
+        Field(description="B / lr: two or more; the noise is D = lr |H| / 2B"),
+    ] = (7.0, 9.0, 11.0, 13.0)
+    wells: Annotated[
+        tuple[Curvature, ...],
+        Field(description="H_a of a second sweep at the smallest B / lr, also with constant noise T = lr H_b / 2B"),
+    ] = (0.7, 1.0, 2.0, 4.0, 8.0)
+    lr: Annotated[float, Field(ge=1e-4, le=1, description="learning rate, at most 1 over the largest curvature")] = 0.03
+    walkers: Walkers = 2000
+    budget: Budget = 1.0
+    max_steps: MaxSteps = 1_000_000
 
     def __post_init__(self) -> None:
         if len(set(self.batch_over_lr)) < max(2, len(self.batch_over_lr)):

@@ -14,7 +14,6 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from lab.flows.langevin import Langevin, reflecting
@@ -26,7 +25,7 @@ from lab.gallery.laws.label_noise import FactorSGD, crossing_growth, drift_share
 from lab.landscapes.factorisation import Factorisation
 from lab.landscapes.gibbs import gibbs, inside
 from lab.results import Estimate
-from lab.settings import CARD
+from lab.settings import settings
 
 NOISES = ("label", "minibatch", "langevin")
 COLORS = ("tab:orange", "tab:green", "tab:blue")
@@ -42,27 +41,32 @@ MOVES = 400
 Scale = Annotated[float, Field(ge=0.01, le=3)]
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class LabelNoise(Experiment):
-    """lr, std: step size, and standard deviation s of the labels. start: a at which walkers of the valley b = 0 begin.
+    """Which noise takes walkers to the crossing of two valleys? Label noise does, mini-batch and Langevin noise do not.
 
-    walkers, steps: how many, and how long, from the same uniform places in the square |a|, |b| < half_width (reflecting),
-    under each of the three noises; box: half-width of the box at the crossing. batch_size: of the mini-batches.
-    temperature: of the Langevin walkers (MALA). scales: of lr s at which the growth near the crossing is measured.
+    On (a b - y)^2/2 all label-noise walkers are within 0.2 of the crossing after 8000 steps, 7 % of the Langevin walkers
+    are (their Gibbs share), and 5 % under mini-batch noise at interpolation, which vanishes on the valleys. Beside it the
+    drift along the valley against its equation, and the growth of log|a + b| at the crossing.
     """
 
     name: ClassVar[str] = "label_noise"
 
-    lr: Annotated[float, Field(gt=0, le=1)] = 0.1
-    std: Annotated[float, Field(gt=0, le=10)] = 0.5
-    start: Annotated[float, Field(gt=0, le=100)] = 2.0
-    walkers: Annotated[int, Field(ge=100, le=10_000_000)] = 4000
-    steps: Annotated[int, Field(ge=50, le=10_000_000)] = 8000
-    half_width: Annotated[float, Field(gt=0, le=100)] = 2.0
-    box: Annotated[float, Field(gt=0, le=50)] = 0.2
-    batch_size: Annotated[int, Field(ge=1, le=1000)] = 1
-    temperature: Annotated[float, Field(gt=0, le=10)] = 0.01
-    scales: tuple[Scale, ...] = (0.25, 0.5, 1.0, 1.5, 2.0)
+    lr: Annotated[float, Field(gt=0, le=1, description="step size")] = 0.1
+    std: Annotated[float, Field(gt=0, le=10, description="s, standard deviation of the labels")] = 0.5
+    start: Annotated[
+        float, Field(gt=0, le=100, description="a, where the walkers on the valley b = 0 begin; below .9 sqrt(2/lr)")
+    ] = 2.0
+    walkers: Annotated[int, Field(ge=100, le=10_000_000, description="for each measurement")] = 4000
+    steps: Annotated[int, Field(ge=50, le=10_000_000, description="of the walkers from uniform places")] = 8000
+    half_width: Annotated[float, Field(gt=0, le=100, description="of their square, with reflecting walls")] = 2.0
+    box: Annotated[float, Field(gt=0, le=50, description="half-width of the box at the crossing")] = 0.2
+    batch_size: Annotated[int, Field(ge=1, le=1000, description="of the mini-batches")] = 1
+    temperature: Annotated[float, Field(gt=0, le=10, description="T of the Langevin walkers")] = 0.01
+    scales: Annotated[
+        tuple[Scale, ...],
+        Field(description="lr s at which the growth at the crossing is measured"),
+    ] = (0.25, 0.5, 1.0, 1.5, 2.0)
 
     def __post_init__(self) -> None:
         stable = (2 / self.lr) ** 0.5

@@ -32,7 +32,7 @@ from lab.noise.stationary import (
 from lab.noise.tails import excess_kurtosis, stable, stable_index, stable_width
 from lab.progress import Tick
 from lab.results import Estimate
-from lab.settings import CARD
+from lab.settings import CARD, settings
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 MULTIPLES = np.linspace(0.05, 4, 80)
@@ -43,32 +43,44 @@ SECONDS_PER_NUMBER = 3e-8
 SECONDS_PER_STEP = 1.5e-4
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class OrnsteinUhlenbeck(Experiment):
-    """curvatures: eigenvalues of H; noise: those of the covariance C of the gradient of a step, in axes of its own.
+    """Where SGD of constant learning rate settles in a quadratic minimum: exact covariances beside walkers, and what they
+    miss.
 
-    lr: learning rate; momentum: of a second run, with heavy ball; decay: of the running mean of the weights. examples,
-    batch_size: of the linear regression whose mini-batches are real; edge: its learning rate, as a share of that at which
-    second moments explode. valley, time: curvatures of the minimum in which isotropic noise is held against noise
-    proportional to them, and the time for which the first climb is followed. alpha: index of the noise without a variance
-    (2: Gaussian). walkers, looks: walkers of each, and times at which they are seen once they have settled.
+    The discrete Lyapunov equation is exact; the continuous one is too small by lr h / 2 along curvature h (Mandt et al.
+    2017, Liu et al. 2021). Beside it heavy ball, running means, real mini-batches, isotropic noise against noise that
+    follows the curvature (Zhu et al. 2019), how likely large noise is, and noise that has no variance.
     """
 
     name: ClassVar[str] = "ornstein_uhlenbeck"
 
-    curvatures: Annotated[tuple[Positive, ...], Field(min_length=2, max_length=30)] = (2.0, 1.0, 0.4)
-    noise: tuple[Positive, ...] = (3.0, 1.0, 0.3)
-    lr: Positive = 0.4
-    momentum: Annotated[float, Field(gt=0, le=0.99)] = 0.9
-    decay: Annotated[float, Field(gt=0, le=0.999)] = 0.95
-    examples: Annotated[int, Field(ge=4, le=100_000)] = 30
-    batch_size: Annotated[int, Field(ge=1, le=1000)] = 2
-    edge: Annotated[float, Field(ge=0.01, le=0.5)] = 0.35
-    valley: Annotated[tuple[Positive, ...], Field(min_length=2, max_length=30)] = (10.0, 1.0, 0.1, 0.01)
-    time: Positive = 0.2
-    alpha: Annotated[float, Field(ge=0.3, le=2)] = 1.5
-    walkers: Annotated[int, Field(ge=100, le=10_000_000)] = 4000
-    looks: Annotated[int, Field(ge=1, le=1000)] = 10
+    curvatures: Annotated[
+        tuple[Positive, ...],
+        Field(min_length=2, max_length=30, description="eigenvalues of H"),
+    ] = (2.0, 1.0, 0.4)
+    noise: Annotated[
+        tuple[Positive, ...],
+        Field(description="eigenvalues of the covariance of the gradient of a step, in axes of its own"),
+    ] = (3.0, 1.0, 0.3)
+    lr: Annotated[Positive, Field(description="learning rate, below 2 / lambda_max")] = 0.4
+    momentum: Annotated[float, Field(gt=0, le=0.99, description="of a second run, with heavy ball")] = 0.9
+    decay: Annotated[float, Field(gt=0, le=0.999, description="of the running mean of the weights")] = 0.95
+    examples: Annotated[int, Field(ge=4, le=100_000, description="of a linear regression")] = 30
+    batch_size: Annotated[int, Field(ge=1, le=1000, description="of its mini-batches, with replacement")] = 2
+    edge: Annotated[
+        float, Field(ge=0.01, le=0.5, description="its learning rate, over that at which second moments explode")
+    ] = 0.35
+    valley: Annotated[
+        tuple[Positive, ...],
+        Field(min_length=2, max_length=30, description="curvatures for isotropic noise against noise ~ curvature"),
+    ] = (10.0, 1.0, 0.1, 0.01)
+    time: Annotated[Positive, Field(description="for which the first climb out of it is followed")] = 0.2
+    alpha: Annotated[float, Field(ge=0.3, le=2, description="index of the noise without a variance; 2: Gaussian")] = 1.5
+    walkers: Annotated[
+        int, Field(ge=100, le=10_000_000, description="of each; half in the valley, ten times as many on the climb")
+    ] = 4000
+    looks: Annotated[int, Field(ge=1, le=1000, description="times at which they are seen, once they have settled")] = 10
 
     def __post_init__(self) -> None:
         if len(self.noise) != len(self.curvatures):

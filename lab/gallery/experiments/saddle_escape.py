@@ -29,7 +29,7 @@ from lab.landscapes.factorisation import Factorisation
 from lab.landscapes.saddle import Saddle
 from lab.progress import Tick
 from lab.results import Estimate
-from lab.settings import CARD
+from lab.settings import CARD, settings
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 HALF_WAY = 0.5
@@ -42,25 +42,29 @@ CROWDED = 0.03
 SECONDS_PER_STEP, SECONDS_PER_NUMBER = 1.5e-4, 3.5e-8
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class SaddleEscape(Experiment):
-    """lr: learning rate; momentum: of heavy ball; curvature: |lambda| of all directions, descending or not.
+    """How long does SGD stay at a saddle? Exit times against their law, and saddles that noise can never leave.
 
-    noise: sizes of the Gaussian noise in every coordinate of the gradient (standard deviation, per step); the middle one is
-    used where only one is. radius: exit at |x_-| > radius. dimension: variables of the saddle, one of them descending;
-    directions: numbers of descending directions tried. walkers: that start at the saddle, for each point.
+    The time grows as log(1/noise) / log(1 + lr |lambda|): the slope, the spread pi / (sqrt(8) log(1 + lr |lambda|)) and the
+    effect of k descending directions are exact. Noise that has no part along them (u'Du = 0) leaves the walker for ever.
     """
 
     name: ClassVar[str] = "saddle_escape"
 
-    lr: Positive = 0.05
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    curvature: Positive = 1.0
-    noise: tuple[Annotated[float, Field(ge=1e-15, le=1e9)], ...] = (1e-2, 1e-3, 1e-4, 1e-5)
-    radius: Annotated[float, Field(ge=1e-9, le=1e9)] = 1.0
-    dimension: Annotated[int, Field(ge=2, le=10_000)] = 2
-    directions: tuple[Annotated[int, Field(ge=1, le=10_000)], ...] = (1, 3, 10, 30, 100)
-    walkers: Annotated[int, Field(ge=100, le=100_000_000)] = 4000
+    lr: Annotated[Positive, Field(description="learning rate; lr x curvature from 0.001 to 0.5")] = 0.05
+    momentum: Annotated[float, Field(ge=0, lt=1, description="of heavy ball, as torch.optim.SGD has it")] = 0.0
+    curvature: Annotated[Positive, Field(description="|lambda| of descending directions, and of the others")] = 1.0
+    noise: Annotated[
+        tuple[Annotated[float, Field(ge=1e-15, le=1e9)], ...],
+        Field(description="standard deviations of the noise in each coordinate of the gradient"),
+    ] = (1e-2, 1e-3, 1e-4, 1e-5)
+    radius: Annotated[float, Field(ge=1e-9, le=1e9, description="a walker has left when |x_-| exceeds it")] = 1.0
+    dimension: Annotated[int, Field(ge=2, le=10_000, description="variables of the saddle, one of them descending")] = 2
+    directions: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=10_000)], ...], Field(description="numbers of descending directions")
+    ] = (1, 3, 10, 30, 100)
+    walkers: Annotated[int, Field(ge=100, le=100_000_000, description="started at the saddle for every point")] = 4000
 
     def __post_init__(self) -> None:
         for name in ("noise", "directions"):

@@ -34,7 +34,7 @@ from lab.noise.linear_stability import ExampleCurvature, critical_lr, in_plane, 
 from lab.progress import Tick
 from lab.results import EscapeTimes, Estimate
 from lab.sampling import batch_factor
-from lab.settings import CARD
+from lab.settings import CARD, settings
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 FAR = 1e10
@@ -48,34 +48,30 @@ SECONDS_PER_NUMBER = 2e-8
 TINY = np.finfo(float).tiny
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class StabilityRadius(Experiment):
-    """curvatures: h of the minima h x^2/2; lr: learning rate; noise: c of the variance of the gradient, c h or c.
+    """Is a sharp minimum left more easily? Exit times and the radius in which SGD stays, for two kinds of noise.
 
-    radius: of the exit |x| > radius, whose time is measured; longest: the time for which it is watched, in units of lr x
-    steps. horizon, share: the radius in which this share of the walkers stays for this time. walkers: for each curvature
-    and noise. examples: curvatures of single examples, and batch_size of them without replacement, for the growth where the
-    noise vanishes at the minimum.
+    "The stability radius is inversely proportional to the curvature" does not hold: every radius is left in the end, under
+    noise ~ h the radius for a given time even grows with h, and under the same noise it falls as h^(-1/2). Exact values
+    from the discrete chain. Where noise vanishes at the minimum, the learning rates of Wu, Ma and E (2018) take its place.
     """
 
     name: ClassVar[str] = "stability_radius"
 
-    curvatures: tuple[Positive, ...] = (1.0, 2.0, 4.0, 8.0, 16.0)
-    lr: Annotated[float, Field(ge=1e-3, allow_inf_nan=False)] = 0.01
-    noise: Positive = 1.5
-    radius: Positive = 0.2
-    longest: Positive = 150.0
-    horizon: Positive = 20.0
-    share: Annotated[float, Field(ge=0.01, le=0.99)] = 0.9
-    walkers: Annotated[int, Field(ge=100, le=10_000_000)] = 2000
-    examples: Annotated[tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...], Field(max_length=16)] = (
-        0.0,
-        0.5,
-        1.0,
-        1.5,
-        7.0,
-    )
-    batch_size: Annotated[int, Field(ge=1)] = 1
+    curvatures: Annotated[tuple[Positive, ...], Field(description="h of minima h x^2/2")] = (1.0, 2.0, 4.0, 8.0, 16.0)
+    lr: Annotated[float, Field(ge=1e-3, allow_inf_nan=False, description="learning rate")] = 0.01
+    noise: Annotated[Positive, Field(description="c: the gradient of a step has variance c h, or c for all h")] = 1.5
+    radius: Annotated[Positive, Field(description="a walker has left when |x| exceeds it")] = 0.2
+    longest: Annotated[Positive, Field(description="time for which exits are watched, in units of lr x steps")] = 150.0
+    horizon: Annotated[Positive, Field(description="time for which a radius holds, in units of lr x steps")] = 20.0
+    share: Annotated[float, Field(ge=0.01, le=0.99, description="of the walkers that stay within it")] = 0.9
+    walkers: Annotated[int, Field(ge=100, le=10_000_000, description="for each curvature and noise")] = 2000
+    examples: Annotated[
+        tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...],
+        Field(max_length=16, description="curvatures of single examples, where the noise vanishes at the minimum"),
+    ] = (0.0, 0.5, 1.0, 1.5, 7.0)
+    batch_size: Annotated[int, Field(ge=1, description="of them in a batch, without replacement")] = 1
 
     def __post_init__(self) -> None:
         if not self.curvatures or len(set(self.curvatures)) < len(self.curvatures):

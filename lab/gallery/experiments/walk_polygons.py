@@ -14,7 +14,6 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from lab.gallery.experiments.base import Comparison, Experiment, Outcome, Surroundings, with_error
 from lab.gallery.experiments.frame import panels
@@ -23,7 +22,7 @@ from lab.gallery.walks.graphs import HUB, Walk, glued_polygons
 from lab.gallery.walks.wander import Occupation, Walkers
 from lab.progress import Tick
 from lab.results import Estimate
-from lab.settings import CARD
+from lab.settings import settings
 
 RADIUS = 0.1
 """The neighbourhood of the crossing, as a part of the length of a polygon on either side: 2 RADIUS of all length."""
@@ -31,27 +30,33 @@ SECONDS_PER_MOVE = 1.2e-7
 SECONDS_PER_JUMP = 2.5e-7
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class WalkPolygons(Experiment):
-    """k: polygons glued at one corner, and lines through a point for the chord-step walk.
+    """A walk on k polygons glued at a point: is the crossing a trap? Stationary law, return times, refinement, chord steps.
 
-    m: corners of each polygon; refine: the numbers of corners at which the mass at and near the crossing is measured as
-    well. walkers, steps: of each walk on polygons. returns: walkers that start at the crossing and are followed until they
-    are back. chord_steps: lengths of a chord in half-lengths of a line; chord_walkers, chord_time: walkers and steps of
-    each, after a burn-in that grows like 1 / chord^2.
+    The walker is k times as often at the crossing as at another corner, because that has k times the neighbours (stationary
+    law proportional to degree; mean return time by Kac 1947). Refining the polygons takes the mass of the crossing to zero
+    like 1 / m: no trap. A walk by chords of fixed length has an excess near the crossing, whose mass vanishes with the
+    chord.
     """
 
     name: ClassVar[str] = "walk_polygons"
 
-    k: Annotated[int, Field(ge=2, le=50)] = 3
-    m: Annotated[int, Field(ge=3, le=2000)] = 8
-    refine: tuple[Annotated[int, Field(ge=3, le=2000)], ...] = (10, 30, 100, 300)
-    walkers: Annotated[int, Field(ge=2, le=10_000_000)] = 2000
-    steps: Annotated[int, Field(ge=2)] = 3000
-    returns: Annotated[int, Field(ge=2, le=10_000_000)] = 100_000
-    chord_steps: tuple[Annotated[float, Field(gt=0, le=0.25)], ...] = (0.2, 0.1474, 0.0737, 0.0371)
-    chord_walkers: Annotated[int, Field(ge=2, le=10_000_000)] = 1000
-    chord_time: Annotated[int, Field(ge=1)] = 1000
+    k: Annotated[int, Field(ge=2, le=50, description="polygons glued at a corner; lines through a point")] = 3
+    m: Annotated[int, Field(ge=3, le=2000, description="corners of each polygon (even: the chain has period 2)")] = 8
+    refine: Annotated[
+        tuple[Annotated[int, Field(ge=3, le=2000)], ...],
+        Field(description="numbers of corners at which the mass at the crossing is measured as well"),
+    ] = (10, 30, 100, 300)
+    walkers: Annotated[int, Field(ge=2, le=10_000_000, description="on polygons, from the stationary law")] = 2000
+    steps: Annotated[int, Field(ge=2, description="steps of each")] = 3000
+    returns: Annotated[int, Field(ge=2, le=10_000_000, description="walkers followed back to the crossing")] = 100_000
+    chord_steps: Annotated[
+        tuple[Annotated[float, Field(gt=0, le=0.25)], ...],
+        Field(description="lengths of a chord, in half-lengths of a line"),
+    ] = (0.2, 0.1474, 0.0737, 0.0371)
+    chord_walkers: Annotated[int, Field(ge=2, le=10_000_000, description="walkers by chords")] = 1000
+    chord_time: Annotated[int, Field(ge=1, description="steps, after a burn-in of 24 / (pi x chord)^2 steps")] = 1000
 
     def __post_init__(self) -> None:
         for name in ("refine", "chord_steps"):

@@ -14,26 +14,25 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from lab.landscapes.base import Critical, InPlace
-from lab.settings import CARD
+from lab.settings import settings
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Real = Annotated[float, Field(allow_inf_nan=False)]
 
 
-@dataclass(config=CARD)
+@settings(frozen=False, kw_only=False)
 class MinCrossing(InPlace):
-    """L(x, y) = alpha min((x - centre)^2, (y - centre)^2): two lines of minima that cross at (centre, centre).
+    """L = alpha min((x - centre)^2, (y - centre)^2): two crossing lines of minima.
 
     Often printed as min(x - b^2, (y - b)^2), which has no lower bound: the square belongs outside the bracket. The kink
     on the diagonals has measure zero; where the two agree the gradient taken is that of x.
     """
 
-    alpha: Positive = 100.0
-    centre: Real = 0.0
+    alpha: Annotated[Positive, Field(description="steepness")] = 100.0
+    centre: Annotated[Real, Field(description="the lines cross at (centre, centre)")] = 0.0
     num_params = 2
 
     def energy(self, x: Tensor) -> Tensor:
@@ -59,11 +58,11 @@ class MinCrossing(InPlace):
         return 0.5, 1
 
 
-@dataclass(config=CARD)
+@settings(frozen=False, kw_only=False)
 class ProductCrossing(InPlace):
-    """L(x, y) = alpha x^2 y^2: both axes are minima, the flatter the nearer to their crossing, where the Hessian is 0."""
+    """L = alpha x^2 y^2: two crossing lines of minima, flatter towards their crossing, where the Hessian is 0."""
 
-    alpha: Positive = 400.0
+    alpha: Annotated[Positive, Field(description="steepness")] = 400.0
     num_params = 2
 
     def energy(self, x: Tensor) -> Tensor:
@@ -83,11 +82,11 @@ class ProductCrossing(InPlace):
         return 0.5, 2
 
 
-@dataclass(config=CARD)
+@settings(frozen=False, kw_only=False)
 class ThreeLines(InPlace):
-    """L(x, y) = alpha x^2 y^2 (x + y)^2: three lines of minima through 0, lambda = 1/3 there and 1/2 elsewhere on them."""
+    """L = alpha x^2 y^2 (x + y)^2: three lines of minima through one point; learning coefficient 1/3 there, else 1/2."""
 
-    alpha: Positive = 400.0
+    alpha: Annotated[Positive, Field(description="steepness")] = 400.0
     num_params = 2
 
     def energy(self, x: Tensor) -> Tensor:
@@ -111,11 +110,11 @@ class ThreeLines(InPlace):
         return 1 / 3, 1
 
 
-@dataclass(config=CARD)
+@settings(frozen=False, kw_only=False)
 class Cusp(InPlace):
-    """L(x, y) = alpha (y^2 - x^3)^2: a curve of minima that turns back at 0; lambda = (1/2)(1/2 + 1/3) = 5/12."""
+    """L = alpha (y^2 - x^3)^2: a curve of minima that turns back at the origin; learning coefficient 5/12 there."""
 
-    alpha: Positive = 400.0
+    alpha: Annotated[Positive, Field(description="steepness")] = 400.0
     num_params = 2
 
     def energy(self, x: Tensor) -> Tensor:

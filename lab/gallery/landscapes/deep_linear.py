@@ -8,26 +8,25 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from lab.landscapes.base import Critical, Landscape
-from lab.settings import CARD
+from lab.settings import settings
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-@dataclass(config=CARD)
+@settings(frozen=False, kw_only=False)
 class DeepLinear(Landscape):
-    """Square matrices of width len(`singular_values`), `depth` of them; w their entries, W_1 first.
+    """L = 1/2 |W_depth ... W_1 - diag(s)|^2: a deep linear network on whitened data (Saxe et al. 2014).
 
-    At the saddle `saddle(r)` the r largest values are learnt in balance, W_l = diag(s_i^(1/depth)), the rest is zero. With
-    two matrices its negative eigenvalues are -s_i of every value not learnt, each (n - r) times; with three or more they
-    vanish: at r = 0 the whole Hessian is zero.
+    The matrices are square, w their entries, W_1 first. At the saddle `saddle(r)` the r largest values are learnt in
+    balance, W_l = diag(s_i^(1/depth)), the rest is zero. With two matrices its negative eigenvalues are -s_i of every
+    value not learnt, each (n - r) times; with three or more they vanish: at r = 0 the whole Hessian is zero.
     """
 
-    singular_values: tuple[Positive, ...] = (3.0, 2.0, 1.0)
-    depth: Annotated[int, Field(ge=2)] = 2
+    singular_values: Annotated[tuple[Positive, ...], Field(description="s, descending: the width")] = (3.0, 2.0, 1.0)
+    depth: Annotated[int, Field(ge=2, description="number of matrices")] = 2
 
     def __post_init__(self) -> None:
         if not self.singular_values or list(self.singular_values) != sorted(self.singular_values, reverse=True):

@@ -10,23 +10,25 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from lab.landscapes.base import Critical, Landscape
-from lab.settings import CARD
+from lab.settings import settings
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 CYCLE_BOUND = 0.5
 """lr (y* - 2/lr) beyond which the cycle of period 2 is lost."""
 
 
-@dataclass(config=CARD)
+@settings(frozen=False, kw_only=False)
 class EdgeToy(Landscape):
-    """L(x, y) = y x^2/2 + k (y - y*)^2/2 with `pull` k and `goal` y*. Minimum (0, y*), eigenvalues (y*, k), for y* > 0."""
+    """L = y x^2/2 + k (y - y*)^2/2: the edge of stability in two variables; gradient descent stays at y = 2/lr.
 
-    pull: Positive = 0.05
-    goal: Positive = 22.0
+    Minimum (0, y*), with eigenvalues (y*, k).
+    """
+
+    pull: Annotated[Positive, Field(description="k, which draws y to y*")] = 0.05
+    goal: Annotated[Positive, Field(description="y*, where the loss alone would go")] = 22.0
     num_params = 2
 
     def energy(self, x: Tensor) -> Tensor:

@@ -13,22 +13,21 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from lab.landscapes.base import Critical, Landscape
-from lab.settings import CARD
+from lab.settings import settings
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-@dataclass(config=CARD)
+@settings(frozen=False, kw_only=False)
 class PiecewiseParabola(Landscape):
-    """L(x) of two wells of curvature `well` and a top of curvature -`top`, `barrier` high. Minima at -+`minimum`."""
+    """Two parabolic wells of curvature H_a with a parabolic top of curvature -H_b between them (Xie et al. 2021)."""
 
-    well: Positive = 2.0
-    top: Positive = 1.0
-    barrier: Positive = 0.25
+    well: Annotated[Positive, Field(description="H_a")] = 2.0
+    top: Annotated[Positive, Field(description="H_b")] = 1.0
+    barrier: Annotated[Positive, Field(description="height of the top above the minima")] = 0.25
     num_params = 1
 
     @property

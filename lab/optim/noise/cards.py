@@ -8,7 +8,6 @@ from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from lab.curvature.operators import hessian
@@ -17,7 +16,7 @@ from lab.models.losses import Criterion
 from lab.noise import injection
 from lab.optim.noise.draw import Batch, Draw, GradientNoise, Slopes, batch_loss, has_batch_norm
 from lab.optim.optimizers import OptimizerCard, Sgd
-from lab.settings import CARD, SettingError
+from lab.settings import SettingError, settings
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Weigh = Callable[[int, float, torch.Generator, torch.dtype], Tensor]
@@ -37,7 +36,7 @@ class Trained:
     optimizer: OptimizerCard
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class NoiseCard(ABC):
     """A covariance; `build` holds it against what is trained."""
 
@@ -72,16 +71,18 @@ class NoiseCard(ABC):
         return noise
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class SizedNoise(NoiseCard):
-    """A noise whose size is chosen in one of two ways.
+    """A noise whose size is chosen in one of two ways."""
 
-    equivalent_batch_size  m: as large as that of batches of m out of the examples in use, drawn with replacement.
-    trace                  Tr of the covariance of the noise, in the unit of |g|^2.
-    """
-
-    equivalent_batch_size: Annotated[int, Field(gt=0, strict=True)] | None = None
-    trace: Positive | None = None
+    equivalent_batch_size: Annotated[
+        Annotated[int, Field(gt=0, strict=True)] | None,
+        Field(description="m, 1 to the batch in use: as large as the noise of batches of m, drawn with replacement"),
+    ] = None
+    trace: Annotated[
+        Positive | None,
+        Field(description="or (exactly one of the two): trace of its covariance, in the unit of |gradient|^2"),
+    ] = None
 
     def check(self) -> None:
         m, trace = self.equivalent_batch_size, self.trace
@@ -144,10 +145,11 @@ def _weighted(a: Tensor) -> Slopes:
     return slopes
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class Isotropic(SizedNoise):
-    """The same in every direction: N(0, trace/P 1). With equivalent_batch_size as long as a noise of covariance D/m, in a
-    direction uniform on the sphere: the covariance is (Tr D/m)/P 1 exactly.
+    """The same in every direction: covariance trace/P 1; with equivalent_batch_size trace = Tr D/m, exactly.
+
+    With trace it is Gaussian; else as long as a noise of covariance D/m, in a direction uniform on the sphere.
     """
 
     name: ClassVar[str] = "isotropic"
@@ -165,7 +167,7 @@ class Isotropic(SizedNoise):
         return Draw(params, self.sampled(batch, injection.sample_weights), shape)
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class FromExamples(SizedNoise):
     """A noise whose shape is made of D."""
 
@@ -174,9 +176,12 @@ class FromExamples(SizedNoise):
         return True
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class Diagonal(FromExamples):
-    """Covariance diag(D)/m, of the gradients of single examples (centred): one of covariance D/m with random signs."""
+    """Covariance diag(D)/m exactly, D the covariance of the gradients of single examples (centred).
+
+    Made of a noise of covariance D/m with random signs.
+    """
 
     name: ClassVar[str] = "diagonal"
 
@@ -188,9 +193,9 @@ class Diagonal(FromExamples):
         return Draw(params, self.sampled(batch, injection.sample_weights), shape)
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class Minibatch(FromExamples):
-    """g_B - g for a batch of m drawn with replacement: covariance D/m, and the tails of mini-batches."""
+    """g_B - g of a batch of m drawn with replacement: covariance D/m exactly, with the tails of mini-batches."""
 
     name: ClassVar[str] = "minibatch"
 
@@ -198,9 +203,9 @@ class Minibatch(FromExamples):
         return Draw(params, self.sampled(batch, injection.minibatch))
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class HalfDifference(FromExamples):
-    """(g_B - g_B')/sqrt 2 for two batches of m drawn with replacement: covariance D/m, symmetric."""
+    """(g_B - g_B')/sqrt 2 of two batches of m drawn with replacement: covariance D/m exactly, symmetric."""
 
     name: ClassVar[str] = "half_difference"
 
@@ -208,9 +213,9 @@ class HalfDifference(FromExamples):
         return Draw(params, self.sampled(batch, injection.half_difference))
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class SampleWeights(FromExamples):
-    """Centred Gaussian weights on the losses of the examples: Gaussian noise of covariance D/m."""
+    """Centred Gaussian weights on the losses of the examples: Gaussian noise of covariance D/m, in one backward pass."""
 
     name: ClassVar[str] = "sample_weights"
 
@@ -218,11 +223,12 @@ class SampleWeights(FromExamples):
         return Draw(params, self.sampled(batch, injection.sample_weights))
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class Fisher(SizedNoise):
-    """Gradients at labels drawn from the model: covariance F/m, F = (1/N) sum of J_i' S_i J_i the true Fisher, which is c
-    times the generalised Gauss-Newton matrix, c = 1 for one label an example (`lab.noise.fisher`); it knows nothing of the
-    labels in the data. BatchNorm with the statistics of the batch.
+    """Gradients at labels drawn from the model: covariance F/m exactly, F the true Fisher. With trace: F scaled to it.
+
+    F = (1/N) sum of J_i' S_i J_i is c times the generalised Gauss-Newton matrix, c = 1 for one label an example
+    (`lab.noise.fisher`); it knows nothing of the labels in the data. BatchNorm with the statistics of the batch.
     """
 
     name: ClassVar[str] = "fisher"
@@ -251,19 +257,20 @@ class Fisher(SizedNoise):
         return Draw(params, slopes)
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class HessianSqrt(SizedNoise):
-    """|H|^1/2 z, scaled: covariance |H| trace/Tr|H|, H the Hessian of the batch in use; |lambda| along directions of
-    negative curvature. H z would have the covariance H^2.
+    """|H|^1/2 z by Lanczos: covariance |H| scaled to the trace (within about 2 %), or with equivalent_batch_size to Tr D/m.
 
-    tol           wanted error of |H|^1/2 z relative to its norm.
-    max_matvecs   Hessian products of the root at most; Tr|H| takes as many for each of 4 to 16 vectors. With no more weights
-                  than this both are exact.
+    H is the Hessian of the batch in use, |lambda| taken along directions of negative curvature; H z would have the
+    covariance H^2. Tr|H| takes as many products as the root, for each of 4 to 16 vectors; with no more weights than
+    max_matvecs both are exact.
     """
 
     name: ClassVar[str] = "hessian_sqrt"
-    tol: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    max_matvecs: Annotated[int, Field(gt=0, strict=True)] = 100
+    tol: Annotated[float, Field(gt=0, lt=1, description="wanted error of |H|^1/2 z, relative to its norm")] = 0.05
+    max_matvecs: Annotated[
+        int, Field(gt=0, strict=True, description="Hessian products a step at most for it; Tr|H| takes more")
+    ] = 100
 
     def require(self, noise: GradientNoise, trained: Trained) -> None:
         super().require(noise, trained)
@@ -303,15 +310,19 @@ class HessianSqrt(SizedNoise):
         return root.vector, total
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class Sgld(NoiseCard):
-    """Stochastic gradient Langevin dynamics (Welling and Teh 2011): w <- w - lr g + sqrt(2 lr T) z, as noise of covariance
-    2T/lr 1 in the gradient. For small lr it samples exp(-L(w)/T), L the loss with its weight decay and no other prior; with
-    N examples T = 1/N is the posterior. At curvature h the variance is 2T/(h (2 - lr h)), exactly, and not T/h.
+    """Langevin dynamics (SGLD): covariance 2T/lr 1, so that plain gradient descent samples exp(-L/T) for small lr.
+
+    Welling and Teh (2011): w <- w - lr g + sqrt(2 lr T) z. L is the loss with its weight decay, and there is no other
+    prior. At curvature h the variance is 2T/(h (2 - lr h)), exactly, and not T/h.
     """
 
     name: ClassVar[str] = "sgld"
-    temperature: Positive | None = None
+    temperature: Annotated[
+        Positive | None,
+        Field(description="T, in the unit of the loss; 1/(examples) is the posterior, no prior but weight decay"),
+    ] = None
 
     def check(self) -> None:
         if self.temperature is None:
