@@ -201,6 +201,12 @@ class Probe(ABC):
         costs = result.costs() | {"seconds": perf_counter() - begin}
         return values | {f"cost/{self.name}/{quantity}": cost for quantity, cost in costs.items()}
 
+    def own(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Of values by tag those of this probe, by quantity, as `Result.numbers` has them."""
+        mine = {tag.replace(f"error/{self.name}/", f"{self.name}/error/"): value for tag, value in values.items()}
+        prefix = f"{self.name}/"
+        return {tag.removeprefix(prefix): value for tag, value in mine.items() if tag.startswith(prefix)}
+
     def finding(self, values: dict[str, float]) -> str:
         """What the last values of a run, by tag, say about it, in one plain sentence; "" where there is nothing to say."""
         return self._sentence if self.speaks else ""

@@ -9,10 +9,9 @@ computed in float64; coupled weight decay c adds c/2 |w|^2 to the loss, as it do
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -22,8 +21,9 @@ from torch import Tensor
 from lab import results
 from lab.objective import Decayed, Objective
 from lab.points.critical import classify
-from lab.points.finding import find_critical
-from lab.probes.base import Probe, Snapshot, Value
+from lab.points.finding import Found, find_critical
+from lab.probes.base import Every, Memory, Positive, Probe, ProbeSet, Snapshot, measures
+from lab.results import Result
 from lab.settings import CARD
 from lab.streams import stream
 
@@ -36,7 +36,6 @@ KINDS = ("not critical", "minimum", "saddle", "maximum", "degenerate", "undeterm
 ENDS = ("zero", "stuck", "rounding", "unfinished")
 """How a search can end; critical_point/search is the place of one in this list."""
 COLORS = ("0.6", "tab:blue", "tab:red", "tab:purple", "tab:orange", "tab:olive")
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
@@ -51,17 +50,8 @@ class Point:
 
 @card(kw_only=True, config=CARD)
 class CriticalPoint(Probe):
-    """Kind, index and nullity of the point where training stands, or of the critical point found from there.
+    """Is the point a critical point of the loss, and of which kind? Gradient, index and nullity of the Hessian.
 
-    every           steps between measurements.
-    examples        size of the fixed, class-balanced probe set; all; auto (all up to 5000, else 2000).
-    gradient_tol    |g| above it: no critical point. Also what a search goes down to.
-    tol             eigenvalues within tol x the largest |eigenvalue| of zero count as zero.
-    dense           up to so many weights every eigenvalue is computed, at one Hessian product a weight; beyond, Lanczos.
-    max_matvecs     Hessian products for Lanczos; where they do not suffice the index is a lower bound.
-    find            first look for the critical point nearby, by regularised Newton steps on |g|^2.
-    max_iterations  of that search.
-    search_matvecs  Hessian products of that search.
     `kind` is 0 not critical, 1 minimum, 2 saddle, 3 maximum, 4 degenerate, 5 undetermined; `search` 0 found, 1 at a minimum
     of |g| that is no zero, 2 at the round-off of such a place, 3 out of iterations or products. Where the point is not
     critical, index and nullity are those of the Hessian there. Cost: in cost/critical_point/matvecs.
@@ -69,129 +59,180 @@ class CriticalPoint(Probe):
 
     name: ClassVar[str] = "critical_point"
 
-    every: Annotated[int, Field(gt=0)] = 500
-    examples: Annotated[int, Field(gt=0)] | Literal["all", "auto"] = "auto"
-    gradient_tol: Positive = 1e-8
-    tol: Annotated[float, Field(gt=0, lt=1)] = 1e-4
-    dense: Annotated[int, Field(ge=0)] = 500
-    max_matvecs: Annotated[int, Field(ge=2)] = 400
-    find: bool = False
-    max_iterations: Annotated[int, Field(gt=0)] = 100
-    search_matvecs: Annotated[int, Field(gt=0)] = 5000
-    _points: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
-
-    def measure(self, snapshot: Snapshot) -> dict[str, Value]:
-        """The tags critical_point/*, error/critical_point/*, cost/critical_point/*, the eigenvalues and figures."""
-        begin, values = perf_counter(), dict[str, Value]()
-        w, loss = snapshot.w.double(), self._loss(snapshot)
-        try:
-            if self.find:
-                search = find_critical(
-                    loss,
-                    w,
-                    tol=self.gradient_tol,
-                    max_iterations=self.max_iterations,
-                    max_matvecs=self.search_matvecs,
-                )
-                values |= {
-                    "critical_point/search": float(ENDS.index(search.reason)),
-                    "critical_point/moved": float((search.w - w).norm()),
-                    "critical_point/search_alignment": search.alignment,
-                    "cost/critical_point/search_matvecs": float(search.matvecs),
-                }
-                w = search.w
-            point = classify(
-                loss,
-                w,
-                gradient_tol=self.gradient_tol,
-                tol=self.tol,
-                dense=self.dense,
-                max_matvecs=self.max_matvecs,
-                generator=stream(snapshot.seed, "critical_point", snapshot.step),
-            )
-        except ValueError as error:
-            if "not finite" not in str(error):
-                raise
-            return {"cost/critical_point/seconds": perf_counter() - begin}  # a diverged run
-        values |= self._of(point)
-        dot = [point.value, point.index_fraction, KINDS.index(point.kind), point.index_exact]
-        self._points[snapshot.step] = torch.tensor(dot, dtype=torch.float64)
-        if len(self._points) > 1:
-            dots = [Point(*p.tolist()) for p in self._points.values()]
-            values["critical_point/index_against_loss"] = index_against_loss(dots, f"{len(dots)} points of the run")
-        values["critical_point/eigenvalues"] = eigenvalue_figure(point, f"step {snapshot.step}")
-        values["critical_point/hessian_eigenvalues"] = point.values
-        values["cost/critical_point/matvecs"] = float(point.matvecs)
-        values["cost/critical_point/seconds"] = perf_counter() - begin
-        return values
-
-    def _loss(self, snapshot: Snapshot) -> Objective:
-        """What training descends on the probe set: with the weight decay that joins the gradient."""
-        loss, rule = snapshot.loss_on(self.examples), snapshot.rule
-        decay = 0.0 if rule is None or isinstance(rule.coupled_decay, Tensor) else rule.coupled_decay
-        return Decayed(loss, decay) if decay else loss
-
-    def _of(self, point: results.CriticalPoint) -> dict[str, Value]:
-        low, high = int(point.values.argmin()), int(point.values.argmax())
-        return {
-            "critical_point/kind": float(KINDS.index(point.kind)),
-            "critical_point/loss": point.value,
-            "critical_point/grad_norm": point.gradient_norm,
-            "critical_point/gain": point.gain,
-            "critical_point/index": float(point.index),
-            "critical_point/index_fraction": point.index_fraction,
-            "critical_point/index_exact": float(point.index_exact),
-            "critical_point/nullity": float(point.nullity),
-            "critical_point/nullity_exact": float(point.nullity_exact),
-            "critical_point/lambda_min": float(point.values[low]),
-            "critical_point/lambda_max": float(point.values[high]),
-            "error/critical_point/lambda_min": float(point.errors[low]),
-            "error/critical_point/lambda_max": float(point.errors[high]),
-        }
+    every: Every = 500
+    examples: ProbeSet = "auto"
+    gradient_tol: Annotated[
+        Positive, Field(description="|g| above it: no critical point; a search goes down to it")
+    ] = 1e-8
+    tol: Annotated[
+        float, Field(gt=0, lt=1, description="eigenvalues within tol x the largest |eigenvalue| count as zero")
+    ] = 1e-4
+    dense: Annotated[
+        int, Field(ge=0, description="up to so many weights every eigenvalue, at one product a weight; beyond, Lanczos")
+    ] = 500
+    max_matvecs: Annotated[
+        int, Field(ge=2, description="Hessian products for Lanczos; too few: the index is a lower bound")
+    ] = 400
+    find: Annotated[bool, Field(description="first look for the critical point nearby, by Newton steps on |g|^2")] = (
+        False
+    )
+    max_iterations: Annotated[int, Field(gt=0, description="of that search")] = 100
+    search_matvecs: Annotated[int, Field(gt=0, description="Hessian products of that search")] = 5000
 
     def finding(self, values: dict[str, float]) -> str:
-        """What the point is, and what the search for it came to."""
-        of = {tag.removeprefix("critical_point/"): v for tag, v in values.items()}
-        if "kind" not in of:
-            return ""
-        kind, searched = KINDS[int(of["kind"])], f"{self._searched(of)}; " if "search" in of else ""
-        size = f"|g| = {of['grad_norm']:.2g}, loss {of['loss']:.6g}"
-        if kind == "not critical":
-            why = (
-                f"|g| > {self.gradient_tol:g}"
-                if of["grad_norm"] > self.gradient_tol
-                else "a plateau: following the gradient would still change the loss"
+        return _words(self.own(values), self)
+
+
+@dataclass(frozen=True)
+class CriticalPointResult(Result):
+    """The point of the loss, classified, and the search that found it.
+
+    point   None where the weights or the loss there are not finite.
+    search  from the weights `moved` away; None where none was asked for.
+    past    the points of the run by step, (4,) each: loss, index fraction, place of the kind in KINDS, index exact.
+    """
+
+    point: results.CriticalPoint | None
+    search: Found | None
+    moved: float
+    settings: CriticalPoint
+    past: Memory = field(repr=False)
+
+    def numbers(self) -> dict[str, float]:
+        point, search = self.point, self.search
+        if point is None:
+            return {}
+        low, high = int(point.values.argmin()), int(point.values.argmax())
+        searched = dict[str, float]()
+        if search is not None:
+            reason = float(ENDS.index(search.reason))
+            searched = {"search": reason, "moved": self.moved, "search_alignment": search.alignment}
+        return searched | {
+            "kind": float(KINDS.index(point.kind)),
+            "loss": point.value,
+            "grad_norm": point.gradient_norm,
+            "gain": point.gain,
+            "index": float(point.index),
+            "index_fraction": point.index_fraction,
+            "index_exact": float(point.index_exact),
+            "nullity": float(point.nullity),
+            "nullity_exact": float(point.nullity_exact),
+            "lambda_min": float(point.values[low]),
+            "lambda_max": float(point.values[high]),
+            "error/lambda_min": float(point.errors[low]),
+            "error/lambda_max": float(point.errors[high]),
+        }
+
+    def sentence(self) -> str:
+        return _words(self.numbers(), self.settings)
+
+    def figure(self, when: str = "") -> "Figure":
+        """The known eigenvalues in order, with error bars, and the band that is not told from zero."""
+        if self.point is None:
+            raise ValueError("the weights are not finite: there is no point to draw")
+        return eigenvalue_figure(self.point, when.removeprefix(", "))
+
+    def figures(self, when: str = "") -> "dict[str, Figure]":
+        if self.point is None:
+            return {}
+        dots = [Point(*dot.tolist()) for dot in self.past.values()]
+        several = {"index_against_loss": index_against_loss(dots, f"{len(dots)} points of the run")}
+        return (several if len(dots) > 1 else {}) | {"eigenvalues": self.figure(when)}
+
+    def arrays(self) -> dict[str, Tensor]:
+        return {} if self.point is None else {"hessian_eigenvalues": self.point.values}
+
+    def costs(self) -> dict[str, float]:
+        if self.point is None:
+            return {}
+        searched = {} if self.search is None else {"search_matvecs": float(self.search.matvecs)}
+        return searched | {"matvecs": float(self.point.matvecs)}
+
+    def memory(self) -> Memory:
+        return self.past
+
+
+@measures(CriticalPoint)
+def critical_point(here: Snapshot, settings: CriticalPoint, memory: Memory) -> CriticalPointResult:
+    """What the point is where training stands, or the critical point that is found from there.
+
+    >>> from lab.landscapes.saddle import Saddle
+    >>> result = critical_point(Saddle(), torch.zeros(2))
+    >>> result.point.kind, result.point.index
+    ('saddle', 1)
+    """
+    w, loss, search = here.w.double(), _loss(here, settings), None
+    past = {step: dot.cpu() for step, dot in memory.items()}
+    try:
+        if settings.find:
+            search = find_critical(
+                loss,
+                w,
+                tol=settings.gradient_tol,
+                max_iterations=settings.max_iterations,
+                max_matvecs=settings.search_matvecs,
             )
-            here = f"Critical point: {searched}no critical point there" if searched else "No critical point here"
-            text = f"{here} ({size}; {why}). The Hessian has "
-        else:
-            text = f"Critical point: {searched}the point is {_article(kind)} ({size}), with "
-        index = f"{'' if of['index_exact'] else 'at least '}{of['index']:.0f}"
-        share = f" ({100 * of['index_fraction']:.2g} % of all)" if of["index"] else ""
-        null = f"{'' if of['nullity_exact'] else 'at least '}{of['nullity']:.0f}"
-        null = null if of["nullity_exact"] or of["nullity"] else "an unknown number"
-        error = of["error/critical_point/lambda_min"]
-        ends = f"they go from {of['lambda_min']:.4g} +- {error:.1g} to {of['lambda_max']:.4g}"
-        return f"{text}{index} negative {_eigenvalues(of['index'])}{share} and {null} not told from zero; {ends}."
+        point = classify(
+            loss,
+            w if search is None else search.w,
+            gradient_tol=settings.gradient_tol,
+            tol=settings.tol,
+            dense=settings.dense,
+            max_matvecs=settings.max_matvecs,
+            generator=stream(here.seed, "critical_point", here.step),
+        )
+    except ValueError as error:
+        if "not finite" not in str(error):
+            raise
+        return CriticalPointResult(None, None, math.nan, settings, past)  # a diverged run
+    moved = math.nan if search is None else float((search.w - w).norm())
+    dot = [point.value, point.index_fraction, KINDS.index(point.kind), point.index_exact]
+    past[str(here.step)] = torch.tensor(dot, dtype=torch.float64)
+    return CriticalPointResult(point, search, moved, settings, past)
 
-    def _searched(self, of: dict[str, float]) -> str:
-        """How the search ended, in words."""
-        far = f"{of['moved']:.2g} away"
-        flat = f"|Hg|/(|H||g|) = {of['search_alignment']:.1g}"
-        return {
-            "zero": f"searched from these weights, found {far}",
-            "stuck": f"NONE was found from these weights: the search ended {far} near a minimum of |g| that is no zero, "
-            f"where the gradient tends into the null space of the Hessian ({flat})",
-            "rounding": f"NONE was found from these weights: {far} |g| falls no more at the precision of float64",
-            "unfinished": f"NONE was found from these weights in {self.max_iterations} iterations and {self.search_matvecs} "
-            "products; raise probe.critical_point.max_iterations or search_matvecs",
-        }[ENDS[int(of["search"])]]
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {str(step): dot for step, dot in self._points.items()}
+def _loss(here: Snapshot, settings: CriticalPoint) -> Objective:
+    """What training descends on the probe set: with the weight decay that joins the gradient."""
+    loss, rule = here.loss_on(settings.examples), here.rule
+    decay = 0.0 if rule is None or isinstance(rule.coupled_decay, Tensor) else rule.coupled_decay
+    return Decayed(loss, decay) if decay else loss
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self._points = {int(step): dot.cpu() for step, dot in state.items()}
+
+def _words(numbers: Mapping[str, float], settings: CriticalPoint) -> str:
+    """What the point is, and what the search for it came to."""
+    if "kind" not in numbers:
+        return ""
+    of = numbers
+    kind, searched = KINDS[int(of["kind"])], f"{_searched(of, settings)}; " if "search" in of else ""
+    size = f"|g| = {of['grad_norm']:.2g}, loss {of['loss']:.6g}"
+    if kind == "not critical":
+        above = of["grad_norm"] > settings.gradient_tol
+        plateau = "a plateau: following the gradient would still change the loss"
+        why = f"|g| > {settings.gradient_tol:g}" if above else plateau
+        here = f"Critical point: {searched}no critical point there" if searched else "No critical point here"
+        text = f"{here} ({size}; {why}). The Hessian has "
+    else:
+        text = f"Critical point: {searched}the point is {_article(kind)} ({size}), with "
+    index = f"{'' if of['index_exact'] else 'at least '}{of['index']:.0f}"
+    share = f" ({100 * of['index_fraction']:.2g} % of all)" if of["index"] else ""
+    null = f"{'' if of['nullity_exact'] else 'at least '}{of['nullity']:.0f}"
+    null = null if of["nullity_exact"] or of["nullity"] else "an unknown number"
+    ends = f"they go from {of['lambda_min']:.4g} +- {of['error/lambda_min']:.1g} to {of['lambda_max']:.4g}"
+    return f"{text}{index} negative {_eigenvalues(of['index'])}{share} and {null} not told from zero; {ends}."
+
+
+def _searched(of: Mapping[str, float], settings: CriticalPoint) -> str:
+    """How the search ended, in words."""
+    far = f"{of['moved']:.2g} away"
+    flat = f"|Hg|/(|H||g|) = {of['search_alignment']:.1g}"
+    return {
+        "zero": f"searched from these weights, found {far}",
+        "stuck": f"NONE was found from these weights: the search ended {far} near a minimum of |g| that is no zero, "
+        f"where the gradient tends into the null space of the Hessian ({flat})",
+        "rounding": f"NONE was found from these weights: {far} |g| falls no more at the precision of float64",
+        "unfinished": f"NONE was found from these weights in {settings.max_iterations} iterations and "
+        f"{settings.search_matvecs} products; raise probe.critical_point.max_iterations or search_matvecs",
+    }[ENDS[int(of["search"])]]
 
 
 def _eigenvalues(count: float) -> str:

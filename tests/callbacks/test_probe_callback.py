@@ -206,7 +206,7 @@ def test_data_that_are_no_pair_of_tensors_are_refused_in_one_line(data: Any, kin
 def test_the_pair_that_a_dataset_collates_to_is_taken() -> None:
     x, y = torch.randn(6, 5), torch.arange(6)
     probe = ProbeCallback([Sharpness()], nn.functional.cross_entropy, default_collate(list(TensorDataset(x, y))))
-    assert probe.bench.data[0].equal(x) and probe.data[1].equal(y)
+    assert probe.bench.data[0].equal(x) and probe.bench.data[1].equal(y)
 
 
 def test_tensorboard_draws_sharpness_and_threshold_in_one_chart(data: tuple[Tensor, Tensor], tmp_path: Path) -> None:

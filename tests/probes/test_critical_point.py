@@ -138,7 +138,7 @@ def test_the_points_of_a_run_are_a_figure_and_survive_a_resume() -> None:
         [axis] = figure.axes
         places = torch.cat([torch.tensor(line.get_xydata()) for line in axis.lines])
         assert len(places) == 2
-        assert sorted(places[:, 0].tolist()) == pytest.approx(sorted(float(p[0]) for p in each._points.values()))
+        assert sorted(places[:, 0].tolist()) == pytest.approx(sorted(float(p[0]) for p in each.state_dict().values()))
     assert isinstance(first["critical_point/eigenvalues"], Figure)
     assert first["critical_point/hessian_eigenvalues"].shape == (39,)
 
