@@ -21,11 +21,12 @@ from lab.noise.draws import batch_gradients, batch_moments
 from lab.noise.examples import ExampleGradients
 from lab.noise.slope import along, expected_slope
 from lab.objective import NetworkObjective, Objective
-from lab.probes.base import Snapshot
-from lab.probes.noise import Noise
+from lab.probes.base import Plan, Snapshot, quantities
+from lab.probes.noise import Noise, noise
 from lab.run import checkpoints
 from lab.run.folder import RunFolder
 from lab.sampling import Sampling, batch_factor, cross_factor
+from lab.settings import SettingError
 from lab.train import main
 
 N, K = 48, 3
@@ -90,9 +91,28 @@ def test_trace_and_scale_are_those_of_the_dense_covariance(
 
 
 def test_the_full_batch_has_no_noise_and_the_sentence_says_so(loss: NetworkObjective) -> None:
-    found = measured(Noise(hessian=False), loss)
+    found = measured(Noise(hessian=False), loss, num_train=N)
     assert found["noise/batch_factor"] == found["noise/trace_batch"] == found["noise/trace_cross"] == 0
     assert "0 for the full batch in use (factor 0)" in Noise().finding(found)
+
+
+def test_a_loss_by_itself_has_the_noise_of_one_example_and_says_nothing_of_a_batch(loss: NetworkObjective) -> None:
+    found, probe = noise(loss, layers=True, draws=2), measured(Noise(layers=True, draws=2), loss, num_train=N)
+    of_batch = {"batch_factor", "batch_size", "trace_batch", "trace_cross", "error/trace_batch", "error/trace_cross"}
+    assert found.numbers().keys() == quantities("noise", probe).keys() - of_batch
+    assert all(value == probe[f"noise/{name}"] for name, value in found.numbers().items() if "error/" not in name)
+    assert "for one example; noise scale" in found.sentence() and "batch in use" not in found.sentence()
+    assert found.sentence() == Noise().finding({tag: v for tag, v in probe.items() if "batch" not in tag})
+    assert found.figure(", step 3").axes[0].get_title().endswith("eigenvectors of the Hessian, step 3")
+
+
+def test_more_eigenvalues_than_products_are_refused_for_a_set_beyond_the_gram_matrix(loss: NetworkObjective) -> None:
+    many = NetworkObjective(loss.model, nn.functional.cross_entropy, examples(5000))
+    plan = Plan(nn.Linear(200, 5), 5000, lambda _: many)
+    with pytest.raises(SettingError, match=r"probe.noise.k=301 takes more than the 200 .* of 5000 examples; use"):
+        Noise(k=301).require(plan)
+    Noise(k=200).require(plan)
+    Noise(k=301).require(Plan(nn.Linear(200, 5), 48, lambda _: loss))
 
 
 def test_the_factor_is_that_of_the_training_set_and_not_of_the_probe_set(loss: NetworkObjective) -> None:
@@ -108,8 +128,9 @@ def test_the_scale_of_a_probe_set_is_that_of_the_training_set_it_was_drawn_from(
     for seed in range(60):
         part = whole.restrict(torch.randperm(40, generator=torch.Generator().manual_seed(seed))[:n])
         of_set = snapshot(part, part.weights, num_train=40)
-        found = Noise()._size(of_set, part, covariance(part, part.weights))
-        squares.append(found["noise/trace"] / found["noise/scale"])  # type: ignore[operator]
+        found = noise(of_set, hessian=False)
+        assert found.scale is not None
+        squares.append(found.trace.value / found.scale.value)
     mean, error = float(torch.tensor(squares).mean()), float(torch.tensor(squares).std()) / math.sqrt(60)
     truth = float(whole.grad(whole.weights).square().sum())
     excess = 20 / (20 * 39) * float(covariance(whole, whole.weights).dense().trace())
@@ -166,12 +187,12 @@ def test_noise_against_curvature_is_that_of_the_dense_matrices(
 
 def test_the_hessian_is_looked_at_where_it_is_asked_for_or_cheap(loss: NetworkObjective) -> None:
     assert "noise/slope" not in measured(Noise(hessian=False), loss)
-    assert Noise()._affordable(loss, loss.weights)
+    assert Noise().affords_hessian(loss, loss.weights)
     wide = network((5, 3000, 3000, K))
     x, y = examples(3000)
     large = NetworkObjective(wide, nn.functional.cross_entropy, (x.float(), y))
-    assert not Noise()._affordable(large, large.weights)
-    assert Noise(hessian=True)._affordable(large, large.weights)
+    assert not Noise().affords_hessian(large, large.weights)
+    assert Noise(hessian=True).affords_hessian(large, large.weights)
 
 
 def test_slope_and_its_error_are_those_of_independent_examples() -> None:
