@@ -126,8 +126,8 @@ def noise(here: Snapshot, settings: Noise, memory: Memory) -> NoiseResult:
     """The noise of mini-batch gradients; that of a batch where the training is known.
 
     >>> data = torch.ones(4, 1), torch.tensor([[1.0], [0.0], [0.0], [0.0]])
-    >>> result = noise(NetworkObjective(torch.nn.Linear(1, 1, bias=False), torch.nn.MSELoss(), data), torch.zeros(1))
-    >>> result.trace.value  # of gradients -2, 0, 0, 0
+    >>> loss = NetworkObjective(torch.nn.Linear(1, 1, bias=False), torch.nn.MSELoss(), data)
+    >>> noise(loss, torch.zeros(1), hessian=False).trace.value  # of gradients -2, 0, 0, 0
     0.75
     """
     loss, running = _of_examples(here.loss_on(settings.examples))
