@@ -3,6 +3,7 @@
 import itertools
 import math
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -106,13 +107,18 @@ def test_a_loss_by_itself_has_the_noise_of_one_example_and_says_nothing_of_a_bat
     assert found.figure(", step 3").axes[0].get_title().endswith("eigenvectors of the Hessian, step 3")
 
 
-def test_more_eigenvalues_than_products_are_refused_for_a_set_beyond_the_gram_matrix(loss: NetworkObjective) -> None:
-    many = NetworkObjective(loss.model, nn.functional.cross_entropy, examples(5000))
-    plan = Plan(nn.Linear(200, 5), 5000, lambda _: many)
-    with pytest.raises(SettingError, match=r"probe.noise.k=301 takes more than the 200 .* of 5000 examples; use"):
-        Noise(k=301).require(plan)
-    Noise(k=200).require(plan)
-    Noise(k=301).require(Plan(nn.Linear(200, 5), 48, lambda _: loss))
+@pytest.mark.parametrize(("k", "weights", "examples", "refused"), [
+    (201, 10_000, 5000, True), (200, 10_000, 5000, False), (300, 150, 5000, False), (300, 10_000, 4000, False),
+    (300, 10_000, 50_000, False),  # auto: a probe set of 2000
+])  # fmt: skip
+def test_more_eigenvalues_than_products_are_refused_where_there_is_no_gram_matrix(
+    k: int, weights: int, examples: int, refused: bool
+) -> None:
+    model = nn.Linear(weights, 1, bias=False)
+    few = torch.zeros(examples if examples <= 5000 else 2000, 1)
+    plan = Plan(model, examples, lambda _: NetworkObjective(model, nn.MSELoss(), (few, few)))
+    with pytest.raises(SettingError, match=r"use probe\.noise\.k=200 or less") if refused else nullcontext():
+        Noise(k=k).require(plan)
 
 
 def test_the_factor_is_that_of_the_training_set_and_not_of_the_probe_set(loss: NetworkObjective) -> None:
