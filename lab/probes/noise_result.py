@@ -117,28 +117,32 @@ def in_words(numbers: Mapping[str, float]) -> str:
             against = f" (theory {theory:.3g}: 2L/K of a squared error, or of a well-specified likelihood)"
             against = " (1 for a well-specified likelihood)" if theory == 1 else against
         words.append(
-            f"Along the top eigenvectors of H it is {numbers['slope']:.3g} +- {numbers['error/slope']:.1g} times their "
-            f"curvature{against}; cos(D, H) = {numbers.get('cosine', math.nan):.2f}."
+            f"Along the top eigenvectors of H it is {_with_error(numbers, 'slope', '.3g')} times their curvature"
+            f"{against}; cos(D, H) = {numbers.get('cosine', math.nan):.2f}."
         )
     if "kurtosis_batch" in numbers:
         m = numbers["batch_size"] if numbers.get("batch_factor") else 1
         words.append(
             f"Along random directions the noise of {'a batch' if m > 1 else 'one example'} has an excess kurtosis of "
-            f"{numbers['kurtosis_batch']:.2g} +- {numbers['error/kurtosis_batch']:.1g} (0: Gaussian)."
+            f"{_with_error(numbers, 'kurtosis_batch', '.2g')} (0: Gaussian)."
         )
     if "tail_index" in numbers and "tail_gamma" in numbers:
         words.append(
-            f"Tail index of |g_i - g| {numbers['tail_index']:.2g} +- {numbers['error/tail_index']:.1g}, gamma "
-            f"{numbers['tail_gamma']:.2f} +- {numbers['error/tail_gamma']:.1g} (above 0: heavy; of one "
-            "finite set, so it tells how far the largest examples reach and nothing beyond them)."
+            f"Tail index of |g_i - g| {_with_error(numbers, 'tail_index', '.2g')}, gamma "
+            f"{_with_error(numbers, 'tail_gamma', '.2f')} (above 0: heavy; of one finite set, so it tells how far the "
+            "largest examples reach and nothing beyond them)."
         )
-    if f"measured_over_predicted.{SAMPLINGS[0]}" in numbers:
-        words.append(_lemma_in_words(numbers))
+    names = [*(name.replace("_", " ") for name in SAMPLINGS), "two batches of an epoch: -Tr D/(N-1)"]
+    ratios = [f"measured_over_predicted.{name}" for name in (*SAMPLINGS, "cross")]
+    if ratios[0] in numbers:
+        pairs = [(ratio, name) for ratio, name in zip(ratios, names, strict=True) if ratio in numbers]
+        parts = [f"{_with_error(numbers, ratio, '.4f')} ({name})" for ratio, name in pairs]
+        words.append(f"Drawn batches, variance measured/predicted: {', '.join(parts)}.")
     return " ".join(words)
 
 
 def _size_in_words(numbers: Mapping[str, float]) -> str:
-    text = f"Gradient noise: Tr D = {numbers['trace']:.4g} +- {numbers['error/trace']:.1g} for one example"
+    text = f"Gradient noise: Tr D = {_with_error(numbers, 'trace', '.4g')} for one example"
     if numbers.get("batch_factor") == 0:
         text += ", 0 for the full batch in use (factor 0)"
     elif "batch_factor" in numbers:
@@ -147,20 +151,14 @@ def _size_in_words(numbers: Mapping[str, float]) -> str:
         if numbers["trace_cross"] < 0:
             text += f", {numbers['trace_cross']:.2g} between two batches of an epoch"
     if "scale" in numbers:
-        text += f"; noise scale Tr D/|g|^2 = {numbers['scale']:.3g} +- {numbers['error/scale']:.1g} examples"
+        text += f"; noise scale Tr D/|g|^2 = {_with_error(numbers, 'scale', '.3g')} examples"
     if "effective_rank" in numbers:
-        error = numbers.get("error/effective_rank", 0.0)
-        about = f" +- {error:.1g}" if error > 0 else ""
-        text += f"; effective rank {numbers['effective_rank']:.3g}{about} of at most {numbers['rank_bound']:.0f}"
+        rank = {name: number for name, number in numbers.items() if number > 0 or name != "error/effective_rank"}
+        text += f"; effective rank {_with_error(rank, 'effective_rank', '.3g')} of at most {numbers['rank_bound']:.0f}"
     return text + ("; BatchNorm with running statistics." if "running_statistics" in numbers else ".")
 
 
-def _lemma_in_words(numbers: Mapping[str, float]) -> str:
-    tags = {name: f"measured_over_predicted.{name}" for name in (*SAMPLINGS, "cross")}
-    parts = [
-        f"{numbers[tag]:.4f} +- {numbers[f'error/{tag}']:.1g} "
-        + ("(two batches of an epoch: -Tr D/(N-1))" if name == "cross" else f"({name.replace('_', ' ')})")
-        for name, tag in tags.items()
-        if tag in numbers
-    ]
-    return f"Drawn batches, variance measured/predicted: {', '.join(parts)}."
+def _with_error(numbers: Mapping[str, float], name: str, form: str) -> str:
+    """A number with its error, where that is known: a single example has none."""
+    error = numbers.get(f"error/{name}")
+    return f"{numbers[name]:{form}}" + ("" if error is None else f" +- {error:.1g}")

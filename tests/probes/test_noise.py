@@ -103,7 +103,8 @@ def test_a_loss_by_itself_has_the_noise_of_one_example_and_says_nothing_of_a_bat
     assert found.numbers().keys() == quantities("noise", probe).keys() - of_batch
     assert all(value == probe[f"noise/{name}"] for name, value in found.numbers().items() if "error/" not in name)
     assert "for one example; noise scale" in found.sentence() and "batch in use" not in found.sentence()
-    assert found.sentence() == Noise().finding({tag: v for tag, v in probe.items() if "batch" not in tag})
+    of_one = {tag: v for tag, v in probe.items() if tag.replace("noise/", "") not in of_batch and math.isfinite(v)}
+    assert found.sentence() == Noise().finding(of_one)
     assert found.figure(", step 3").axes[0].get_title().endswith("eigenvectors of the Hessian, step 3")
 
 
@@ -261,6 +262,8 @@ def test_one_example_has_no_noise() -> None:
     model, (x, y) = nn.Linear(5, K).double(), examples(1)
     found = measured(Noise(draws=2), NetworkObjective(model, nn.functional.cross_entropy, (x, y)))
     assert found["noise/trace"] == pytest.approx(0.0, abs=1e-12)
+    finite = {tag: value for tag, value in found.items() if math.isfinite(value)}
+    assert Noise().finding(finite).startswith("Gradient noise: Tr D = 0 for one example")
 
 
 def test_weights_that_are_not_finite_are_not_measured(loss: NetworkObjective) -> None:
