@@ -171,3 +171,9 @@ class CriticalPoint:
     def index_fraction(self) -> float:
         """Share of the P eigenvalues that are negative, or a lower bound of it."""
         return self.index / self.vectors.shape[0]
+
+
+def numbered(estimates: Mapping[str, Estimate]) -> dict[str, float]:
+    """Every value by its name, every error as error/name."""
+    values = {name: estimate.value for name, estimate in estimates.items()}
+    return values | {f"error/{name}": estimate.error for name, estimate in estimates.items()}

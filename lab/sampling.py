@@ -7,9 +7,10 @@
 Lemma 1 of Smith and Le (2018) and its corrections for draws without replacement; exact for every N, m and every loss.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 Sampling = Literal["epoch", "with_replacement", "without_replacement"]
+SAMPLINGS: tuple[Sampling, ...] = get_args(Sampling)
 
 
 def batch_factor(num_examples: int, batch_size: int, sampling: Sampling) -> float:

@@ -5,7 +5,6 @@ import shlex
 import signal
 import subprocess
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,6 @@ from hydra.core.global_hydra import GlobalHydra
 from lab.data import cifar10
 from lab.measure import main as measure
 from lab.models.mlp import Mlp
-from lab.probes.noise import Noise
-from lab.settings import SettingError
 from lab.train import main
 
 GRAMMAR = "cannot be read"
@@ -168,19 +165,6 @@ SLIPS = [
     ("-m optimizer=sgd,sgdd", "optimizer=sgdd does not exist"),
     ("optimizer.momentum=0.5 -m optimizer.lr=-1,-2", "optimizer.lr=-1: expected a number greater than 0"),
 ]
-
-
-@pytest.mark.parametrize(("k", "weights", "examples", "refused"), [
-    (201, 10_000, 5000, True), (200, 10_000, 5000, False), (300, 150, 5000, False), (300, 10_000, 4000, False),
-    (300, 10_000, 50_000, False),  # auto: a probe set of 2000
-])  # fmt: skip
-def test_more_eigenvalues_of_the_noise_than_products_are_refused_where_there_is_no_gram_matrix(
-    k: int, weights: int, examples: int, refused: bool
-) -> None:
-    from lab.run.parts import _require_noise_products
-
-    with pytest.raises(SettingError, match=r"use probe\.noise\.k=200 or less") if refused else nullcontext():
-        _require_noise_products(Noise(k=k), weights, examples)
 
 
 def no_network(*arguments: object, **settings: object) -> None:

@@ -60,10 +60,10 @@ class Snapshot:
     mini-batch about to be used, unaugmented (None where it is the whole set); rule the next update of w, every weight
     by the optimiser that holds it (None where the threshold is not known; `rule.moving` is that of the weights that
     move); seed that of the run. Training draws batches of `batch_size` (None: the whole set) out of `num_train`
-    examples by `sampling`. direction(g) is the step (P,) that the optimiser as it is would make for the gradient g (P,)
-    (None where there is none); ask for it while the optimiser is at this step. replicate(lr) makes the optimiser as it
-    is, at another learning rate, of a stack of weights (R, P) (None where there is none); likewise. At the end of
-    training (`ended`) there is no update t.
+    examples (None: no training is known) by `sampling`. direction(g) is the step (P,) that the optimiser as it is would
+    make for the gradient g (P,) (None where there is none); ask for it while the optimiser is at this step. replicate(lr)
+    makes the optimiser as it is, at another learning rate, of a stack of weights (R, P) (None where there is none);
+    likewise. At the end of training (`ended`) there is no update t.
     """
 
     step: int
@@ -95,7 +95,7 @@ class Snapshot:
         for note in audit(objective, w, seed=seed).notes if audited else ():
             if "could not decide" in note:
                 warnings.warn(f"the loss: {note}", stacklevel=4)
-        return cls(0, w, lambda examples: objective, seed=seed, num_train=objective.num_examples)
+        return cls(0, w, lambda examples: objective, seed=seed)
 
     def once(self, key: Any, compute: Callable[[], T]) -> T:
         """compute(), once per snapshot and key: how probes of the same step share one Hessian or one eigensolve."""
@@ -285,3 +285,14 @@ def _tag(name: str, quantity: str) -> str:
     if quantity.startswith("error/"):
         return f"error/{name}/{quantity.removeprefix('error/')}"
     return f"{name}/{quantity}"
+
+
+def quantities(name: str, values: Mapping[str, float]) -> dict[str, float]:
+    """The numbers of a probe as its result names them, out of values by tag: error/name/x -> error/x, name/x -> x."""
+    heads = {f"{name}/": "", f"error/{name}/": "error/"}
+    return {
+        own + tag.removeprefix(head): value
+        for head, own in heads.items()
+        for tag, value in values.items()
+        if tag.startswith(head)
+    }

@@ -36,11 +36,9 @@ CURVES: dict[str, dict[str, Any]] = {
 
 def matrices_figure(arrays: Mapping[str, Tensor], title: str) -> "Figure":
     """The cosines of all pairs as a table in colour; beside every row its trace and its largest eigenvalue."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 4.8), layout="constrained")
-    FigureCanvasAgg(figure)
     table, traces, tops = figure.subplots(1, 3, width_ratios=(7, 4, 4))
     cosines, errors = arrays["cosines"].numpy(), arrays["cosine_errors"].numpy()
     image = table.imshow(np.where(np.isfinite(cosines), cosines, 0), cmap="RdBu_r", vmin=-1, vmax=1)
@@ -66,14 +64,12 @@ def matrices_figure(arrays: Mapping[str, Tensor], title: str) -> "Figure":
 
 def training_figure(history: Tensor) -> "Figure":
     """Traces above, cosines with the true Fisher below, over the steps; rows of `history` as of `REMEMBERED`."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogFormatter
 
     from lab.run.figures import CURVATURE
 
     figure = Figure(figsize=(8, 7), layout="constrained")
-    FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True)
     steps, past = history[:, 0].numpy(), {name: part.numpy() for name, part in remembered(history).items()}
     for name, style in CURVES.items():

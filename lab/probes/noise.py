@@ -15,12 +15,12 @@ statistics, for batch statistics couple the examples. Tail and Gaussianity: see 
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from time import perf_counter
-from typing import Annotated, ClassVar, Literal, get_args
+from inspect import signature
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic.dataclasses import dataclass as card
 from torch import Tensor
 
 from lab.curvature.eigen import lanczos
@@ -29,21 +29,22 @@ from lab.curvature.operators import Hessian, hessian
 from lab.curvature.vectors import norm
 from lab.data.batches import Batches
 from lab.noise.alignment import alignment
-from lab.noise.covariance import Covariance, Spectrum, centred_squares, covariance, eigenvalues
+from lab.noise.covariance import GRAM_EXAMPLES, Covariance, Spectrum, centred_squares, covariance, eigenvalues
 from lab.noise.draws import batch_moments
 from lab.noise.size import trace
 from lab.noise.slope import along, expected_slope
 from lab.noise.tails import excess_kurtosis, extreme_index, gaussianity, tail_index
 from lab.objective import CHUNK_BYTES, NetworkObjective, Objective
-from lab.probes.base import Probe, Snapshot, Value
-from lab.results import Estimate
-from lab.sampling import Sampling, batch_factor, cross_factor
-from lab.settings import CARD
+from lab.params import layout
+from lab.probes.base import Every, Memory, Plan, Probe, ProbeSet, Snapshot, measures, quantities
+from lab.probes.noise_result import NoiseAlong, NoiseResult, in_words
+from lab.results import Estimate, numbered
+from lab.sampling import SAMPLINGS, Sampling, batch_factor, cross_factor
+from lab.settings import CARD, SettingError
 from lab.streams import stream
 
-SAMPLINGS: tuple[Sampling, ...] = get_args(Sampling)
 EIGEN_TOL = 1e-2
-"""Wanted error of the eigenvalues of H relative to the largest. u'Hu and u'Du are exact for the vectors found."""
+"""Wanted error of the eigenvalues of H relative to the largest. u'Hu and u'Du are exact for the computed vectors."""
 GAUSSIAN_DRAWS = 1000
 """Batches whose noise is tested for being Gaussian."""
 AFFORDABLE = CHUNK_BYTES // 4
@@ -52,26 +53,15 @@ FEWEST = 40
 """Examples below which nothing is said of tails."""
 
 
-@dataclass(kw_only=True, config=CARD)
+@card(kw_only=True, config=CARD)
 class Noise(Probe):
-    """Covariance of the gradient noise, every `every` steps.
+    """Covariance D of the gradient noise: trace, spectrum, tails, and what it has to do with the Hessian.
 
-    every       steps between measurements.
-    k           number of top eigenvalues of D to log (all of them go to arrays/).
-    examples    size of the fixed, class-balanced probe set; all; auto (all up to 5000, else 2000).
-    hessian     also what D has to do with H: Tr(HD), their cosine, u'Du along eigenvectors of H with the fitted slope; auto:
-                where it costs seconds, by the memory of the graph of a gradient: for MLPs, not for a ResNet.
-    pairs       eigenvectors of H at each end, top and most negative, along which the noise is measured.
-    tol         wanted error of Tr(HD), and of |H|_F for the cosine, relative.
-    max_matvecs Hessian products allowed, for the eigenvectors, for Tr(HD) and for |H|_F each.
-    directions  random directions along which the noise is tested for being Gaussian.
-    layers      also the trace of every parameter's block of D, as noise/trace.<parameter>.
-    draws       epochs of real mini-batches drawn for each of some batch sizes under all three samplings, to hold their
-                variance against Lemma 1; 0: none.
     Tags that do not speak for themselves: trace_cross, Tr of the covariance of two batches of an epoch; tail_gamma, 0 for a
     Gaussian, above for a heavy tail; kurtosis, the excess of one example, kurtosis_batch of a batch; not_gaussian, share of
     directions along which a test of 5 % rejects for batches drawn from these examples; gaussian_p, of all together;
-    alignment, Tr(HD); downhill, u'Du along the most negative direction of H; measured_over_predicted.<sampling>, of `draws`.
+    alignment, Tr(HD); downhill, u'Du along the most negative direction of H; measured_over_predicted.<sampling>, of `draws`;
+    trace.<parameter>, of `layers`. All eigenvalues of D go to arrays/.
     Cost without `hessian`: a gradient for Tr D, some for the eigenvalues (from inner products of per-example gradients), a
     third of one for each direction. With it some 70 Hessian products, of 1.1 gradients or more. `draws`: 3 gradients of
     the probe set for each size and epoch, in small batches.
@@ -79,16 +69,33 @@ class Noise(Probe):
 
     name: ClassVar[str] = "noise"
 
-    every: Annotated[int, Field(gt=0)] = 130
-    k: Annotated[int, Field(gt=0)] = 5
-    examples: Annotated[int, Field(gt=0)] | Literal["all", "auto"] = "auto"
-    hessian: bool | Literal["auto"] = "auto"
-    pairs: Annotated[int, Field(gt=0)] = 5
-    tol: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    max_matvecs: Annotated[int, Field(gt=20)] = 200
-    directions: Annotated[int, Field(gt=0)] = 10
-    layers: bool = False
-    draws: Annotated[int, Field(ge=0)] = 0
+    every: Every = 130
+    k: Annotated[int, Field(gt=0, description="number of top eigenvalues of D to log")] = 5
+    examples: ProbeSet = "auto"
+    hessian: Annotated[
+        bool | Literal["auto"],
+        Field(
+            description="also Tr(HD), cos(D, H), u'Du along eigenvectors u of H (some 100 products): true | false | "
+            "auto: MLPs"
+        ),
+    ] = "auto"
+    pairs: Annotated[int, Field(gt=0, description="eigenvectors of H at each end of its spectrum")] = 5
+    tol: Annotated[float, Field(gt=0, lt=1, description="wanted error of Tr(HD) and of the cosine, relative")] = 0.05
+    max_matvecs: Annotated[
+        int,
+        Field(gt=20, description="Hessian products allowed for the eigenvectors, as many for Tr(HD) and for |H|_F"),
+    ] = 200
+    directions: Annotated[
+        int, Field(gt=0, description="random directions along which the noise is tested for being Gaussian")
+    ] = 10
+    layers: Annotated[bool, Field(description="also the trace of every parameter's block of D")] = False
+    draws: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="epochs of mini-batches to draw, for each batch size and sampling, against Lemma 1; 0: none",
+        ),
+    ] = 0
 
     @model_validator(mode="after")
     def _consistent(self) -> "Noise":
@@ -96,235 +103,145 @@ class Noise(Probe):
             raise ValueError(f"max_matvecs={self.max_matvecs} is too few for the eigenvectors; use {fewest} or more")
         return self
 
-    def measure(self, snapshot: Snapshot) -> dict[str, Value]:
-        """The tags noise/*, error/noise/*, cost/noise/*, figures, and the arrays behind them."""
-        begin, w = perf_counter(), snapshot.w
-        loss, running = _of_examples(snapshot.loss_on(self.examples))
-        D = covariance(loss, w)
-        values = self._size(snapshot, loss, D)
-        spectrum = self._spectrum(snapshot, loss, values)
-        values |= self._tails(snapshot, D)
-        if running:
-            values["noise/running_statistics"] = 1.0
-        if spectrum is not None and self._affordable(loss, w):
-            key = ("hessian", self.examples, "running statistics") if running else ("hessian", self.examples)
-            H = snapshot.once(key, lambda: hessian(loss, w))
-            values |= self._against(snapshot, H, loss, D, spectrum)
-        if self.draws:
-            values |= self._drawn(snapshot, loss, float(values["noise/trace"]))  # type: ignore[arg-type]
-        values["cost/noise/seconds"] = perf_counter() - begin
-        return values
+    def require(self, plan: Plan) -> None:
+        """Also where the k largest of D, with too many examples for the Gram matrix, take more products than allowed."""
+        super().require(plan)
+        examples, most = plan.examples(self.examples), signature(lanczos).parameters["max_matvecs"].default
+        if examples > GRAM_EXAMPLES and most < min(self.k, examples - 1, layout(plan.model).size):
+            raise SettingError(
+                f"probe.noise.k={self.k} takes more than the {most} products allowed for a probe set of {examples} "
+                f"examples; use probe.noise.k={most} or less, or probe.noise.examples={GRAM_EXAMPLES} or less"
+            )
 
-    def _affordable(self, loss: Objective, w: Tensor) -> bool:
+    def affords_hessian(self, loss: Objective, w: Tensor) -> bool:
         """Whether H is to be looked at."""
         return loss.graph_bytes(w) <= AFFORDABLE if self.hessian == "auto" else self.hessian
 
-    def _size(self, snapshot: Snapshot, loss: Objective, D: Covariance) -> dict[str, Value]:
-        """Tr D of one example and of the batch in use, and the noise scale."""
-        assert loss.num_examples is not None
-        found, n, N = trace(loss, snapshot.w), loss.num_examples, snapshot.num_train or loss.num_examples
-        m, sampling = snapshot.batch_size, snapshot.sampling
-        factor = 0.0 if m is None else batch_factor(N, m, sampling)
-        cross = 0.0 if m is None or m == N else cross_factor(N, sampling)
-        whole = 0.0 if found.value <= found.round_off else found.value
-        values: dict[str, Value] = {"noise/trace": whole, "error/noise/trace": found.error}
-        values |= {"noise/trace_batch": factor * whole, "error/noise/trace_batch": factor * found.error}
-        values |= {"noise/batch_factor": factor, "noise/trace_cross": cross * whole}
-        values["error/noise/trace_cross"] = abs(cross) * found.error
-        values["noise/batch_size"] = float(N if m is None else m)
-        values["noise/grad_norm"] = norm(found.gradient)
-        # A probe set of n out of N examples has a noise of its own: |g|^2 of it is too large by `excess` on average.
-        share = batch_factor(max(n, N), n, "without_replacement")
-        square, excess = norm(found.gradient) ** 2, share * whole
-        if square > excess:
-            rest, variance = square - excess, float(D.variances(found.gradient[:, None])[0])  # g'Dg
-            scale = whole / rest
-            relative = math.hypot(found.error / whole if whole else 0.0, _spread(share, variance, excess) / rest)
-            values |= {"noise/scale": scale, "error/noise/scale": scale * relative}
-        if self.layers:
-            values |= {f"noise/trace.{name}": part for name, part in found.by_parameter.items()}
-        return values
-
-    def _spectrum(self, snapshot: Snapshot, loss: Objective, values: dict[str, Value]) -> Spectrum | None:
-        """The eigenvalues of D, logged in `values`; None where there is no noise."""
-        from lab.run.noise_figures import eigenvalue_figure
-
-        assert loss.num_examples is not None
-        bound = min(loss.num_examples - 1, len(snapshot.w))
-        if bound < 1 or not values["noise/trace"] > 0:  # type: ignore[operator]
-            return None
-        draw = stream(snapshot.seed, "noise/rank", snapshot.step)
-        found = eigenvalues(loss, snapshot.w, min(self.k, bound), generator=draw)
-        names = ["noise/lambda_max", *(f"noise/lambda_{i}" for i in range(2, len(found.pairs.values) + 1))]
-        for name, value, error in zip(names, found.pairs.values, found.pairs.errors, strict=True):
-            values |= {name: float(value), f"error/{name}": float(error)}
-        values |= {"noise/effective_rank": found.effective_rank, "noise/rank_bound": float(found.rank_bound)}
-        values["error/noise/effective_rank"] = found.effective_rank_error
-        values["noise/eigenvalues"] = found.values
-        numbers = {"trace": values["noise/trace"], "effective_rank": found.effective_rank, "rank_bound": bound}
-        drawn = {"eigenvalues": found.values} | {name: torch.tensor(float(x)) for name, x in numbers.items()}  # type: ignore[arg-type]
-        title = f"gradient noise of one example, step {snapshot.step}"
-        values["noise/spectrum"] = eigenvalue_figure({name: x.cpu().numpy() for name, x in drawn.items()}, title)
-        return found
-
-    def _tails(self, snapshot: Snapshot, D: Covariance) -> dict[str, Value]:
-        """Tail of |g_i - g| over the examples; Gaussianity along random directions, of one example and of a batch."""
-        examples, P = D.examples, D.size
-        if examples.num_examples < FEWEST:
-            return {}
-        generator = stream(snapshot.seed, "noise/tails", snapshot.step)
-        g = examples.gradient()
-        z = torch.randn(P, self.directions, generator=generator, dtype=torch.float32).to(g) / math.sqrt(P)
-        projected = examples.along(z)
-        squares = torch.stack(list(examples.squared_norms().values())).sum(0)
-        lengths = centred_squares(examples, squares, g).sqrt()
-        of_one = projected - projected.mean(0)
-        m = snapshot.batch_size or 1  # independent examples: their mean has exactly 1/m of the excess kurtosis
-        tested = gaussianity(_batch_means(of_one, m, generator))
-        estimates = {
-            "tail_index": tail_index(lengths),
-            "tail_gamma": extreme_index(lengths),
-            "kurtosis": (kurtosis := excess_kurtosis(of_one)),
-            "kurtosis_batch": replace(kurtosis, value=kurtosis.value / m, error=kurtosis.error / m),
-        }
-        values = _estimated(estimates)
-        return values | {"noise/not_gaussian": tested.rejected, "noise/gaussian_p": tested.p_value}
-
-    def _against(
-        self, snapshot: Snapshot, H: Hessian, loss: Objective, D: Covariance, spectrum: Spectrum
-    ) -> dict[str, Value]:
-        """u'Du against u'Hu, its slope and the theory; Tr(HD) and the cosine."""
-        from lab.run.noise_figures import alignment_figure
-
-        before, w, P = H.matvecs, snapshot.w, H.size
-        pairs = min(self.pairs, P // 2) or 1
-        bottom = min(pairs, P - pairs)
-        generator = stream(snapshot.seed, "noise/hessian", snapshot.step)
-        limit = self.max_matvecs
-        ends = lanczos(H, top=pairs, bottom=bottom, tol=EIGEN_TOL, max_matvecs=limit, copies=False, generator=generator)
-        bends = torch.cat([ends.top.values > 0, ends.bottom.values < 0])  # the others are no top, or not negative
-        if not bool(bends.any()):
-            return {}
-        curvature = torch.cat([ends.top.values, ends.bottom.values])[bends]
-        vectors = torch.cat([ends.top.vectors, ends.bottom.vectors], dim=1)[:, bends]
-        found = along(D.examples, vectors, curvature, fitted=len(ends.top.values))
-        theory = expected_slope(loss, w, generator=stream(snapshot.seed, "noise/theory", snapshot.step))
-        numbers = {"slope": found.slope, "slope_error": found.slope_error, "theory": theory}
-        numbers["mean_variance"] = spectrum.trace / P
-        arrays = {"curvature": curvature, "variance": found.variance, "variance_error": found.error}
-        arrays |= {name: torch.tensor(x, dtype=torch.float64) for name, x in numbers.items()}
-        values: dict[str, Value] = {f"noise/{name}": x for name, x in arrays.items() if x.dim()}
-        values |= {"noise/slope": found.slope, "error/noise/slope": found.slope_error, "noise/slope_theory": theory}
-        if bool(curvature[-1] < 0):
-            down = int(curvature.argmin())
-            values |= _estimated({"downhill": Estimate(float(found.variance[down]), float(found.error[down]), 0, "")})
-        title = f"gradient noise along eigenvectors of the Hessian, step {snapshot.step}"
-        values["noise/along"] = alignment_figure({name: x.cpu().numpy() for name, x in arrays.items()}, title)
-        squares = Interval(spectrum.squares, spectrum.squares_error, math.inf) if spectrum.squares > 0 else None
-        draw = stream(snapshot.seed, "noise/alignment", snapshot.step)
-        both = alignment(H, D, squares=squares, tol=self.tol, generator=draw, max_matvecs=limit)
-        values |= _estimated({"alignment": both.trace, "cosine": both.cosine})
-        values["cost/noise/matvecs"] = float(H.matvecs - before)
-        return values
-
-    def _drawn(self, snapshot: Snapshot, loss: Objective, whole: float) -> dict[str, Value]:
-        """Mini-batch gradients as training would draw them from the probe set, their variance against Lemma 1."""
-        from lab.run.noise_figures import draws_figure
-
-        N, w = loss.num_examples or 0, snapshot.w
-        if not whole > 0 or N < 4:
-            return {}
-        sizes = sorted({m for m in (4**i for i in range(20)) if m <= N // 2} | {N // 2})
-        numbers = torch.full((4, len(SAMPLINGS), len(sizes)), math.nan, dtype=torch.float64)
-        for i, sampling in enumerate(SAMPLINGS):
-            for j, m in enumerate(sizes):
-                seed = stream(snapshot.seed, f"noise/draws/{sampling}/{m}", snapshot.step).initial_seed()
-                epochs = [batch_moments(loss, w, index) for index in _epochs(N, m, sampling, seed, max(2, self.draws))]
-                units = torch.tensor(epochs, dtype=torch.float64) / whole
-                numbers[:2, i, j] = units.mean(0)
-                numbers[2:, i, j] = units.std(0) / math.sqrt(len(units))
-        variance, cross, variance_error, cross_error = numbers
-        counts = torch.tensor([N // m for m in sizes], dtype=torch.float64)
-        arrays = {"draws_sizes": torch.tensor(sizes), "draws_examples": torch.tensor(N)}
-        arrays |= {"draws_variance": variance, "draws_variance_error": variance_error}
-        arrays |= {"draws_cross": cross, "draws_cross_error": cross_error}
-        values: dict[str, Value] = {f"noise/{name}": x for name, x in arrays.items()}
-        for i, sampling in enumerate(SAMPLINGS):
-            theory = torch.tensor([batch_factor(N, m, sampling) for m in sizes], dtype=torch.float64)
-            ratio = _pooled(variance[i] / theory, variance_error[i] / theory, counts)
-            values |= _estimated({f"measured_over_predicted.{sampling}": ratio})
-        theory, row = torch.tensor(cross_factor(N, "epoch")), SAMPLINGS.index("epoch")
-        ratio = _pooled(cross[row] / theory, cross_error[row] / theory.abs(), counts)
-        values |= _estimated({"measured_over_predicted.cross": ratio})
-        title = f"variance of mini-batch gradients, step {snapshot.step}"
-        values["noise/draws"] = draws_figure({name: x.cpu().numpy() for name, x in arrays.items()}, title)
-        return values
-
     def finding(self, values: dict[str, float]) -> str:
-        """Size of the noise, what it has to do with H, and whether the draws bear Lemma 1 out."""
-        if "noise/trace" not in values:
-            return ""
-        told = [_size_in_words(values)]
-        if "noise/slope" in values:
-            theory = values.get("noise/slope_theory", math.nan)
-            against = ""
-            if math.isfinite(theory):
-                against = f" (theory {theory:.3g}: 2L/K of a squared error, or of a well-specified likelihood)"
-                against = " (1 for a well-specified likelihood)" if theory == 1 else against
-            told.append(
-                f"Along the top eigenvectors of H it is {values['noise/slope']:.3g} +- "
-                f"{values['error/noise/slope']:.1g} times their curvature{against}; cos(D, H) = "
-                f"{values.get('noise/cosine', math.nan):.2f}."
-            )
-        if "noise/kurtosis_batch" in values:
-            m = values["noise/batch_size"] if values["noise/batch_factor"] else 1
-            told.append(
-                f"Along random directions the noise of {'a batch' if m > 1 else 'one example'} has an excess kurtosis of "
-                f"{values['noise/kurtosis_batch']:.2g} +- {values['error/noise/kurtosis_batch']:.1g} (0: Gaussian)."
-            )
-        if "noise/tail_index" in values and "noise/tail_gamma" in values:
-            told.append(
-                f"Tail index of |g_i - g| {values['noise/tail_index']:.2g} +- {values['error/noise/tail_index']:.1g}, gamma "
-                f"{values['noise/tail_gamma']:.2f} +- {values['error/noise/tail_gamma']:.1g} (above 0: heavy; of one "
-                "finite set, so it tells how far the largest examples reach and nothing beyond them)."
-            )
-        if f"noise/measured_over_predicted.{SAMPLINGS[0]}" in values:
-            told.append(_lemma_in_words(values))
-        return " ".join(told)
+        return in_words(quantities(self.name, values))
 
 
-def _size_in_words(values: dict[str, float]) -> str:
-    value, error, m = values["noise/trace"], values["error/noise/trace"], values["noise/batch_size"]
-    said = f"Gradient noise: Tr D = {value:.4g} +- {error:.1g} for one example"
-    if values["noise/batch_factor"] == 0:
-        said += ", 0 for the full batch in use (factor 0)"
-    else:
-        said += (
-            f", {values['noise/trace_batch']:.3g} for a batch of {m:.0f} (factor {values['noise/batch_factor']:.3g})"
-        )
-        if values["noise/trace_cross"] < 0:
-            said += f", {values['noise/trace_cross']:.2g} between two batches of an epoch"
-    if "noise/scale" in values:
-        scale, error = values["noise/scale"], values["error/noise/scale"]
-        said += f"; noise scale Tr D/|g|^2 = {scale:.3g} +- {error:.1g} examples"
-    if "noise/effective_rank" in values:
-        error = values.get("error/noise/effective_rank", 0.0)
-        about = f" +- {error:.1g}" if error > 0 else ""
-        said += (
-            f"; effective rank {values['noise/effective_rank']:.3g}{about} of at most {values['noise/rank_bound']:.0f}"
-        )
-    return said + ("; BatchNorm with running statistics." if "noise/running_statistics" in values else ".")
+@measures(Noise)
+def noise(here: Snapshot, settings: Noise, memory: Memory) -> NoiseResult:
+    """The noise of mini-batch gradients; that of a batch where the training is known.
+
+    >>> data = torch.ones(4, 1), torch.tensor([[1.0], [0.0], [0.0], [0.0]])
+    >>> loss = NetworkObjective(torch.nn.Linear(1, 1, bias=False), torch.nn.MSELoss(), data)
+    >>> noise(loss, torch.zeros(1), hessian=False).trace.value  # of gradients -2, 0, 0, 0
+    0.75
+    """
+    loss, running = _of_examples(here.loss_on(settings.examples))
+    D, spectrum, against = covariance(loss, here.w), None, None
+    size, scale, others = _size(here, settings, loss, D)
+    bound = min((loss.num_examples or 0) - 1, len(here.w))
+    if bound >= 1 and size.value > 0:
+        draw = stream(here.seed, "noise/rank", here.step)
+        spectrum = eigenvalues(loss, here.w, min(settings.k, bound), generator=draw)
+    others |= _tails(here, settings, D) | ({"running_statistics": 1.0} if running else {})
+    if spectrum is not None and settings.affords_hessian(loss, here.w):
+        key = ("hessian", settings.examples, "running statistics") if running else ("hessian", settings.examples)
+        H = here.once(key, lambda: hessian(loss, here.w))
+        against = _against(here, settings, H, loss, D, spectrum)
+    ratios, draws = _drawn(here, loss, size.value, settings.draws) if settings.draws else ({}, {})
+    return NoiseResult(size, scale, spectrum, against, others | ratios, draws)
 
 
-def _lemma_in_words(values: dict[str, float]) -> str:
-    tags = {name: f"noise/measured_over_predicted.{name}" for name in (*SAMPLINGS, "cross")}
-    parts = [
-        f"{values[tag]:.4f} +- {values[f'error/{tag}']:.1g} "
-        + ("(two batches of an epoch: -Tr D/(N-1))" if name == "cross" else f"({name.replace('_', ' ')})")
-        for name, tag in tags.items()
-        if tag in values
-    ]
-    return f"Drawn batches, variance measured/predicted: {', '.join(parts)}."
+def _size(
+    here: Snapshot, settings: Noise, loss: Objective, D: Covariance
+) -> tuple[Estimate, Estimate | None, dict[str, float]]:
+    """Tr D of one example, the noise scale, and the numbers of the batch in use, where training is known."""
+    found, n, m = trace(loss, here.w), loss.num_examples or 0, here.batch_size
+    N = here.num_train or n
+    size = Estimate(0.0 if found.value <= found.round_off else found.value, found.error, found.matvecs, found.method)
+    # A probe set of n out of N examples has a noise of its own: |g|^2 of it is too large by `excess` on average.
+    share, grad_norm, scale = batch_factor(max(n, N), n, "without_replacement"), norm(found.gradient), None
+    excess = share * size.value
+    if (rest := grad_norm**2 - excess) > 0:
+        variance = float(D.variances(found.gradient[:, None])[0])  # g'Dg
+        relative = math.hypot(size.error / size.value if size.value else 0.0, _spread(share, variance, excess) / rest)
+        scale = Estimate(size.value / rest, size.value / rest * relative, 0, "ratio")
+    others = {"grad_norm": grad_norm}
+    others |= {f"trace.{name}": part for name, part in found.by_parameter.items()} if settings.layers else {}
+    if m is None and here.num_train is None:
+        return size, scale, others
+    factor = 0.0 if m is None else batch_factor(N, m, here.sampling)
+    cross = 0.0 if m is None or m == N else cross_factor(N, here.sampling)
+    for name, times in (("trace_batch", factor), ("trace_cross", cross)):
+        others |= {name: times * size.value, f"error/{name}": abs(times) * size.error}
+    return size, scale, others | {"batch_factor": factor, "batch_size": float(N if m is None else m)}
+
+
+def _tails(here: Snapshot, settings: Noise, D: Covariance) -> dict[str, float]:
+    """Tail of |g_i - g| over the examples; Gaussianity along random directions, of one example and of a batch."""
+    examples, P = D.examples, D.size
+    if examples.num_examples < FEWEST:
+        return {}
+    generator = stream(here.seed, "noise/tails", here.step)
+    g = examples.gradient()
+    z = torch.randn(P, settings.directions, generator=generator, dtype=torch.float32).to(g) / math.sqrt(P)
+    projected = examples.along(z)
+    squares = torch.stack(list(examples.squared_norms().values())).sum(0)
+    lengths = centred_squares(examples, squares, g).sqrt()
+    of_one = projected - projected.mean(0)
+    m = here.batch_size or 1  # independent examples: their mean has exactly 1/m of the excess kurtosis
+    tested = gaussianity(_batch_means(of_one, m, generator))
+    kurtosis = excess_kurtosis(of_one)
+    of_batch = replace(kurtosis, value=kurtosis.value / m, error=kurtosis.error / m)
+    tails = {"tail_index": tail_index(lengths), "tail_gamma": extreme_index(lengths)}
+    numbers = numbered(tails | {"kurtosis": kurtosis, "kurtosis_batch": of_batch})
+    return numbers | {"not_gaussian": tested.rejected, "gaussian_p": tested.p_value}
+
+
+def _against(
+    here: Snapshot, settings: Noise, H: Hessian, loss: Objective, D: Covariance, spectrum: Spectrum
+) -> NoiseAlong | None:
+    """u'Du against u'Hu, its slope and the theory; Tr(HD) and the cosine. None where no eigenvector bends."""
+    before, w, P, limit = H.matvecs, here.w, H.size, settings.max_matvecs
+    pairs = min(settings.pairs, P // 2) or 1
+    bottom = min(pairs, P - pairs)
+    generator = stream(here.seed, "noise/hessian", here.step)
+    ends = lanczos(H, top=pairs, bottom=bottom, tol=EIGEN_TOL, max_matvecs=limit, copies=False, generator=generator)
+    bends = torch.cat([ends.top.values > 0, ends.bottom.values < 0])  # the others are no top, or not negative
+    if not bool(bends.any()):
+        return None
+    curvature = torch.cat([ends.top.values, ends.bottom.values])[bends]
+    vectors = torch.cat([ends.top.vectors, ends.bottom.vectors], dim=1)[:, bends]
+    variance = along(D.examples, vectors, curvature, fitted=len(ends.top.values))
+    theory = expected_slope(loss, w, generator=stream(here.seed, "noise/theory", here.step))
+    squares = Interval(spectrum.squares, spectrum.squares_error, math.inf) if spectrum.squares > 0 else None
+    draw = stream(here.seed, "noise/alignment", here.step)
+    both = alignment(H, D, squares=squares, tol=settings.tol, generator=draw, max_matvecs=limit)
+    return NoiseAlong(curvature, variance, theory, spectrum.trace / P, both, H.matvecs - before)
+
+
+def _drawn(here: Snapshot, loss: Objective, whole: float, epochs: int) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Gradients of mini-batches of many sizes, in units of `whole` = Tr D; nothing without noise, or of too few examples.
+
+    measured_over_predicted, pooled over the sizes, of the variance by sampling and of the covariance of two batches of an
+    epoch ("cross"), with errors; and the arrays of `NoiseResult.draws`.
+    """
+    N = loss.num_examples or 0
+    if not whole > 0 or N < 4:
+        return {}, {}
+    sizes = sorted({m for m in (4**i for i in range(20)) if m <= N // 2} | {N // 2})
+    numbers = torch.full((4, len(SAMPLINGS), len(sizes)), math.nan, dtype=torch.float64)
+    for i, sampling in enumerate(SAMPLINGS):
+        for j, m in enumerate(sizes):
+            seed = stream(here.seed, f"noise/draws/{sampling}/{m}", here.step).initial_seed()
+            moments = [batch_moments(loss, here.w, index) for index in _epochs(N, m, sampling, seed, max(2, epochs))]
+            units = torch.tensor(moments, dtype=torch.float64) / whole
+            numbers[:2, i, j] = units.mean(0)
+            numbers[2:, i, j] = units.std(0) / math.sqrt(len(units))
+    variance, cross, variance_error, cross_error = numbers
+    counts, ratios = torch.tensor([N // m for m in sizes], dtype=torch.float64), dict[str, Estimate]()
+    for i, sampling in enumerate(SAMPLINGS):
+        theory = torch.tensor([batch_factor(N, m, sampling) for m in sizes], dtype=torch.float64)
+        ratios[sampling] = _pooled(variance[i] / theory, variance_error[i] / theory, counts)
+    theory, row = torch.tensor(cross_factor(N, "epoch")), SAMPLINGS.index("epoch")
+    ratios["cross"] = _pooled(cross[row] / theory, cross_error[row] / theory.abs(), counts)
+    arrays = {"sizes": torch.tensor(sizes), "examples": torch.tensor(N), "variance": variance, "cross": cross}
+    arrays |= {"variance_error": variance_error, "cross_error": cross_error}
+    return numbered({f"measured_over_predicted.{name}": ratio for name, ratio in ratios.items()}), arrays
 
 
 def _of_examples(loss: Objective) -> tuple[Objective, bool]:
@@ -367,9 +284,3 @@ def _pooled(values: Tensor, errors: Tensor, counts: Tensor) -> Estimate:
     if not len(weights):
         return Estimate(math.nan, math.nan, 0, "draws", False)
     return Estimate(float(weights @ values[known]), float((weights * errors[known]).norm()), 0, "draws")
-
-
-def _estimated(estimates: dict[str, Estimate]) -> dict[str, Value]:
-    """noise/name and error/noise/name."""
-    values: dict[str, Value] = {f"noise/{name}": estimate.value for name, estimate in estimates.items()}
-    return values | {f"error/noise/{name}": estimate.error for name, estimate in estimates.items()}

@@ -90,7 +90,7 @@ def training_figure(series: Series, summary: Mapping[str, Any]) -> Figure:
 def spectrum_figure(arrays: Arrays, title: str) -> Figure:
     """The density of eigenvalues on a log scale, and how many lie above a value: plateaus are gaps in the spectrum.
 
-    arrays: as `probes.spectrum.Spectral.arrays`. Outliers are those of the top eigenvalues above the bulk edge.
+    arrays: as `probes.spectrum.SpectrumResult.arrays`. Outliers are those of the top eigenvalues above the bulk edge.
     """
     figure = Figure(figsize=(7.5, 7), layout="constrained")
     FigureCanvasAgg(figure)

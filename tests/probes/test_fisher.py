@@ -14,8 +14,8 @@ from lab.landscapes.quadratic import Quadratic
 from lab.noise.covariance import covariance
 from lab.noise.fisher import sampled_fisher, true_fisher
 from lab.objective import NetworkObjective
-from lab.probes.base import Examples, Snapshot
-from lab.probes.fisher import Fisher
+from lab.probes.base import Examples, Plan, Snapshot
+from lab.probes.fisher import Fisher, fisher
 from lab.probes.fisher_figures import MATRICES
 from lab.settings import SettingError
 from lab.streams import stream
@@ -185,6 +185,31 @@ def test_finding_tells_the_last_values_and_where_they_began(loss: NetworkObjecti
     assert told_too not in probe.finding({**known, "error/fisher/trace_sampled": math.nan})
     assert f"{last['fisher/trace_empirical'] / last['fisher/trace_true']:.2g} of the true one" in told
     assert "at step" not in Fisher().finding(last)
+
+
+def test_a_loss_by_itself_is_measured_and_its_memory_goes_on(loss: NetworkObjective) -> None:
+    first = fisher(loss, k=1, vectors=5)
+    assert first.numbers() == {
+        tag.replace("fisher/", ""): value
+        for tag, value in numbers(Fisher(k=1, vectors=5), loss).items()
+        if not tag.startswith("cost/")
+    }
+    second = fisher(snapshot(loss, 3, 0.1), k=1, vectors=5, memory=first.memory())
+    assert second.history is not None and second.history[:, 0].tolist() == [0, 3]
+    assert second.figure(", here").get_suptitle() == "Fisher against Hessian, here"
+    assert set(second.figures()) == {"matrices", "training"} and set(first.figures()) == {"matrices"}
+    assert "at step 0" in second.sentence() and "at step" not in first.sentence()
+    with pytest.raises(SettingError, match=r"probe=\[fisher\]: Quadratic is no network"):
+        fisher(Quadratic(torch.ones(2)), torch.zeros(2))
+
+
+def test_too_few_products_for_the_eigenvalues_are_refused(loss: NetworkObjective) -> None:
+    plan = Plan(loss.model, 50, lambda _: loss)
+    with pytest.raises(
+        SettingError, match=r"max_matvecs=4 is too few for probe.fisher.k=4 in a model of 93 weights; use"
+    ):
+        Fisher(k=4, max_matvecs=4).require(plan)
+    Fisher(k=3, max_matvecs=4).require(plan)
 
 
 def test_batch_norm_is_measured_by_its_running_statistics_also_where_training_goes_by_the_batch() -> None:

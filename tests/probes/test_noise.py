@@ -3,6 +3,7 @@
 import itertools
 import math
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,12 @@ from lab.noise.covariance import covariance
 from lab.noise.draws import batch_gradients, batch_moments
 from lab.noise.slope import along, expected_slope
 from lab.objective import NetworkObjective, Objective
-from lab.probes.base import Snapshot
-from lab.probes.noise import Noise
+from lab.probes.base import Plan, Snapshot, quantities
+from lab.probes.noise import Noise, noise
 from lab.run import checkpoints
 from lab.run.folder import RunFolder
 from lab.sampling import Sampling, batch_factor, cross_factor
+from lab.settings import SettingError
 from lab.train import main
 
 N, K = 48, 3
@@ -90,9 +92,34 @@ def test_trace_and_scale_are_those_of_the_dense_covariance(
 
 
 def test_the_full_batch_has_no_noise_and_the_sentence_says_so(loss: NetworkObjective) -> None:
-    found = measured(Noise(hessian=False), loss)
+    found = measured(Noise(hessian=False), loss, num_train=N)
     assert found["noise/batch_factor"] == found["noise/trace_batch"] == found["noise/trace_cross"] == 0
     assert "0 for the full batch in use (factor 0)" in Noise().finding(found)
+
+
+def test_a_loss_by_itself_has_the_noise_of_one_example_and_says_nothing_of_a_batch(loss: NetworkObjective) -> None:
+    found, probe = noise(loss, layers=True, draws=2), measured(Noise(layers=True, draws=2), loss, num_train=N)
+    of_batch = {"batch_factor", "batch_size", "trace_batch", "trace_cross", "error/trace_batch", "error/trace_cross"}
+    assert found.numbers().keys() == quantities("noise", probe).keys() - of_batch
+    assert all(value == probe[f"noise/{name}"] for name, value in found.numbers().items() if "error/" not in name)
+    assert "for one example; noise scale" in found.sentence() and "batch in use" not in found.sentence()
+    of_one = {tag: v for tag, v in probe.items() if tag.replace("noise/", "") not in of_batch and math.isfinite(v)}
+    assert found.sentence() == Noise().finding(of_one)
+    assert found.figure(", step 3").axes[0].get_title().endswith("eigenvectors of the Hessian, step 3")
+
+
+@pytest.mark.parametrize(("k", "weights", "examples", "refused"), [
+    (201, 10_000, 5000, True), (200, 10_000, 5000, False), (300, 150, 5000, False), (300, 10_000, 4000, False),
+    (300, 10_000, 50_000, False),  # auto: a probe set of 2000
+])  # fmt: skip
+def test_more_eigenvalues_than_products_are_refused_where_there_is_no_gram_matrix(
+    k: int, weights: int, examples: int, refused: bool
+) -> None:
+    model = nn.Linear(weights, 1, bias=False)
+    few = torch.zeros(examples if examples <= 5000 else 2000, 1)
+    plan = Plan(model, examples, lambda _: NetworkObjective(model, nn.MSELoss(), (few, few)))
+    with pytest.raises(SettingError, match=r"use probe\.noise\.k=200 or less") if refused else nullcontext():
+        Noise(k=k).require(plan)
 
 
 def test_the_factor_is_that_of_the_training_set_and_not_of_the_probe_set(loss: NetworkObjective) -> None:
@@ -108,8 +135,9 @@ def test_the_scale_of_a_probe_set_is_that_of_the_training_set_it_was_drawn_from(
     for seed in range(60):
         part = whole.restrict(torch.randperm(40, generator=torch.Generator().manual_seed(seed))[:n])
         of_set = snapshot(part, part.weights, num_train=40)
-        found = Noise()._size(of_set, part, covariance(part, part.weights))
-        squares.append(found["noise/trace"] / found["noise/scale"])  # type: ignore[operator]
+        found = noise(of_set, hessian=False)
+        assert found.scale is not None
+        squares.append(found.trace.value / found.scale.value)
     mean, error = float(torch.tensor(squares).mean()), float(torch.tensor(squares).std()) / math.sqrt(60)
     truth = float(whole.grad(whole.weights).square().sum())
     excess = 20 / (20 * 39) * float(covariance(whole, whole.weights).dense().trace())
@@ -166,12 +194,12 @@ def test_noise_against_curvature_is_that_of_the_dense_matrices(
 
 def test_the_hessian_is_looked_at_where_it_is_asked_for_or_cheap(loss: NetworkObjective) -> None:
     assert "noise/slope" not in measured(Noise(hessian=False), loss)
-    assert Noise()._affordable(loss, loss.weights)
+    assert Noise().affords_hessian(loss, loss.weights)
     wide = network((5, 3000, 3000, K))
     x, y = examples(3000)
     large = NetworkObjective(wide, nn.functional.cross_entropy, (x.float(), y))
-    assert not Noise()._affordable(large, large.weights)
-    assert Noise(hessian=True)._affordable(large, large.weights)
+    assert not Noise().affords_hessian(large, large.weights)
+    assert Noise(hessian=True).affords_hessian(large, large.weights)
 
 
 def test_slope_and_its_error_are_those_of_independent_examples() -> None:
@@ -234,6 +262,8 @@ def test_one_example_has_no_noise() -> None:
     model, (x, y) = nn.Linear(5, K).double(), examples(1)
     found = measured(Noise(draws=2), NetworkObjective(model, nn.functional.cross_entropy, (x, y)))
     assert found["noise/trace"] == pytest.approx(0.0, abs=1e-12)
+    finite = {tag: value for tag, value in found.items() if math.isfinite(value)}
+    assert Noise().finding(finite).startswith("Gradient noise: Tr D = 0 for one example")
 
 
 def test_weights_that_are_not_finite_are_not_measured(loss: NetworkObjective) -> None:

@@ -21,7 +21,8 @@ from lab.probes.base import Probe, Snapshot
 from lab.probes.batch_landscape import BatchLandscape
 from lab.probes.batch_sharpness import BatchSharpness
 from lab.probes.critical_point import CriticalPoint
-from lab.probes.fisher import Fisher, label_variance
+from lab.probes.fisher import Fisher
+from lab.probes.fisher_matrices import label_variance
 from lab.probes.linear_stability import LinearStability
 from lab.probes.noise import Noise
 from lab.probes.spectrum import Spectrum

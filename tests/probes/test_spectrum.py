@@ -11,7 +11,7 @@ from lab.curvature.operators import gauss_newton, hessian
 from lab.curvature.stability import UpdateRule
 from lab.landscapes.quadratic import Quadratic
 from lab.objective import NetworkObjective
-from lab.probes.base import Snapshot
+from lab.probes.base import Plan, Snapshot
 from lab.probes.spectrum import Spectrum, spectrum
 from lab.settings import SettingError
 
@@ -93,6 +93,10 @@ def test_a_glob_measures_the_block_of_its_parameters(glob: str, loss: NetworkObj
 def test_a_glob_that_matches_nothing_is_refused(loss: NetworkObjective) -> None:
     with pytest.raises(SettingError, match=r"probe.spectrum.parameters=9.*: no parameter matches '9\.\*'"):
         Spectrum(parameters="9.*").measure(snapshot(loss))
+    plan = Plan(loss.model, 60, lambda _: loss)
+    with pytest.raises(SettingError, match=r"probe.spectrum.parameters=9.*: no parameter matches '9\.\*'"):
+        Spectrum(parameters="9.*").require(plan)
+    Spectrum(parameters="2.*").require(plan)
 
 
 def test_split_adds_up(loss: NetworkObjective, dense: Tensor) -> None:
@@ -172,8 +176,12 @@ def test_spectrum_in_a_notebook(loss: NetworkObjective, dense: Tensor) -> None:
     values = torch.linalg.eigvalsh(dense)
     torch.testing.assert_close(found.top.values, values.flip(0)[:4], rtol=1e-3, atol=0)
     assert abs(found.trace.value - float(values.sum())) <= 4 * found.trace.error + 1e-9
-    assert found.numbers["lambda_1"] == float(found.top.values[0])
-    assert found.figure(threshold=2 / 0.1).axes[0].get_title() == "Hessian spectrum"
+    assert found.numbers()["lambda_1"] == float(found.top.values[0])
+    assert found.figure().axes[0].get_title() == "Hessian spectrum"
+    assert f"the largest eigenvalue is {float(values[-1]):.4g}" in found.sentence()
+    again = spectrum(snapshot(loss, shift=1e-3), k=4, bottom=3, split=True, memory=found.memory())
+    assert again.threshold == 2 / 0.1 and 0.99 < (again.overlap or 0) <= 1 + 1e-9
+    assert again.numbers()["gauss_newton/lambda_1"] == pytest.approx(float(values[-1]), rel=0.5)
 
 
 def test_a_landscape_has_a_spectrum_and_no_layers() -> None:
@@ -201,3 +209,5 @@ def test_weights_that_are_not_finite_are_not_measured(loss: NetworkObjective) ->
         values = probe.measure(snapshot(loss, shift=math.nan))
     assert math.isnan(values["spectrum/lambda_1"]) and math.isnan(values["spectrum/frobenius"])
     assert "spectrum/density" not in values and not probe.state_dict()
+    with pytest.warns(UserWarning, match="not finite"), pytest.raises(ValueError, match="no spectrum to draw"):
+        spectrum(snapshot(loss, shift=math.nan)).figure()

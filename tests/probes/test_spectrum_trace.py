@@ -14,7 +14,7 @@ from lab.noise.fisher import sampled_fisher, true_fisher
 from lab.objective import NetworkObjective
 from lab.probes.base import Snapshot
 from lab.probes.spectrum import Spectrum, spectrum
-from lab.probes.spectrum_traces import TRACE_TOL
+from lab.probes.spectrum_blocks import TRACE_TOL
 from lab.results import Eigenpairs
 
 DOUBLE = torch.float64
@@ -83,7 +83,7 @@ def test_trace_is_within_its_error_and_converged_means_within_one_percent(name: 
         assert abs(found.trace.value - truth) <= 4 * found.trace.error + 1e-9 * abs(truth), (found.trace, truth)
         assert found.trace.converged == (found.trace.error <= TRACE_TOL * abs(found.trace.value))
         assert found.trace.error <= found.density.trace.error
-        assert found.numbers["trace_converged"] == float(found.trace.converged)
+        assert found.numbers()["trace_converged"] == float(found.trace.converged)
         if len(loss.weights) <= 200:  # all P products are allowed
             assert found.trace.converged, found.trace
 
@@ -111,10 +111,10 @@ def test_a_landscape_too_large_for_its_diagonal_says_whether_its_trace_converged
 
 def test_the_products_reported_are_those_spent() -> None:
     loss = objective("lstm")
-    H, spent = hessian(loss, loss.weights), []
-    probe = Spectrum(k=2, bottom=1, steps=5, vectors=2)
-    found = probe.of(loss, loss.weights, H, draw=lambda what: torch.Generator().manual_seed(len(spent)))
+    here = Snapshot(0, loss.weights, lambda _: loss)
+    found = spectrum(here, k=2, bottom=1, steps=5, vectors=2)
     assert found.trace.method in ("diagonal", "xtrace", "hutchinson")
+    (H,) = here.shared
     assert found.matvecs == H.matvecs + 1
 
 

@@ -1,44 +1,45 @@
-"""The figures of the gradient noise, as functions of what is on disk: the arrays of `lab.probes.noise`."""
+"""The pictures of the gradient noise: along eigenvectors of H, by eigenvalue, and of drawn batches against Lemma 1."""
 
 from collections.abc import Mapping
-from typing import get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from torch import Tensor
 
+from lab.noise.covariance import Spectrum
 from lab.run.figures import CURVATURE
-from lab.sampling import Sampling, batch_factor, cross_factor
+from lab.sampling import SAMPLINGS, batch_factor, cross_factor
 
-Arrays = Mapping[str, np.ndarray]
-SAMPLINGS: tuple[Sampling, ...] = get_args(Sampling)
-"""In the order of the rows of `draws_*`."""
-COLOURS = {"with_replacement": "tab:blue", "without_replacement": "tab:orange", "epoch": "tab:green"}
+if TYPE_CHECKING:
+    from lab.probes.noise_result import NoiseAlong
+
+COLORS = {"with_replacement": "tab:blue", "without_replacement": "tab:orange", "epoch": "tab:green"}
 MARKS = {"with_replacement": "o", "without_replacement": "s", "epoch": "^"}
 
 
-def alignment_figure(arrays: Arrays, title: str) -> Figure:
+def alignment_figure(noise: "NoiseAlong", title: str) -> Figure:
     """The variance of the noise along eigenvectors of H against their curvature, with the fitted slope and the theory.
 
-    arrays: curvature, variance, variance_error (k,); slope, slope_error, theory, mean_variance scalars (theory may be NaN).
     On logarithmic axes, so that the small curvature of negative directions shows: lines through the origin are parallel.
     """
     figure = Figure(figsize=(7, 5), layout="constrained")
-    FigureCanvasAgg(figure)
     axis = figure.subplots()
-    curvature, variance, error = (arrays[name] for name in ("curvature", "variance", "variance_error"))
-    slope, theory, mean = (float(arrays[name]) for name in ("slope", "theory", "mean_variance"))
+    curvature, variance, error = (
+        x.cpu().numpy() for x in (noise.curvature, noise.variance.variance, noise.variance.error)
+    )
+    slope, theory, mean = noise.variance.slope, noise.theory, noise.mean
     axis.set(xscale="log", yscale="log", title=title)
-    for side, colour, name in ((curvature > 0, "tab:blue", "top"), (curvature < 0, "tab:purple", "most negative")):
+    for side, color, name in ((curvature > 0, "tab:blue", "top"), (curvature < 0, "tab:purple", "most negative")):
         shown = side & (variance > 0)
         if shown.any():
             bars = np.stack([error[shown].clip(max=0.99 * variance[shown]), error[shown]])
             label = f"{name} eigenvectors of H ± 1 s.e."
-            axis.errorbar(abs(curvature[shown]), variance[shown], bars, fmt="o", color=colour, label=label, zorder=3)
+            axis.errorbar(abs(curvature[shown]), variance[shown], bars, fmt="o", color=color, label=label, zorder=3)
     x = np.array([0.7, 1.4]) * [abs(curvature).min(), abs(curvature).max()]
     if np.isfinite(slope):
-        label = f"fit to the top: {slope:.3g} ± {float(arrays['slope_error']):.1g} times the curvature"
+        label = f"fit to the top: {slope:.3g} ± {noise.variance.slope_error:.1g} times the curvature"
         axis.plot(x, slope * x, color="tab:blue", lw=1.2, label=label)
     if np.isfinite(theory):
         label = "1, well-specified likelihood" if theory == 1 else f"{theory:.3g}, 2L/K or a well-specified likelihood"
@@ -51,49 +52,48 @@ def alignment_figure(arrays: Arrays, title: str) -> Figure:
     return figure
 
 
-def eigenvalue_figure(arrays: Arrays, title: str) -> Figure:
-    """The eigenvalues of D by rank. arrays: eigenvalues (k,) descending, and trace, effective_rank, rank_bound."""
+def eigenvalue_figure(spectrum: Spectrum, title: str) -> Figure:
+    """The eigenvalues of D by rank."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
     axis = figure.subplots()
-    values, trace = arrays["eigenvalues"], float(arrays["trace"])
+    values, rank = spectrum.values.cpu().numpy(), spectrum.effective_rank
     values = values[values > 1e-12 * values.max(initial=0)]
     axis.loglog(range(1, len(values) + 1), values, color="tab:blue", marker=".", lw=1, label="eigenvalues of D")
-    rank = float(arrays["effective_rank"])
     if np.isfinite(rank):
         axis.axvline(rank, color="tab:orange", lw=1.2, ls="--", label=f"effective rank {rank:.3g}")
-    axis.axvline(float(arrays["rank_bound"]), color="0.5", lw=1.2, ls=":", label="largest rank possible")
-    axis.set(xlabel="index", ylabel=r"eigenvalue (gradient$^2$)", title=f"{title}; top {_shares(values, trace)}")
+    axis.axvline(spectrum.rank_bound, color="0.5", lw=1.2, ls=":", label="largest rank possible")
+    axis.set(
+        xlabel="index", ylabel=r"eigenvalue (gradient$^2$)", title=f"{title}; top {_shares(values, spectrum.trace)}"
+    )
     axis.grid(alpha=0.25)
     axis.legend(loc="lower left", frameon=False, fontsize=9)
     return figure
 
 
-def draws_figure(arrays: Arrays, title: str) -> Figure:
+def draws_figure(draws: Mapping[str, Tensor], title: str) -> Figure:
     """Lemma 1: variance of drawn mini-batch gradients against the batch size, and covariance of two of them.
 
-    arrays: draws_sizes (S,); draws_variance, draws_variance_error, draws_cross, draws_cross_error (3, S), in units of Tr D,
-    rows in the order of `SAMPLINGS`; draws_examples the number N they are drawn from.
+    draws: sizes (S,); variance, cross (3, S) with their errors, rows as `SAMPLINGS`; examples the number they come from.
     """
     figure = Figure(figsize=(8, 8.5), layout="constrained")
-    FigureCanvasAgg(figure)
     above, middle, below = figure.subplots(3, 1, sharex=True, height_ratios=(4, 2, 3))
-    N, sizes = int(arrays["draws_examples"]), arrays["draws_sizes"]
+    N, sizes = int(draws["examples"]), draws["sizes"].numpy()
+    variance, cross = ((draws[name], draws[f"{name}_error"]) for name in ("variance", "cross"))
     m = np.unique(np.geomspace(1, sizes.max(), 60).round().astype(int))
     above.loglog(
         m, [batch_factor(N, int(i), "with_replacement") for i in m], "-", color="tab:blue", label="theory: 1/m"
     )
     without = [batch_factor(N, int(i), "without_replacement") for i in m]
     above.loglog(m, without, "--", color="tab:orange", label="theory: (N - m) / (m (N - 1))")
-    _points(above, arrays, "variance", np.ones((len(SAMPLINGS), len(sizes))))
+    _points(above, sizes, *variance, np.ones((len(SAMPLINGS), len(sizes))))
     above.set(ylabel=r"$E\,|g_B-g|^2$ / Tr D", title=title)
     middle.axhline(1, color="0.4", lw=1.2)
-    _points(middle, arrays, "variance", np.array([[batch_factor(N, int(i), s) for i in sizes] for s in SAMPLINGS]))
+    _points(middle, sizes, *variance, np.array([[batch_factor(N, int(i), s) for i in sizes] for s in SAMPLINGS]))
     middle.set_ylabel("measured / theory")
     below.axhline(0, color="tab:blue", lw=1.2, label="theory: 0, independent batches")
-    cross = cross_factor(N, "epoch")
-    below.axhline(cross, color="tab:green", ls="--", lw=1.2, label=f"theory: -1/(N - 1) = {cross:.2g}, one epoch")
-    _points(below, arrays, "cross", np.ones((len(SAMPLINGS), len(sizes))))
+    theory = cross_factor(N, "epoch")
+    below.axhline(theory, color="tab:green", ls="--", lw=1.2, label=f"theory: -1/(N - 1) = {theory:.2g}, one epoch")
+    _points(below, sizes, *cross, np.ones((len(SAMPLINGS), len(sizes))))
     below.set(xlabel=f"batch size m (examples, of N = {N})", ylabel=r"$E\,(g_B-g)'(g_{B'}-g)$ / Tr D")
     low, high = below.get_ylim()
     below.set_ylim(low - 0.6 * (high - low), high)  # room for the legend
@@ -106,15 +106,15 @@ def draws_figure(arrays: Arrays, title: str) -> Figure:
     return figure
 
 
-def _points(axis: Axes, arrays: Arrays, what: str, unit: np.ndarray) -> None:
+def _points(axis: Axes, sizes: np.ndarray, values: Tensor, errors: Tensor, unit: np.ndarray) -> None:
     """Measured values (3, S) over `unit`, with two standard errors, the samplings side by side."""
     for i, sampling in enumerate(SAMPLINGS):
-        x = arrays["draws_sizes"] * 1.06 ** (i - 1)
-        value, error = arrays[f"draws_{what}"][i] / unit[i], 2 * arrays[f"draws_{what}_error"][i] / unit[i]
+        x = sizes * 1.06 ** (i - 1)
+        value, error = values[i].numpy() / unit[i], 2 * errors[i].numpy() / unit[i]
         known = np.isfinite(value)
         label = f"measured ± 2 s.e.: {sampling.replace('_', ' ')}"
-        fmt, colour = MARKS[sampling], COLOURS[sampling]
-        axis.errorbar(x[known], value[known], error[known], fmt=fmt, ms=5, color=colour, capsize=2, label=label)
+        fmt, color = MARKS[sampling], COLORS[sampling]
+        axis.errorbar(x[known], value[known], error[known], fmt=fmt, ms=5, color=color, capsize=2, label=label)
 
 
 def _shares(values: np.ndarray, trace: float) -> str:
