@@ -13,8 +13,8 @@ from torch import nn
 
 from lab.curvature.operators import hessian
 from lab.curvature.stability import UpdateRule
-from lab.noise.batch_curvature import Forms, along_gradients
-from lab.noise.batch_sharpness import ratio_of_means
+from lab.noise.batch_curvature import BatchForms, along_gradients
+from lab.noise.ratios import ratio_of_means
 from lab.objective import NetworkObjective
 from lab.optim.direction import direction_of
 from lab.optim.rules import rule_of
@@ -139,8 +139,10 @@ def test_gni_is_measured_on_the_shared_hessian() -> None:
 def test_gni_is_warned_of_once_and_only_near_two_over_lr_with_batch_sharpness_elsewhere(
     gni: float, batch: float, told: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def forms(level: float) -> Callable[..., Forms]:  # at lr 0.1, 2/lr is 20
-        return lambda *_: Forms(torch.full((9,), 20 * level, dtype=torch.float64), torch.ones(9, dtype=torch.float64))
+    def forms(level: float) -> Callable[..., BatchForms]:  # at lr 0.1, 2/lr is 20
+        return lambda *_: BatchForms(
+            torch.full((9,), 20 * level, dtype=torch.float64), torch.ones(9, dtype=torch.float64)
+        )
 
     monkeypatch.setattr("lab.probes.batch_sharpness.gradient_noise_interaction", forms(gni))
     monkeypatch.setattr("lab.probes.batch_sharpness.along_gradients", forms(batch))
@@ -168,11 +170,11 @@ def test_the_number_of_batches_chosen_by_the_probe_leaves_no_bias_and_intervals_
     """
     generator = torch.Generator().manual_seed(3)
 
-    def drawn(loss: object, w: object, batches: torch.Tensor) -> Forms:
+    def drawn(loss: object, w: object, batches: torch.Tensor) -> BatchForms:
         x = sd * torch.randn(len(batches), generator=generator, dtype=torch.float64)
-        return Forms((1.5 * x).exp(), x.exp())
+        return BatchForms((1.5 * x).exp(), x.exp())
 
-    monkeypatch.setattr("lab.noise.batch_sharpness.RESAMPLES", 300)
+    monkeypatch.setattr("lab.noise.ratios.RESAMPLES", 300)
     monkeypatch.setattr("lab.probes.batch_sharpness.along_gradients", drawn)
     training, probe, truth = Training(), BatchSharpness(gni_batches=0), math.exp(0.625 * sd**2)
     runs = [numbers(probe, training.snapshot(step)) for step in range(300)]
@@ -192,10 +194,10 @@ def test_the_number_of_batches_chosen_by_the_probe_leaves_no_bias_and_intervals_
 def test_batches_that_decide_on_the_number_take_no_part_in_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = list[int]()
 
-    def forms(loss: object, w: object, batches: torch.Tensor) -> Forms:
+    def forms(loss: object, w: object, batches: torch.Tensor) -> BatchForms:
         drawn.append(len(batches))
         level = 7.0 if len(drawn) == 1 else 3.0
-        return Forms(torch.full((len(batches),), level).double(), torch.ones(len(batches)).double())
+        return BatchForms(torch.full((len(batches),), level).double(), torch.ones(len(batches)).double())
 
     monkeypatch.setattr("lab.probes.batch_sharpness.along_gradients", forms)
     found = numbers(BatchSharpness(gni_batches=0), Training().snapshot())
