@@ -30,7 +30,7 @@ from lab.escape.replicas import Noise
 from lab.escape.saddle import Departure, Descent, noise_std
 from lab.escape.warnings import Place, Saddle, beforehand, examine
 from lab.noise.alignment import variances
-from lab.noise.linear_stability import example_curvature
+from lab.noise.example_curvature import example_curvature
 from lab.objective import Decayed, NetworkObjective, Objective
 from lab.points.critical import classify
 from lab.points.interpolate import interpolate

@@ -10,7 +10,7 @@ from lab.curvature.stability import UpdateRule
 from lab.escape.ensemble import Escape
 from lab.escape.exits import Quench
 from lab.escape.langer import Langer
-from lab.noise.linear_stability import ExampleCurvature
+from lab.noise.example_curvature import ExampleCurvature
 from lab.objective import NetworkObjective, Objective
 from lab.points.dense import LARGEST, stationary
 from lab.points.string import find_pass

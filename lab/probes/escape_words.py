@@ -12,7 +12,7 @@ from lab.escape.ensemble import Escape
 from lab.escape.growth import Descending, Thrown
 from lab.escape.saddle import Departure
 from lab.escape.survival import Slope, kaplan_meier, per_epoch, per_time, slope, words
-from lab.noise.linear_stability import sign
+from lab.noise.lyapunov import sign
 from lab.results import CriticalPoint, EscapeTimes, Rate
 
 if TYPE_CHECKING:
