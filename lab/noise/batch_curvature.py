@@ -64,10 +64,10 @@ def along_gradients(objective: Objective, w: Tensor, batches: Tensor) -> BatchFo
     TypeError where the loss is no mean over examples.
     """
     if len(batches) > 1 and isinstance(objective, NetworkObjective) and (layers := _linear_layers(objective)):
-        found, H = _through_layers(objective, w, batches, layers), _hessian(objective, w, batches[0])
-        if found is not None and _agrees(found, H):
-            return found
-    return BatchForms.joined(along_gradient(_hessian(objective, w, batch)) for batch in batches)
+        forms = _through_layers(objective, w, batches, layers)
+        if forms is not None and _agrees(forms, hessian(objective.restrict(batches[0]), w)):
+            return forms
+    return BatchForms.joined(along_gradient(hessian(objective.restrict(batch), w)) for batch in batches)
 
 
 def along_steps(
@@ -79,7 +79,7 @@ def along_steps(
     """
     gradients, steps = list[BatchForms](), list[BatchForms]()
     for batch in batches:
-        H = _hessian(objective, w, batch)
+        H = hessian(objective.restrict(batch), w)
         gradients.append(along_gradient(H))
         steps.append(along_step(H, w, direction(H.gradient), decay=decay))
     return BatchForms.joined(gradients), BatchForms.joined(steps)
@@ -107,9 +107,8 @@ def gradient_noise_interaction(objective: Objective, H: Hessian, w: Tensor, batc
 
     GNI is their ratio of means. Cost: one Hessian product of all examples a batch.
     """
-    curvature = [dot(g[None], H @ g) for g in (objective.restrict(batch).grad(w) for batch in batches)]
-    square = dot(H.gradient[None], H.gradient)
-    return BatchForms(torch.cat(curvature), square.expand(len(batches)))
+    curvature = [_inner(g, H @ g) for g in (objective.restrict(batch).grad(w) for batch in batches)]
+    return BatchForms(torch.cat(curvature), _inner(H.gradient, H.gradient).expand(len(batches)))
 
 
 def top_of_batches(
@@ -122,10 +121,6 @@ def top_of_batches(
     """
     tops = [lanczos(hessian(objective.restrict(b), w), tol=tol, generator=generator).top.values for b in batches]
     return torch.cat(tops)
-
-
-def _hessian(objective: Objective, w: Tensor, batch: Tensor) -> Hessian:
-    return hessian(objective.restrict(batch), w)
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
@@ -154,8 +149,8 @@ def _through_layers(
     at_once = objective.chunk_size(w) // batches.shape[1]
     if at_once == 0:
         return None
-    found = [_at_once(objective, w.detach(), some, layers) for some in batches.split(at_once)]
-    return None if None in found else BatchForms.joined(forms for forms in found if forms is not None)
+    parts = [_at_once(objective, w.detach(), some, layers) for some in batches.split(at_once)]
+    return None if None in parts else BatchForms.joined(forms for forms in parts if forms is not None)
 
 
 def _at_once(objective: NetworkObjective, w: Tensor, batches: Tensor, layers: list[nn.Linear]) -> BatchForms | None:
@@ -227,13 +222,13 @@ def _rows(a: Tensor, num: int) -> Tensor:
     return a.reshape(num, -1, a.shape[-1])
 
 
-def _agrees(found: BatchForms, H: Hessian) -> bool:
+def _agrees(forms: BatchForms, H: Hessian) -> bool:
     """Whether the first batch is that of its own graph, up to round-off of |g|^2 and of |g| |Hg|."""
     g, product = H.gradient, H @ H.gradient
     slack, sizes = ROUND_OFF * torch.finfo(g.dtype).eps, norm(g)
     slope, curvature = float(_inner(g, g)), float(_inner(g, product))
     if not math.isfinite(curvature):
         return True
-    return abs(float(found.slope[0]) - slope) <= slack * slope and abs(
-        float(found.curvature[0]) - curvature
+    return abs(float(forms.slope[0]) - slope) <= slack * slope and abs(
+        float(forms.curvature[0]) - curvature
     ) <= slack * sizes * norm(product)

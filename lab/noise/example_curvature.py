@@ -110,9 +110,8 @@ def _loss_roots(objective: NetworkObjective, w: Tensor) -> Tensor:
         raise ValueError("the loss has no finite curvature at these weights: they diverged")
     values, vectors = torch.linalg.eigh(C)
     least, most = float(values.min()), float(values.max())
-    round_off = (
-        torch.finfo(torch.float64).eps * steepest
-    )  # what differences of probabilities leave of a saturated softmax
+    # What differences of probabilities leave of a saturated softmax.
+    round_off = torch.finfo(torch.float64).eps * steepest
     if least < -1e-6 * most - round_off:
         raise ValueError(
             f"the loss is not convex in the outputs (curvature {least:.2g}): it has no Gauss-Newton factors"

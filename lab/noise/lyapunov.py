@@ -51,31 +51,28 @@ def lyapunov(
     decay of `rule` join in. Error: standard error over replicas, ~ 1/sqrt(replicas steps), or the change from the first half
     of the steps to the second, less two of its standard errors, where that is more: soft directions are still decaying, and
     the exponent comes out too low. `steps` are made first, then as many as bring the error below `tol` of the value
-    or below `FLOOR`, `LONGEST` times `steps` at most; not converged: one warning. The sign is decided where the value is
-    beyond two errors (`sign`). -inf, not converged, where a batch maps everything to zero. generator: on the CPU (default: a
-    fixed seed). Cost: 4 N K r operations a step and replica; `matvecs` steps. Raises ValueError for a rule whose
-    coefficients differ between weights.
+    or below `FLOOR`, `LONGEST` times `steps` at most; not converged: one warning. -inf, not converged, where a batch maps
+    everything to zero. generator: on the CPU (default: a fixed seed). Cost: 4 N K r operations a step and replica;
+    `matvecs` steps. Raises ValueError for a rule whose coefficients differ between weights.
     """
-    draws = generator or torch.Generator().manual_seed(0)
-    lengths = _lengths(curvature, rule, batch_size, sampling, replicas, draws)
+    generator = generator or torch.Generator().manual_seed(0)
+    lengths = _lengths(curvature, rule, batch_size, sampling, replicas, generator)
     logs, most, wanted = list[Tensor](), LONGEST * steps, steps
     while True:
         logs += [length.log() for length in islice(lengths, wanted - len(logs))]
         value, error = _growth(torch.stack(logs[len(logs) // 4 :]))
         if not math.isfinite(error):
             return Estimate(value, error, len(logs), "random product", False)
-        aim = max(tol * abs(value), FLOOR)
-        if error <= aim or len(logs) >= most:
+        if error <= (aim := max(tol * abs(value), FLOOR)) or len(logs) >= most:
             break
         wanted = min(most, math.ceil(len(logs) * min(4.0, 1.1 * (error / aim) ** 2)) + 1)
-    found = Estimate(value, error, len(logs), "random product", error <= aim)
-    if not found.converged:
+    if error > aim:
         warnings.warn(
             f"Lyapunov exponent not converged: {value:.3g} +- {error:.1g} a step after {len(logs)} steps, wanted an error "
             f"of {aim:.2g}; raise steps (probe.linear_stability.steps, probe.escape.growth_steps) or replicas",
             stacklevel=2,
         )
-    return found
+    return Estimate(value, error, len(logs), "random product", error <= aim)
 
 
 def sign(exponent: Estimate) -> int:
@@ -156,16 +153,16 @@ class LinearSteps:
 
     @property
     def lr(self) -> float:
-        return coefficients(self.rule)[0]
+        return float(self.rule.lr)
 
     @property
     def decay(self) -> float:
-        return sum(coefficients(self.rule)[3:])
+        return float(self.rule.coupled_decay + self.rule.decoupled_decay)
 
     @property
     def plain(self) -> bool:
         """Whether a step is w - lr (g + decay w), which is what the second moments are about."""
-        return coefficients(self.rule)[1] == 0
+        return not self.rule.momentum
 
 
 def uniform_step(rule: UpdateRule, w: Tensor) -> tuple[UpdateRule | None, Tensor | None, bool]:

@@ -12,6 +12,7 @@ over-parameterized learning (NeurIPS 2018), eqs. 5 to 9.
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -92,10 +93,10 @@ def mean_square_lr(
     if not len(h):
         return Estimate(math.inf, math.nan, 0, "lanczos", True)
     root = (h[:, None] + h).rsqrt()
-    found = _radius(lambda v: (root * second(root * v.reshape(root.shape))).flatten(), root, tol, max_matvecs)
-    if not found.value > 0:
-        return Estimate(math.inf, math.nan, found.matvecs, found.method, found.converged)
-    return Estimate(1 / found.value, found.error / found.value**2, found.matvecs, found.method, found.converged)
+    top = _radius(lambda v: (root * second(root * v.reshape(root.shape))).flatten(), root, tol, max_matvecs)
+    if not top.value > 0:
+        return replace(top, value=math.inf, error=math.nan)
+    return replace(top, value=1 / top.value, error=top.error / top.value**2)
 
 
 def _second_moments(

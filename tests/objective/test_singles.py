@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lab.curvature.trace import gauss_newton_trace
-from lab.noise.batch_landscape import BatchLosses
+from lab.noise.batch_minima import BatchLosses
 from lab.noise.covariance import eigenvalues, trace
 from lab.noise.draws import batch_moments
 from lab.noise.examples import squared_norms
