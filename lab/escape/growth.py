@@ -22,7 +22,9 @@ from lab.escape.ensemble import Dynamics
 from lab.escape.renormalised import exits, free_lengths, renormalised_growth, root_loss
 from lab.escape.replicas import Replicas
 from lab.escape.saddle import autoregression, growth_factor, kick_growth
-from lab.noise.linear_stability import DECIDED, ExampleCurvature, critical_lr, lyapunov, mean_square_lr
+from lab.noise.example_curvature import ExampleCurvature
+from lab.noise.lyapunov import DECIDED, critical_lr, lyapunov
+from lab.noise.second_moments import mean_square_lr
 from lab.objective import Objective
 from lab.results import EscapeTimes, Estimate
 from lab.sampling import Sampling, batch_factor

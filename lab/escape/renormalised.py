@@ -5,7 +5,7 @@
     common time    the same up to the first exit of all, one time for everybody
 
 The first goes on for as long as one likes in the linear regime and forgets how it began: it is the top Lyapunov exponent of
-the run, to be held against `lab.noise.linear_stability.lyapunov`. Runs left to themselves have a window of some tens of
+the run, to be held against `lab.noise.lyapunov.lyapunov`. Runs left to themselves have a window of some tens of
 steps: alignment with the growing direction at its beginning (2 % too low for gradient descent from step 8), and at its end
 stopping each replica when it gets out, which favours the growth it has just had. A common time is free of the latter. A
 momentum buffer is scaled with the weights; lengths below the target are left alone, so that directions without curvature,

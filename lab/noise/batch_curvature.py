@@ -14,7 +14,7 @@ against the bend 2 G h' of the curve, G = sum_j d_j h_j' the direction in W. Bot
 
 with e_i and c_i held constant and sums over layers too: one forward pass, one backward pass to the outputs and one
 through both, for all batches at once, and inner products within a batch. For |g_i|^2 of single examples this is Goodfellow
-(2015). The first batch is done both ways: a network that is more than its layers tell goes the general way.
+(2015). The first batch is done both ways: a network that is more than its linear layers goes the general way.
 """
 
 import math
@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lab.curvature.eigen import lanczos
 from lab.curvature.operators import Hessian, hessian
 from lab.curvature.vectors import dot, norm
 from lab.objective import NetworkObjective, Objective, differentiating_again
@@ -36,7 +37,7 @@ ROUND_OFF = 1e3
 
 
 @dataclass(frozen=True)
-class Forms:
+class BatchForms:
     """Of R batches, each along its own direction s: curvature s'H_B s and slope -s'g_B, (R,) float64.
 
     Along s = -g_B the slope is |g_B|^2.
@@ -49,12 +50,12 @@ class Forms:
         return len(self.curvature)
 
     @staticmethod
-    def joined(parts: Iterable["Forms"]) -> "Forms":
+    def joined(parts: Iterable["BatchForms"]) -> "BatchForms":
         """All batches of all parts, in order."""
-        return Forms(*(torch.cat(each) for each in zip(*((p.curvature, p.slope) for p in parts), strict=True)))
+        return BatchForms(*(torch.cat(each) for each in zip(*((p.curvature, p.slope) for p in parts), strict=True)))
 
 
-def along_gradients(objective: Objective, w: Tensor, batches: Tensor) -> Forms:
+def along_gradients(objective: Objective, w: Tensor, batches: Tensor) -> BatchForms:
     """The forms of every batch along its own gradient; batches (R, m) indices of examples.
 
     Exact. Cost in gradients of the same R m examples: about one for networks of linear layers (1.1 for 100 batches of 8 on
@@ -63,34 +64,34 @@ def along_gradients(objective: Objective, w: Tensor, batches: Tensor) -> Forms:
     TypeError where the loss is no mean over examples.
     """
     if len(batches) > 1 and isinstance(objective, NetworkObjective) and (layers := _linear_layers(objective)):
-        found, H = _through_layers(objective, w, batches, layers), _hessian(objective, w, batches[0])
-        if found is not None and _agrees(found, H):
-            return found
-    return Forms.joined(along_gradient(_hessian(objective, w, batch)) for batch in batches)
+        forms = _through_layers(objective, w, batches, layers)
+        if forms is not None and _agrees(forms, hessian(objective.restrict(batches[0]), w)):
+            return forms
+    return BatchForms.joined(along_gradient(hessian(objective.restrict(batch), w)) for batch in batches)
 
 
 def along_steps(
     objective: Objective, w: Tensor, batches: Tensor, direction: Direction, *, decay: float | Tensor = 0.0
-) -> tuple[Forms, Forms]:
+) -> tuple[BatchForms, BatchForms]:
     """The forms of every batch along its own gradient, and those along the step s = direction(g_B), as `along_step`.
 
     Cost: a graph, two Hessian products and a step for every batch.
     """
-    gradients, steps = list[Forms](), list[Forms]()
+    gradients, steps = list[BatchForms](), list[BatchForms]()
     for batch in batches:
-        H = _hessian(objective, w, batch)
+        H = hessian(objective.restrict(batch), w)
         gradients.append(along_gradient(H))
         steps.append(along_step(H, w, direction(H.gradient), decay=decay))
-    return Forms.joined(gradients), Forms.joined(steps)
+    return BatchForms.joined(gradients), BatchForms.joined(steps)
 
 
-def along_gradient(H: Hessian) -> Forms:
+def along_gradient(H: Hessian) -> BatchForms:
     """The forms of one loss along -g, from its Hessian at w. Cost: one product."""
     g = H.gradient
-    return Forms(_inner(g, H @ g), _inner(g, g))
+    return BatchForms(_inner(g, H @ g), _inner(g, g))
 
 
-def along_step(H: Hessian, w: Tensor, s: Tensor, *, decay: float | Tensor = 0.0) -> Forms:
+def along_step(H: Hessian, w: Tensor, s: Tensor, *, decay: float | Tensor = 0.0) -> BatchForms:
     """The forms of one loss L along a step s, from its Hessian at w. Cost: one product.
 
     decay c (a number, or (P,)): that of a weight decay which the step has added to the gradient. What it descends is then
@@ -98,11 +99,28 @@ def along_step(H: Hessian, w: Tensor, s: Tensor, *, decay: float | Tensor = 0.0)
     """
     s = s.to(w)
     decay = decay.to(w) if isinstance(decay, Tensor) else decay
-    return Forms(_inner(s, H @ s + decay * s), -_inner(s, H.gradient + decay * w))
+    return BatchForms(_inner(s, H @ s + decay * s), -_inner(s, H.gradient + decay * w))
 
 
-def _hessian(objective: Objective, w: Tensor, batch: Tensor) -> Hessian:
-    return hessian(objective.restrict(batch), w)
+def gradient_noise_interaction(objective: Objective, H: Hessian, w: Tensor, batches: Tensor) -> BatchForms:
+    """g_B'H g_B of every batch (R, m), H and g those of all examples of `objective`; the slope is |g|^2 every time.
+
+    GNI is their ratio of means. Cost: one Hessian product of all examples a batch.
+    """
+    curvature = [_inner(g, H @ g) for g in (objective.restrict(batch).grad(w) for batch in batches)]
+    return BatchForms(torch.cat(curvature), _inner(H.gradient, H.gradient).expand(len(batches)))
+
+
+def top_of_batches(
+    objective: Objective, w: Tensor, batches: Tensor, generator: torch.Generator, *, tol: float = 1e-2
+) -> Tensor:
+    """lambda_max(H_B) of every batch: (R,) float64. Its mean has been called mini-batch sharpness.
+
+    Every solve is cold: the top eigenvector of one batch is no start for another. Cost: 10 to 25 Hessian products of a
+    batch, each.
+    """
+    tops = [lanczos(hessian(objective.restrict(b), w), tol=tol, generator=generator).top.values for b in batches]
+    return torch.cat(tops)
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
@@ -124,16 +142,18 @@ def _linear_layers(objective: NetworkObjective) -> list[nn.Linear]:
     return [] if tied or {module for module, _ in owned} - {*layers} else layers  # type: ignore[return-value]
 
 
-def _through_layers(objective: NetworkObjective, w: Tensor, batches: Tensor, layers: list[nn.Linear]) -> Forms | None:
+def _through_layers(
+    objective: NetworkObjective, w: Tensor, batches: Tensor, layers: list[nn.Linear]
+) -> BatchForms | None:
     """`along_gradients` by the formulas above, as many batches at a time as fill a chunk; None where they do not apply."""
     at_once = objective.chunk_size(w) // batches.shape[1]
     if at_once == 0:
         return None
-    found = [_at_once(objective, w.detach(), some, layers) for some in batches.split(at_once)]
-    return None if None in found else Forms.joined(forms for forms in found if forms is not None)
+    parts = [_at_once(objective, w.detach(), some, layers) for some in batches.split(at_once)]
+    return None if None in parts else BatchForms.joined(forms for forms in parts if forms is not None)
 
 
-def _at_once(objective: NetworkObjective, w: Tensor, batches: Tensor, layers: list[nn.Linear]) -> Forms | None:
+def _at_once(objective: NetworkObjective, w: Tensor, batches: Tensor, layers: list[nn.Linear]) -> BatchForms | None:
     num, calls = len(batches), list[_Call]()
     with torch.enable_grad(), _recorded(layers, calls):
         ((_, outputs, criterion),) = objective.restrict(batches.flatten()).composition(w)
@@ -154,11 +174,11 @@ def _at_once(objective: NetworkObjective, w: Tensor, batches: Tensor, layers: li
         if h.requires_grad and call.layer.weight.requires_grad:
             F = F + 2 * (h * ((d @ d.transpose(1, 2)) @ h).detach()).sum()
     if not F.requires_grad:  # the loss is linear in the weights
-        return Forms(torch.zeros_like(square), square)
+        return BatchForms(torch.zeros_like(square), square)
     with differentiating_again():
         bends = torch.autograd.grad(F, outputs_of, materialize_grads=True)
     pairs = zip(bends, moves, strict=True)
-    return Forms(sum((_rows(bend, num) * e).double().sum((1, 2)) for bend, e in pairs), square)  # type: ignore[arg-type]
+    return BatchForms(sum((_rows(bend, num) * e).double().sum((1, 2)) for bend, e in pairs), square)  # type: ignore[arg-type]
 
 
 def _moves(layer: nn.Linear, h: Tensor, d: Tensor) -> Tensor:
@@ -202,13 +222,13 @@ def _rows(a: Tensor, num: int) -> Tensor:
     return a.reshape(num, -1, a.shape[-1])
 
 
-def _agrees(found: Forms, H: Hessian) -> bool:
+def _agrees(forms: BatchForms, H: Hessian) -> bool:
     """Whether the first batch is that of its own graph, up to round-off of |g|^2 and of |g| |Hg|."""
     g, product = H.gradient, H @ H.gradient
     slack, sizes = ROUND_OFF * torch.finfo(g.dtype).eps, norm(g)
     slope, curvature = float(_inner(g, g)), float(_inner(g, product))
     if not math.isfinite(curvature):
         return True
-    return abs(float(found.slope[0]) - slope) <= slack * slope and abs(
-        float(found.curvature[0]) - curvature
+    return abs(float(forms.slope[0]) - slope) <= slack * slope and abs(
+        float(forms.curvature[0]) - curvature
     ) <= slack * sizes * norm(product)

@@ -4,7 +4,7 @@
 
 the shortest of all steps that would make a network linear in w fit. Near a minimum with more weights than outputs times
 examples the residual is squared at every step, down to round-off: at the end no single example has a gradient left, there
-is no noise whatever the batch, and SGD stays or leaves by its linear stability alone (`lab.noise.linear_stability`).
+is no noise whatever the batch, and SGD stays or leaves by its linear stability alone (`lab.noise.lyapunov`).
 Ben-Israel, A Newton-Raphson method for the solution of systems of equations (1966).
 """
 

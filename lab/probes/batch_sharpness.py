@@ -1,289 +1,298 @@
 """Batch sharpness against 2/lr: the edge of stability of mini-batch training.
 
-    batch_sharpness/ratio_of_means  E_B[g_B' H_B g_B] / E_B|g_B|^2
-    batch_sharpness/mean_of_ratios  E_B[g_B' H_B g_B / |g_B|^2]
-    batch_sharpness/ratio           ratio_of_means x lr/2               the edge is 1, for SGD without momentum
-    batch_sharpness/generalised     E_B[s' H_B s] / -E_B[s' g_B]        s the step on that batch: the edge is 2
-    batch_sharpness/gni             E_B[g_B' H g_B] / |g|^2             no detector of the edge
-    batch_sharpness/lambda_max      E_B[lambda_max(H_B)]
+    ratio_of_means   E_B[g_B' H_B g_B] / E_B|g_B|^2
+    mean_of_ratios   E_B[g_B' H_B g_B / |g_B|^2]
+    ratio            ratio_of_means x lr/2                       the edge is 1, for SGD without momentum
+    generalised      E_B[s' H_B s] / -E_B[s' g_B]                s the step on that batch: the edge is 2
+    gni              E_B[g_B' H g_B] / |g|^2                     no detector of the edge
+    lambda_max       E_B[lambda_max(H_B)]
 
-See `lab.noise.batch_sharpness`. Andreyev and Beneventano 2024 (arXiv 2412.20553).
+Only the ratio of means has an exact meaning: to second order E_B[L_B(w - lr g_B) - L_B(w)] = 0 if and only if it is 2/lr;
+the generalised form says the same of any step and is lr ratio_of_means for plain SGD. The ratio of means is the mean of
+the ratios weighted by |g_B|^2, hence the larger one where batches of large gradient are sharp along it. gni = 2/lr says it
+of the loss L of all examples, which is stationary under the noise in any quadratic bowl. Where the batch is the whole set,
+all but the generalised form are the directional sharpness g'Hg/|g|^2.
+
+Andreyev and Beneventano 2024 (arXiv 2412.20553): mean_of_ratios in the text, both in their code.
 """
 
 import math
 import warnings
-from dataclasses import field
-from time import perf_counter
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
 from pydantic import Field
-from pydantic.dataclasses import dataclass
+from pydantic.dataclasses import dataclass as card
 from torch import Tensor
 
 from lab.curvature.operators import Hessian, hessian
-from lab.curvature.phase import FITTED, STOCHASTIC_EXIT
 from lab.curvature.stability import UpdateRule
 from lab.data.batches import different
-from lab.noise.batch_curvature import Direction, Forms, along_gradient, along_gradients, along_step, along_steps
-from lab.noise.batch_sharpness import (
-    FEWEST,
-    PILOT,
-    Interval,
+from lab.noise.batch_curvature import (
+    BatchForms,
+    along_gradient,
+    along_gradients,
+    along_step,
+    along_steps,
     gradient_noise_interaction,
-    interval,
-    mean_of_ratios,
-    needed,
-    ratio_of_means,
     top_of_batches,
 )
+from lab.noise.ratios import FEWEST, PILOT, Bootstrapped, bootstrapped, mean_of_ratios, needed, ratio_of_means
 from lab.objective import Objective
-from lab.probes.base import Probe, Snapshot, Value
-from lab.settings import CARD
+from lab.probes.base import Every, Memory, Probe, ProbeSet, Snapshot, measures
+from lab.probes.batch_sharpness_words import FULL, beside, figures, place
+from lab.results import Result
+from lab.settings import CARD, SettingError
 from lab.streams import stream
 
-NEAR = 0.8
-"""Mean over several measurements that may be 1, if their scatter allows it."""
-GROWS = 1.1
-"""Growth from one quarter of the measurements to the next that counts as rising."""
-BEYOND = 1.5
-"""Mean from which a run is beyond the edge: it does not hover about 1, but diverges or is thrown."""
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 CLOSE = (0.8, 1.25)
-"""What counts as near 1 where batch_sharpness/gni might be taken for a sign of the edge."""
+"""What counts as near 1 where gni might be taken for a sign of the edge."""
 GNI = (
     "batch_sharpness/gni is {} x 2/lr while batch sharpness is {} x 2/lr: no sign of the edge of stability; it says that "
     "the loss of all examples is stationary on average, as it is under noise in any quadratic bowl"
 )
-
 TOO_FEW = (
     "batch_sharpness/gni is not measured: batches of {} do not fit in the {} examples of its probe set; raise "
     "probe.batch_sharpness.examples, or set gni_batches=0"
 )
-FULL = {False: "the directional sharpness g'Hg/|g|^2", True: "the curvature s'Hs/-s'g along the step"}
-"""What batch sharpness is where the batch is the whole set: plain, generalised."""
+INEXACT = (
+    "batch sharpness is known to {:.1%} after {} batches, rse={:g} was wanted; raise probe.batch_sharpness.max_batches or "
+    "rse"
+)
 
 
-@dataclass(kw_only=True, config=CARD)
+@card(kw_only=True, config=CARD)
 class BatchSharpness(Probe):
-    """Curvature of the loss of a batch along the step made on it, over fresh batches of the size in training.
+    """Batch sharpness against 2/lr: curvature of the loss of a batch along the step that is made on it.
 
-    every           steps between measurements.
-    rse             wanted standard error of the ratio of means (of the generalised form, where that is the one that has
-                    an edge) relative to its value: a pilot of 8 batches, which the estimate does not use, decides how many
-                    it takes, 16 at least. The error comes out near rse, and is reported as it came out.
-    max_batches     batches of the estimate at most; up to 16 there is no pilot.
-    batches         a fixed number of batches instead; null: by rse.
-    gni_batches     batches for `gni`, each at the price of one Hessian product of the probe set; 0: not measured.
-    lambda_batches  batches for `lambda_max`, each at 10 to 25 Hessian products of a batch; 0: not measured.
-    examples        size of the fixed, class-balanced probe set that stands for all examples in `gni` (its batches are drawn
-                    from it) and, where training takes the full batch, in the others; all; auto (all up to 5000, else 2000).
-
-    Batches of training examples, unaugmented, are drawn as in training (an epoch's like draws without replacement),
-    from a stream of their own. Cost: for networks of linear layers one gradient of the drawn examples; else a graph and
-    a Hessian product of every batch, 3 to 4 gradients of it on a ResNet; with momentum, weight decay or an adaptive
-    optimiser always so, and one more product and a step on copies, for the generalised form. Errors are standard errors
-    over the batches; low and high a bootstrap interval meant to hold the truth in 95 % of cases: measured with the
-    pilot, 94 % where |g_B|^2 is lognormal of sigma 0.3, 91 % of 0.5, 87 % of 1 (`lab.noise.batch_sharpness.needed`).
-    `gni` near 2/lr is no sign of the edge; a run where it is while batch sharpness is not says so once. Where training
-    takes the full batch, batch sharpness is the directional sharpness g'Hg/|g|^2, without error.
+    Batches of training examples, unaugmented, are drawn as in training (an epoch's like draws without replacement), from a
+    stream of their own; those of the pilot take no part in the estimate, which has 16 at least. `rse` is the error of the
+    form that has an edge: the ratio of means, or the generalised one. Errors are standard errors over the batches; low and
+    high a bootstrap interval meant to hold the truth in 95 % of cases: with the pilot it does in 94 % where |g_B|^2 is
+    lognormal of sigma 0.3, in 91 % of 0.5, in 87 % of 1 (`lab.noise.ratios.needed`). A run where `gni` is near 2/lr and
+    batch sharpness is not warns once that this is no sign of the edge. Cost: for networks of linear layers one gradient of
+    the drawn examples; else a graph and a Hessian product of every batch, 3 to 4 gradients of it on a ResNet; with
+    momentum, weight decay or an adaptive optimiser always so, and one more product and a step on copies.
     """
 
     name: ClassVar[str] = "batch_sharpness"
 
-    every: Annotated[int, Field(gt=0)] = 101
-    rse: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    max_batches: Annotated[int, Field(gt=1)] = 400
-    batches: Annotated[int, Field(gt=1)] | None = None
-    gni_batches: Annotated[int, Field(ge=0)] = 20
-    lambda_batches: Annotated[int, Field(ge=0)] = 0
-    examples: Annotated[int, Field(gt=0)] | Literal["all", "auto"] = "auto"
-    _history: list[tuple[float, float, float]] = field(default_factory=list, init=False, repr=False)
-    _warned: set[str] = field(default_factory=set, init=False, repr=False)
-
-    def measure(self, snapshot: Snapshot) -> dict[str, Value]:
-        """The tags batch_sharpness/*, error/batch_sharpness/* and cost/batch_sharpness/*."""
-        begin, values = perf_counter(), dict[str, float]()
-        if snapshot.batch_size is None:
-            self._full_batch(snapshot, values)
-        else:
-            self._mini_batches(snapshot, values)
-            if self.lambda_batches:
-                self._lambda_max(snapshot, values)
-            if self.gni_batches:
-                self._interaction(snapshot, values)
-        ratio = values.get("batch_sharpness/generalised", math.nan) / 2
-        if snapshot.rule is not None and _plain(snapshot.rule):
-            ratio = values["batch_sharpness/ratio"] = (
-                values["batch_sharpness/ratio_of_means"] * float(snapshot.rule.lr) / 2
-            )
-            interaction = values.get("batch_sharpness/gni", math.nan) * float(snapshot.rule.lr) / 2
-            if CLOSE[0] <= interaction <= CLOSE[1] and not CLOSE[0] <= ratio <= CLOSE[1]:
-                self._warn_once("gni", GNI.format(_figures(interaction), _figures(ratio)))
-        self._history = [past for past in self._history if past[0] < snapshot.step]
-        self._history.append((snapshot.step, ratio, self._loss(snapshot)))
-        values["cost/batch_sharpness/seconds"] = perf_counter() - begin
-        return dict[str, Value](values)
-
-    def _full_batch(self, snapshot: Snapshot, values: dict[str, float]) -> None:
-        """One batch, that of all examples: directional sharpness, and the same along the step."""
-        H = self._hessian(snapshot)
-        directional = _ratio(along_gradient(H))
-        values |= {"batch_sharpness/ratio_of_means": directional, "batch_sharpness/mean_of_ratios": directional}
-        if direction := _direction(snapshot):
-            forms = along_step(H, snapshot.w, direction(H.gradient), decay=_decay(snapshot))
-            values["batch_sharpness/generalised"] = _ratio(forms)
-        values["cost/batch_sharpness/matvecs"] = 2.0 if direction else 1.0
-
-    def _mini_batches(self, snapshot: Snapshot, values: dict[str, float]) -> None:
-        """Both estimators, and the generalised form where the optimiser is more than -lr g; batches that decided on the
-        number of batches take no part in them."""
-        generator, pilot = stream(snapshot.seed, "batch_sharpness", snapshot.step), 0
-        wanted = self.batches or self.max_batches
-        if not self.batches and wanted > FEWEST:
-            pilot = PILOT
-            wanted = needed(ratio_of_means, self._forms(snapshot, pilot, generator)[-1], self.rse, self.max_batches)
-        forms, *steps = self._forms(snapshot, wanted, generator)
-        resample = stream(snapshot.seed, "batch_sharpness/bootstrap", snapshot.step)
-        found = decisive = interval(ratio_of_means, forms, resample)
-        values |= _tagged("ratio_of_means", found)
-        values |= _tagged("mean_of_ratios", interval(mean_of_ratios, forms, resample))
-        if steps:
-            decisive = interval(ratio_of_means, steps[0], resample)
-            values |= _tagged("generalised", decisive)
-        if not self.batches and wanted == self.max_batches and decisive.error > self.rse * abs(decisive.value):
-            self._warn_once(
-                "max_batches",
-                f"batch sharpness is known to {decisive.error / abs(decisive.value):.1%} after {wanted} batches, rse="
-                f"{self.rse:g} was wanted; raise probe.batch_sharpness.max_batches or rse",
-            )
-        values["cost/batch_sharpness/batches"] = float(pilot + wanted)
-
-    def _forms(self, snapshot: Snapshot, count: int, generator: torch.Generator) -> list[Forms]:
-        """Of fresh batches along their gradients and, where the optimiser is more than -lr g, along its steps."""
-        loss, direction = snapshot.loss_on("all"), _direction(snapshot)
-        batches = _draw(snapshot, loss, count, generator)
-        if direction is None:
-            return [along_gradients(loss, snapshot.w, batches)]
-        return list(along_steps(loss, snapshot.w, batches, direction, decay=_decay(snapshot)))
-
-    def _lambda_max(self, snapshot: Snapshot, values: dict[str, float]) -> None:
-        """The mean over batches of the top eigenvalue of their own Hessian."""
-        loss, generator = snapshot.loss_on("all"), stream(snapshot.seed, "batch_sharpness/lambda_max", snapshot.step)
-        batches = _draw(snapshot, loss, self.lambda_batches, generator)
-        tops = top_of_batches(loss, snapshot.w, batches, generator)
-        values |= _tagged("lambda_max", interval(mean_of_ratios, Forms(tops, torch.ones_like(tops)), generator))
-
-    def _interaction(self, snapshot: Snapshot, values: dict[str, float]) -> None:
-        """GNI, on the probe set in the place of all examples."""
-        loss, generator = snapshot.loss_on(self.examples), stream(snapshot.seed, "batch_sharpness/gni", snapshot.step)
-        assert loss.num_examples is not None and snapshot.batch_size is not None
-        if snapshot.batch_size > loss.num_examples:
-            self._warn_once("examples", TOO_FEW.format(snapshot.batch_size, loss.num_examples))
-            return
-        batches = _draw(snapshot, loss, self.gni_batches, generator)
-        forms = gradient_noise_interaction(loss, self._hessian(snapshot), snapshot.w, batches)
-        values |= _tagged("gni", interval(ratio_of_means, forms, generator))
-        values["cost/batch_sharpness/matvecs"] = float(self.gni_batches)
-
-    def _hessian(self, snapshot: Snapshot) -> Hessian:
-        """That of the probe set, shared with the other probes of the step."""
-        return snapshot.once(("hessian", self.examples), lambda: hessian(snapshot.loss_on(self.examples), snapshot.w))
-
-    def _loss(self, snapshot: Snapshot) -> float:
-        if self.gni_batches or snapshot.batch_size is None:
-            return float(self._hessian(snapshot).value)
-        return float(snapshot.loss_on(self.examples).value(snapshot.w))
+    every: Every = 101
+    rse: Annotated[
+        float, Field(gt=0, lt=1, description="relative standard error wanted; a pilot of 8 batches decides how many")
+    ] = 0.05
+    max_batches: Annotated[
+        int, Field(gt=1, description="batches of the estimate at most; up to 16 there is no pilot")
+    ] = 400
+    batches: Annotated[
+        Annotated[int, Field(gt=1)] | None, Field(description="a fixed number of batches instead of rse")
+    ] = None
+    gni_batches: Annotated[
+        int, Field(ge=0, description="batches for gni, each one Hessian product of the probe set; 0: not measured")
+    ] = 20
+    lambda_batches: Annotated[
+        int,
+        Field(ge=0, description="batches for lambda_max, 10 to 25 Hessian products of a batch each; 0: not measured"),
+    ] = 0
+    examples: ProbeSet = "auto"
 
     def finding(self, values: dict[str, float]) -> str:
-        """Where the run is, judged by the mean over the last quarter of the measurements of what has its edge at 1:
-        batch_ratio, or half the generalised form.
-
-        Beyond the edge: the mean is above 1.5; the run diverges, or was just thrown. Edge of stochastic stability: it
-        is at least 0.9, or at least 0.8 and within two standard errors (from the scatter of the measurements) of 1.
-        Else interpolated before the edge: the loss is below 1 % of the first one, and the mean did not grow by 10 %
-        since the quarter before. Else below the edge, rising where it did grow by that.
-        """
-        history = [(ratio, loss) for _, ratio, loss in self._history if math.isfinite(ratio)]
-        if not history:
-            return ""
-        quarter = math.ceil(len(history) / 4)
-        late, before = (
-            torch.tensor([ratio for ratio, _ in part])
-            for part in (history[-quarter:], history[-2 * quarter : -quarter])
-        )
-        level, error = float(late.mean()), float(late.std() / quarter**0.5) if quarter > 1 else 0.0
-        stochastic = "cost/batch_sharpness/batches" in values
-        if level > BEYOND:
-            place = "beyond the edge"
-        elif level >= STOCHASTIC_EXIT or (level >= NEAR and level + 2 * error >= 1):
-            place = "edge of stochastic stability" if stochastic else "edge of stability"
-        elif len(before) and level > GROWS * float(before.mean()):
-            place = "below the edge, and rising"
-        else:
-            place = "interpolated before the edge" if history[-1][1] < FITTED * history[0][1] else "below the edge"
+        """Where the run is (`place`), beside lambda_max where that was measured."""
         steps = "batch_sharpness/generalised" in values
-        what = "generalised batch sharpness" if steps else "batch sharpness (ratio of means)"
-        if not stochastic:
-            what += f", of the full batch {FULL[steps]},"
-        when = f" over the last {quarter} measurements" if quarter > 1 else ""
-        text = f"{place}: {what} is {_figures(level)} x {'its edge 2' if steps else '2/lr'}{when}"
-        return text + _beside(values, steps)
-
-    def _warn_once(self, about: str, text: str) -> None:
-        if about not in self._warned:
-            self._warned.add(about)
-            warnings.warn(text, stacklevel=3)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"history": torch.tensor(self._history, dtype=torch.float64).reshape(-1, 3)}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self._history = [(step, ratio, loss) for step, ratio, loss in state.get("history", torch.empty(0, 3)).tolist()]
+        text = place(self._memory.get("history"), steps, "cost/batch_sharpness/batches" in values)
+        return text and text + beside(values, steps)
 
 
-def _draw(snapshot: Snapshot, loss: Objective, count: int, generator: torch.Generator) -> Tensor:
-    """`count` batches (count, m) out of the examples of `loss`, each drawn as in training."""
-    num, size = loss.num_examples, snapshot.batch_size
-    assert num is not None and size is not None
-    if snapshot.sampling == "with_replacement":
-        return torch.randint(num, (count, size), generator=generator)
-    return torch.stack([different(num, min(size, num), generator) for _ in range(count)])
+@dataclass(frozen=True)
+class BatchSharpnessResult(Result):
+    """Curvatures of the loss of batches along their steps.
+
+    estimates  ratio_of_means and mean_of_ratios; generalised where the step is known and not -lr g; lambda_max and gni where
+               they were measured.
+    lr         that of plain SGD, with the edge of ratio_of_means at 2/lr; None for any other optimiser.
+    batches    drawn for the first three, pilot included; 0: the whole set, which has no error.
+    matvecs    Hessian products of the probe set; None where none was made.
+    history    (n, 3): step, ratio or half of generalised, and loss, of this measurement and all before.
+    """
+
+    estimates: Mapping[str, Bootstrapped]
+    lr: float | None
+    batches: int
+    matvecs: int | None
+    history: Tensor = field(repr=False)
+    warned: Memory = field(repr=False)
+
+    def numbers(self) -> dict[str, float]:
+        numbers = {name: estimate.value for name, estimate in self.estimates.items()}
+        for name, estimate in self.estimates.items() if self.batches else ():
+            numbers |= {f"error/{name}": estimate.error, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+        return numbers | ({} if self.lr is None else {"ratio": numbers["ratio_of_means"] * self.lr / 2})
+
+    def sentence(self) -> str:
+        if text := place(self.history, "generalised" in self.estimates, self.batches > 0):
+            return f"{text}."
+        mean, what = self.estimates["ratio_of_means"], "Batch sharpness (ratio of means)"
+        what += (
+            f" is {mean.value:.4g} +- {mean.error:.1g}"
+            if self.batches
+            else f", here {FULL[False]}, is {mean.value:.4g}"
+        )
+        return f"{what}; no optimiser is known: measure lab.Bench(model, loss, (x, y), optimizer, batch_size=32).snapshot()."
+
+    def figure(self, when: str = "") -> "Figure":
+        """The curvatures with their intervals, beside 2/lr where that is their edge."""
+        from matplotlib.figure import Figure
+
+        from lab.run.figures import CURVATURE
+
+        figure = Figure(figsize=(6, 3), layout="constrained")
+        axis, names = figure.subplots(), [name for name in self.estimates if name != "generalised"]
+        for row, each in enumerate(self.estimates[name] for name in names):
+            reach = [[each.value - each.low], [each.high - each.value]]
+            axis.errorbar(each.value, row, xerr=reach if self.batches else None, fmt="o", color="C0", capsize=4)
+        if self.lr:
+            axis.axvline(2 / self.lr, color="tab:red", ls="--", label="2/lr")
+            axis.legend(frameon=False)
+        axis.set_yticks(range(len(names)), names)
+        axis.set(xlabel=f"curvature ({CURVATURE})", title=f"batch sharpness{when}", ylim=(len(names) - 0.5, -0.5))
+        return figure
+
+    def costs(self) -> dict[str, float]:
+        costs = {"batches": self.batches or None, "matvecs": self.matvecs}
+        return {name: float(cost) for name, cost in costs.items() if cost is not None}
+
+    def memory(self) -> Memory:
+        return {"history": self.history, **self.warned}
+
+
+@measures(BatchSharpness)
+def batch_sharpness(here: Snapshot, settings: BatchSharpness, memory: Memory) -> BatchSharpnessResult:
+    """Batch sharpness over fresh batches of the size in training; of the whole set the directional sharpness g'Hg/|g|^2.
+
+    >>> from lab.landscapes.quadratic import Quadratic
+    >>> result = batch_sharpness(Quadratic(torch.tensor([3.0, 1.0])), torch.ones(2))  # g = (3, 1): (27 + 1)/(9 + 1)
+    >>> round(result.estimates["ratio_of_means"].value, 4)
+    2.8
+    """
+    batches = _Batches(here, settings)
+    estimates = batches.whole() if here.batch_size is None else batches.drawn()
+    ratio = estimates["generalised"].value / 2 if "generalised" in estimates else math.nan
+    if (lr := batches.lr) is not None:
+        ratio = estimates["ratio_of_means"].value * lr / 2
+        interaction = estimates["gni"].value * lr / 2 if "gni" in estimates else math.nan
+        if CLOSE[0] <= interaction <= CLOSE[1] and not CLOSE[0] <= ratio <= CLOSE[1]:
+            batches.doubts["gni"] = GNI.format(figures(interaction), figures(ratio))
+    for about, text in batches.doubts.items():
+        if f"warned/{about}" not in memory:
+            warnings.warn(text, stacklevel=2)
+    warned = {key: flag for key, flag in memory.items() if key.startswith("warned/")}
+    warned |= {f"warned/{about}": torch.tensor(True) for about in batches.doubts}
+    past = [row for row in memory.get("history", torch.empty(0, 3)).tolist() if row[0] < here.step]
+    history = torch.tensor([*past, (here.step, ratio, batches.loss())], dtype=torch.float64)
+    return BatchSharpnessResult(estimates, lr, batches.num, batches.matvecs, history, warned)
+
+
+class _Batches:
+    """The batches of one measurement; counts what they cost, and keeps what there is to warn of."""
+
+    def __init__(self, here: Snapshot, settings: BatchSharpness):
+        self.here, self.settings = here, settings
+        self.lr = float(here.rule.lr) if here.rule is not None and _plain(here.rule) else None
+        self.direction = here.direction if self.lr is None else None  # else the generalised form is lr times the other
+        self.decay = 0.0 if here.rule is None else here.rule.coupled_decay
+        self.num, self.doubts = 0, dict[str, str]()
+        self.matvecs: int | None = None
+
+    def whole(self) -> dict[str, Bootstrapped]:
+        """One batch, that of all examples: directional sharpness, and the same along the step."""
+        H, w, none = self._hessian(), self.here.w, torch.Generator()
+        directional = bootstrapped(ratio_of_means, along_gradient(H), none)
+        estimates = {"ratio_of_means": directional, "mean_of_ratios": directional}
+        if self.direction is not None:
+            forms = along_step(H, w, self.direction(H.gradient), decay=self.decay)
+            estimates["generalised"] = bootstrapped(ratio_of_means, forms, none)
+        self.matvecs = len(estimates) - 1
+        return estimates
+
+    def drawn(self) -> dict[str, Bootstrapped]:
+        """All estimates over fresh batches; those that decide on the number of batches take no part in them."""
+        settings, generator, pilot = self.settings, self._stream(), 0
+        wanted = settings.batches or settings.max_batches
+        if not settings.batches and wanted > FEWEST:
+            pilot = PILOT
+            wanted = needed(ratio_of_means, self._forms(pilot, generator)[-1], settings.rse, settings.max_batches)
+        gradients, *steps = self._forms(wanted, generator)
+        self.num, resample = pilot + wanted, self._stream("/bootstrap")
+        estimates = {
+            "ratio_of_means": (decisive := bootstrapped(ratio_of_means, gradients, resample)),
+            "mean_of_ratios": bootstrapped(mean_of_ratios, gradients, resample),
+        }
+        if steps:
+            estimates["generalised"] = decisive = bootstrapped(ratio_of_means, steps[0], resample)
+        error, size = decisive.error, abs(decisive.value)
+        if not settings.batches and wanted == settings.max_batches and error > settings.rse * size:
+            self.doubts["max_batches"] = INEXACT.format(error / size, wanted, settings.rse)
+        return estimates | self._lambda_max() | self._interaction()
+
+    def _forms(self, count: int, generator: torch.Generator) -> list[BatchForms]:
+        """Of fresh batches along their gradients and, where the optimiser is more than -lr g, along its steps."""
+        loss, w = self.here.loss_on("all"), self.here.w
+        batches = self._draw(loss, count, generator)
+        if self.direction is None:
+            return [along_gradients(loss, w, batches)]
+        return list(along_steps(loss, w, batches, self.direction, decay=self.decay))
+
+    def _lambda_max(self) -> dict[str, Bootstrapped]:
+        """The mean over batches of the top eigenvalue of their own Hessian."""
+        if not self.settings.lambda_batches:
+            return {}
+        loss, generator = self.here.loss_on("all"), self._stream("/lambda_max")
+        tops = top_of_batches(loss, self.here.w, self._draw(loss, self.settings.lambda_batches, generator), generator)
+        return {"lambda_max": bootstrapped(mean_of_ratios, BatchForms(tops, torch.ones_like(tops)), generator)}
+
+    def _interaction(self) -> dict[str, Bootstrapped]:
+        """GNI, on the probe set in the place of all examples."""
+        if not (count := self.settings.gni_batches):
+            return {}
+        loss, size = self.here.loss_on(self.settings.examples), self.here.batch_size or 1
+        if loss.num_examples is not None and size > loss.num_examples:
+            self.doubts["examples"] = TOO_FEW.format(size, loss.num_examples)
+            return {}
+        generator, self.matvecs = self._stream("/gni"), count
+        batches = self._draw(loss, count, generator)
+        forms = gradient_noise_interaction(loss, self._hessian(), self.here.w, batches)
+        return {"gni": bootstrapped(ratio_of_means, forms, generator)}
+
+    def loss(self) -> float:
+        """L(w) of the probe set."""
+        if self.settings.gni_batches or self.here.batch_size is None:
+            return float(self._hessian().value)
+        return float(self.here.loss_on(self.settings.examples).value(self.here.w))
+
+    def _hessian(self) -> Hessian:
+        """That of the probe set, shared with the other probes of the step."""
+        here, examples = self.here, self.settings.examples
+        return here.once(("hessian", examples), lambda: hessian(here.loss_on(examples), here.w))
+
+    def _draw(self, loss: Objective, count: int, generator: torch.Generator) -> Tensor:
+        """`count` batches (count, m) out of the examples of `loss`, each drawn as in training."""
+        num, size = loss.num_examples, self.here.batch_size
+        if num is None or size is None:
+            raise SettingError(f"batch_sharpness: {type(loss).__name__} has no examples to draw batches of {size} from")
+        if self.here.sampling == "with_replacement":
+            return torch.randint(num, (count, size), generator=generator)
+        return torch.stack([different(num, min(size, num), generator) for _ in range(count)])
+
+    def _stream(self, name: str = "") -> torch.Generator:
+        return stream(self.here.seed, f"batch_sharpness{name}", self.here.step)
 
 
 def _plain(rule: UpdateRule) -> bool:
     """Whether the step is -lr g: batch sharpness itself has its edge at 2/lr."""
     none = (rule.momentum, rule.coupled_decay, rule.decoupled_decay)
     return rule.uniform and not any(none) and rule.preconditioner is None
-
-
-def _direction(snapshot: Snapshot) -> Direction | None:
-    """The steps along which the generalised form is measured; None where it would be lr times batch sharpness."""
-    return None if snapshot.rule is not None and _plain(snapshot.rule) else snapshot.direction
-
-
-def _decay(snapshot: Snapshot) -> float | Tensor:
-    return 0.0 if snapshot.rule is None else snapshot.rule.coupled_decay
-
-
-def _ratio(forms: Forms) -> float:
-    return float(ratio_of_means(forms.curvature, forms.slope)[0])
-
-
-def _tagged(name: str, found: Interval) -> dict[str, float]:
-    """A number under batch_sharpness/, its standard error, and its interval."""
-    tag = f"batch_sharpness/{name}"
-    return {tag: found.value, f"error/{tag}": found.error, f"{tag}_low": found.low, f"{tag}_high": found.high}
-
-
-def _figures(number: float) -> str:
-    """To two decimals, or to two significant digits where these would be none or too many."""
-    return f"{number:.2f}" if 0.1 <= abs(number) < 100 else f"{number:.2g}"
-
-
-def _beside(values: dict[str, float], steps: bool) -> str:
-    """lambda_max against the same edge, where it was measured."""
-    if "sharpness/ratio" not in values:
-        return ""
-    name = "preconditioned lambda_max" if "sharpness/preconditioned" in values else "lambda_max"
-    name += " of the weights that move" if "sharpness/moved" in values else ""
-    return f", while {name} is {_figures(values['sharpness/ratio'])} x {'its threshold' if steps else '2/lr'}"

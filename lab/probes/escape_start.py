@@ -11,7 +11,7 @@ from lab.curvature.stability import UpdateRule
 from lab.escape.ensemble import Escape as Verdict
 from lab.escape.exits import Coordinate, Exit, Growth, LossBarrier, Quench, TopDistance
 from lab.escape.langer import Langer
-from lab.noise.linear_stability import ExampleCurvature, example_curvature
+from lab.noise.example_curvature import ExampleCurvature, example_curvature
 from lab.objective import Decayed, NetworkObjective, Objective
 from lab.points.critical import classify
 from lab.points.dense import LARGEST, stationary

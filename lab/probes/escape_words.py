@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from lab.escape.growth import Thrown
 from lab.escape.saddle import Departure
 from lab.escape.survival import Slope, per_epoch, per_time, slope, words
-from lab.noise.linear_stability import sign
+from lab.noise.lyapunov import sign
 from lab.probes.escape_cells import Cell, mean
 from lab.results import CriticalPoint
 

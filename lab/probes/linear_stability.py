@@ -4,304 +4,265 @@
     mean square      spectral radius of E[(1 - lr H_B) (x) (1 - lr H_B)] <= 1
     typical runs     top Lyapunov exponent of the product of 1 - lr H_B <= 0: the weakest of the three
 
-All of it of the Gauss-Newton matrices H_i of single examples, `lab.noise.linear_stability`, through BatchNorm with running
+All of it of the Gauss-Newton matrices H_i of single examples (`lab.noise.example_curvature`), through BatchNorm with running
 statistics. Full-batch training has c = 0: the three agree, and the edge is 2/lr.
 """
 
 import math
 import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from time import perf_counter
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass as card
 
-from lab.curvature.stability import UpdateRule
-from lab.noise.linear_stability import (
-    DECIDED,
-    ExampleCurvature,
-    coefficients,
-    critical_lr,
-    example_curvature,
-    in_plane,
-    lyapunov,
-    mean_square_bound,
-    mean_square_lr,
-    plane_lr,
-    second_moment_radius,
-    sign,
-)
+from lab.noise.example_curvature import ExampleCurvature, example_curvature
+from lab.noise.lyapunov import DECIDED, LinearSteps, critical_lr, lyapunov, sign, uniform_step
+from lab.noise.second_moments import in_plane, mean_square_bound, mean_square_lr, plane_lr, second_moment_radius
 from lab.objective import NetworkObjective
-from lab.probes.base import Probe, Snapshot, Value
-from lab.results import Estimate
-from lab.sampling import Sampling, batch_factor
+from lab.probes.base import Every, Memory, Probe, Snapshot, measures
+from lab.results import Estimate, Result
 from lab.settings import CARD, SettingError
 from lab.streams import stream
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 RADIUS_TOL, LR_TOL = 1e-2, 1e-3
 """Wanted error of the second-moment radius, and relative one of its critical learning rate."""
 WITHIN = 6
 """Axes are linear where the point lies within so many times of the region's extent in either direction, else logarithmic."""
-
-
-@dataclass(frozen=True)
-class _Training:
-    """How training steps: the rule, the batches as drawn from the probe set, and c of the whole training set."""
-
-    rule: UpdateRule
-    batch_size: int
-    sampling: Sampling
-    factor: float
-
-    @property
-    def lr(self) -> float:
-        return coefficients(self.rule)[0]
-
-    @property
-    def decay(self) -> float:
-        return sum(coefficients(self.rule)[3:])
-
-    @property
-    def plain(self) -> bool:
-        """Whether a step is w - lr (g + decay w), which is what the second moments are about."""
-        return coefficients(self.rule)[1] == 0
+MARKS = (("critical_lr", "D", "typical runs"), ("critical_lr_mean_square", "s", "second moments"))
 
 
 @card(kw_only=True, config=CARD)
 class LinearStability(Probe):
-    """Sharpness, non-uniformity, second-moment radius and Lyapunov exponent, every `every` steps.
+    """Linear stability of SGD: (sharpness, non-uniformity) plane, second-moment radius, Lyapunov exponent of typical runs.
 
-    every       steps between measurements.
-    examples    size of the fixed, class-balanced probe set, or all. A set smaller than the training set stands for it:
-                batches are drawn from it with replacement, whatever training does. Where training goes through epochs,
-                in which the batches make up for one another, the exponent of the run is lower than the one found.
-    directions  top eigenvectors of the Gauss-Newton matrix in which radius and exponent are computed; fewer than its rank
-                give values that are too low, the radius a lower bound.
-    steps       steps of the random product, of which the first quarter is left out; more, up to 10 times as many, where the
-                error of the exponent is above 5 % of it and 0.002.
-    replicas    random vectors it is applied to; the error falls as 1/sqrt(replicas steps).
-    critical    also the learning rate at which the exponent passes through zero.
-    Momentum, Nesterov and decay join in the exponent; plane and radius are those of plain SGD and left out where there is
-    momentum. A preconditioner scales the curvatures (`preconditioned` is 1), and so do learning rates that differ; weights
-    that do not move have none (`part_moves` is 1). Where no step is known, at learning rate 0 and before the first update
-    of an adaptive optimiser, the curvatures alone are measured (`region` is 0). Where they vanish
-    no learning rate is critical: NaN. Cost: (examples x outputs) per-example gradients, the eigensolve of as many rows,
-    steps x replicas products with them for the exponent, and some 5 times that for `critical`.
+    Batches are drawn with replacement from a probe set smaller than the training set, whatever training does: where it goes
+    through epochs, in which the batches make up for one another, the exponent of the run is lower than the one measured. A
+    quarter of the steps of the random product, the first, is left out. Momentum, Nesterov and decay join in the exponent;
+    plane and radius are those of plain SGD and left out where there is momentum. A preconditioner scales the curvatures
+    (`preconditioned` is 1), and so do learning rates that differ; weights that do not move have none (`part_moves` is 1).
+    Where no step is known, at learning rate 0 and before the first update of an adaptive optimiser, the curvatures alone
+    are measured (`region` is 0). Where they vanish no learning rate is critical: NaN. Cost: (examples x outputs)
+    per-example gradients, the eigensolve of as many rows, steps x replicas products with them for the exponent, and some 5
+    times that for `critical`.
     """
 
     name: ClassVar[str] = "linear_stability"
 
-    every: Annotated[int, Field(gt=0)] = 500
-    examples: Annotated[int, Field(gt=1)] | Literal["all"] = 100
-    directions: Annotated[int, Field(gt=0)] = 300
-    steps: Annotated[int, Field(gt=3)] = 400
-    replicas: Annotated[int, Field(gt=1)] = 32
-    critical: bool = True
-
-    def measure(self, snapshot: Snapshot) -> dict[str, Value]:
-        """The tags linear_stability/*, error/linear_stability/*, cost/linear_stability/seconds, and the plane."""
-        begin = perf_counter()
-        loss = snapshot.loss_on(self.examples)
-        if not isinstance(loss, NetworkObjective):
-            raise SettingError(f"probe=[linear_stability]: {type(loss).__name__} has no examples; it measures networks")
-        values: dict[str, Value] = {}
-        if bool(snapshot.w.isfinite().all()):
-            loss = loss.with_running_statistics()
-            rule, scale, preconditioned = _linear(snapshot)
-            training = None if rule is None else self._training(snapshot, loss, rule)
-            curvature = example_curvature(loss, snapshot.w, scale=scale)
-            drawn = training is not None and snapshot.sampling == "epoch" and training.sampling == "with_replacement"
-            flags = {
-                "region": training is not None,
-                "preconditioned": preconditioned,
-                "before_first_update": _before_first_update(snapshot.rule),
-                "epochs_replaced": drawn,
-                "part_moves": snapshot.rule is not None and snapshot.rule.moved is not None,
-            }
-            values = _tagged({flag: float(said) for flag, said in flags.items()})
-            values |= self._of(curvature, training, snapshot, values)
-        values["cost/linear_stability/seconds"] = perf_counter() - begin
-        return values
-
-    def _training(self, snapshot: Snapshot, loss: NetworkObjective, rule: UpdateRule) -> _Training:
-        """How training steps by `rule` on batches drawn from this loss."""
-        assert loss.num_examples is not None
-        total = snapshot.num_train or loss.num_examples
-        batch_size = snapshot.batch_size or total
-        sampling: Sampling = snapshot.sampling if snapshot.batch_size else "without_replacement"
-        factor = batch_factor(total, batch_size, sampling)
-        if batch_size == total and sampling != "with_replacement":
-            batch_size = loss.num_examples
-        elif loss.num_examples < total:
-            sampling = "with_replacement"
-        return _Training(rule, batch_size, sampling, factor)
-
-    def _of(
-        self, curvature: ExampleCurvature, training: _Training | None, snapshot: Snapshot, flags: dict[str, Value]
-    ) -> dict[str, Value]:
-        a, s, seen = curvature.sharpness, curvature.non_uniformity, curvature.top(self.directions)
-        values = flags | _tagged({"sharpness": a, "non_uniformity": s})
-        if training is None:
-            return values | {"linear_stability/plane": _plane(values, None, snapshot)}
-        if not a > 0:  # no learning rate is critical
-            edges = dict.fromkeys(("critical_lr", "critical_lr_mean_square", "critical_lr_plane", "ratio"), math.nan)
-            return values | _tagged(edges) | {"linear_stability/plane": _plane(values, training, snapshot)}
-        lr, factor, decay = training.lr, training.factor, training.decay
-
-        def exponent(lr: float, tol: float = 0.05) -> Estimate:
-            draws = stream(snapshot.seed, "linear_stability", snapshot.step)
-            rule = replace(training.rule, lr=lr)
-            size, sampling = training.batch_size, training.sampling
-            return lyapunov(
-                seen,
-                rule,
-                batch_size=size,
-                sampling=sampling,
-                steps=self.steps,
-                replicas=self.replicas,
-                generator=draws,
-                tol=tol,
-            )
-
-        typical = exponent(lr)
-        stable = {-1: 1.0, 0: math.nan, 1: 0.0}[sign(typical)]  # NaN: undecided
-        values |= _tagged({"lyapunov": typical.value, "stable": stable})
-        values["error/linear_stability/lyapunov"] = typical.error
-        full = low = lr * training.rule.threshold / a
-        if training.plain:
-            found = second_moment_radius(seen, lr=lr, factor=factor, decay=decay, tol=RADIUS_TOL)
-            low = mean_square_lr(seen, factor=factor, decay=decay, tol=LR_TOL).value
-            numbers = {
-                "second_moment_radius": found.value,
-                "stable_mean_square": float(lr <= low),
-                "critical_lr_mean_square": low,
-                "bound": mean_square_bound(curvature, lr=lr, factor=factor, decay=decay),
-                "in_plane": in_plane(a, s, lr=lr, factor=factor, decay=decay),
-                "critical_lr_plane": plane_lr(a + decay, s, factor=factor),
-            }
-            values |= _tagged(numbers) | {"error/linear_stability/second_moment_radius": found.error}
-        if self.critical:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # near its zero the exponent is not known any better than to `FLOOR`
-                edge = critical_lr(lambda at: exponent(at, DECIDED).value, low, 1.05 * full)
-            values |= _tagged({"critical_lr": edge, "ratio": lr / edge})
-        return values | {"linear_stability/plane": _plane(values, training, snapshot)}
+    every: Every = 500
+    examples: Annotated[
+        Annotated[int, Field(gt=1)] | Literal["all"],
+        Field(description="probe set: n (class-balanced, fixed; stands for the training set) | all; cost ~ its cube"),
+    ] = 100
+    directions: Annotated[
+        int, Field(gt=0, description="top Gauss-Newton eigenvectors used; fewer than its rank make the values too low")
+    ] = 300
+    steps: Annotated[
+        int, Field(gt=3, description="steps of the random product; up to 10 times more while its error is above 5 %")
+    ] = 400
+    replicas: Annotated[
+        int, Field(gt=1, description="random vectors it is applied to; its error falls as 1/sqrt(replicas steps)")
+    ] = 32
+    critical: Annotated[
+        bool, Field(description="also the learning rate at which the exponent passes through zero (5 times the cost)")
+    ] = True
 
     def finding(self, values: dict[str, float]) -> str:
-        """What typical runs do, and what the stricter conditions say of them."""
-        of = {tag.removeprefix("linear_stability/"): v for tag, v in values.items()}
-        if "sharpness" not in of:
-            return ""
-        if not of["sharpness"] > 0:
-            return "Linear stability: the loss has no curvature at these weights, so no learning rate is critical."
-        of_what = "preconditioned " if of["preconditioned"] else ""
-        block = ", both of the weights that move" if of.get("part_moves") else ""
-        where = f"{of_what}sharpness {of['sharpness']:.3g}, {of_what}non-uniformity {of['non_uniformity']:.3g}{block}"
-        if of["before_first_update"]:
-            return f"Linear stability: {where}; there is no preconditioner before the first update, hence no region."
-        if not of["region"]:
-            return f"Linear stability: {where}; no linear update rule is known for this optimiser, hence no region."
-        error = of.get("error/linear_stability/lyapunov", math.nan)
-        stable = of.get("stable", math.nan)
-        verdict = "of undecided stability" if math.isnan(stable) else "stable" if stable else "unstable"
-        text = f"Linear stability ({where}): typical runs are {verdict} here"
-        if "lyapunov" in of:
-            text += f", Lyapunov exponent {of['lyapunov']:.2g} +- {error:.1g} a step"
-        if of["epochs_replaced"]:
-            text += " for batches drawn with replacement from the probe set (that of epochs is lower)"
-        if math.isfinite(of.get("ratio", math.nan)):
-            text += f", lr = {of['ratio']:.3g} x the critical {of['critical_lr']:.3g}"
-        if "second_moment_radius" in of:
-            explode = "stay bounded" if of["stable_mean_square"] else "explode"
-            text += f"; their second moments {explode} (radius {of['second_moment_radius']:.4g})"
-            inside = "inside" if of["in_plane"] <= 1 else "outside"
-            text += f", and the point lies {inside} the region of Wu, Ma and E"
-        return text + "."
+        return _words({tag.replace("linear_stability/", "", 1): value for tag, value in values.items()})
 
 
-def _linear(snapshot: Snapshot) -> tuple[UpdateRule | None, torch.Tensor | None, bool]:
-    """The step as one of uniform coefficients on weights in their own units: its rule, None where there is none; the scale
-    (P,) of the columns of J that goes with it, 0 for weights that do not move; and whether that preconditions.
+@dataclass(frozen=True)
+class LinearStabilityResult(Result):
+    """The point of a run in the plane, and what becomes of small perturbations there.
 
-    Without decay, learning rates that differ are a preconditioner: lr_i / p_i = lr / (p_i lr / lr_i), lr the largest.
+    quantities   by name: sharpness and non_uniformity (1 / learning rate); where the step is known lyapunov (a step), stable
+                 (1, 0, NaN: undecided), critical_lr and ratio = lr / critical_lr; of plain SGD second_moment_radius, bound,
+                 in_plane, and the learning rates at which the first and the last are 1. Empty where weights are not finite.
+    training     how steps are made; None where that is not known. batch_size: in training; None: the whole set.
     """
-    if snapshot.rule is None:
-        return None, None, False
-    places, rule, w = snapshot.rule.moved, snapshot.rule.moving, snapshot.w
-    p, decay = rule.preconditioner, rule.coupled_decay + rule.decoupled_decay
-    if isinstance(rule.lr, torch.Tensor) and not isinstance(decay, torch.Tensor) and not decay:
-        lr = float(rule.lr.max())
-        p = (lr / rule.lr).to(w) * (1.0 if p is None else p.to(w))
-        rule = replace(rule, lr=lr)
-    known = p is None or (bool(p.isfinite().all()) and bool((p > 0).all()))
-    linear = rule.uniform and known and (p is None or not rule.coupled_decay)
-    scale = None if p is None or not linear else p.to(w).rsqrt()
-    preconditioned = scale is not None
-    if places is not None:
-        block = torch.ones_like(w[: len(places)]) if scale is None else scale
-        scale = torch.zeros_like(w).index_copy(0, places.to(w.device), block)
-    rule = replace(rule, preconditioner=None)
-    return rule if linear and coefficients(rule)[0] > 0 else None, scale, preconditioned
+
+    quantities: Mapping[str, float]
+    training: LinearSteps | None = None
+    batch_size: int | None = None
+
+    def numbers(self) -> dict[str, float]:
+        return dict(self.quantities)
+
+    def sentence(self) -> str:
+        return _words(self.quantities) or "Linear stability: the weights are not finite."
+
+    def figure(self, when: str = "") -> "Figure":
+        """The plane with the boundary of (lr, B), that of full batches, the run's point, and the critical points on its ray:
+        there all curvatures grow together, which is the same as a growing learning rate.
+        """
+        from matplotlib.figure import Figure
+
+        from lab.run.figures import CURVATURE
+
+        figure = Figure(figsize=(7, 5), layout="constrained")
+        axis, title = figure.subplots(), f"linear stability{when}"
+        a, s = (self.quantities.get(name, math.nan) for name in ("sharpness", "non_uniformity"))
+        right, top = 1.5 * a, 1.5 * s
+        if self.training is not None:
+            title += f": lr {self.training.lr:.3g}, batch size {self.batch_size or 'full'}"
+            right, top = _region(axis, self.training, self.quantities, right, top)
+        if axis.get_xscale() == "linear" and math.isfinite(right):
+            axis.set_xlim(0, right or 1.0)
+            axis.set_ylim(0, top or 1.0)
+        axis.plot(a, s, "o", color="tab:blue", ms=9, label="this run", zorder=5)
+        unit = "preconditioned, 1 / weight" if self.quantities.get("preconditioned") else CURVATURE
+        axis.set(xlabel=f"sharpness a ({unit})", ylabel=f"non-uniformity s ({unit})", title=title)
+        axis.grid(alpha=0.25)
+        figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+        return figure
+
+    def figures(self, when: str = "") -> "dict[str, Figure]":
+        return {"plane": self.figure(when)} if self.quantities else {}
 
 
-def _before_first_update(rule: UpdateRule | None) -> bool:
-    """Whether an adaptive optimiser has no preconditioner yet: NaN for a parameter without an update."""
-    return rule is not None and rule.preconditioner is not None and bool(rule.preconditioner.isnan().any())
+@measures(LinearStability)
+def linear_stability(here: Snapshot, settings: LinearStability, memory: Memory) -> LinearStabilityResult:
+    """The place of a network in the plane of sharpness and non-uniformity; where its step is known, what becomes of runs.
 
+    `lab.Bench(model, loss, (x, y), optimizer, batch_size=32).snapshot()` knows the step. The cost grows as the cube of the
+    examples: measure an objective over a hundred of them (`objective.restrict`).
 
-def _tagged(numbers: dict[str, float]) -> dict[str, Value]:
-    return {f"linear_stability/{name}": value for name, value in numbers.items()}
-
-
-def _plane(values: dict[str, Value], training: _Training | None, snapshot: Snapshot) -> "Figure":
-    """The plane with the boundary of (lr, B), that of full batches, the run's point, and the critical points on its ray.
-
-    On the ray through the point all curvatures grow together, which is the same as a growing learning rate.
+    >>> x, mse = torch.tensor([[1.0], [3.0]]), torch.nn.MSELoss()  # curvatures 2 and 18
+    >>> loss = NetworkObjective(torch.nn.Linear(1, 1, bias=False), mse, (x, x))
+    >>> numbers = linear_stability(loss).numbers()
+    >>> round(numbers["sharpness"], 4), round(numbers["non_uniformity"], 4)
+    (10.0, 8.0)
     """
-    from matplotlib.figure import Figure
-
-    from lab.run.figures import CURVATURE
-
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    axis = figure.subplots()
-    a, s = (float(values[f"linear_stability/{name}"]) for name in ("sharpness", "non_uniformity"))  # type: ignore[arg-type]
-    right, top, title = 1.5 * a, 1.5 * s, f"linear stability, step {snapshot.step}"
+    loss = here.loss_on(settings.examples)
+    if not isinstance(loss, NetworkObjective):
+        raise SettingError(f"probe=[linear_stability]: {type(loss).__name__} has no examples; it measures networks")
+    if not bool(here.w.isfinite().all()):
+        return LinearStabilityResult({})
+    loss = loss.with_running_statistics()
+    rule, scale, preconditioned = (None, None, False) if here.rule is None else uniform_step(here.rule, here.w)
+    p = None if here.rule is None else here.rule.preconditioner
+    training = (
+        None if rule is None else LinearSteps.of(rule, here.batch_size, here.sampling, here.num_train, len(loss.x))
+    )
+    replaced = training is not None and here.sampling == "epoch" and training.sampling == "with_replacement"
+    curvature = example_curvature(loss, here.w, scale=scale)
+    quantities = {
+        "region": float(training is not None),
+        "preconditioned": float(preconditioned),
+        "before_first_update": float(p is not None and bool(p.isnan().any())),
+        "epochs_replaced": float(replaced),
+        "part_moves": float(here.rule is not None and here.rule.moved is not None),
+        "sharpness": curvature.sharpness,
+        "non_uniformity": curvature.non_uniformity,
+    }
     if training is not None:
-        lr, edge = training.lr, training.rule.threshold
-        title += f": lr {lr:.3g}, batch size {snapshot.batch_size or 'full'}"
-        right = max(right, 1.2 * edge)
-        axis.axvline(edge, color="tab:red", ls="--", lw=1.3, label=f"full batch: sharpness = {edge:.3g}")
-        if training.plain and training.factor > 0:
-            height = 1 / (lr * training.factor**0.5)
-            top = max(top, 1.2 * height)
-            angle = torch.linspace(0, math.pi, 400)
-            across, up = (1 + angle.cos()) / lr - training.decay, height * angle.sin()
-            axis.fill_between(across, up, color="tab:green", alpha=0.15, lw=0)
-            axis.plot(across, up, color="tab:green", lw=1.5, label="boundary of Wu, Ma and E")
-        far = a < edge / WITHIN or (training.plain and s < top / WITHIN) or a > WITHIN * edge
-        if far and s > 0:
-            axis.set(xscale="log", yscale="log")
-            axis.set_xlim(min(a, edge) / 10, right * 2)
-            axis.set_ylim(s / 10, top * 2)
-        marks = (("critical_lr", "D", "typical runs"), ("critical_lr_mean_square", "s", "second moments"))
-        for name, marker, label in marks:
-            critical = values.get(f"linear_stability/{name}", math.nan)
-            if isinstance(critical, float) and math.isfinite(critical):
-                grown = critical / lr
-                axis.plot(a * grown, s * grown, marker, color="tab:orange", ms=7, mfc="none", label=f"{label}: edge")
-                right, top = max(right, 1.2 * a * grown), max(top, 1.2 * s * grown)
-        axis.axline((0, 0), (a, s), color="0.6", lw=0.8, ls=":") if not far else None
-    if axis.get_xscale() == "linear":
-        axis.set_xlim(0, right or 1.0)
-        axis.set_ylim(0, top or 1.0)
-    axis.plot(a, s, "o", color="tab:blue", ms=9, label="this run", zorder=5)
-    unit = "preconditioned, 1 / weight" if values.get("linear_stability/preconditioned") else CURVATURE
-    axis.set(xlabel=f"sharpness a ({unit})", ylabel=f"non-uniformity s ({unit})", title=title)
-    axis.grid(alpha=0.25)
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    return figure
+        draws = partial(stream, here.seed, "linear_stability", here.step)
+        quantities |= _stability(curvature, training, settings, draws)
+    return LinearStabilityResult(quantities, training, here.batch_size)
+
+
+def _stability(
+    curvature: ExampleCurvature, training: LinearSteps, settings: LinearStability, draws: Callable[[], torch.Generator]
+) -> dict[str, float]:
+    """Whether steps of this training are stable; `draws` gives every exponent the same random numbers."""
+    a, s, seen = curvature.sharpness, curvature.non_uniformity, curvature.top(settings.directions)
+    if not a > 0:  # no learning rate is critical
+        return dict.fromkeys(("critical_lr", "critical_lr_mean_square", "critical_lr_plane", "ratio"), math.nan)
+    lr, factor, decay = training.lr, training.factor, training.decay
+
+    def exponent(lr: float, tol: float = 0.05) -> Estimate:
+        batches = {"batch_size": training.batch_size, "sampling": training.sampling}
+        size = {"steps": settings.steps, "replicas": settings.replicas}
+        return lyapunov(seen, replace(training.rule, lr=lr), generator=draws(), tol=tol, **batches, **size)  # type: ignore[arg-type]
+
+    typical = exponent(lr)
+    stable = {-1: 1.0, 0: math.nan, 1: 0.0}[sign(typical)]  # NaN: undecided
+    quantities = {"lyapunov": typical.value, "error/lyapunov": typical.error, "stable": stable}
+    full = low = lr * training.rule.threshold / a
+    if training.plain:
+        radius = second_moment_radius(seen, lr=lr, factor=factor, decay=decay, tol=RADIUS_TOL)
+        low = mean_square_lr(seen, factor=factor, decay=decay, tol=LR_TOL).value
+        quantities |= {
+            "second_moment_radius": radius.value,
+            "error/second_moment_radius": radius.error,
+            "stable_mean_square": float(lr <= low),
+            "critical_lr_mean_square": low,
+            "bound": mean_square_bound(curvature, lr=lr, factor=factor, decay=decay),
+            "in_plane": in_plane(a, s, lr=lr, factor=factor, decay=decay),
+            "critical_lr_plane": plane_lr(a + decay, s, factor=factor),
+        }
+    if settings.critical:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # near its zero the exponent is not known any better than to `FLOOR`
+            edge = critical_lr(lambda at: exponent(at, DECIDED).value, low, 1.05 * full)
+        quantities |= {"critical_lr": edge, "ratio": lr / edge}
+    return quantities
+
+
+def _words(quantities: Mapping[str, float]) -> str:
+    """What typical runs do, and what the stricter conditions say of them; "" where nothing was measured."""
+    of = {name: value for name, value in quantities.items() if math.isfinite(value)}
+    if "sharpness" not in of:
+        return ""
+    if not of["sharpness"] > 0:
+        return "Linear stability: the loss has no curvature at these weights, so no learning rate is critical."
+    kind = "preconditioned " if of["preconditioned"] else ""
+    block = ", both of the weights that move" if of.get("part_moves") else ""
+    where = f"{kind}sharpness {of['sharpness']:.3g}, {kind}non-uniformity {of['non_uniformity']:.3g}{block}"
+    if of["before_first_update"] or not of["region"]:
+        first, unknown = (
+            "there is no preconditioner before the first update",
+            "no linear update rule is known for this optimiser",
+        )
+        return f"Linear stability: {where}; {first if of['before_first_update'] else unknown}, hence no region."
+    stable = of.get("stable", math.nan)
+    verdict = "of undecided stability" if math.isnan(stable) else "stable" if stable else "unstable"
+    text = f"Linear stability ({where}): typical runs are {verdict} here"
+    if "lyapunov" in of:
+        text += f", Lyapunov exponent {of['lyapunov']:.2g} +- {of.get('error/lyapunov', math.nan):.1g} a step"
+    if of["epochs_replaced"]:
+        text += " for batches drawn with replacement from the probe set (that of epochs is lower)"
+    if "ratio" in of:
+        text += f", lr = {of['ratio']:.3g} x the critical {of['critical_lr']:.3g}"
+    if "second_moment_radius" in of:
+        fate, side = "stay bounded" if of["stable_mean_square"] else "explode", "in" if of["in_plane"] <= 1 else "out"
+        text += f"; their second moments {fate} (radius {of['second_moment_radius']:.4g})"
+        text += f", and the point lies {side}side the region of Wu, Ma and E"
+    return text + "."
+
+
+def _region(
+    axis: "Axes", training: LinearSteps, quantities: Mapping[str, float], right: float, top: float
+) -> tuple[float, float]:
+    """Draw where steps are stable, and the edges on the ray of the run; the reach of the axes, at least (right, top)."""
+    a, s = quantities["sharpness"], quantities["non_uniformity"]
+    lr, edge = training.lr, training.rule.threshold
+    right = max(right, 1.2 * edge)
+    axis.axvline(edge, color="tab:red", ls="--", lw=1.3, label=f"full batch: sharpness = {edge:.3g}")
+    if training.plain and training.factor > 0:
+        height = 1 / (lr * training.factor**0.5)
+        top = max(top, 1.2 * height)
+        angle = torch.linspace(0, math.pi, 400)
+        across, up = (1 + angle.cos()) / lr - training.decay, height * angle.sin()
+        axis.fill_between(across, up, color="tab:green", alpha=0.15, lw=0)
+        axis.plot(across, up, color="tab:green", lw=1.5, label="boundary of Wu, Ma and E")
+    far = a < edge / WITHIN or (training.plain and s < top / WITHIN) or a > WITHIN * edge
+    if far and s > 0:
+        axis.set(xscale="log", yscale="log")
+        axis.set_xlim(min(a, edge) / 10, right * 2)
+        axis.set_ylim(s / 10, top * 2)
+    for name, marker, label in MARKS:
+        if math.isfinite(critical := quantities.get(name, math.nan)):
+            grown = critical / lr
+            axis.plot(a * grown, s * grown, marker, color="tab:orange", ms=7, mfc="none", label=f"{label}: edge")
+            right, top = max(right, 1.2 * a * grown), max(top, 1.2 * s * grown)
+    if not far:
+        axis.axline((0, 0), (a, s), color="0.6", lw=0.8, ls=":")
+    return right, top

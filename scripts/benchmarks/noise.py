@@ -35,8 +35,8 @@ from lab.models.resnet import ResNet
 from lab.module import SupervisedModule
 from lab.noise.alignment import Noise, trace_with
 from lab.noise.batch_curvature import along_gradients
-from lab.noise.batch_sharpness import ratio_of_means
 from lab.noise.covariance import covariance, eigenvalues
+from lab.noise.ratios import ratio_of_means
 from lab.noise.size import trace
 from lab.objective import NetworkObjective
 from lab.optim.noise import Minibatch, NoiseCard, SampleWeights, Trained

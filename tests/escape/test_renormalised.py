@@ -13,7 +13,8 @@ from lab.escape.replicas import MakeOptimizer, Replicas
 from lab.escape.saddle import growth_factor
 from lab.landscapes.quadratic import Quadratic
 from lab.landscapes.saddle import Saddle
-from lab.noise.linear_stability import example_curvature, lyapunov
+from lab.noise.example_curvature import example_curvature
+from lab.noise.lyapunov import lyapunov
 from lab.objective import NetworkObjective, Objective
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lab.curvature.stability import UpdateRule
-from lab.noise.linear_stability import FLOOR, LONGEST, ExampleCurvature, critical_lr, lyapunov, sign
+from lab.noise.example_curvature import ExampleCurvature
+from lab.noise.lyapunov import FLOOR, LONGEST, critical_lr, lyapunov, sign
 from lab.objective import NetworkObjective
 from lab.probes.base import Snapshot
 from lab.probes.linear_stability import LinearStability

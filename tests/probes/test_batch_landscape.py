@@ -8,13 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from lab.curvature.stability import UpdateRule
-from lab.doors.request import Request, cards_at_hand, composed
 from lab.landscapes.quadratic import Quadratic
-from lab.noise.batch_landscape import draw_batches
+from lab.noise.batch_minima import draw_batches
 from lab.objective import NetworkObjective
 from lab.probes.base import Snapshot
-from lab.probes.batch_landscape import BatchLandscape
-from lab.run.parts import read_settings
+from lab.probes.batch_landscape import BatchLandscape, batch_landscape
+from lab.probes.bench import Bench
 from lab.settings import SettingError
 from lab.streams import stream
 
@@ -103,17 +102,22 @@ def test_the_advice_on_a_batch_too_large_is_true(regression: NetworkObjective, s
 
 
 def test_a_batch_too_large_is_refused_before_the_run() -> None:
-    changes = ["data.examples=60", "data.batch_size=20", "probe=[batch_landscape]"]
-    with cards_at_hand():
-        for size, wanted in ((61, "larger than the probe set of 60"), (60, "all of the probe set of 60")):
-            request = Request.of(composed("train", [*changes, f"probe.batch_landscape.batch_size={size}"]))
-            with pytest.raises(SettingError, match=f"{wanted} .*use at most 59"):
-                read_settings(request.values).build()
+    model, x, y = nn.Linear(3, 2), torch.randn(60, 3), torch.arange(60) % 2
+    for size, wanted in ((61, "larger than the probe set of 60"), (60, "all of the probe set of 60")):
+        with pytest.raises(SettingError, match=f"{wanted} .*use at most 59"):
+            Bench(model, nn.functional.cross_entropy, (x, y)).require([BatchLandscape(batch_size=size)])
+    Bench(model, nn.functional.cross_entropy, (x, y)).require([BatchLandscape(batch_size=59)])
 
 
-def test_the_probe_set_of_auto_is_all_of_a_small_training_set() -> None:
-    assert BatchLandscape().set_size(5000) == 5000 and BatchLandscape().set_size(5001) == 2000
-    assert BatchLandscape(examples="all").set_size(9000) == 9000 and BatchLandscape(examples=7).set_size(5) == 5
+def test_in_a_notebook_it_says_what_a_run_says(regression: NetworkObjective) -> None:
+    result = batch_landscape(regression, batches=6, batch_size=20)
+    assert result.sentence() == BatchLandscape(batches=6).finding(
+        {f"batch_landscape/{name}": value for name, value in result.numbers().items()}
+    )
+    assert result.sentence().startswith("Each batch of 20 has its own minimum (training draws none of this size")
+    assert len(result.figure().axes) == 3 and result.arrays()["minima"].shape == (6, 2)
+    with pytest.raises(SettingError, match="Quadratic has no examples"):
+        batch_landscape(Quadratic(torch.ones(3)), torch.ones(3))
 
 
 @pytest.mark.filterwarnings("error")

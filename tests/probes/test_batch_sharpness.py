@@ -13,15 +13,17 @@ from torch import nn
 
 from lab.curvature.operators import hessian
 from lab.curvature.stability import UpdateRule
-from lab.noise.batch_curvature import Forms, along_gradients
-from lab.noise.batch_sharpness import ratio_of_means
+from lab.landscapes.quadratic import Quadratic
+from lab.noise.batch_curvature import BatchForms, along_gradients
+from lab.noise.ratios import ratio_of_means
 from lab.objective import NetworkObjective
 from lab.optim.direction import direction_of
 from lab.optim.rules import rule_of
 from lab.probes.base import Snapshot
-from lab.probes.batch_sharpness import BatchSharpness
+from lab.probes.batch_sharpness import BatchSharpness, batch_sharpness
 from lab.probes.sharpness import Sharpness
 from lab.sampling import Sampling
+from lab.settings import SettingError
 
 Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 SGD: Make = lambda p: torch.optim.SGD(p, lr=0.1)  # noqa: E731
@@ -139,8 +141,10 @@ def test_gni_is_measured_on_the_shared_hessian() -> None:
 def test_gni_is_warned_of_once_and_only_near_two_over_lr_with_batch_sharpness_elsewhere(
     gni: float, batch: float, told: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def forms(level: float) -> Callable[..., Forms]:  # at lr 0.1, 2/lr is 20
-        return lambda *_: Forms(torch.full((9,), 20 * level, dtype=torch.float64), torch.ones(9, dtype=torch.float64))
+    def forms(level: float) -> Callable[..., BatchForms]:  # at lr 0.1, 2/lr is 20
+        return lambda *_: BatchForms(
+            torch.full((9,), 20 * level, dtype=torch.float64), torch.ones(9, dtype=torch.float64)
+        )
 
     monkeypatch.setattr("lab.probes.batch_sharpness.gradient_noise_interaction", forms(gni))
     monkeypatch.setattr("lab.probes.batch_sharpness.along_gradients", forms(batch))
@@ -168,11 +172,11 @@ def test_the_number_of_batches_chosen_by_the_probe_leaves_no_bias_and_intervals_
     """
     generator = torch.Generator().manual_seed(3)
 
-    def drawn(loss: object, w: object, batches: torch.Tensor) -> Forms:
+    def drawn(loss: object, w: object, batches: torch.Tensor) -> BatchForms:
         x = sd * torch.randn(len(batches), generator=generator, dtype=torch.float64)
-        return Forms((1.5 * x).exp(), x.exp())
+        return BatchForms((1.5 * x).exp(), x.exp())
 
-    monkeypatch.setattr("lab.noise.batch_sharpness.RESAMPLES", 300)
+    monkeypatch.setattr("lab.noise.ratios.RESAMPLES", 300)
     monkeypatch.setattr("lab.probes.batch_sharpness.along_gradients", drawn)
     training, probe, truth = Training(), BatchSharpness(gni_batches=0), math.exp(0.625 * sd**2)
     runs = [numbers(probe, training.snapshot(step)) for step in range(300)]
@@ -192,10 +196,10 @@ def test_the_number_of_batches_chosen_by_the_probe_leaves_no_bias_and_intervals_
 def test_batches_that_decide_on_the_number_take_no_part_in_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = list[int]()
 
-    def forms(loss: object, w: object, batches: torch.Tensor) -> Forms:
+    def forms(loss: object, w: object, batches: torch.Tensor) -> BatchForms:
         drawn.append(len(batches))
         level = 7.0 if len(drawn) == 1 else 3.0
-        return Forms(torch.full((len(batches),), level).double(), torch.ones(len(batches)).double())
+        return BatchForms(torch.full((len(batches),), level).double(), torch.ones(len(batches)).double())
 
     monkeypatch.setattr("lab.probes.batch_sharpness.along_gradients", forms)
     found = numbers(BatchSharpness(gni_batches=0), Training().snapshot())
@@ -327,6 +331,32 @@ def test_the_history_survives_a_resume_and_repeats_are_not_counted_twice() -> No
     other.load_state_dict(probe.state_dict())
     numbers(other, training.snapshot(202))
     assert other.state_dict()["history"].equal(probe.state_dict()["history"])
+
+
+def test_in_a_notebook_it_says_what_a_run_says_and_without_a_batch_size_that_it_is_directional_sharpness() -> None:
+    training, probe = Training(), BatchSharpness(batches=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = batch_sharpness(training.snapshot(), batches=4)
+    values = numbers(probe, training.snapshot())
+    assert result.sentence() == f"{probe.finding(values)}." and result.numbers().keys() >= {"ratio", "gni_low"}
+    assert result.figure().axes[0].get_yticklabels()[0].get_text() == "ratio_of_means"
+    alone = batch_sharpness(training.loss)
+    assert alone.numbers().keys() == {"ratio_of_means", "mean_of_ratios"}
+    assert "the directional sharpness" in alone.sentence() and "lab.Bench(" in alone.sentence()
+    bowl = Quadratic(torch.ones(3))
+    with pytest.raises(SettingError, match="Quadratic has no examples to draw batches of 6 from"):
+        batch_sharpness(Snapshot(0, torch.ones(3), lambda _: bowl, batch_size=6))
+
+
+def test_a_warning_is_not_repeated_after_a_resume() -> None:
+    first, second = (BatchSharpness(rse=1e-4, max_batches=20, gni_batches=0) for _ in range(2))
+    with pytest.warns(UserWarning, match="max_batches or rse"):
+        first.measure(Training().snapshot())
+    second.load_state_dict(first.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        second.measure(Training().snapshot(step=101))
 
 
 def test_unknown_rules_with_their_own_numbers_are_not_taken_for_plain() -> None:

@@ -12,7 +12,7 @@ from lab.curvature.stability import UpdateRule
 from lab.landscapes.quadratic import Quadratic
 from lab.objective import NetworkObjective
 from lab.probes.base import Snapshot
-from lab.probes.linear_stability import LinearStability
+from lab.probes.linear_stability import LinearStability, linear_stability
 from lab.settings import SettingError
 
 CURVATURES = torch.tensor([0.0, 0.5, 1.0, 1.5, 7.0], dtype=torch.float64)
@@ -191,6 +191,16 @@ def test_before_the_first_update_there_is_no_preconditioner(line: NetworkObjecti
     text = said(numbers(state(line, 1, UpdateRule(lr=0.1, preconditioner=torch.full((1,), math.nan)))))
     assert "there is no preconditioner before the first update" in text and "no linear update rule" not in text
     assert "no linear update rule" in said(numbers(state(line, 1, None)))
+
+
+def test_in_a_notebook_it_says_what_a_run_says_and_without_an_optimiser_the_point_alone(line: NetworkObjective) -> None:
+    result = linear_stability(state(line, 1, UpdateRule(lr=0.25)), steps=100, replicas=8)
+    assert result.sentence() == said(result.numbers())
+    assert len(result.figure(", step 3").axes) == 1 and result.figures().keys() == {"plane"}
+    alone = linear_stability(line)
+    assert alone.numbers()["sharpness"] == pytest.approx(2) and "no region" in alone.sentence()
+    with pytest.raises(SettingError, match="Quadratic has no examples"):
+        linear_stability(Quadratic(torch.ones(3)), torch.ones(3))
 
 
 def test_the_finding_says_where_epochs_were_replaced(line: NetworkObjective) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn, optim
 
-from lab.noise.linear_stability import example_curvature
+from lab.noise.example_curvature import example_curvature
 from lab.objective import NetworkObjective
 from lab.optim.direction import direction_of
 from lab.optim.rules import rule_of

@@ -2,7 +2,7 @@
 
 At zero residual mini-batches have no noise at all; runs leave because the linearised steps are unstable, and they follow
 the top Lyapunov exponent of these, not the second moments, which explode earlier without anybody leaving. What leaves
-lands where the sharpness is just below what the exponent allows. `lab.noise.linear_stability`, `lab.escape.renormalised`.
+lands where the sharpness is just below what the exponent allows. `lab.noise.lyapunov`, `lab.escape.renormalised`.
 """
 
 import math
@@ -29,15 +29,9 @@ from lab.gallery.experiments.ballistic_figure import draw
 from lab.gallery.experiments.base import Comparison, Experiment, Outcome, Surroundings, with_error
 from lab.models.losses import MeanSquaredErrorCriterion
 from lab.models.mlp import initialised
-from lab.noise.linear_stability import (
-    DECIDED,
-    ExampleCurvature,
-    critical_lr,
-    example_curvature,
-    lyapunov,
-    mean_square_lr,
-    second_moment_radius,
-)
+from lab.noise.example_curvature import ExampleCurvature, example_curvature
+from lab.noise.lyapunov import DECIDED, critical_lr, lyapunov
+from lab.noise.second_moments import mean_square_lr, second_moment_radius
 from lab.objective import NetworkObjective
 from lab.points.interpolate import interpolate
 from lab.progress import Tick

@@ -19,7 +19,8 @@ from torch import Generator, Tensor
 
 from lab.gallery.experiments.base import Comparison, Experiment, Outcome, Surroundings, with_error
 from lab.gallery.experiments.ornstein_uhlenbeck_figure import KINDS, draw, relative, tail
-from lab.noise.linear_stability import ExampleCurvature, mean_square_lr
+from lab.noise.example_curvature import ExampleCurvature
+from lab.noise.second_moments import mean_square_lr
 from lab.noise.settling import Regression, Settled, additive, average, climb, relaxation, settle
 from lab.noise.stationary import (
     averaging_factor,

@@ -6,7 +6,8 @@ given time. Where the noise covariance is proportional to the curvature (D = c h
 walkers fill the same radius whatever the curvature, and it even grows slowly, since the sharper minimum tries more often;
 only under noise that does not know the curvature (D = c) does it shrink, as h^(-1/2), not 1/h. Exact for the discrete
 chain: `lab.gallery.laws.nystrom`. What curvature does limit is linear stability, where the noise vanishes at the minimum:
-there the learning rate decides, and second moments explode long before typical runs do (`lab.noise.linear_stability`).
+there the learning rate decides, and second moments (`lab.noise.second_moments`) explode long before typical runs do
+(`lab.noise.lyapunov`).
 """
 
 import math
@@ -30,7 +31,9 @@ from lab.gallery.experiments.stability_radius_figure import KINDS, NAMES, Kind, 
 from lab.gallery.laws.kramers import Domain, log_mean_time, on
 from lab.gallery.laws.nystrom import Chain
 from lab.landscapes.quadratic import Quadratic
-from lab.noise.linear_stability import ExampleCurvature, critical_lr, in_plane, lyapunov, plane_lr
+from lab.noise.example_curvature import ExampleCurvature
+from lab.noise.lyapunov import critical_lr, lyapunov
+from lab.noise.second_moments import in_plane, plane_lr
 from lab.progress import Tick
 from lab.results import EscapeTimes, Estimate
 from lab.sampling import batch_factor

@@ -1,6 +1,7 @@
 """Minima of single batches against least squares, clusters against made ones, leaving out against fitting anew."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,17 +11,8 @@ from torch import Tensor, nn
 
 from lab.curvature.operators import hessian
 from lab.landscapes.quadratic import Quadratic
-from lab.noise.batch_landscape import (
-    BatchLosses,
-    WholeLoss,
-    cloud,
-    clusters,
-    conjugate_gradients,
-    descend,
-    draw_batches,
-    leave_one_out,
-    silhouette,
-)
+from lab.noise.batch_minima import BatchLosses, conjugate_gradients, descend, draw_batches, leave_one_out, one_by_one
+from lab.noise.clusters import cloud, clusters, silhouette
 from lab.noise.stationary import regression_covariance
 from lab.objective import NetworkObjective
 
@@ -60,7 +52,7 @@ def test_spread_of_minima_of_linear_regression() -> None:
     theory = SIZE * NOISE**2 / (size - SIZE - 1)
     assert cloud_spread(exact) == pytest.approx(theory, rel=0.01)
     few = torch.arange(300 * size).view(300, size)
-    found = descend(BatchLosses(loss, few), torch.zeros(300, SIZE).double(), steps=100, lr=0.1, tol=1e-9)
+    found = descend(BatchLosses(loss, few).value_and_grad, torch.zeros(300, SIZE).double(), steps=100, lr=0.1, tol=1e-9)
     torch.testing.assert_close(found.weights, exact[:300], rtol=0, atol=1e-7)
     assert float(found.gradient_left.max()) < 1e-7
 
@@ -72,7 +64,7 @@ def cloud_spread(points: Tensor) -> float:
 def test_batches_smaller_than_the_weights_have_flats_of_minima_and_descent_finds_the_nearest_point() -> None:
     loss = regression(12)
     index, start = torch.arange(12).view(4, 3), torch.randn(SIZE, dtype=torch.float64)
-    found = descend(BatchLosses(loss, index), start.expand(4, -1), steps=200, lr=0.1)
+    found = descend(BatchLosses(loss, index).value_and_grad, start.expand(4, -1), steps=200, lr=0.1)
     x, y = loss.x[index], loss.y[index]
     nearest = start + (torch.linalg.pinv(x) @ (y - x @ start)[..., None])[..., 0]
     torch.testing.assert_close(found.weights, nearest, rtol=0, atol=1e-9)
@@ -95,16 +87,17 @@ def test_descent_never_ends_above_its_start_and_does_not_mix_the_batches() -> No
     index = torch.arange(40).view(4, 10)
     start = loss.weights.expand(4, -1)
     before = BatchLosses(loss, index).value(start)
-    together = descend(BatchLosses(loss, index), start, steps=30, lr=50.0)  # a first step that is far too long
+    # A first step that is far too long.
+    together = descend(BatchLosses(loss, index).value_and_grad, start, steps=30, lr=50.0)
     assert bool((together.losses < before).all())
     torch.testing.assert_close(together.losses, BatchLosses(loss, index).value(together.weights))
-    alone = descend(BatchLosses(loss, index[2:3]), start[2:3], steps=30, lr=50.0)
+    alone = descend(BatchLosses(loss, index[2:3]).value_and_grad, start[2:3], steps=30, lr=50.0)
     torch.testing.assert_close(alone.weights[0], together.weights[2], rtol=1e-6, atol=1e-8)
 
 
 def test_all_examples_together_descend_to_least_squares() -> None:
     loss = regression(60)
-    found = descend(WholeLoss(loss), torch.zeros(1, SIZE).double(), steps=100, lr=0.1)
+    found = descend(partial(one_by_one, [loss]), torch.zeros(1, SIZE).double(), steps=100, lr=0.1)
     exact = torch.linalg.lstsq(loss.x, loss.y[:, None]).solution[:, 0]
     torch.testing.assert_close(found.weights[0], exact, rtol=0, atol=1e-10)
 
@@ -114,7 +107,9 @@ def test_sgd_between_two_batches_settles_at_the_minimum_of_all_not_at_the_mean_o
     x, y = torch.tensor([1.0, math.sqrt(3)]).double(), torch.tensor([0.0, math.sqrt(3)]).double()
     loss = NetworkObjective(nn.Linear(1, 1, bias=False).double(), half_squared, (x[:, None], y))
     index = torch.tensor([[0], [1]])
-    minima = descend(BatchLosses(loss, index), torch.full((2, 1), 0.3).double(), steps=50, lr=0.1).weights[:, 0]
+    minima = descend(
+        BatchLosses(loss, index).value_and_grad, torch.full((2, 1), 0.3).double(), steps=50, lr=0.1
+    ).weights[:, 0]
     torch.testing.assert_close(minima, torch.tensor([0.0, 1.0]).double(), rtol=0, atol=1e-10)
     exact = float(regression_covariance(x[:, None], y, lr=0.1, batch_size=1))
     assert exact == pytest.approx(0.0160714, abs=5e-8)

@@ -11,17 +11,9 @@ from torch import Tensor, nn
 from lab.curvature.operators import gauss_newton
 from lab.curvature.stability import UpdateRule
 from lab.models.losses import MeanSquaredErrorCriterion
-from lab.noise.linear_stability import (
-    ExampleCurvature,
-    critical_lr,
-    example_curvature,
-    in_plane,
-    lyapunov,
-    mean_square_bound,
-    mean_square_lr,
-    plane_lr,
-    second_moment_radius,
-)
+from lab.noise.example_curvature import ExampleCurvature, example_curvature
+from lab.noise.lyapunov import critical_lr, lyapunov
+from lab.noise.second_moments import in_plane, mean_square_bound, mean_square_lr, plane_lr, second_moment_radius
 from lab.objective import NetworkObjective
 from lab.sampling import Sampling, batch_factor
 

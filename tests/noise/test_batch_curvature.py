@@ -10,15 +10,16 @@ from torch.nn import functional
 
 from lab.curvature.operators import hessian
 from lab.models.losses import CrossEntropy, MeanSquaredError
-from lab.noise.batch_curvature import Forms, along_gradient, along_gradients, along_step, along_steps
-from lab.noise.batch_sharpness import (
+from lab.noise.batch_curvature import (
+    BatchForms,
+    along_gradient,
+    along_gradients,
+    along_step,
+    along_steps,
     gradient_noise_interaction,
-    interval,
-    mean_of_ratios,
-    needed,
-    ratio_of_means,
     top_of_batches,
 )
+from lab.noise.ratios import bootstrapped, mean_of_ratios, needed, ratio_of_means
 from lab.objective import NetworkObjective
 from lab.sampling import batch_factor
 
@@ -273,11 +274,11 @@ def heavy_tailed(trials: int, num: int) -> tuple[Tensor, Tensor]:
 def test_intervals_hold_the_truth_nearly_as_often_as_they_say(
     estimator, truth: float, lowest: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lab.noise.batch_sharpness.RESAMPLES", 500)  # a quarter of them, for speed
+    monkeypatch.setattr("lab.noise.ratios.RESAMPLES", 500)  # a quarter of them, for speed
     trials = 300
     curvature, slope = heavy_tailed(trials, 100)
     generator = torch.Generator().manual_seed(8)
-    found = [interval(estimator, Forms(a, d), generator) for a, d in zip(curvature, slope, strict=True)]
+    found = [bootstrapped(estimator, BatchForms(a, d), generator) for a, d in zip(curvature, slope, strict=True)]
     covered = sum(each.low <= truth <= each.high for each in found) / trials
     # Wanted 95 %; 92 and 95 % in 2000 trials. The band is three standard errors of 300 trials, 1.6 and 1.3 %.
     assert lowest < covered < 0.99
@@ -293,27 +294,31 @@ def test_the_standard_error_is_the_scatter_of_the_estimator(estimator) -> None:
 
 def test_a_pilot_asks_for_the_batches_that_bring_the_error_near_what_is_wanted() -> None:
     curvature, slope = (numbers[0] for numbers in heavy_tailed(1, 5000))
-    pilot = Forms(curvature[:400], slope[:400])
+    pilot = BatchForms(curvature[:400], slope[:400])
     num = needed(ratio_of_means, pilot, 0.02, 4600)
     value, error = ratio_of_means(curvature[400 : 400 + num], slope[400 : 400 + num])
     assert 0.01 < float(error / value) < 0.02  # half as many batches again as an exact error would ask for: 0.016
     assert needed(ratio_of_means, pilot, 1e-6, 40) == 40
     assert needed(ratio_of_means, pilot, 0.9, 40) == 16
     assert needed(ratio_of_means, pilot, 0.9, 4) == 4
-    nothing = Forms(torch.zeros(4, dtype=torch.float64), torch.zeros(4, dtype=torch.float64))
+    nothing = BatchForms(torch.zeros(4, dtype=torch.float64), torch.zeros(4, dtype=torch.float64))
     assert needed(ratio_of_means, nothing, 0.1, 40) == 16
 
 
 def test_equal_batches_have_no_error_one_batch_no_known_one_and_no_gradient_no_value() -> None:
     generator = torch.Generator()
-    same = interval(ratio_of_means, Forms(torch.full((5,), 6.0).double(), torch.full((5,), 2.0).double()), generator)
+    same = bootstrapped(
+        ratio_of_means, BatchForms(torch.full((5,), 6.0).double(), torch.full((5,), 2.0).double()), generator
+    )
     assert (same.value, same.error, same.low, same.high) == (3, 0, 3, 3)
-    one = interval(ratio_of_means, Forms(torch.tensor([6.0]).double(), torch.tensor([2.0]).double()), generator)
+    one = bootstrapped(
+        ratio_of_means, BatchForms(torch.tensor([6.0]).double(), torch.tensor([2.0]).double()), generator
+    )
     assert one.value == 3
     assert math.isnan(one.error)
     for estimator in (ratio_of_means, mean_of_ratios):
         assert estimator(torch.tensor([0.7]).double(), torch.tensor([0.3]).double())[1].isnan()  # not exact in binary
-    none = interval(mean_of_ratios, Forms(torch.zeros(5).double(), torch.zeros(5).double()), generator)
+    none = bootstrapped(mean_of_ratios, BatchForms(torch.zeros(5).double(), torch.zeros(5).double()), generator)
     assert math.isnan(none.value)
 
 
@@ -332,5 +337,5 @@ def test_one_batch_alone_is_its_directional_sharpness() -> None:
 def test_a_diverged_network_gives_no_number_and_no_error() -> None:
     whole = objective("tanh")
     forms = along_gradients(whole, torch.full_like(whole.weights, math.nan), BATCHES)
-    assert math.isnan(interval(ratio_of_means, forms, torch.Generator()).value)
+    assert math.isnan(bootstrapped(ratio_of_means, forms, torch.Generator()).value)
     assert needed(ratio_of_means, forms, 0.1, 100) == 16
