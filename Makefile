@@ -4,6 +4,7 @@
 # make test-peers   the tests against other packages
 # make check        format, lint, types, layers
 # make format       repair format and lint
+# make docs         the documentation, in docs/_build/html; nothing is fetched to build or to view it
 # make bench        the tables of docs/benchmarks*.md, with CIFAR-10 images as class folders in IMAGES=DIR
 # make clean        take away the environment and the caches
 PYTHON ?= python3
@@ -11,7 +12,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test test-slow test-peers check format bench clean help
+.PHONY: demo test test-slow test-peers check format docs bench clean help
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
@@ -50,6 +51,13 @@ format: $(VENV)/.lab-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+$(VENV)/.lab-docs: $(VENV)/.lab
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]' -c constraints.txt
+	@touch $@
+
+docs: $(VENV)/.lab-docs
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
 $(VENV)/.lab-bench: $(VENV)/.lab-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]' -c constraints.txt
 	@touch $@
@@ -62,4 +70,4 @@ bench: $(VENV)/.lab-bench
 	$(BIN)/python scripts/benchmarks/audit.py --write docs/audit.md
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache docs/_build docs/generated docs/examples
