@@ -69,7 +69,8 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "write_computation_times": False,
     "min_reported_time": 1e9,
-    "within_subsection_order": "FileNameSortKey",
+    "within_subsection_order": "examples_order.Taught",
     "remove_config_comments": True,
+    "show_signature": False,
     "reset_modules": ("matplotlib",),
 }

@@ -128,11 +128,11 @@ print(f"Over the last half the sharpness is {ratio:.2f} x 2/lr; the loss ends at
 # %%
 # Play with it
 # ------------
-# - `lr = 0.3`: the line is twice as high. Does the sharpness reach it in 600 steps?
-# - `lr = 0.05`: nothing happens at all. There is no edge where no step is too long.
+# - ``lr = 0.3``: the line is twice as high. Does the sharpness reach it in 600 steps?
+# - ``lr = 0.05``: nothing happens at all. There is no edge where no step is too long.
 # - Momentum 0.9 moves the line to (2 + 2 x 0.9)/lr. Can you see it?
 #
-# And when you want it for a network of your own, with errors, for Adam, and without the hope: that is what `lab` is for.
+# And when you want it for a network of your own, with errors, for Adam, and without the hope: that is what ``lab`` is for.
 
 if __name__ == "__main__":
     figure.savefig("edge.png", dpi=120)

@@ -12,7 +12,7 @@ SPACING = {
     r"<mo>([a-z]{2,})</mo>": r"<mi>\1</mi>",  # max, log: names, which a browser else sets as operators
     r'<mo stretchy="false">&#x0007C;</mo>': r'<mo stretchy="false" lspace="0" rspace="0">&#x0007C;</mo>',
     r"<mo>&#x022A4;</mo>": r"<mi>&#x022A4;</mi>",
-    r"<mi>(log|det|lim|min)</mi>": r'<mi>\1</mi><mspace width="0.15em"/>',
+    r"<mi>(log|det)</mi>": r'<mi>\1</mi><mspace width="0.15em"/>',
 }
 """What the converter writes, and what browsers space as a printer would: |x|, log x, x' as a transpose."""
 
@@ -24,6 +24,8 @@ def formula(node: nodes.Element, display: str) -> str:
     except Exception as error:
         logger.warning("%s: the formula %r cannot be drawn", error, node.astext(), location=node)
         return ""
+    if re.search(r"&amp;|\\", text):
+        logger.warning("the formula %r holds what the converter leaves as it is", node.astext(), location=node)
     for written, wanted in SPACING.items():
         text = re.sub(written, wanted, text)
     return text
