@@ -16,7 +16,6 @@ release = version = lab.__version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.napoleon",
     "sphinx_gallery.gen_gallery",
     "mathml",
     "settings_pages",
@@ -30,6 +29,7 @@ exclude_patterns = [
     "sg_execution_times.rst",
     "**/sg_execution_times.rst",
 ]
+highlight_language = "none"
 nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", r".*")]
 """Types in signatures are named as the code names them; links of pages are held to exist."""

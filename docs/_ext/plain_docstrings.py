@@ -65,5 +65,5 @@ def convert(_: "Sphinx", what: str, name: str, obj: object, options: object, lin
 
 
 def setup(app: "Sphinx") -> dict[str, bool]:
-    app.connect("autodoc-process-docstring", convert, priority=900)
+    app.connect("autodoc-process-docstring", convert)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
