@@ -5,6 +5,7 @@
 # make check        format, lint, types, layers
 # make format       repair format and lint
 # make cards        the cards of conf/, from the dataclasses they name
+# make docs         the documentation, in docs/_build/html; nothing is fetched to build or to view it
 # make bench        the tables of docs/benchmarks*.md, with CIFAR-10 images as class folders in IMAGES=DIR
 # make clean        take away the environment and the caches
 PYTHON ?= python3
@@ -12,7 +13,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test test-slow test-peers check format cards bench clean help
+.PHONY: demo test test-slow test-peers check format cards docs bench clean help
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
@@ -54,6 +55,13 @@ format: $(VENV)/.lab-dev
 cards: $(VENV)/.lab-dev
 	$(BIN)/python scripts/cards.py
 
+$(VENV)/.lab-docs: $(VENV)/.lab
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]' -c constraints.txt
+	@touch $@
+
+docs: $(VENV)/.lab-docs
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
 $(VENV)/.lab-bench: $(VENV)/.lab-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]' -c constraints.txt
 	@touch $@
@@ -66,4 +74,4 @@ bench: $(VENV)/.lab-bench
 	$(BIN)/python scripts/benchmarks/audit.py --write docs/audit.md
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache docs/_build docs/generated docs/examples

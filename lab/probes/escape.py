@@ -17,11 +17,10 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as card
 from torch import Tensor
 
-from lab.escape.ensemble import escape
 from lab.probes.base import Every, Memory, Positive, Probe, Snapshot, measures
 from lab.probes.escape_cells import Cell, cell
 from lab.probes.escape_start import ExitName, Scene, Start, begin, number
-from lab.probes.escape_words import Cell, sentences
+from lab.probes.escape_words import sentences
 from lab.results import Result
 from lab.sampling import Sampling
 from lab.settings import CARD
