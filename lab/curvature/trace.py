@@ -6,7 +6,7 @@
 
 The second is one double backward pass through the activations alone for as many independent probes as there are examples,
 the third one backward pass for each k, whose per-example norms come from layer inputs and output gradients without the
-per-example gradients (`lab.layers.layer`). Where the outputs are piecewise linear in the pre-activations (ReLU,
+per-example gradients (`lab.layers.algebra`). Where the outputs are piecewise linear in the pre-activations (ReLU,
 pooling, BatchNorm in eval mode) the rest of H has no diagonal and Tr H = Tr G exactly.
 """
 
@@ -157,7 +157,7 @@ def gauss_newton_trace(objective: Objective, w: Tensor) -> Estimate:
     of single examples where no layer tells of them, dear for wide layers.
     Raises TypeError without a network, ValueError for train-mode BatchNorm or a criterion that is no mean over examples.
     """
-    return _gauss_newton_exact(output_passes(require_examples(objective, w), w))
+    return _gauss_newton_exact(output_passes(require_examples(objective), w))
 
 
 def _sign_draws(anatomy: Anatomy, w: Tensor, generator: torch.Generator, num: int) -> Tensor:

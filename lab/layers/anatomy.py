@@ -8,7 +8,7 @@ each example, layer and unit. Then
 
 since the terms between layers and units vanish in expectation and those between examples never arise: one double
 backward pass through the activations alone stands for as many independent probes as there are examples. The examples'
-variances over repeated draws add up to the standard error. (`lab.layers.layer`: z of any layer.)
+variances over repeated draws add up to the standard error. (`lab.layers.algebra`: z of any layer.)
 
 Where the outputs are piecewise linear in the pre-activations (ReLU, pooling, BatchNorm in eval mode) the part of H beside
 the Gauss-Newton matrix has no diagonal, and Tr H = Tr G exactly.
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lab.layers.chunk import recorded
 from lab.layers.completeness import MOST_LOOKED, unexplained
-from lab.layers.examples import squared_norms
+from lab.layers.examples import ExampleGradients
 from lab.layers.piecewise import bends, gaussian, is_piecewise_linear
 from lab.layers.recorder import Modules, Recording, known_modules, record
 from lab.objective import NetworkObjective, Objective, projection, pulled_back, with_gradients
@@ -52,16 +52,11 @@ class Anatomy:
             yield recording
 
 
-def require_examples(objective: Objective, w: Tensor) -> NetworkObjective:
-    """A network whose loss is a mean over examples that do not see each other, and whose outputs are those of one example
-    after another, in whatever shape; TypeError, ValueError where it is none.
-    """
+def require_examples(objective: Objective) -> NetworkObjective:
+    """A network whose loss is a mean over examples that do not see each other; TypeError, ValueError where it is none."""
     if not isinstance(objective, NetworkObjective):
         raise TypeError(f"{type(objective).__name__} is no network: it has no layers; use method=hutchinson or xtrace")
-    if objective.coupled:
-        cure = 'use batch_norm="eval" or hutchinson' if objective.batch_statistics else "use method=hutchinson"
-        raise ValueError(f"{objective.coupled}; {cure}")
-    objective.require_mean()
+    objective.require_single_examples()
     return objective
 
 
@@ -74,7 +69,7 @@ def take_apart(objective: Objective, w: Tensor) -> Anatomy:
     Cost: some six gradients of these examples. Not seen: a second use that other examples alone branch into.
     Raises TypeError where a parameter is no weight or bias of a known layer or is used in another way.
     """
-    network = require_examples(objective, w)
+    network = require_examples(objective)
     modules = known_modules(network.model)
     _refuse_unknown(network, modules)
     few = network.few(max(2, min(MOST_LOOKED, network.chunk_size(w))))
@@ -83,7 +78,7 @@ def take_apart(objective: Objective, w: Tensor) -> Anatomy:
     directions = gaussian(here.outputs).reshape(here.num, -1)
     projected = few.on(few.x, directions, projection)
     for place in (w, near):
-        chunk = recorded(projected, modules, set(), place, every)
+        chunk = recorded(projected, modules, place, every, set())
         missing = here.unclear | unexplained(projected, place, chunk, set())
         _refuse(network, missing)
     linear = is_piecewise_linear(here.outputs) and not bends(there)
@@ -121,7 +116,7 @@ class _ByExamples(Recording):
     def pulled_norms(self, directions: Iterable[Tensor]) -> Iterator[Tensor]:
         if every := list(directions):
             v = torch.stack(every, 1)  # (n, k, M)
-            norms = squared_norms(pulled_back(self.network, v), self.w).values()
+            norms = ExampleGradients(pulled_back(self.network, v), self.w, memory=0).squared_norms().values()
             yield from torch.stack(list(norms)).sum(0).reshape(self.num, -1).unbind(1)
 
 

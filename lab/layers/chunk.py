@@ -2,74 +2,68 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lab.layers.layer import Layer, squares
+from lab.layers.algebra import Layer, squares
 from lab.layers.recorder import Modules, record
 from lab.objective import NetworkObjective
 
 Rows = dict[str, Tensor]
-"""Parameter -> gradients of some examples in it (b, P)."""
+"""Parameter -> gradients of some examples in it (b, P), or numbers made of them."""
 
 
-@dataclass(frozen=True)
-class Formed:
-    """Gradients of the examples `index` in some parameters, that `form` makes of `step` examples at a time."""
-
-    index: Tensor
-    step: int
-    form: Callable[[Tensor], Rows]
-
-    def rows(self) -> Iterator[tuple[slice, Rows]]:
-        """The gradients of some examples after the other."""
-        for begin in range(0, len(self.index), self.step):
-            part = slice(begin, begin + self.step)
-            yield part, self.form(self.index[part])
+def no_rows(index: Tensor) -> Iterator[tuple[slice, Rows]]:
+    """Nothing has to be formed."""
+    yield from ()
 
 
 @dataclass
 class Chunk:
-    """The examples `part` of all: what layer knows a parameter, as its "weight" or "bias", and what has to be formed."""
+    """The examples `index` of all: `layers` that know some of the parameters, and a function that forms the gradients in the
+    others, of some examples after the other: form(index) yields their places in the chunk and the rows.
+    """
 
-    part: slice
-    known: dict[str, tuple[Layer, str]] = field(default_factory=dict)
-    formed: Formed | None = None
-
-    @property
-    def num_examples(self) -> int:
-        return self.part.stop - self.part.start
+    index: Tensor
+    layers: list[Layer]
+    form: Callable[[Tensor], Iterator[tuple[slice, Rows]]] = no_rows
 
     @property
     def bytes(self) -> int:
         """Memory the records hold."""
-        return sum(layer.bytes for layer in {id(layer): layer for layer, _ in self.known.values()}.values())
+        return sum(layer.bytes for layer in self.layers)
+
+    @property
+    def known(self) -> dict[str, tuple[Layer, str]]:
+        """The layer of every parameter on record, and whether it is its "weight" or "bias"."""
+        return {name: (layer, local) for layer in self.layers for local, name in layer.names.items()}
 
     def rows(self) -> Iterator[tuple[slice, Rows]]:
         """The gradients that are formed, of some examples after the other."""
-        if self.formed is not None:
-            yield from self.formed.rows()
+        return self.form(self.index)
 
-    def at(self, index: Tensor) -> "Chunk":
-        """The examples `index` of this chunk only."""
-        layers = {id(layer): layer.at(index) for layer, _ in self.known.values()}
-        known = {name: (layers[id(layer)], local) for name, (layer, local) in self.known.items()}
-        return Chunk(self.part, known, self.formed and replace(self.formed, index=self.formed.index[index]))
+    def without(self, names: AbstractSet[str]) -> "Chunk":
+        """The same records, but not of these parameters."""
+        for layer in self.layers:
+            layer.names = {local: name for local, name in layer.names.items() if name not in names}
+        return Chunk(self.index, [layer for layer in self.layers if layer.names], self.form)
 
-    def squared_norms(self, v: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    def at(self, places: Tensor) -> "Chunk":
+        """The examples at these places of the chunk only."""
+        return Chunk(self.index[places], [layer.at(places) for layer in self.layers], self.form)
+
+    def squared_norms(self, v: Mapping[str, Tensor] | None = None) -> Rows:
         """|g_i|^2 by parameter, name -> (n,) float64; or |g_i - v|^2 for v in named pieces, from rows that are formed."""
-        norms = {
-            name: layer.squared_norms(local, None if v is None else v[name])
-            for name, (layer, local) in self.known.items()
-        }
+        origin: Mapping[str, Tensor | None] = dict.fromkeys(self.known) if v is None else v
+        norms = {name: layer.squared_norms(local, origin[name]) for name, (layer, local) in self.known.items()}
         return norms | joined([_squares(rows, v) for _, rows in self.rows()])
 
-    def moments(self, c: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def moments(self, c: Tensor) -> tuple[Rows, Rows]:
         """`squared_norms` and `weighted` together: what has to be formed is formed once."""
-        found = {name: layer.moments(local, c) for name, (layer, local) in self.known.items()}
-        norms, sums = {name: each[0] for name, each in found.items()}, {name: each[1] for name, each in found.items()}
+        both = {name: layer.moments(local, c) for name, (layer, local) in self.known.items()}
+        norms, sums = ({name: each[side] for name, each in both.items()} for side in (0, 1))
         formed = [(_squares(rows), _weighted(rows, c[part])) for part, rows in self.rows()]
         return norms | joined([each for each, _ in formed]), sums | _total([each for _, each in formed])
 
@@ -79,26 +73,26 @@ class Chunk:
         formed = joined([{name: g @ v[name].flatten() for name, g in rows.items()} for _, rows in self.rows()])
         return torch.stack([*products, *(product.double() for product in formed.values())]).sum(0)
 
-    def weighted(self, c: Tensor) -> dict[str, Tensor]:
+    def weighted(self, c: Tensor) -> Rows:
         """sum_i c_i g_i by name, flat, for c (n,)."""
         sums = {name: layer.weighted(local, c) for name, (layer, local) in self.known.items()}
         return sums | _total([_weighted(rows, c[part]) for part, rows in self.rows()])
 
 
-def recorded(network: NetworkObjective, modules: Modules, formed: AbstractSet[str], w: Tensor, part: slice) -> Chunk:
+def recorded(network: NetworkObjective, modules: Modules, w: Tensor, part: slice, formed: AbstractSet[str]) -> Chunk:
     """One forward pass, and one backward pass to the outputs of the layers: records of all parameters but `formed` and those
     that are used in a way that no record stands for.
     """
     wanted = {module: names for module, names in modules.items() if not formed >= set(names.values())}
-    found = record(network, wanted, w.detach().requires_grad_(), part)
-    loss = found.criterion(found.outputs)
-    gradients = found.derivatives([loss], [torch.full_like(loss, found.num)])  # a mean: these are of single examples
-    chunk = Chunk(part)
-    for layer, g in zip(found.layers, gradients, strict=True):
+    recording = record(network, wanted, w.detach().requires_grad_(), part)
+    loss = recording.criterion(recording.outputs)
+    gradients = recording.derivatives(
+        [loss], [torch.full_like(loss, recording.num)]
+    )  # a mean: these are of one example
+    for layer, g in zip(recording.layers, gradients, strict=True):
         layer.g = g
-        known = {name: (layer, local) for local, name in layer.names.items()}
-        chunk.known |= {name: call for name, call in known.items() if name not in formed | found.unclear}
-    return chunk
+    index = torch.arange(part.start, part.stop, device=network.x.device)
+    return Chunk(index, recording.layers).without(formed | recording.unclear)
 
 
 def joined(parts: Sequence[Rows]) -> Rows:

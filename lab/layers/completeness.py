@@ -28,44 +28,43 @@ def unexplained(network: NetworkObjective, w: Tensor, chunk: Chunk, formed: Abst
     """
     wrong = set[str]()
     eps = max(torch.finfo(w.dtype).eps, min(network.look.eps, torch.finfo(torch.float32).eps))  # float32 inside float64
-    for index, c, truth in _sums(network, w, chunk):
+    for places, c, truth in _sums(network, w, chunk):
         if not bool(truth.isfinite().all()):
             continue
-        sums, size = chunk.at(index.to(w.device)).weighted(c), truth.norm()
-        for name, piece in network.layout.unflatten(truth).items():
-            bound = 10 * eps**0.5 * piece.norm() + 1e3 * eps * size
-            if name in sums and not (piece.flatten() - sums[name]).norm() <= bound:
-                wrong.add(name)
+        sums, small = chunk.at(places).weighted(c), 1e3 * eps * truth.norm()
+        pieces = {name: piece.flatten() for name, piece in network.layout.unflatten(truth).items() if name in sums}
+        close = {name: (g - sums[name]).norm() <= 10 * eps**0.5 * g.norm() + small for name, g in pieces.items()}
+        wrong |= {name for name in close if not close[name]}
     unseen = set(network.layout.names) - formed - set(chunk.known)
     if unseen:
-        gradient = single_gradient(network.loss_of, w, network.x[chunk.part], network.y[chunk.part])
-        pieces = network.layout.unflatten(gradient)
-        wrong |= {name for name in unseen if bool((pieces[name] != 0).any())}
+        gradient = single_gradient(network.loss_of, w, network.x[chunk.index], network.y[chunk.index])
+        wrong |= {name for name in unseen if bool((network.layout.unflatten(gradient)[name] != 0).any())}
     return wrong
 
 
 def _sums(network: NetworkObjective, w: Tensor, chunk: Chunk) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Examples of the chunk, their weights c, and sum_i c_i g_i (P,) by backward passes."""
-    looked, begin = {0, chunk.num_examples - 1}, chunk.part.start
-    if chunk.known:
-        last, _ = list(chunk.known.values())[-1]
-        looked.add(int(last.g.flatten(1).square().sum(1).argmax()))
+    """Places of examples in the chunk, their weights c, and sum_i c_i g_i (P,) by backward passes."""
+    num, device = len(chunk.index), chunk.index.device
+    looked = {0, num - 1}
+    if chunk.layers:
+        looked.add(int(chunk.layers[-1].g.flatten(1).square().sum(1).argmax()))
     for j in looked:
-        one = slice(begin + j, begin + j + 1)
-        yield torch.tensor([j]), w.new_ones(1), single_gradient(network.loss_of, w, network.x[one], network.y[one])
-    spread = torch.linspace(0, chunk.num_examples - 1, min(chunk.num_examples, MOST_LOOKED)).round().long()
-    yield spread, *_weighted_gradient(network, w, spread + begin)
+        one = chunk.index[j : j + 1]
+        truth = single_gradient(network.loss_of, w, network.x[one], network.y[one])
+        yield torch.tensor([j], device=device), w.new_ones(1), truth
+    spread = torch.linspace(0, num - 1, min(num, MOST_LOOKED), device=device).round().long()
+    yield spread, *_weighted_gradient(network, w, chunk.index[spread])
 
 
 def _weighted_gradient(network: NetworkObjective, w: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """Weights c of the examples `index`, and sum_i c_i g_i by one backward pass: random signs over the size of the output
     gradients, so that no example outweighs the others, and none that is fitted to round-off counts.
     """
-    leaf, index = w.detach().requires_grad_(), index.to(network.x.device)
+    leaf = w.detach().requires_grad_()
     with torch.enable_grad():
-        outputs = network._outputs(leaf, network.x[index])
+        outputs = network.outputs(leaf, network.x[index])
         f = outputs.detach().requires_grad_()
-        (u,) = torch.autograd.grad(network._criterion(f, y=network.y[index]), f, materialize_grads=True)
+        (u,) = torch.autograd.grad(network.loss_at(f, y=network.y[index]), f, materialize_grads=True)
     u = len(index) * u.reshape(len(index), -1)  # d loss_i/df of single examples
     sizes = u.norm(dim=1)
     scale = sizes + 0.01 * sizes.max() + torch.finfo(w.dtype).tiny

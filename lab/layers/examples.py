@@ -2,7 +2,7 @@
 
     squared norms |g_i|^2,   inner products g_i'g_j,   g_i'v for a vector v,   sum_i c_i g_i for weights c
 
-come from one forward and one backward pass that record the inputs and output gradients of the layers (`lab.layers.layer`).
+come from one forward and one backward pass that record the inputs and output gradients of the layers (`lab.layers.algebra`).
 Parameters that no layer knows, or that are used in more than one place, have their per-example gradients formed, by vmap or
 one by one, a few examples at a time. So have those of which a layer's record is not the whole gradient, as plain backward
 passes of some examples tell (`lab.layers.completeness`). Objectives that are no networks form theirs by `example_grads`.
@@ -10,34 +10,123 @@ Scale: of one example, mean g_i = g. BatchNorm normalises by running statistics:
 gradient (ValueError).
 """
 
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor
 
-from lab.layers.chunk import Chunk, Rows, joined
-from lab.layers.records import Records
-from lab.objective import Objective, memory_of
+from lab.layers.chunk import Chunk, Rows, joined, recorded
+from lab.layers.completeness import unexplained
+from lab.layers.recorder import Modules, known_modules
+from lab.objective import CHUNK_BYTES, NetworkObjective, Objective, memory_of, with_gradients
+from lab.objective.singles import example_gradients
+from lab.params import Layout
 
+T = TypeVar("T")
+
+RECORD_BYTES = CHUNK_BYTES // 3
+"""Size of the graph of a chunk to record, half of which is kept: larger ones are written to new memory every time."""
 BLOCK = 250
 """Rows of a Gram matrix formed at a time: of symmetric ones little more than the half is."""
 
 
-def squared_norms(objective: Objective, w: Tensor) -> dict[str, Tensor]:
-    """|g_i|^2 of every example by parameter, name -> (N,) float64; the sum over names is that of the whole gradient.
+class Records:
+    """What the layers tell of the gradients of all examples of an objective at w, chunk by chunk.
 
-    Exact. Cost: one gradient and a little; memory of one chunk. Where parameters have no names there is one, "w". Raises
-    TypeError where the loss is no mean over examples, ValueError for train-mode BatchNorm.
+    formed  parameters whose gradients have to be formed: those that no known layer has, and those whose records turned out
+            not to be their whole gradients. Objectives that are no networks have one parameter, "w", by `example_grads`.
     """
-    return ExampleGradients(objective, w, memory=0).squared_norms()
 
+    def __init__(self, objective: Objective, w: Tensor, *, memory: int | None = None):
+        self.objective, self.w, self.size = objective, w.detach().clone(), w.numel()
+        self.memory = memory_of(w.device) // 4 if memory is None else memory
+        self._kept, self._modules = list[Chunk](), Modules()
+        if isinstance(objective, NetworkObjective):
+            objective.require_single_examples()
+            self.layout, self.num_examples = objective.layout, len(objective.x)
+            self._modules = known_modules(objective.model)
+        else:
+            if objective.num_examples is None:
+                objective.example_grads(w)  # says that there are none: TypeError
+                raise TypeError(f"{type(objective).__name__} has no num_examples: it is not a mean over examples")
+            self.layout, self.num_examples = Layout(("w",), (w.shape,)), objective.num_examples
+        self.formed = set(self.layout.names).difference(*(names.values() for names in self._modules.values()))
 
-def gram(objective: Objective, w: Tensor) -> Tensor:
-    """The inner products g_i'g_j, (N, N) float64; over N, its eigenvalues are those of the uncentred covariance.
+    def flat(self, pieces: Mapping[str, Tensor]) -> Tensor:
+        """Named pieces as one vector (P,), zero where there is none."""
+        sizes = zip(self.layout.names, self.layout.sizes, strict=True)
+        return torch.cat([pieces[name].flatten() if name in pieces else self.w.new_zeros(size) for name, size in sizes])
 
-    Exact, parameter by parameter: products of inner products (h_i'h_j)(g_i'g_j) for a linear layer on vectors, formed
-    gradients elsewhere. Cost: one gradient and 2 N^2 operations for each input and output of the former and each entry of
-    the latter; memory N numbers for these. Raises as `squared_norms`.
-    """
-    return ExampleGradients(objective, w, memory=0).gram()
+    @with_gradients
+    def each(self, work: Callable[[Chunk], T]) -> list[T]:
+        """`work` of every chunk, in order."""
+        while True:
+            try:
+                return [work(chunk) for chunk in self._chunks()]
+            except _Again:  # at most once for every parameter: `formed` has grown
+                continue
+
+    def _chunks(self) -> Iterator[Chunk]:
+        """Those kept, or new ones, which are kept where all of them, going by the first, fit into `memory`."""
+        kept, keep = list[Chunk](), False
+        for chunk in self._kept or self._made():
+            if not chunk.index[0]:
+                keep = chunk.bytes <= len(chunk.index) / self.num_examples * self.memory
+            if keep:
+                kept.append(chunk)
+            yield chunk
+        self._kept = kept
+
+    def _made(self) -> Iterator[Chunk]:
+        network = self.objective
+        if not isinstance(network, NetworkObjective):
+            yield Chunk(torch.arange(self.num_examples, device=self.w.device), [], self._rows)
+            return
+        size, first = self._chunk_size(network), set[str]()
+        for begin in range(0, self.num_examples, size):
+            part = slice(begin, min(begin + size, self.num_examples))
+            chunk = recorded(network, self._modules, self.w, part, self.formed)
+            new = not begin or len(chunk.index) != size  # another axis may have as many entries as there are examples
+            wrong = unexplained(network, self.w, chunk, self.formed) if new else set()
+            if begin:
+                wrong |= first ^ set(chunk.known)  # used in another way, or not at all, by some of the examples
+            first = first or set(chunk.known) - wrong
+            self.formed |= wrong
+            if wrong and begin:
+                raise _Again
+            chunk = chunk.without(wrong)
+            yield replace(chunk, form=self._rows) if self.formed else chunk
+
+    def _chunk_size(self, network: NetworkObjective) -> int:
+        """Examples of a chunk; where they are left to us, so many that none is ragged, which would be checked once more."""
+        size = network.chunk_size(self.w)
+        if network._chunk_size is not None:
+            return size
+        size = max(1, min(size, RECORD_BYTES // max(1, network.bytes_per_example(self.w))))
+        return next((k for k in range(size, size + size // 8 + 1) if self.num_examples % k == 0), size)
+
+    def _rows(self, index: Tensor) -> Iterator[tuple[slice, Rows]]:
+        """Gradients of the examples `index` in the parameters `formed`, the others constant; some examples at a time."""
+        network: Any = self.objective
+        pieces = self.layout.unflatten(self.w)
+        free = {name: piece for name, piece in pieces.items() if name in self.formed}
+        step = max(1, CHUNK_BYTES // (2 * sum(piece.numel() for piece in free.values()) * self.w.element_size()))
+        if isinstance(network, NetworkObjective):
+            step = min(step, network.chunk_size(self.w))
+
+        def loss(free: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+            return network.loss_of(self.flat(pieces | free), x, y)
+
+        for begin in range(0, len(index), step):
+            part = slice(begin, begin + step)
+            if not isinstance(network, NetworkObjective):
+                yield part, {"w": network.example_grads(self.w, index[part])}
+                continue
+            x, y = network.x[index[part]], network.y[index[part]]
+            rows = example_gradients(loss, free, x, y, chunk_size=len(x), known=network.vectorised)
+            yield part, {name: row.flatten(1) for name, row in rows.items()}
 
 
 class ExampleGradients(Records):
@@ -45,11 +134,12 @@ class ExampleGradients(Records):
 
     memory: bytes the records of all examples may take to be kept for further passes (default: a quarter of what the device
     has); where they need more, every pass makes them again, at one gradient each. A pass over kept records costs what a
-    layer-wise forward pass (`along`) or a weight gradient (`weighted`) does: a third of a gradient.
+    layer-wise forward pass (`along`) or a weight gradient (`weighted`) does: a third of a gradient. Raises TypeError where
+    the loss is no mean over examples, ValueError for train-mode BatchNorm.
     """
 
     def squared_norms(self) -> Rows:
-        """|g_i|^2 by parameter: name -> (N,) float64."""
+        """|g_i|^2 by parameter: name -> (N,) float64; the sum over names is that of the whole gradient. Exact."""
         return self.joined(self.each(Chunk.squared_norms))
 
     def joined(self, chunks: list[Rows]) -> Rows:
@@ -68,14 +158,19 @@ class ExampleGradients(Records):
     def weighted(self, c: Tensor) -> Tensor:
         """sum_i c_i g_i (P,) for weights c (N,)."""
         c = c.to(self.w)
-        return torch.stack(self.each(lambda chunk: self.flat(chunk.weighted(c[chunk.part])))).sum(0)
+        return torch.stack(self.each(lambda chunk: self.flat(chunk.weighted(c[chunk.index])))).sum(0)
 
     def gradient(self) -> Tensor:
         """The mean g (P,)."""
         return self.weighted(self.w.new_full((self.num_examples,), 1 / self.num_examples))
 
     def gram(self) -> Tensor:
-        """g_i'g_j (N, N) float64. Raises TooLarge where the records do not fit into memory."""
+        """The inner products g_i'g_j, (N, N) float64; over N, its eigenvalues are those of the uncentred covariance.
+
+        Exact, parameter by parameter: products (h_i'h_j)(g_i'g_j) for a linear layer on vectors, formed gradients elsewhere.
+        Cost: 2 N^2 operations for each input and output of the former and each entry of the latter; memory N numbers for
+        these. Raises TooLarge where that does not fit.
+        """
         total = torch.zeros(self.num_examples, self.num_examples, dtype=torch.float64, device=self.w.device)
         chunks = self.each(self._held)
         for name in chunks[0].known:
@@ -95,7 +190,7 @@ class ExampleGradients(Records):
         sizes = dict(zip(self.layout.names, self.layout.sizes, strict=True))
         largest = max((sizes[n] for n, (layer, a) in chunk.known.items() if layer.factors(a) is None), default=0)
         largest = max(largest, sum(sizes[name] for name in self.formed))
-        needed = chunk.bytes / chunk.num_examples + 2 * largest * self.w.element_size() + 8 * self.num_examples
+        needed = chunk.bytes / len(chunk.index) + 2 * largest * self.w.element_size() + 8 * self.num_examples
         if self.num_examples * needed > memory_of(self.w.device) / 2:
             raise TooLarge(
                 f"the inner products of {self.num_examples} gradients need {self.num_examples * needed / 2**30:.1f} GiB of "
@@ -114,3 +209,7 @@ def add_products(total: Tensor, u: Tensor, g: Tensor | None = None) -> None:
 
 class TooLarge(ValueError):
     """The records and formed gradients behind a Gram matrix do not fit into memory."""
+
+
+class _Again(Exception):
+    """Records of a later chunk turned out not to be whole gradients: those before were made by them as well."""

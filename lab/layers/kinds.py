@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lab.layers.affine import Convolution, Linear
-from lab.layers.layer import Layer, per_example
+from lab.layers.algebra import Convolution, Layer, Linear, per_example
 from lab.streams import random_signs
 
 

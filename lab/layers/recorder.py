@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
+from lab.layers.algebra import Layer, per_example
 from lab.layers.kinds import LAYERS, known
-from lab.layers.layer import Layer, per_example
 from lab.objective import NetworkObjective, differentiating_again, require_graph
 
 Modules = dict[nn.Module, dict[str, str]]
@@ -83,21 +83,18 @@ class Recording:
 
         Raises ValueError where a kernel between the layers has no second derivative.
         """
+        loss = self.criterion(self.outputs)
+        draws = torch.zeros(num, self.num, dtype=torch.float64, device=self.outputs.device)
         with differentiating_again():
-            loss = self.criterion(self.outputs)
             gradients = self.derivatives([loss], [torch.ones_like(loss)], again=True)
             for g in gradients:
                 require_graph(g)
-            draws = [self._sign_draw(gradients, generator) for _ in range(num)]
-        return self.weight * torch.stack(draws)
-
-    def _sign_draw(self, gradients: list[Tensor], generator: torch.Generator) -> Tensor:
-        signs = [layer.signs(generator) for layer in self.layers]
-        products = self.derivatives(gradients, signs)  # (d2 loss/da2) z
-        total = torch.zeros(self.num, dtype=torch.float64, device=self.outputs.device)
-        for z, product in zip(signs, products, strict=True):
-            total += per_example(z * product)
-        return total
+            for draw in draws:
+                signs = [layer.signs(generator) for layer in self.layers]
+                products = self.derivatives(gradients, signs)  # (d2 loss/da2) z
+                for z, product in zip(signs, products, strict=True):
+                    draw += per_example(z * product)
+        return self.weight * draws
 
 
 def record(network: NetworkObjective, modules: Modules, w: Tensor, part: slice) -> Recording:
@@ -122,16 +119,15 @@ def record(network: NetworkObjective, modules: Modules, w: Tensor, part: slice) 
     handles = [module.register_forward_hook(note) for module in modules]
     try:
         with torch.enable_grad():
-            outputs = network._outputs(w, x)
+            outputs = network.outputs(w, x)
     finally:
         for handle in handles:
             handle.remove()
     unclear |= {module for module, (layer, _, version) in calls.items() if layer.h._version != version}
-    clear = [(layer, edge) for module, (layer, edge, _) in calls.items() if module not in unclear]
     names = {name for module in unclear for name in modules[module].values()} | used_twice(outputs, parameters)
-    criterion = partial(network._criterion, y=y)
-    layers, edges = [layer for layer, _ in clear], [edge for _, edge in clear]
-    return Recording(len(x) / len(network.x), len(x), outputs, criterion, layers, edges, names)
+    clear = [call for module, call in calls.items() if module not in unclear]
+    layers, edges = [layer for layer, *_ in clear], [edge for _, edge, _ in clear]
+    return Recording(len(x) / len(network.x), len(x), outputs, partial(network.loss_at, y=y), layers, edges, names)
 
 
 def used_twice(outputs: Tensor, parameters: dict[str, Tensor]) -> set[str]:

@@ -90,7 +90,7 @@ class TrueFisher(OutputMetric):
         self.likelihood = likelihood
         super().__init__(network, w, memory=memory)
         with torch.no_grad():
-            self.num_outputs = network._outputs(w, network.x[:1]).numel()
+            self.num_outputs = network.outputs(w, network.x[:1]).numel()
 
     def times(self, f: Tensor, examples: slice, a: Tensor) -> Tensor:
         return self.likelihood.covariance_times(f, a)
@@ -131,7 +131,7 @@ def true_fisher(objective: Objective, w: Tensor, *, memory: int | None = None) -
     without a network, ValueError for train-mode BatchNorm and for a loss that is no known log-likelihood
     (`lab.noise.likelihood`).
     """
-    network = require_examples(objective, w)
+    network = require_examples(objective)
     return TrueFisher(network, w, likelihood_of(network, w), memory=memory)
 
 
@@ -142,7 +142,7 @@ def sampled_fisher(
 
     Cost, memory and errors as `true_fisher`; ValueError for draws < 1.
     """
-    network = require_examples(objective, w)
+    network = require_examples(objective)
     if draws < 1:
         raise ValueError(f"draws={draws}: expected at least one label an example")
     likelihood = likelihood_of(network, w)

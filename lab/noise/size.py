@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lab.curvature.vectors import dots
-from lab.layers.chunk import Chunk
+from lab.layers.chunk import Chunk, Rows
 from lab.layers.examples import ExampleGradients
 from lab.objective import Objective
 
@@ -94,15 +94,11 @@ class _Moments:
         num = examples.num_examples
         sampled = spaced(num, w.device)
 
-        def work(chunk: Chunk) -> tuple[dict[str, Tensor], Tensor, Chunk, Tensor]:
-            norms, mean = chunk.moments(w.new_full((chunk.num_examples,), 1 / num))
-            some = sampled[(sampled >= chunk.part.start) & (sampled < chunk.part.stop)] - chunk.part.start
-            return (
-                norms,
-                examples.flat(mean),
-                chunk.at(some),
-                torch.stack([each[some] for each in norms.values()]).sum(0),
-            )
+        def work(chunk: Chunk) -> tuple[Rows, Tensor, Chunk, Tensor]:
+            norms, mean = chunk.moments(w.new_full((len(chunk.index),), 1 / num))
+            some = torch.isin(chunk.index, sampled).nonzero()[:, 0]
+            total = torch.stack(list(norms.values())).sum(0)
+            return norms, examples.flat(mean), chunk.at(some), total[some]
 
         chunks = examples.each(work)
         squares = examples.joined([norms for norms, *_ in chunks])

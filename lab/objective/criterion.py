@@ -53,16 +53,16 @@ def require_mean(network: "NetworkObjective", x: Tensor, y: Tensor) -> None:
         return
     with torch.no_grad():
         w = network.weights
-        outputs = network._outputs(w, x[:5])
+        outputs = network.outputs(w, x[:5])
         count = min(len(y), max(2, CHECKED // max(1, outputs.numel() // len(x[:5]))))
         order = y.reshape(len(y), -1).double().sum(1).argsort()
         y = y[order[torch.linspace(0, len(order) - 1, count, device=order.device).long()]]
         few = outputs.unflatten(0, (len(x[:5]), -1))  # several rows an example, as of a sequence, or one
         f = few[torch.arange(count, device=outputs.device) % len(few)]
-        whole = network._criterion(f.flatten(0, 1), y)
+        whole = network.loss_at(f.flatten(0, 1), y)
         sizes = [1, (count - 2) // 2, count - 2 - (count - 2) // 2, 1]
         parts = zip(f.split(sizes), y.split(sizes), strict=True)
-        losses = [(len(yi) / count, float(network._criterion(fi.flatten(0, 1), yi))) for fi, yi in parts if len(yi)]
+        losses = [(len(yi) / count, float(network.loss_at(fi.flatten(0, 1), yi))) for fi, yi in parts if len(yi)]
         split = sum(share * loss for share, loss in losses)
     if not whole.isfinite():
         return  # a diverged network tells nothing of the criterion

@@ -58,7 +58,7 @@ def look_at(network: "NetworkObjective") -> Look:
     if not told and len(network.x) > len(few.x):
         many = network.few(MANY)
         with torch.no_grad():
-            told = _coupled(many, w, many.x, many._outputs(w, many.x), eps)
+            told = _coupled(many, w, many.x, many.outputs(w, many.x), eps)
     return Look(w.dtype, eps, told, outputs.dim())
 
 
@@ -68,7 +68,7 @@ def _precise(few: "NetworkObjective", w: Tensor) -> tuple[Tensor, float]:
     with torch.no_grad():
         few.find_modes(w)
         with _Precision() as seen:
-            outputs = few._outputs(w, few.x)
+            outputs = few.outputs(w, few.x)
     if not torch.equal(w.nan_to_num(), before.nan_to_num()):
         raise Unsound(
             "the network changes its weights when it is evaluated (does its first batch initialise them?): run one batch "
@@ -103,7 +103,7 @@ def _changed(few: "NetworkObjective", w: Tensor, x: Tensor, outputs: Tensor, ord
     """How the outputs of the examples `order` by themselves differ from those they have among all."""
     num = len(x)
     with torch.no_grad():
-        again = few._outputs(w, x[order])
+        again = few.outputs(w, x[order])
     if again.dim() == 0 or len(again) % len(order):
         return f"the network gives outputs of shape {tuple(again.shape)} for {len(order)} examples, not some for each"
     before, after = outputs.reshape(num, -1)[order], again.reshape(len(order), -1)

@@ -149,7 +149,7 @@ class NetworkObjective(Objective):
             self.require_mean()
             self._tell_coupled(size)
         for x, y in zip(self.x.split(size), self.y.split(size), strict=True):
-            yield len(x) / len(self.x), self._outputs(w, x), partial(self._criterion, y=y)
+            yield len(x) / len(self.x), self.outputs(w, x), partial(self.loss_at, y=y)
 
     def third(self, w: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """As `Objective.third`. The first one is held against a difference of Hessian products on a few examples, for torch
@@ -297,7 +297,7 @@ class NetworkObjective(Objective):
 
     def loss_of(self, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """The criterion on examples (x, y) of the caller's choosing, a scalar differentiable in w: for vmap and autograd."""
-        return self._criterion(self._outputs(w, x), y=y)
+        return self.loss_at(self.outputs(w, x), y=y)
 
     def constants(self, w: Tensor) -> list[Tensor]:
         """Frozen parameters and copies of the buffers, in order, in the dtype of w: what the network is besides w."""
@@ -306,7 +306,7 @@ class NetworkObjective(Objective):
         frozen = [p.detach() for name, p in self.model.named_parameters() if name not in self.layout.names]
         return [_cast(p, w) for p in frozen] + [_cast(b, w).clone() for b in self.model.buffers()]
 
-    def _outputs(self, w: Tensor, x: Tensor, constants: list[Tensor] | None = None) -> Tensor:
+    def outputs(self, w: Tensor, x: Tensor, constants: list[Tensor] | None = None) -> Tensor:
         """The network on one chunk, with w in place of the parameters and copies in place of the buffers."""
         require_no_inference()
         drawn = states(w.device)
@@ -333,7 +333,7 @@ class NetworkObjective(Objective):
             return functional_call(self.model, (self.layout.unflatten(w), held), (_cast(x, w),))
 
     def find_modes(self, w: Tensor) -> None:
-        """Find out what draws random numbers, if that is not known yet: `_outputs` would do so by itself."""
+        """Find out what draws random numbers, if that is not known yet: `outputs` would do so by itself."""
         with self.modes.applied(w.device, partial(self._run_few, w)):
             pass
 
@@ -349,7 +349,7 @@ class NetworkObjective(Objective):
                 if count == size:
                     raise
 
-    def _criterion(self, outputs: Tensor, y: Tensor) -> Tensor:
+    def loss_at(self, outputs: Tensor, y: Tensor) -> Tensor:
         with ExitStack() as stack:
             if outputs.requires_grad:
                 stack.enter_context(torch.enable_grad())

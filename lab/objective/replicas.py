@@ -52,7 +52,7 @@ class Replicated:
     ) -> Tensor:
         """`function` of rows of W and their batches, added up over chunks of examples, joined over chunks of replicas."""
         network, joined = self.objective, list[Tensor]()
-        network._outputs(network.weights.to(W), network.x[:1])  # what is found out once cannot be under vmap
+        network.outputs(network.weights.to(W), network.x[:1])  # what is found out once cannot be under vmap
         count = len(network.x) if index is None else index.shape[1]
         columns = min(count, network.chunk_size(W[0]))
         step = network.replicas_at_once(W, columns)
@@ -72,11 +72,11 @@ class Replicated:
     def _loss(self, w: Tensor, x: Tensor, y: Tensor, weights: Tensor | None, constants: list[Tensor]) -> Tensor:
         """The mean loss of one replica on one batch, or the weighted sum over its examples."""
         network = self.objective
-        outputs = network._outputs(w, x, constants)
+        outputs = network.outputs(w, x, constants)
         if weights is None:
-            return network._criterion(outputs, y)
+            return network.loss_at(outputs, y)
         few = outputs.unflatten(0, (len(x), -1))  # several rows an example, as of a sequence, or one
-        losses = vmap(lambda f, y: network._criterion(f, y[None]))(few, y)
+        losses = vmap(lambda f, y: network.loss_at(f, y[None]))(few, y)
         return weights @ losses
 
     def _call(

@@ -85,7 +85,7 @@ def jacobian(objective: NetworkObjective, w: Tensor) -> Tensor:
     """J (N K, P), rows df_k(x_i)/dw, the outputs of an example one after another."""
     objective.require_single_examples()
     with torch.no_grad():
-        outputs = objective._outputs(w, objective.x[:1]).numel()
+        outputs = objective.outputs(w, objective.x[:1]).numel()
     rows = outputs * len(objective.x)
     if rows * w.numel() * w.element_size() > MAX_BYTES:
         raise ValueError(

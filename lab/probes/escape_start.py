@@ -189,7 +189,7 @@ def at_rest(rule: UpdateRule) -> Callable[[float], Callable[[list[Tensor]], opti
 def may_fit(loss: NetworkObjective, w: Tensor) -> bool:
     """Whether the network has more weights than outputs of all examples, few enough to form their products."""
     with torch.no_grad():
-        rows = loss._outputs(w, loss.x[:1]).numel() * len(loss.x)
+        rows = loss.outputs(w, loss.x[:1]).numel() * len(loss.x)
     return rows < len(w) and rows <= ROWS and rows**2 * len(w) <= PRODUCTS
 
 

@@ -73,7 +73,7 @@ def plain_probes(point: Point) -> Found:
     leaf = point.w.detach().requires_grad_()
     while len(draws) < 8 or relative > 0.05:
         s = random_signs((num,), point.w, generator)
-        losses = (o._outputs(leaf, o.x) - nn.functional.one_hot(o.y, 10)).square().sum(1) / 2
+        losses = (o.outputs(leaf, o.x) - nn.functional.one_hot(o.y, 10)).square().sum(1) / 2
         (e,) = torch.autograd.grad((s - s.mean()) @ losses / math.sqrt(num), leaf)
         draws.append(float(dot(e[None], H @ e)))
         if len(draws) > 1:

@@ -77,7 +77,7 @@ def test_true_fisher_of_a_squared_error_is_JtJ_over_N_and_the_variance(criterion
     y = LABELS if variance == 1 else inputs(seed=2)[:, :3]
     objective = with_loss(criterion, y)
     w = objective.weights
-    J = torch.autograd.functional.jacobian(lambda w: objective._outputs(w, objective.x), w).flatten(0, 1)
+    J = torch.autograd.functional.jacobian(lambda w: objective.outputs(w, objective.x), w).flatten(0, 1)
     assert off(true_fisher(objective, w).dense(), J.T @ J / 40 / variance) < 1e-12
 
 

@@ -11,6 +11,8 @@ from torch.nn import functional
 from lab.curvature.trace import gauss_newton_trace
 from lab.layers.examples import squared_norms
 from lab.noise.batch_minima import BatchLosses
+from lab.layers.examples import ExampleGradients
+from lab.noise.batch_landscape import BatchLosses
 from lab.noise.covariance import eigenvalues, trace
 from lab.noise.draws import batch_moments
 from lab.objective import NetworkObjective
@@ -88,7 +90,7 @@ def test_every_quantity_of_single_examples_is_that_of_a_loop(found: tuple[Networ
     torch.testing.assert_close(loss.example_grads(w), truth)
     index = torch.tensor([4, 0, 4])
     torch.testing.assert_close(loss.example_grads(w, index), truth[index])
-    torch.testing.assert_close(sum(squared_norms(loss, w).values()), truth.square().sum(1))
+    torch.testing.assert_close(sum(ExampleGradients(loss, w).squared_norms().values()), truth.square().sum(1))
     assert trace(loss, w).value == pytest.approx(float(centred.square().sum(1).mean()), rel=1e-9)
     top = torch.linalg.eigvalsh(centred.T @ centred / len(truth))[-1]
     assert float(eigenvalues(loss, w, k=1).pairs.values[0]) == pytest.approx(float(top), rel=1e-6)

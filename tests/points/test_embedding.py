@@ -43,7 +43,7 @@ def test_split_and_joined_are_the_layout_of_the_network(large: NetworkObjective)
     x = torch.randn(5, 8, dtype=torch.float64)
     small = w / 100
     W1, b1, W2, b2 = LARGER.split(small)
-    assert torch.allclose(large._outputs(small, x), torch.tanh(x @ W1.T + b1) @ W2.T + b2, atol=1e-13)
+    assert torch.allclose(large.outputs(small, x), torch.tanh(x @ W1.T + b1) @ W2.T + b2, atol=1e-13)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.3, -1.0, 2.0])
@@ -112,7 +112,7 @@ def test_a_dead_neuron_is_a_critical_point_with_noise(
 
 def test_output_slopes_of_the_squared_error_are_the_residuals(small: tuple[NetworkObjective, Tensor]) -> None:
     loss, w = small
-    assert torch.allclose(output_slopes(loss, w), loss._outputs(w, loss.x) - loss.y, atol=1e-14)
+    assert torch.allclose(output_slopes(loss, w), loss.outputs(w, loss.x) - loss.y, atol=1e-14)
 
 
 def test_what_cannot_be_is_said(small: tuple[NetworkObjective, Tensor]) -> None:

@@ -48,7 +48,7 @@ def test_the_loss_falls_to_round_off_quadratically_and_no_example_has_a_gradient
 
 def test_jacobian_is_that_of_forward_mode() -> None:
     loss = network(3)
-    expected = torch.func.jacfwd(lambda w: loss._outputs(w, loss.x).flatten())(loss.weights)
+    expected = torch.func.jacfwd(lambda w: loss.outputs(w, loss.x).flatten())(loss.weights)
     assert torch.allclose(jacobian(loss, loss.weights), expected, atol=1e-13)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lab.landscapes.quadratic import Quadratic
-from lab.layers.examples import ExampleGradients, TooLarge, gram, squared_norms
+from lab.layers.examples import ExampleGradients, TooLarge
 from lab.objective import NetworkObjective, Objective
 
 DOUBLE = torch.float64
@@ -32,7 +32,7 @@ class Regression(Objective):
 def test_squared_norms_of_every_parameter_are_those_of_vmap(network: Build, name: str, chunk_size: int | None) -> None:
     loss = network(name, chunk_size=chunk_size)
     truth = loss.example_grads(loss.weights)
-    found = squared_norms(loss, loss.weights)
+    found = ExampleGradients(loss, loss.weights).squared_norms()
     assert list(found) == list(loss.layout.names)
     for parameter, place in loss.layout.slices().items():
         expected = truth[:, place].square().sum(1)
@@ -44,7 +44,9 @@ def test_squared_norms_of_every_parameter_are_those_of_vmap(network: Build, name
 def test_inner_products_are_those_of_vmap(network: Build, name: str, chunk_size: int | None) -> None:
     loss = network(name, chunk_size=chunk_size)
     truth = loss.example_grads(loss.weights)
-    assert (gram(loss, loss.weights) - truth @ truth.T).abs().max() < 1e-10 * truth.square().sum(1).max()
+    assert (ExampleGradients(loss, loss.weights).gram() - truth @ truth.T).abs().max() < 1e-10 * truth.square().sum(
+        1
+    ).max()
 
 
 @pytest.mark.parametrize("memory", [None, 0])
@@ -80,8 +82,8 @@ def test_a_float64_point_of_a_float32_model_is_measured_in_float64() -> None:
     loss = NetworkObjective(model, nn.CrossEntropyLoss(), (x, torch.arange(7) % 2))
     w = loss.weights.double()
     truth = loss.example_grads(w)
-    assert (sum(squared_norms(loss, w).values()) - truth.square().sum(1)).abs().max() < 1e-14
-    rounded = sum(squared_norms(loss, loss.weights).values())
+    assert (sum(ExampleGradients(loss, w).squared_norms().values()) - truth.square().sum(1)).abs().max() < 1e-14
+    rounded = sum(ExampleGradients(loss, loss.weights).squared_norms().values())
     assert rounded.dtype == DOUBLE and 0 < (rounded - truth.square().sum(1)).abs().max() < 1e-5
 
 
@@ -93,8 +95,8 @@ def test_one_example_and_examples_without_gradient() -> None:
     loss = NetworkObjective(model, nn.MSELoss(), (x, torch.ones(4, 1, dtype=DOUBLE)))
     for part in (loss, loss.restrict(torch.tensor([2]))):
         truth = part.example_grads(part.weights)
-        assert (gram(part, part.weights) - truth @ truth.T).abs().max() < 1e-14
-        assert float(squared_norms(part, part.weights)["0.weight"].max()) == 0.0
+        assert (ExampleGradients(part, part.weights).gram() - truth @ truth.T).abs().max() < 1e-14
+        assert float(ExampleGradients(part, part.weights).squared_norms()["0.weight"].max()) == 0.0
 
 
 def test_an_objective_that_is_no_network_gives_its_own_gradients() -> None:
@@ -102,20 +104,20 @@ def test_an_objective_that_is_no_network_gives_its_own_gradients() -> None:
     x, y = torch.randn(8, 3, dtype=DOUBLE, generator=generator), torch.randn(8, dtype=DOUBLE, generator=generator)
     loss, w = Regression(x, y), torch.randn(3, dtype=DOUBLE, generator=generator)
     residuals = x @ w - y
-    assert (squared_norms(loss, w)["w"] - residuals.square() * x.square().sum(1)).abs().max() < 1e-13
-    assert (gram(loss, w) - torch.outer(residuals, residuals) * (x @ x.T)).abs().max() < 1e-13
+    assert (ExampleGradients(loss, w).squared_norms()["w"] - residuals.square() * x.square().sum(1)).abs().max() < 1e-13
+    assert (ExampleGradients(loss, w).gram() - torch.outer(residuals, residuals) * (x @ x.T)).abs().max() < 1e-13
 
 
 def test_a_landscape_has_no_examples() -> None:
     with pytest.raises(TypeError, match="Quadratic is not a mean over examples"):
-        squared_norms(Quadratic(torch.ones(2)), torch.zeros(2))
+        ExampleGradients(Quadratic(torch.ones(2)), torch.zeros(2))
 
 
 def test_examples_that_see_each_other_are_refused(network: Build) -> None:
     loss = network("resnet-20, batch norm")
     coupled = NetworkObjective(loss.model, loss.criterion, (loss.x, loss.y), batch_norm="train")
     with pytest.raises(ValueError, match="train-mode BatchNorm couples the examples of a batch"):
-        squared_norms(coupled, loss.weights)
+        ExampleGradients(coupled, loss.weights).squared_norms()
 
 
 def test_a_gram_matrix_that_does_not_fit_into_memory_is_refused(
@@ -124,7 +126,7 @@ def test_a_gram_matrix_that_does_not_fit_into_memory_is_refused(
     loss = network("convolutions")
     monkeypatch.setattr("lab.layers.examples.memory_of", lambda device: 10_000)
     with pytest.raises(TooLarge, match=r"need .* GiB of memory; take fewer examples: objective.restrict\(index\)"):
-        gram(loss, loss.weights)
+        ExampleGradients(loss, loss.weights).gram()
 
 
 def test_the_model_is_left_as_found(network: Build, name: str) -> None:
@@ -134,8 +136,8 @@ def test_the_model_is_left_as_found(network: Build, name: str) -> None:
         parameter.grad = torch.ones_like(parameter)
     state = {key: value.clone() for key, value in model.state_dict().items()}
     random = torch.get_rng_state()
-    squared_norms(loss, loss.weights)
-    gram(loss, loss.weights)
+    ExampleGradients(loss, loss.weights).squared_norms()
+    ExampleGradients(loss, loss.weights).gram()
     assert all(module.training for module in model.modules())
     assert all(bool((parameter.grad == 1).all()) for parameter in model.parameters())
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())

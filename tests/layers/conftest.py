@@ -1,0 +1,1 @@
+from recorded_networks import name, network  # noqa: F401
