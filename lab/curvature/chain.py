@@ -1,6 +1,7 @@
 """The extreme eigenpairs of an operator that changes a little from one solve to the next: a chain of solves, each warm."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -8,7 +9,6 @@ from torch import Tensor
 from lab.curvature.davidson import Knowledge, carried, davidson, learned
 from lab.curvature.eigen import Extremes, lanczos, predicted
 from lab.curvature.operators import LinearOperator
-from lab.results import Eigenpairs
 
 EASY = 12
 """Products of the coarse operator, beside one of the operator itself, up to which Lanczos would have done as well ..."""
@@ -24,9 +24,13 @@ class Chain:
 
     With a coarse operator the solves after it are those of `lab.curvature.davidson`, from what was learned in the cold one,
     until it turns out not to be near enough. Without, and where the operator changes so smoothly that they are easy, block
-    Lanczos from where the last two solves point (`predicted`).
+    Lanczos from where the last two solves point (`predicted`). matvecs: products of coarse operators, in all.
 
-    matvecs    of coarse operators, in all.
+    >>> A = LinearOperator(100, lambda v: torch.arange(100.0) * v, dtype=torch.float32, device=torch.device("cpu"))
+    >>> chain = Chain()
+    >>> cold, warm = chain.solve(A).top, chain.solve(A).top
+    >>> round(cold.values.item(), 1), round(warm.values.item(), 1), warm.matvecs < cold.matvecs
+    (99.0, 99.0, True)
     """
 
     def __init__(self) -> None:
@@ -52,17 +56,11 @@ class Chain:
         max_matvecs: int = 200,
         generator: torch.Generator | None = None,
     ) -> Extremes:
-        """As `lanczos`; `coarse` serves where only the top is wanted. Where nothing finite is found, nothing is kept."""
-        coarse = coarse if self._useful and bottom == 0 and carried(operator.size) > top else None
+        """As `lanczos`; `coarse` serves where only the top is wanted. Where nothing finite comes out, nothing is kept."""
+        if not self._useful or bottom or carried(operator.size) <= top:
+            coarse = None
         if coarse is not None and self._known is not None:
-            part = coarse()
-            pairs, self._known = davidson(
-                operator, part, top=top, known=self._known, tol=tol, max_matvecs=max_matvecs, generator=generator
-            )
-            self.matvecs += part.matvecs
-            ends, self._useful = Extremes(pairs, _none(pairs)), self._known is not None
-            if pairs.matvecs <= top and part.matvecs <= EASY:
-                self._known = None
+            ends = self._warm(operator, coarse(), top, tol, max_matvecs, generator)
         else:
             ends = lanczos(
                 operator,
@@ -71,17 +69,40 @@ class Chain:
                 start=self._predicted(),
                 tol=tol,
                 max_matvecs=max_matvecs,
-                keep=carried(operator.size) if coarse is not None else 0,
+                keep=0 if coarse is None else carried(operator.size),
                 generator=generator,
             )
             if ends.kept is not None and coarse is not None and ends.top.matvecs > HARD:
-                part = coarse()
-                known = learned(part, *ends.kept, top=top)
-                self._known = known if bool(known.differences.isfinite().all()) else None
-                self.matvecs += part.matvecs
+                self._learn(coarse(), ends.kept, top)
         if bool(ends.start.isfinite().all()):
             self._before, self._start = self._start, ends.start
         return ends
+
+    def _warm(
+        self,
+        operator: LinearOperator,
+        part: LinearOperator,
+        top: int,
+        tol: float,
+        max_matvecs: int,
+        generator: torch.Generator | None,
+    ) -> Extremes:
+        """A solve by the method of Davidson, with the coarse operator `part`."""
+        pairs, self._known = davidson(
+            operator, part, top=top, known=self._known, tol=tol, max_matvecs=max_matvecs, generator=generator
+        )
+        self.matvecs += part.matvecs
+        self._useful = self._known is not None
+        if pairs.matvecs <= top and part.matvecs <= EASY:
+            self._known = None
+        none = pairs.values[:0]
+        return Extremes(pairs, replace(pairs, values=none, vectors=pairs.vectors[:, :0], residuals=none, errors=none))
+
+    def _learn(self, part: LinearOperator, kept: tuple[Tensor, Tensor], top: int) -> None:
+        """What the pairs of a search say about the coarse operator `part`, for the next solve."""
+        known = learned(part, *kept, top=top)
+        self._known = known if bool(known.differences.isfinite().all()) else None
+        self.matvecs += part.matvecs
 
     def _predicted(self) -> Tensor | None:
         if self._start is not None and self._before is not None and self._start.shape == self._before.shape:
@@ -103,9 +124,3 @@ class Chain:
         if "known/basis" in state:
             basis, differences, start = (state[f"known/{name}"] for name in ("basis", "differences", "start"))
             self._known = Knowledge(basis, differences, start, float(state["known/delta"]))
-
-
-def _none(pairs: Eigenpairs) -> Eigenpairs:
-    """No pairs, at the same cost."""
-    nothing = pairs.values[:0]
-    return Eigenpairs(nothing, pairs.vectors[:, :0], nothing, nothing, pairs.matvecs, pairs.converged)

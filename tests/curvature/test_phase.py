@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from lab.curvature.phase import FAR, FEWEST, QUIET, Phase, PhaseTracker, rhythm
+from lab.curvature.edge import FAR, QUIET, Phase
+from lab.curvature.phase import FEWEST, PhaseTracker, rhythm
 
 Series = Callable[[int], float]
 
