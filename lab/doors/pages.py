@@ -8,12 +8,16 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import hydra
 from omegaconf import OmegaConf
 
 from lab.run.cards import choices, config_dir, listed
 
+FORMER = hydra.__version__ < "1.4"
+"""Hydra 1.3 with OmegaConf 2.3: two names were others, and its defaults those of still earlier versions."""
+BASE: dict[str, Any] = {"version_base": None} if FORMER else {}
 AROUND = ("noise", "escape")
 """Groups of cards around the optimiser: conf/optimizer/<group>, whose settings stand at <group>."""
 NO_GROUPS = ("experiment", "simulation", "landscape")
@@ -28,7 +32,7 @@ def show(config: str, words: Sequence[str]) -> None:
     """The page that a flag among the words asks for (--help, --cfg job, ...), by Hydra itself."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra raise, so that we can say it in one line
     sys.argv = [sys.argv[0], *words]
-    hydra.main(version_base=None, config_path=config_dir(), config_name=config)(lambda cfg: None)()
+    hydra.main(config_path=config_dir(), config_name=config, **BASE)(lambda cfg: None)()
 
 
 def cell_name(overrides: str) -> str:
@@ -85,7 +89,8 @@ def settings_listed(group: str, indent: int) -> str:
 
 def offer(name: str, text: Callable[..., str]) -> None:
     """Let the cards ask for a text by ${name:...}."""
-    OmegaConf.register_new_resolver(name, text, replace=True)
+    register = OmegaConf.register_new_resolver if FORMER else OmegaConf.register_resolver
+    register(name, text, replace=True)
 
 
 # At import, not in a door: a worker process of a grid imports this room and nothing else of ours before it resolves.

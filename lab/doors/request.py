@@ -11,7 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from lab.doors import pages  # noqa: F401 (its resolvers)
+from lab.doors import pages
 from lab.run.cards import config_dir
 from lab.settings import SettingError
 
@@ -67,7 +67,7 @@ def cards_at_hand(more: str | None = None) -> Iterator[None]:
     if more is not None and not Path(more).is_dir():
         raise SettingError(f"--config-dir={more}: there is no such folder")
     GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir(), version_base=None):
+    with initialize_config_dir(config_dir(), **pages.BASE):
         yield
 
 

@@ -169,7 +169,7 @@ SLIPS = [
     ("experiment=walk_dimensions d=1", "d=1: expected a number greater than or equal to 2"),
     ("experiment=polya hydra.run.dir=/proc/nowhere", "hydra.run.dir"),
     ("-m experiment=polya seed=0,1 hydra.run.dir=x", "set hydra.sweep.dir"),
-    ("-m experiment=polya,walk_polygons walkers=200", "walkers: several experiments at once take no settings"),
+    ("-m experiment=polya,walk_polygons dimensions=[1]", "dimensions: several experiments at once take no settings"),
     ("-m experiment=polya walkers=1,2", "walkers=1: expected a number greater than or equal to 100"),
     *([] if torch.cuda.is_available() else [("experiment=polya accelerator=gpu", "use accelerator=cpu or auto")]),
 ]
