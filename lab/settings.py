@@ -66,18 +66,13 @@ def settings(*, frozen: bool = True, kw_only: bool = True) -> Callable[[type[T]]
 
     def make(kind: type[T]) -> type[T]:
         made: type[T] = dataclass(frozen=frozen, kw_only=kw_only, config=CARD)(kind)  # type: ignore[assignment]
-        lines = [
-            textwrap.fill(
-                f"{name}: {knob} (default {knob.default!r})", 110, initial_indent=" " * 4, subsequent_indent=" " * 8
-            )
-            for name, knob in knobs(made).items()
-        ]
         hints = get_type_hints(made)  # without Field(...), which the signature would print whole
-        plain = [
-            p.replace(annotation=hints.get(p.name, p.annotation)) for p in inspect.signature(made).parameters.values()
-        ]
+        arguments = inspect.signature(made).parameters.values()
+        plain = [argument.replace(annotation=hints[argument.name]) for argument in arguments]
         made.__signature__ = inspect.Signature(plain)  # type: ignore[attr-defined]
-        made.__doc__ = KNOBS.join(filter(None, (inspect.cleandoc(made.__doc__ or ""), "\n".join(lines))))
+        rows = [f"    {name}: {knob} (default {knob.default!r})" for name, knob in knobs(made).items()]
+        listed = "\n".join(textwrap.fill(row, 110, subsequent_indent=" " * 8) for row in rows)
+        made.__doc__ = KNOBS.join(filter(None, (inspect.cleandoc(made.__doc__ or ""), listed)))
         return made
 
     return make
@@ -88,15 +83,15 @@ def knobs(kind: type) -> dict[str, Knob]:
 
     A class that only changes the default of an inherited knob inherits its text.
     """
-    found = {}
+    listed = {}
     for field in dataclasses.fields(kind):
         if field.init and not field.name.startswith("_"):
             bases = [base.__dict__.get("__pydantic_fields__", {}).get(field.name) for base in kind.__mro__]
             infos: list[FieldInfo] = [info for info in bases if info is not None]
             text = next((info.description for info in infos if info.description), "")
             default = infos[0].get_default(call_default_factory=True)
-            found[field.name] = Knob(text, _values(infos[0], text), default)
-    return found
+            listed[field.name] = Knob(text, _values(infos[0], text), default)
+    return listed
 
 
 def _values(info: FieldInfo, text: str) -> str:
@@ -105,16 +100,16 @@ def _values(info: FieldInfo, text: str) -> str:
     choices = [choice for part in parts if part[0] is Literal for choice in part[1]]
     unnamed = any(not re.search(rf"\b{re.escape(str(choice))}\b", text) for choice in choices)
     ranges = {_range(*part) for part in parts if part[0] is not Literal}
-    said = [" | ".join(map(str, choices)) if unnamed else "", *(ranges if len(ranges) == 1 else [])]
-    return "; ".join(filter(None, said))
+    words = [" | ".join(map(str, choices)) if unnamed else "", *(ranges if len(ranges) == 1 else [])]
+    return "; ".join(filter(None, words))
 
 
 def _parts(annotation: Any, metadata: tuple[Any, ...], each: str) -> Iterator[tuple[Any, tuple[Any, ...], str]]:
     """The types a setting is made of, each with its constraints; `each` where it is that of the entries of a list."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        flat = [m for each_of in inner[1:] for m in getattr(each_of, "metadata", [each_of])]
-        yield from _parts(inner[0], (*metadata, *flat), each)
+        own = [constraint for extra in inner[1:] for constraint in getattr(extra, "metadata", [extra])]
+        yield from _parts(inner[0], (*metadata, *own), each)
     elif origin is Literal:
         yield Literal, inner, each
     elif inner:

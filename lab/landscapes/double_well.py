@@ -18,10 +18,7 @@ class DoubleWell(InPlace):
     the barrier.
     """
 
-    stiffness: Annotated[
-        tuple[float, ...],
-        Field(description="k > 0 of each direction across; []: one variable"),
-    ] = (1.0,)
+    stiffness: Annotated[tuple[float, ...], Field(description="k > 0 of each direction across; []: none")] = (1.0,)
 
     def __post_init__(self) -> None:
         self.num_params = 1 + len(self.stiffness)

@@ -24,7 +24,7 @@ class Factorisation(InPlace):
     """
 
     target: Annotated[
-        float, Field(ge=0, allow_inf_nan=False, description="of a b; 0: two valleys that cross at the origin")
+        float, Field(ge=0, allow_inf_nan=False, description="of a b; 0: two valleys cross at the origin")
     ] = 1.0
     num_params = 2
 

@@ -25,9 +25,7 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 class CrossEntropy:
     """Cross-entropy of the softmax, in nats, mean over examples."""
 
-    label_smoothing: Annotated[
-        float, Field(ge=0, lt=1, description="share of the target spread evenly over all classes")
-    ] = 0.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1, description="share of the target given to all classes")] = 0.0
 
     def build(self, num_classes: int) -> Criterion:
         """The criterion; `num_classes` is K of the data."""

@@ -59,9 +59,7 @@ class NegativeCurvature:
     length: Annotated[
         Positive | None, Field(description="of the step, in weights; null: doubled as long as the loss falls further")
     ] = None
-    tol: Annotated[float, Field(gt=0, lt=1, description="wanted error of the eigenvalue, relative to the largest")] = (
-        0.05
-    )
+    tol: Annotated[float, Field(gt=0, lt=1, description="wanted error of the eigenvalue over the largest")] = 0.05
     max_matvecs: Annotated[int, Field(gt=0, description="Hessian products at most, each time")] = 50
 
     def build(self, model: nn.Module, criterion: Criterion, seed: int) -> "SaddleEscape":

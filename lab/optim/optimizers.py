@@ -107,9 +107,7 @@ class AdamW(OptimizerCard):
     lr: Rate = 1e-3
     betas: Betas = (0.9, 0.999)
     eps: Eps = 1e-8
-    weight_decay: Annotated[
-        NonNegative, Field(description="d: each update takes lr d w off the weights (decoupled)")
-    ] = 0.01
+    weight_decay: Annotated[NonNegative, Field(description="d: each update takes lr d w off w (decoupled)")] = 0.01
 
     def build(self, params: Iterable[Tensor]) -> optim.AdamW:
         return optim.AdamW(params, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)

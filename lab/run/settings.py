@@ -29,9 +29,7 @@ class TrainerSettings:
     ] = "auto"
     chunk_examples: Annotated[
         Annotated[int, Field(gt=0)] | Literal["all"],
-        Field(
-            description="all | n examples per forward pass of a training step: larger batches are summed over chunks"
-        ),
+        Field(description="all | n examples per forward pass of a step, which is summed over chunks"),
     ] = "all"
     batch_norm: Annotated[
         Literal["train", "eval"],
@@ -39,9 +37,7 @@ class TrainerSettings:
     ] = "train"
     max_loss: Annotated[float, Field(gt=0, description="a larger training loss counts as divergence")] = 1e6
     log_every: Annotated[Period, Field(description="updates between points of the training curves; null: none")] = 1
-    evaluate_every: Annotated[
-        Period, Field(description="updates between evaluations on the test set; null: only at the end")
-    ] = 100
+    evaluate_every: Annotated[Period, Field(description="updates between evaluations; null: only at the end")] = 100
     checkpoint_every: Annotated[Period, Field(description="updates between checkpoints; null: only at the end")] = 500
 
     def require_accelerator(self) -> None:

@@ -69,9 +69,7 @@ class AnisotropicEscape(Experiment):
     trace: Annotated[
         float, Field(gt=0, le=1000, description="of the diffusion D, the same for both kinds of noise; barrier 0.25")
     ] = 0.14
-    lr: Annotated[float, Field(ge=1e-3, le=0.5, description="learning rate, at most 1 over the largest stiffness")] = (
-        0.1
-    )
+    lr: Annotated[float, Field(ge=1e-3, le=0.5, description="learning rate, at most 1/(largest stiffness)")] = 0.1
     walkers: Walkers = 2000
     budget: Budget = 1.0
     max_steps: MaxSteps = 60_000

@@ -66,20 +66,12 @@ class CentralFlowToy(Experiment):
     past: Annotated[float, Field(gt=0, description="y* - 2/lr: how far the loss alone would go beyond the edge")] = 2.0
     start_x: Annotated[float, Field(gt=0, le=1e3, description="x at the start")] = 0.3
     start_y: Annotated[float, Field(ge=0.6, lt=1, description="y at the start, in units of 2/lr")] = 0.95
-    steps: Annotated[int, Field(ge=100, le=1_000_000, description="of gradient descent, and of the noisy walkers")] = (
-        8000
-    )
-    average: Annotated[
-        float, Field(ge=0, le=0.9999, description="decay of the exponential moving average of the weights")
-    ] = 0.95
+    steps: Annotated[int, Field(ge=100, le=1_000_000, description="of gradient descent and the noisy walkers")] = 8000
+    average: Annotated[float, Field(ge=0, le=0.9999, description="decay of the running mean of the weights")] = 0.95
     ratios: Annotated[
         tuple[Ratio, ...], Field(description="lr past at which the stability of the cycle is measured")
     ] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
-    noise: Annotated[tuple[Std, ...], Field(description="standard deviations of noise on the gradient")] = (
-        0.3,
-        1.0,
-        2.0,
-    )
+    noise: Annotated[tuple[Std, ...], Field(description="standard deviations on the gradient")] = (0.3, 1.0, 2.0)
     walkers: Annotated[int, Field(ge=50, le=1_000_000, description="with each noise")] = 300
     factor_lr: Annotated[
         tuple[Annotated[float, Field(gt=0, le=0.5)], ...], Field(description="step sizes for the scalar factorisation")

@@ -144,13 +144,9 @@ class EscapeBallistic(Experiment):
     name: ClassVar[str] = "escape_ballistic"
 
     examples: Annotated[int, Field(ge=10, le=200, description="first digits, fitted exactly")] = 50
-    hidden: Annotated[
-        int,
-        Field(ge=2, le=500, description="tanh neurons from 64 pixels to 10 outputs; more weights than 10 x examples"),
-    ] = 24
+    hidden: Annotated[int, Field(ge=2, le=500, description="tanh neurons; more weights than 10 x examples")] = 24
     training_steps: Annotated[
-        int,
-        Field(ge=1, le=1_000_000, description="of gradient descent at lr 0.2, before Gauss-Newton steps to zero loss"),
+        int, Field(ge=1, le=1_000_000, description="of descent at lr 0.2, before Gauss-Newton steps to zero loss")
     ] = 3000
     lrs: Annotated[
         tuple[Annotated[float, Field(gt=0, le=3)], ...],
@@ -160,9 +156,7 @@ class EscapeBallistic(Experiment):
         tuple[Annotated[int, Field(ge=1, le=1000)], ...],
         Field(description="examples a step, drawn with replacement; the full batch comes with them"),
     ] = (2, 4, 8, 16)
-    replicas: Annotated[
-        int, Field(ge=2, le=10_000, description="runs of each combination whose growth is measured")
-    ] = 64
+    replicas: Annotated[int, Field(ge=2, le=10_000, description="runs of each kind whose growth is measured")] = 64
     steps: Annotated[
         int,
         Field(ge=20, le=100_000, description="of each, and of the random product; the first 30 and 25 % are left out"),
@@ -175,8 +169,7 @@ class EscapeBallistic(Experiment):
         Field(description="renormalised | own_exit: of each run, from step 8 | common_time: the first exit of all"),
     ] = "renormalised"
     landing_at: Annotated[
-        float,
-        Field(gt=1, le=2, description="learning rate of the runs that land, over the critical one of each batch size"),
+        float, Field(gt=1, le=2, description="learning rate of runs that land, over the critical one of the batch size")
     ] = 1.25
     landing_replicas: Annotated[int, Field(ge=2, le=1000, description="of them, for each batch size")] = 16
     landing_steps: Annotated[int, Field(ge=1, le=1_000_000, description="for which they go on")] = 2000

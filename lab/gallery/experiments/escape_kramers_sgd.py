@@ -64,22 +64,15 @@ class EscapeKramersSgd(Experiment):
     ] = "K2"
     lr: Annotated[Lr, Field(description="learning rate of the line; time is lr * steps")] = 0.4
     batch_sizes: Annotated[tuple[Batch, ...], Field(description="of the line, drawn with replacement")] = (12, 20, 30)
-    other_lrs: Annotated[tuple[Lr, ...], Field(description="that repeat the middle batch size at equal B / lr")] = (
-        0.2,
-        0.1,
-    )
-    noises: Annotated[
-        bool, Field(description="Gaussian noises beside SGD: D(w), D frozen at the minimum, isotropic")
-    ] = True
+    other_lrs: Annotated[tuple[Lr, ...], Field(description="that repeat the middle batch at equal B / lr")] = (0.2, 0.1)
+    noises: Annotated[bool, Field(description="also Gaussian ones: D(w), D frozen at the minimum, isotropic")] = True
     replicas: Annotated[int, Field(ge=2, le=100_000, description="running at once at lr, more at smaller ones")] = 128
     exits: Annotated[
-        int, Field(ge=3, le=1_000_000, description="after which a measurement ends: error of a rate 1 / sqrt(exits)")
+        int, Field(ge=3, le=1_000_000, description="after which it ends: error of a rate 1 / sqrt(exits)")
     ] = 80
     steps: Annotated[
         int,
-        Field(
-            ge=100, le=100_000_000, description="after which it ends at the latest (at other lr: as long in lr * steps)"
-        ),
+        Field(ge=100, le=100_000_000, description="after which it ends at the latest, at lr"),
     ] = 20_000
 
     def __post_init__(self) -> None:

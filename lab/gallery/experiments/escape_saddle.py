@@ -88,8 +88,7 @@ class EscapeSaddle(Experiment):
         int, Field(ge=20, le=1797, description="digits, lower half predicted from upper half by an 8-2-2 tanh network")
     ] = 200
     neuron: Annotated[
-        int,
-        Field(ge=0, le=100_000, description="number of the start from which the dead neuron that is added is found"),
+        int, Field(ge=0, le=100_000, description="start from which the dead neuron that is added is found")
     ] = 0
     lr: Annotated[Positive, Field(description="learning rate")] = 0.2
     momentum: Annotated[float, Field(ge=0, lt=1, description="of SGD (heavy ball)")] = 0.0
@@ -100,8 +99,7 @@ class EscapeSaddle(Experiment):
         Positive, Field(description="standard deviation in every coordinate of the gradient, for comparison")
     ] = 0.01
     radius: Annotated[
-        float,
-        Field(gt=0, le=10, description="left: further than this from the saddle along its most negative curvature"),
+        float, Field(gt=0, le=10, description="left: further from the saddle along its most negative curvature")
     ] = 0.3
     replicas: Annotated[int, Field(ge=10, le=100_000, description="runs for each kind of noise")] = 512
 

@@ -90,22 +90,13 @@ class EscapeSplit(Experiment):
     batch_size: Annotated[
         int, Field(ge=1, le=100_000, description="of the runs that stay at the equal split, and of SGD from the origin")
     ] = 16
-    unequal_batch_size: Annotated[
-        int, Field(ge=1, le=100_000, description="of the runs that leave the unequal one")
-    ] = 64
+    unequal_batch_size: Annotated[int, Field(ge=1, le=100_000, description="of those that leave the unequal one")] = 64
     stay_steps: Annotated[int, Field(ge=1, le=1_000_000, description="for which those that stay are watched")] = 1500
     isotropic: Annotated[Positive, Field(description="standard deviation in every coordinate of the gradient")] = 0.01
-    radius: Annotated[
-        float, Field(gt=0, le=10, description="left: further than this along the descending direction")
-    ] = 0.3
-    replicas: Annotated[
-        int, Field(ge=10, le=100_000, description="runs of each kind; half as many from the origin")
-    ] = 512
+    radius: Annotated[float, Field(gt=0, le=10, description="left: further along the descending direction")] = 0.3
+    replicas: Annotated[int, Field(ge=10, le=100_000, description="runs of each kind, half from the origin")] = 512
     hidden: Annotated[
-        int,
-        Field(
-            ge=1, le=(LARGEST - OUTPUTS) // (INPUTS + OUTPUTS + 1), description="neurons of the network near the origin"
-        ),
+        int, Field(ge=1, le=(LARGEST - OUTPUTS) // (INPUTS + OUTPUTS + 1), description="neurons near the origin")
     ] = 8
     sizes: Annotated[
         tuple[Annotated[float, Field(ge=1e-9, le=0.01)], ...],

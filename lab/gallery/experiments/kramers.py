@@ -64,8 +64,7 @@ class Kramers(Experiment):
         Field(description="B / lr: two or more, at least four barriers over C"),
     ] = (14.0, 20.0, 28.0, 36.0)
     noise: Annotated[
-        float,
-        Field(gt=0, le=1e4, description="C, variance of the gradient noise of one example: temperature = lr C / 2B"),
+        float, Field(gt=0, le=1e4, description="C, variance of the gradient of one example: temperature lr C / 2B")
     ] = 2.8
     lr: Annotated[
         tuple[Annotated[float, Field(ge=1e-3, le=0.5)], ...],

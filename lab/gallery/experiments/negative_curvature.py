@@ -61,15 +61,13 @@ class NegativeCurvature(Experiment):
     ] = 0.3
     lr: Annotated[float, Field(ge=0.005, le=0.3, description="learning rate of gradient descent")] = 0.05
     noise: Annotated[
-        float, Field(ge=1e-14, le=1, description="standard deviation of the noise in each coordinate of the gradient")
+        float, Field(ge=1e-14, le=1, description="standard deviation in each coordinate of the gradient")
     ] = 1e-3
     rounding: Annotated[
-        float,
-        Field(ge=1e-30, le=1e-3, description="displacement from the saddle that descent without noise starts from"),
+        float, Field(ge=1e-30, le=1e-3, description="displacement that descent without noise starts from")
     ] = 1e-16
     radius: Annotated[
-        float,
-        Field(ge=1e-3, le=0.7, description="distance from the saddle, in its descending directions, where it is left"),
+        float, Field(ge=1e-3, le=0.7, description="distance in its descending directions where it is left")
     ] = 0.1
     walkers: Annotated[int, Field(ge=100, le=10_000_000, description="with noise, on each landscape")] = 4000
 

@@ -55,11 +55,10 @@ class OrnsteinUhlenbeck(Experiment):
 
     name: ClassVar[str] = "ornstein_uhlenbeck"
 
-    curvatures: Annotated[tuple[Positive, ...], Field(min_length=2, max_length=30, description="eigenvalues of H")] = (
-        2.0,
-        1.0,
-        0.4,
-    )
+    curvatures: Annotated[
+        tuple[Positive, ...],
+        Field(min_length=2, max_length=30, description="eigenvalues of H"),
+    ] = (2.0, 1.0, 0.4)
     noise: Annotated[
         tuple[Positive, ...],
         Field(description="eigenvalues of the covariance of the gradient of a step, in axes of its own"),
@@ -70,8 +69,7 @@ class OrnsteinUhlenbeck(Experiment):
     examples: Annotated[int, Field(ge=4, le=100_000, description="of a linear regression")] = 30
     batch_size: Annotated[int, Field(ge=1, le=1000, description="of its mini-batches, with replacement")] = 2
     edge: Annotated[
-        float,
-        Field(ge=0.01, le=0.5, description="its learning rate, as a share of that at which second moments explode"),
+        float, Field(ge=0.01, le=0.5, description="its learning rate, over that at which second moments explode")
     ] = 0.35
     valley: Annotated[
         tuple[Positive, ...],
@@ -80,8 +78,7 @@ class OrnsteinUhlenbeck(Experiment):
     time: Annotated[Positive, Field(description="for which the first climb out of it is followed")] = 0.2
     alpha: Annotated[float, Field(ge=0.3, le=2, description="index of the noise without a variance; 2: Gaussian")] = 1.5
     walkers: Annotated[
-        int,
-        Field(ge=100, le=10_000_000, description="of each kind; half in the valley, ten times as many on the climb"),
+        int, Field(ge=100, le=10_000_000, description="of each; half in the valley, ten times as many on the climb")
     ] = 4000
     looks: Annotated[int, Field(ge=1, le=1000, description="times at which they are seen, once they have settled")] = 10
 

@@ -54,9 +54,7 @@ class SaddleEscape(Experiment):
 
     lr: Annotated[Positive, Field(description="learning rate; lr x curvature from 0.001 to 0.5")] = 0.05
     momentum: Annotated[float, Field(ge=0, lt=1, description="of heavy ball, as torch.optim.SGD has it")] = 0.0
-    curvature: Annotated[
-        Positive, Field(description="|lambda| of the descending directions, and of the ascending ones")
-    ] = 1.0
+    curvature: Annotated[Positive, Field(description="|lambda| of descending directions, and of the others")] = 1.0
     noise: Annotated[
         tuple[Annotated[float, Field(ge=1e-15, le=1e9)], ...],
         Field(description="standard deviations of the noise in each coordinate of the gradient"),
@@ -64,7 +62,7 @@ class SaddleEscape(Experiment):
     radius: Annotated[float, Field(ge=1e-9, le=1e9, description="a walker has left when |x_-| exceeds it")] = 1.0
     dimension: Annotated[int, Field(ge=2, le=10_000, description="variables of the saddle, one of them descending")] = 2
     directions: Annotated[
-        tuple[Annotated[int, Field(ge=1, le=10_000)], ...], Field(description="numbers of descending directions tried")
+        tuple[Annotated[int, Field(ge=1, le=10_000)], ...], Field(description="numbers of descending directions")
     ] = (1, 3, 10, 30, 100)
     walkers: Annotated[int, Field(ge=100, le=100_000_000, description="started at the saddle for every point")] = 4000
 

@@ -72,22 +72,8 @@ class SingularLangevin(Experiment):
         Annotated[float, Field(gt=0, le=1e6)] | None, Field(description="its steepness; null: that of conf/landscape")
     ] = None
     temperature: Annotated[float, Field(gt=0, le=1e3, description="T of exp(-L/T)/Z")] = 1.0
-    lr: Annotated[tuple[Lr, ...], Field(description="step sizes, each for euler and mala")] = (
-        1e-4,
-        3e-4,
-        1e-3,
-        3e-3,
-        5e-3,
-        9e-3,
-    )
-    walkers: Annotated[
-        int,
-        Field(
-            ge=100,
-            le=10_000_000,
-            description="of each sampler and step size, and from each start of the curves in time",
-        ),
-    ] = 2000
+    lr: Annotated[tuple[Lr, ...], Field(description="step sizes")] = (1e-4, 3e-4, 1e-3, 3e-3, 5e-3, 9e-3)
+    walkers: Annotated[int, Field(ge=100, le=10_000_000, description="of each sampler and step size")] = 2000
     steps: Annotated[int, Field(ge=50, le=10_000_000, description="each; the first fifth is not looked at")] = 5000
     start: Annotated[
         Literal["gibbs", "uniform", "crossing"],

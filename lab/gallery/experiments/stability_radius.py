@@ -59,17 +59,9 @@ class StabilityRadius(Experiment):
 
     name: ClassVar[str] = "stability_radius"
 
-    curvatures: Annotated[tuple[Positive, ...], Field(description="h of the minima h x^2 / 2")] = (
-        1.0,
-        2.0,
-        4.0,
-        8.0,
-        16.0,
-    )
+    curvatures: Annotated[tuple[Positive, ...], Field(description="h of minima h x^2/2")] = (1.0, 2.0, 4.0, 8.0, 16.0)
     lr: Annotated[float, Field(ge=1e-3, allow_inf_nan=False, description="learning rate")] = 0.01
-    noise: Annotated[Positive, Field(description="c: the gradient of a step has the variance c h, or c for all h")] = (
-        1.5
-    )
+    noise: Annotated[Positive, Field(description="c: the gradient of a step has variance c h, or c for all h")] = 1.5
     radius: Annotated[Positive, Field(description="a walker has left when |x| exceeds it")] = 0.2
     longest: Annotated[Positive, Field(description="time for which exits are watched, in units of lr x steps")] = 150.0
     horizon: Annotated[Positive, Field(description="time for which a radius holds, in units of lr x steps")] = 20.0
@@ -78,13 +70,7 @@ class StabilityRadius(Experiment):
     examples: Annotated[
         tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...],
         Field(max_length=16, description="curvatures of single examples, where the noise vanishes at the minimum"),
-    ] = (
-        0.0,
-        0.5,
-        1.0,
-        1.5,
-        7.0,
-    )
+    ] = (0.0, 0.5, 1.0, 1.5, 7.0)
     batch_size: Annotated[int, Field(ge=1, description="of them in a batch, without replacement")] = 1
 
     def __post_init__(self) -> None:

@@ -44,13 +44,9 @@ class WalkDimensions(Experiment):
 
     name: ClassVar[str] = "walk_dimensions"
 
-    d: Annotated[
-        int, Field(ge=2, le=10_000, description="dimensions of the walk whose distances and angles are measured")
-    ] = 10
+    d: Annotated[int, Field(ge=2, le=10_000, description="dimensions, where distances and angles are measured")] = 10
     steps: Annotated[int, Field(ge=2, le=100_000, description="length of every walk")] = 1000
-    walkers: Annotated[
-        int, Field(ge=100, le=100_000_000, description="walks whose distances and angles are measured")
-    ] = 20_000
+    walkers: Annotated[int, Field(ge=100, le=100_000_000, description="of the same measurement")] = 20_000
     kind: Annotated[
         Kind, Field(description="one_coordinate: one by +-1 | all_coordinates: each by +-1 | gaussian: each by N(0, 1)")
     ] = "one_coordinate"

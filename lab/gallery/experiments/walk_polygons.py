@@ -42,29 +42,21 @@ class WalkPolygons(Experiment):
 
     name: ClassVar[str] = "walk_polygons"
 
-    k: Annotated[
-        int, Field(ge=2, le=50, description="polygons glued at one corner; lines through a point for the chord steps")
-    ] = 3
+    k: Annotated[int, Field(ge=2, le=50, description="polygons glued at a corner; lines through a point")] = 3
     m: Annotated[int, Field(ge=3, le=2000, description="corners of each polygon (even: the chain has period 2)")] = 8
     refine: Annotated[
         tuple[Annotated[int, Field(ge=3, le=2000)], ...],
         Field(description="numbers of corners at which the mass at the crossing is measured as well"),
     ] = (10, 30, 100, 300)
-    walkers: Annotated[
-        int, Field(ge=2, le=10_000_000, description="walkers on polygons, started from the stationary law")
-    ] = 2000
+    walkers: Annotated[int, Field(ge=2, le=10_000_000, description="on polygons, from the stationary law")] = 2000
     steps: Annotated[int, Field(ge=2, description="steps of each")] = 3000
-    returns: Annotated[
-        int, Field(ge=2, le=10_000_000, description="walkers followed from the crossing until they are back")
-    ] = 100_000
+    returns: Annotated[int, Field(ge=2, le=10_000_000, description="walkers followed back to the crossing")] = 100_000
     chord_steps: Annotated[
         tuple[Annotated[float, Field(gt=0, le=0.25)], ...],
         Field(description="lengths of a chord, in half-lengths of a line"),
     ] = (0.2, 0.1474, 0.0737, 0.0371)
     chord_walkers: Annotated[int, Field(ge=2, le=10_000_000, description="walkers by chords")] = 1000
-    chord_time: Annotated[
-        int, Field(ge=1, description="steps of each, after a burn-in of 24 / (pi x chord)^2 steps")
-    ] = 1000
+    chord_time: Annotated[int, Field(ge=1, description="steps, after a burn-in of 24 / (pi x chord)^2 steps")] = 1000
 
     def __post_init__(self) -> None:
         for name in ("refine", "chord_steps"):
