@@ -56,10 +56,6 @@ class FreeWalk:
         pairs = self.n if self.kind == "gaussian" else self.n - 1
         return 2 * self.step_square**2 * self.n * pairs / self.d
 
-    def covariance_of_squares(self) -> float:
-        """Cov(x_1^2, x_2^2): -n / d^2 where one coordinate moves at a time (it keeps the others still), else 0. Exact."""
-        return -self.n / self.d**2 if self.kind == "one_coordinate" else 0.0
-
     def mean(self) -> float:
         """E |x_n| of the Gaussian limit, sqrt(s n / d) sqrt(2) Gamma((d + 1) / 2) / Gamma(d / 2)."""
         gammas = math.exp(math.lgamma((self.d + 1) / 2) - math.lgamma(self.d / 2))

@@ -37,18 +37,6 @@ def limit_shares(points: int) -> Tensor:
     return 6 / (points**2 - 1) / (4 * torch.sin(math.pi * k / (2 * points)) ** 2)
 
 
-def limit_shares_about_origin(n: int) -> Tensor:
-    """(n,) the shares for d -> infinity of n steps without centring (the origin itself adds nothing). Exact; sums to 1.
-
-    The eigenvalues of min(i, j) are 1 / (4 sin^2((2k - 1) pi / (2 (2n + 1)))) and their sum is n (n + 1) / 2.
-
-    >>> round(float(limit_shares_about_origin(100_000)[:2].sum()), 4)
-    0.9006
-    """
-    k = torch.arange(1, n + 1, dtype=torch.float64)
-    return 1 / (4 * torch.sin((2 * k - 1) * math.pi / (2 * (2 * n + 1))) ** 2) / (n * (n + 1) / 2)
-
-
 def first_order_share(points: int, d: int, top: int = 2) -> float:
     """The mean share of the first `top` centred components in d dimensions, to first order in 1 / d.
 

@@ -1,0 +1,68 @@
+"""The types that users see, checked by mypy in `make check` and never run. A wrong call is marked `type: ignore`, which mypy
+reports where the call is right after all.
+"""
+
+from typing import assert_type
+
+import torch
+from torch import Tensor, nn
+
+from lab import NetworkObjective, sharpness
+from lab.callbacks import ProbeCallback
+from lab.curvature.eigen import Extremes, lanczos
+from lab.curvature.operators import Hessian, hessian
+from lab.curvature.stability import UpdateRule
+from lab.curvature.trace import hessian_trace
+from lab.data.base import Dataset, Split
+from lab.data.digits import Digits
+from lab.landscapes.quadratic import Quadratic
+from lab.models.losses import Criterion, CrossEntropy
+from lab.models.mlp import Mlp
+from lab.optim.optimizers import Sgd
+from lab.optim.rules import rule_of
+from lab.optim.schedules import Cosine
+from lab.probes.sharpness import SharpnessResult
+from lab.results import Eigenpairs, Estimate
+
+
+def cards() -> None:
+    """A class of settings is a dataclass to a type checker: its knobs are keywords with their types."""
+    digits = Digits(examples=500, classes=(0, 1), batch_size="full")
+    assert_type(digits.subset_seed, int)
+    assert_type(digits.load(), Dataset)
+    assert_type(digits.load().train, Split)
+    assert_type(digits.load().test, Split | None)
+    assert_type(Mlp(widths=(32, 32), activation="gelu").build((64,), 10, 0), nn.Module)
+    assert_type(CrossEntropy().build(10), Criterion)
+    assert_type(Sgd(lr=0.1, momentum=0.9).build([]), torch.optim.SGD)
+    assert_type(Cosine(final=0.1).factor(3, 100), float)
+    Sgd(rate=0.1)  # type: ignore[call-arg]
+    Sgd(0.1)  # type: ignore[call-arg]
+    Mlp(activation="cosine")  # type: ignore[arg-type]
+    Cosine().final = 0.5  # type: ignore[misc]
+
+
+def measurements(model: nn.Module, criterion: Criterion, x: Tensor, y: Tensor) -> None:
+    """From a network to its curvature."""
+    objective = NetworkObjective(model, criterion, (x, y))
+    assert_type(objective.grad(objective.weights), Tensor)
+    H = hessian(objective, objective.weights)
+    assert_type(H, Hessian)
+    ends = lanczos(H, top=3, generator=torch.Generator())
+    assert_type(ends, Extremes)
+    assert_type(ends.top, Eigenpairs)
+    assert_type(ends.top.values, Tensor)
+    assert_type(ends.top.converged, bool)
+    assert_type(hessian_trace(objective, objective.weights, generator=torch.Generator()), Estimate)
+    assert_type(Quadratic((3.0, 1.0)).value(torch.ones(2)), Tensor)
+    result = sharpness(objective, k=3)
+    assert_type(result, SharpnessResult)
+    assert_type(result.numbers(), dict[str, float])
+    assert_type(result.sentence(), str)
+    assert_type(result.arrays(), dict[str, Tensor])
+
+
+def training(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
+    """What joins a training of one's own."""
+    assert_type(rule_of([optimizer], model.parameters()), UpdateRule)
+    ProbeCallback([], nn.CrossEntropyLoss(), (x, y))
