@@ -89,7 +89,7 @@ def settings_listed(group: str, indent: int) -> str:
 
 def offer(name: str, text: Callable[..., str]) -> None:
     """Let the cards ask for a text by ${name:...}."""
-    register = OmegaConf.register_new_resolver if FORMER else OmegaConf.register_resolver
+    register: Callable[..., None] = getattr(OmegaConf, "register_new_resolver" if FORMER else "register_resolver")
     register(name, text, replace=True)
 
 

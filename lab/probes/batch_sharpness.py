@@ -27,9 +27,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as card
 from torch import Tensor
 
-from lab.curvature.edge import STOCHASTIC_EXIT
 from lab.curvature.operators import Hessian, hessian
-from lab.curvature.phase import FITTED
 from lab.curvature.stability import UpdateRule
 from lab.data.batches import different
 from lab.noise.batch_curvature import (

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from lab.curvature.phase import FITTED, STOCHASTIC_EXIT
+from lab.curvature.edge import STOCHASTIC_EXIT
+from lab.curvature.phase import FITTED
 
 NEAR = 0.8
 """Mean over several measurements that may be 1, if their scatter allows it."""
