@@ -4,13 +4,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from lab.noise.batch_landscape import BatchLosses
 from strangers import SOUND, Apply, Recurrent, data, mlp
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lab.curvature.trace import gauss_newton_trace
 from lab.layers.examples import ExampleGradients
+from lab.noise.batch_minima import BatchLosses
 from lab.noise.covariance import eigenvalues, trace
 from lab.noise.draws import batch_moments
 from lab.objective import NetworkObjective
