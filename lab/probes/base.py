@@ -1,6 +1,6 @@
 """What a measurement is: a function of a `Snapshot` with a frozen result, and the probe that repeats it. No Lightning here.
 
-    @card(kw_only=True, config=CARD)
+    @card(frozen=False)
     class Norm(Probe):                                   # the settings, and what they demand
         name: ClassVar[str] = "norm"
         every: Every = 10

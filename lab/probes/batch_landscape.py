@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from pydantic.dataclasses import dataclass as card
 from torch import Tensor
 
 from lab.curvature.eigen import lanczos
@@ -33,7 +32,8 @@ from lab.objective import NetworkObjective
 from lab.probes.base import Every, Memory, Plan, Probe, Snapshot, measures
 from lab.results import Result
 from lab.sampling import Sampling
-from lab.settings import CARD, SettingError
+from lab.settings import SettingError
+from lab.settings import settings as card
 from lab.streams import stream
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ SMALL = 0.01
 """Share of the gradient at the weights of the run that may be left at a minimum; residual of a solve that may be quoted."""
 
 
-@card(kw_only=True, config=CARD)
+@card(frozen=False)
 class BatchLandscape(Probe):
     """Every batch has its own landscape: minima of single batches around that of all examples, and leave-one-out shifts.
 

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
 from pydantic import Field
-from pydantic.dataclasses import dataclass as card
 from torch import Tensor
 
 from lab.curvature.operators import Hessian, hessian
@@ -44,7 +43,8 @@ from lab.objective import Objective
 from lab.probes.base import Every, Memory, Probe, ProbeSet, Snapshot, measures
 from lab.probes.batch_sharpness_words import FULL, beside, figures, place
 from lab.results import Result
-from lab.settings import CARD, SettingError
+from lab.settings import SettingError
+from lab.settings import settings as card
 from lab.streams import stream
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ INEXACT = (
 )
 
 
-@card(kw_only=True, config=CARD)
+@card(frozen=False)
 class BatchSharpness(Probe):
     """Batch sharpness against 2/lr: curvature of the loss of a batch along the step that is made on it.
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
 from pydantic import Field
-from pydantic.dataclasses import dataclass as card
 from torch import Tensor
 
 from lab import results
@@ -24,7 +23,7 @@ from lab.points.critical import classify
 from lab.points.finding import Found, find_critical
 from lab.probes.base import Every, Memory, Positive, Probe, ProbeSet, Snapshot, measures
 from lab.results import Result
-from lab.settings import CARD
+from lab.settings import settings as card
 from lab.streams import stream
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ class Point:
     exact: float
 
 
-@card(kw_only=True, config=CARD)
+@card(frozen=False)
 class CriticalPoint(Probe):
     """Is the point a critical point of the loss, and of which kind? Gradient, index and nullity of the Hessian.
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from pydantic.dataclasses import dataclass as card
 from torch import Tensor
 
 from lab.probes.base import Every, Memory, Positive, Probe, Snapshot, measures
@@ -23,13 +22,13 @@ from lab.probes.escape_start import ExitName, Scene, Start, begin, number
 from lab.probes.escape_words import sentences
 from lab.results import Result
 from lab.sampling import Sampling
-from lab.settings import CARD
+from lab.settings import settings as card
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@card(kw_only=True, config=CARD)
+@card(frozen=False)
 class Escape(Probe):
     """Escape: replicas of the run from its weights; rates with intervals, growth against theory, and why there is no rate.
 

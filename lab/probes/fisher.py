@@ -21,7 +21,6 @@ from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
-from pydantic.dataclasses import dataclass as card
 
 from lab.curvature.eigen import Extremes, lanczos
 from lab.curvature.operators import gauss_newton, hessian
@@ -34,7 +33,8 @@ from lab.params import layout
 from lab.probes.base import Every, Memory, Plan, Probe, ProbeSet, Snapshot, measures, quantities
 from lab.probes.fisher_matrices import Matrices
 from lab.probes.fisher_result import MATRICES, FisherResult, continued, in_words, side_by_side
-from lab.settings import CARD, SettingError
+from lab.settings import SettingError
+from lab.settings import settings as card
 from lab.streams import stream
 
 FEW, AFFORDABLE = 32, CHUNK_BYTES // 4
@@ -45,7 +45,7 @@ LONG = 60.0
 """Seconds of a measurement above which its cost is said before it starts."""
 
 
-@card(kw_only=True, config=CARD)
+@card(frozen=False)
 class Fisher(Probe):
     """True, sampled and empirical Fisher, Gauss-Newton, Hessian and residual: traces, eigenvalues, cosines, distances.
 

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from pydantic.dataclasses import dataclass as card
 
 from lab.noise.example_curvature import ExampleCurvature, example_curvature
 from lab.noise.lyapunov import DECIDED, LinearSteps, critical_lr, lyapunov, sign, uniform_step
@@ -25,7 +24,8 @@ from lab.noise.second_moments import in_plane, mean_square_bound, mean_square_lr
 from lab.objective import NetworkObjective
 from lab.probes.base import Every, Memory, Probe, Snapshot, measures
 from lab.results import Estimate, Result
-from lab.settings import CARD, SettingError
+from lab.settings import SettingError
+from lab.settings import settings as card
 from lab.streams import stream
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ WITHIN = 6
 MARKS = (("critical_lr", "D", "typical runs"), ("critical_lr_mean_square", "s", "second moments"))
 
 
-@card(kw_only=True, config=CARD)
+@card(frozen=False)
 class LinearStability(Probe):
     """Linear stability of SGD: (sharpness, non-uniformity) plane, second-moment radius, Lyapunov exponent of typical runs.
 

@@ -20,7 +20,6 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
-from pydantic.dataclasses import dataclass as card
 from torch import Tensor
 
 from lab.curvature.eigen import lanczos
@@ -40,7 +39,8 @@ from lab.probes.base import Every, Memory, Plan, Probe, ProbeSet, Snapshot, meas
 from lab.probes.noise_result import NoiseAlong, NoiseResult, in_words
 from lab.results import Estimate, numbered
 from lab.sampling import SAMPLINGS, Sampling, batch_factor, cross_factor
-from lab.settings import CARD, SettingError
+from lab.settings import SettingError
+from lab.settings import settings as card
 from lab.streams import stream
 
 EIGEN_TOL = 1e-2
@@ -53,7 +53,7 @@ FEWEST = 40
 """Examples below which nothing is said of tails."""
 
 
-@card(kw_only=True, config=CARD)
+@card(frozen=False)
 class Noise(Probe):
     """Covariance D of the gradient noise: trace, spectrum, tails, and what it has to do with the Hessian.
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from pydantic.dataclasses import dataclass as card
 from torch import Tensor
 
 from lab.curvature.chain import Chain
@@ -27,7 +26,8 @@ from lab.objective.sharded import Sharded
 from lab.params import layout
 from lab.probes.base import Memory, Plan, Probe, ProbeSet, Snapshot, measures
 from lab.results import Eigenpairs, Result
-from lab.settings import CARD, SettingError
+from lab.settings import SettingError
+from lab.settings import settings as card
 from lab.streams import stream
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ PER_SOLVE = 20
 """Hessian products that a cold solve takes at the edge of stability; they foretell the time only."""
 
 
-@card(kw_only=True, config=CARD)
+@card(frozen=False)
 class Sharpness(Probe):
     """Sharpness of the Hessian against the stability threshold of the live optimiser.
 

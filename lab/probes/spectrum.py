@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
-from pydantic.dataclasses import dataclass as card
 from torch import Tensor
 
 from lab.curvature.density import SpectralDensity
@@ -26,7 +25,8 @@ from lab.probes.base import Every, Memory, Plan, Probe, ProbeSet, Snapshot, meas
 from lab.probes.sharpness import PER_SOLVE
 from lab.probes.spectrum_blocks import Blocks, eigenvalues
 from lab.results import Eigenpairs, Estimate, Result, numbered
-from lab.settings import CARD, SettingError
+from lab.settings import SettingError
+from lab.settings import settings as card
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,7 +37,7 @@ ARRAYS = ("grid", "values", "low", "high", "nodes", "weights")
 """What the density is drawn from."""
 
 
-@card(kw_only=True, config=CARD)
+@card(frozen=False)
 class Spectrum(Probe):
     """Spectrum of the Hessian: eigenpairs at both ends, density, trace, outliers, negative mass, effective rank.
 
