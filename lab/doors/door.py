@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hydra.types import RunMode
@@ -11,7 +10,7 @@ from hydra.types import RunMode
 from lab.doors.grid import Grid, first_of, named
 from lab.doors.pages import show
 from lab.doors.request import Request, cards_at_hand, composed
-from lab.doors.words import Override, Words
+from lab.doors.words import Override, Words, search_path
 from lab.settings import SettingError
 
 SWEEPING = ("hydra/launcher=", "hydra.launcher.", "hydra/sweeper=", "hydra.sweeper.", "hydra.sweep.")
@@ -39,7 +38,7 @@ class Door:
         if words.shows:
             show(self.config, [*words.flags, *words.overrides])
             return None
-        fixed = [*_search_path(words), *(str(o.input_line) for o in words.parsed if o.is_hydra_override())]
+        fixed = [*search_path(words), *(str(o.input_line) for o in words.parsed if o.is_hydra_override())]
         typed = [override for override in words.parsed if not override.is_hydra_override()]
         with cards_at_hand(words.config_dir):
             first = composed(self.config, [*fixed, *map(first_of, typed)])
@@ -69,15 +68,6 @@ class Door:
 
 def _sweeps(overrides: Iterable[Override]) -> bool:
     return any(override.is_sweep_override() for override in overrides)
-
-
-def _search_path(words: Words) -> list[str]:
-    """The override that adds the folder of --config-dir to those that are searched for cards."""
-    if words.config_dir is None:
-        return []
-    typed = [path for o in words.parsed if o.key_or_group == "hydra.searchpath" for path in o.value()]  # type: ignore[union-attr]
-    paths = [*typed, f"file://{Path(words.config_dir).absolute()}"]
-    return [f"hydra.searchpath=[{','.join(f'{path!r}' for path in paths)}]"]
 
 
 def _require_one(overrides: Iterable[Override]) -> None:

@@ -79,6 +79,15 @@ class Words:
         return OverridesParser.create().parse_overrides(list(self.overrides))
 
 
+def search_path(words: Words) -> list[str]:
+    """The override that adds the folder of --config-dir to those that are searched for cards."""
+    if words.config_dir is None:
+        return []
+    typed = [path for o in words.parsed if o.key_or_group == "hydra.searchpath" for path in o.value()]  # type: ignore[union-attr]
+    paths = [*typed, f"file://{Path(words.config_dir).absolute()}"]
+    return [f"hydra.searchpath=[{','.join(f'{path!r}' for path in paths)}]"]
+
+
 def at_home(word: str) -> str:
     """setting=~/path with the home folder written out: a shell does that only at the beginning of a word.
 

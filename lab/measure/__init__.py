@@ -14,7 +14,7 @@ from lab.doors.errors import one_line_errors
 from lab.doors.memory import memory_told
 from lab.doors.pages import show
 from lab.doors.request import Request, cards_at_hand, composed
-from lab.doors.words import literal
+from lab.doors.words import literal, search_path
 from lab.measure.origin import Origin
 from lab.measure.target import Target
 from lab.run.folder import RunFolder
@@ -73,10 +73,9 @@ def measure(target: Target, file: Path, *, several: bool = False) -> "Result":
             f"{file} lies in no run folder of lab.train; say which model it is, e.g. model=mlp data=digits"
         )
     once = [f"probe.{name}.every=1" for name in target.probes]
-    with cards_at_hand():
-        request = Request.of(
-            composed("measure", [*(run.overrides(target) if run else []), *target.words.overrides, *once])
-        )
+    before = [*search_path(target.words), *(run.overrides(target) if run else [])]
+    with cards_at_hand(target.words.config_dir):
+        request = Request.of(composed("measure", [*before, *target.words.overrides, *once]))
     settings = {name: value for name, value in request.values.items() if name != "checkpoint"}
     if not settings.get("probe"):
         raise SettingError("probe=[]: there is nothing to measure; choose one or more, e.g. probe=[sharpness,spectrum]")

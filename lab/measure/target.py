@@ -16,7 +16,7 @@ PLACE = ("trainer.threads", "trainer.accelerator")
 LAST, LAST_FINITE = "checkpoints/last.ckpt", "checkpoints/last_finite.ckpt"
 WEIGHTS = (".ckpt", ".pt", ".pth", ".safetensors")
 """How files of weights end; another file that a glob finds is taken for one only where the glob ends like it."""
-FLAGS = ("--help", "-h", "--cfg", "-c", "--resolve")
+FLAGS = ("--help", "-h", "--cfg", "-c", "--resolve", "--config-dir", "-cd")
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Target:
         flags = [word for word in arguments if word.startswith("-")]
         if {"-m", "--multirun"} & {*flags}:
             raise SettingError("lab.measure has no sweeps; give a glob: checkpoint='outputs/*/*'")
-        if unknown := [word for word in flags if word not in FLAGS]:
-            raise SettingError(f"{unknown[0]}: of Hydra's flags lab.measure knows --help and --cfg job")
+        if unknown := [word for word in flags if word.partition("=")[0] not in FLAGS]:
+            raise SettingError(f"{unknown[0]}: of Hydra's flags lab.measure knows --help, --cfg job and --config-dir")
         words = Words.of(word for word in arguments if not word.startswith("checkpoint="))
         return Target(paths[-1].strip("'\"") if paths else "", words)
 
