@@ -21,13 +21,14 @@ from dataclasses import dataclass, field, fields
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar, Union, get_type_hints
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lab.curvature.stability import UpdateRule
 from lab.objective import Objective, at_least_single, audit, with_gradients
 from lab.results import Result
+from lab.run.cards import refusal
 from lab.sampling import Sampling
 from lab.settings import SettingError
 
@@ -201,12 +202,6 @@ class Probe(ABC):
         costs = result.costs() | {"seconds": perf_counter() - begin}
         return values | {f"cost/{self.name}/{quantity}": cost for quantity, cost in costs.items()}
 
-    def own(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Of values by tag those of this probe, by quantity, as `Result.numbers` has them."""
-        mine = {tag.replace(f"error/{self.name}/", f"{self.name}/error/"): value for tag, value in values.items()}
-        prefix = f"{self.name}/"
-        return {tag.removeprefix(prefix): value for tag, value in mine.items() if tag.startswith(prefix)}
-
     def finding(self, values: dict[str, float]) -> str:
         """What the last values of a run, by tag, say about it, in one plain sentence; "" where there is nothing to say."""
         return self._sentence if self.speaks else ""
@@ -238,7 +233,7 @@ class Measurement(Generic[S, R]):
         usual = inspect.signature(Measurement.__call__).parameters
         own = [p for p in usual.values() if p.kind is not p.VAR_KEYWORD and p.name != "self"]
         knobs, types = inspect.signature(card).parameters, get_type_hints(card)
-        names = [name for name in settings_of(card) if name not in ("every", "examples")]
+        names = [name for name in settings_of(card) if name != "every"]
         own += [knobs[name].replace(annotation=types[name]) for name in names]
         self.__signature__ = inspect.Signature(own, return_annotation=get_type_hints(function)["return"])
         self.__doc__ = f"{inspect.getdoc(function) or ''}\n\n{inspect.getdoc(card) or ''}".strip()
@@ -254,9 +249,10 @@ class Measurement(Generic[S, R]):
         memory: Memory | None = None,
         **settings: Any,
     ) -> R:
-        if unknown := [name for name in settings if name not in settings_of(self.card)]:
-            raise SettingError(f"{self.__name__}({unknown[0]}=...) is no setting; see help(lab.{self.__name__})")
-        chosen = self.card(**settings)
+        try:
+            chosen = self.card(**settings)
+        except ValidationError as error:
+            raise SettingError(refusal(error, self.__name__)) from None
         if isinstance(objective, Snapshot):
             return self.function(objective, chosen, memory or {})
         return self.function(Snapshot.of(objective, w, seed=seed, audited=audited), chosen, memory or {})

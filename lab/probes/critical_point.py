@@ -21,7 +21,7 @@ from lab import results
 from lab.objective import Decayed, Objective
 from lab.points.critical import classify
 from lab.points.finding import Found, find_critical
-from lab.probes.base import Every, Memory, Positive, Probe, ProbeSet, Snapshot, measures
+from lab.probes.base import Every, Memory, Positive, Probe, ProbeSet, Snapshot, measures, quantities
 from lab.results import Result
 from lab.settings import settings as card
 from lab.streams import stream
@@ -79,7 +79,7 @@ class CriticalPoint(Probe):
     search_matvecs: Annotated[int, Field(gt=0, description="Hessian products of that search")] = 5000
 
     def finding(self, values: dict[str, float]) -> str:
-        return _words(self.own(values), self)
+        return _words(quantities(self.name, values), self)
 
 
 @dataclass(frozen=True)
