@@ -26,8 +26,6 @@ from lab.streams import random_signs
 
 ROWS_BYTES = 2**21
 """Memory of the gradients that are formed at once: more falls out of the cache and is written to new memory every time."""
-
-
 FEW_CHANNELS = 8
 """Input channels from which gradients of a convolution are themselves formed by a convolution, in groups: twice as fast as
 by unfolded inputs on a CPU, and slower with fewer channels."""
@@ -37,9 +35,9 @@ class Layer(ABC):
     """One call of a module on n examples, which are the first dimension of its input h and of its output.
 
     names  "weight", "bias" -> name in the network, of the trainable ones.
-    g      gradient of something in the output, in its shape; whoever has made a backward pass sets it.
+    g      a gradient in the output (n, ...), which whoever makes a backward pass sets.
 
-    Laws: `squared_norms`, `along` and `weighted` are those of the rows of `rows`, up to round-off.
+    Laws: `squared_norms`, `along` and `weighted` are those of the rows A'g of `rows`, up to round-off.
     """
 
     def __init__(self, module: Any, names: dict[str, str], h: Tensor, output: Tensor):
@@ -57,9 +55,9 @@ class Layer(ABC):
     def rows(self, name: str, part: slice = slice(None)) -> Tensor:
         """Gradients (b, P) in parameter `name` of the examples `part`."""
 
-    @abstractmethod
     def signs(self, generator: torch.Generator) -> Tensor:
         """z = A s (n, ...) with random signs s of its own for every example, in the shape of the output: E z z' = A A'."""
+        raise NotImplementedError
 
     def forms(self, name: str) -> bool:
         """Whether forming the rows is the cheapest way to their norms."""
@@ -94,7 +92,7 @@ class Layer(ABC):
         """`squared_norms` and `weighted`; rows that have to be formed are formed once."""
         if not self.forms(name):
             return self.squared_norms(name), self.weighted(name, c)
-        norms, total = [], self.g.new_zeros(())
+        norms, total = [], c.new_zeros(())
         for part in self.pieces(name):
             rows = self.rows(name, part)
             norms.append(squares(rows).double())
@@ -189,11 +187,8 @@ class Linear(Affine):
 
     def __init__(self, module: Any, names: dict[str, str], h: Tensor, output: Tensor):
         super().__init__(module, names, h, output)
-        self.places, self.out, self.unit_axis = (
-            max(1, h[0].numel() // h.shape[-1]),
-            len(module.weight),
-            output.dim() - 1,
-        )
+        self.places, self.out = max(1, h[0].numel() // h.shape[-1]), len(module.weight)
+        self.unit_axis = output.dim() - 1
 
     def unfolded(self, part: slice = slice(None)) -> Tensor:
         return self._columns(self.h[part])

@@ -11,13 +11,12 @@ gradient (ValueError).
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from lab.layers.chunk import Chunk, Rows, joined, recorded
+from lab.layers.chunk import Chunk, Formed, Pieces, recorded
 from lab.layers.completeness import unexplained
 from lab.layers.recorder import Modules, known_modules
 from lab.objective import CHUNK_BYTES, NetworkObjective, Objective, memory_of, with_gradients
@@ -29,7 +28,7 @@ T = TypeVar("T")
 RECORD_BYTES = CHUNK_BYTES // 3
 """Size of the graph of a chunk to record, half of which is kept: larger ones are written to new memory every time."""
 BLOCK = 250
-"""Rows of a Gram matrix formed at a time: of symmetric ones little more than the half is."""
+"""Pieces of a Gram matrix formed at a time: of symmetric ones little more than the half is."""
 
 
 class Records:
@@ -80,53 +79,50 @@ class Records:
         self._kept = kept
 
     def _made(self) -> Iterator[Chunk]:
-        network = self.objective
-        if not isinstance(network, NetworkObjective):
-            yield Chunk(torch.arange(self.num_examples, device=self.w.device), [], self._rows)
-            return
-        size, first = self._chunk_size(network), set[str]()
+        size, first = self._chunk_size(), set[str]()
         for begin in range(0, self.num_examples, size):
             part = slice(begin, min(begin + size, self.num_examples))
-            chunk = recorded(network, self._modules, self.w, part, self.formed)
-            new = not begin or len(chunk.index) != size  # another axis may have as many entries as there are examples
-            wrong = unexplained(network, self.w, chunk, self.formed) if new else set()
-            if begin:
-                wrong |= first ^ set(chunk.known)  # used in another way, or not at all, by some of the examples
-            first = first or set(chunk.known) - wrong
-            self.formed |= wrong
-            if wrong and begin:
-                raise _Again
-            chunk = chunk.without(wrong)
-            yield replace(chunk, form=self._rows) if self.formed else chunk
+            chunk = Chunk(torch.arange(part.start, part.stop, device=self.w.device), [])
+            if isinstance(self.objective, NetworkObjective):
+                chunk = recorded(self.objective, self._modules, self.w, part, self.formed)
+                first = first if begin else set(chunk.known)
+                wrong = first ^ set(chunk.known)  # used in another way, or not at all, by some of the examples
+                if not begin or len(chunk.index) != size:  # another axis may have as many entries as there are examples
+                    wrong |= unexplained(self.objective, self.w, chunk, self.formed)
+                if wrong:
+                    self.formed |= wrong
+                    raise _Again
+            yield Chunk(chunk.index, [*chunk.layers, Formed(self._gradients(chunk.index))]) if self.formed else chunk
 
-    def _chunk_size(self, network: NetworkObjective) -> int:
+    def _chunk_size(self) -> int:
         """Examples of a chunk; where they are left to us, so many that none is ragged, which would be checked once more."""
-        size = network.chunk_size(self.w)
-        if network._chunk_size is not None:
-            return size
-        size = max(1, min(size, RECORD_BYTES // max(1, network.bytes_per_example(self.w))))
+        size = CHUNK_BYTES // (2 * self.w.element_size() * max(1, sum(self._sizes[name] for name in self.formed)))
+        if isinstance(network := self.objective, NetworkObjective):
+            size = min(size, network.chunk_size(self.w))
+            if network._chunk_size is not None:
+                return max(1, size)
+            size = min(size, RECORD_BYTES // max(1, network.bytes_per_example(self.w)))
+        size = max(1, min(size, self.num_examples))
         return next((k for k in range(size, size + size // 8 + 1) if self.num_examples % k == 0), size)
 
-    def _rows(self, index: Tensor) -> Iterator[tuple[slice, Rows]]:
-        """Gradients of the examples `index` in the parameters `formed`, the others constant; some examples at a time."""
-        network: Any = self.objective
-        pieces = self.layout.unflatten(self.w)
+    @property
+    def _sizes(self) -> dict[str, int]:
+        return dict(zip(self.layout.names, self.layout.sizes, strict=True))
+
+    def _gradients(self, index: Tensor) -> Pieces:
+        """Gradients (b, P) of the examples `index` in the parameters `formed`, the others constant."""
+        network = self.objective
+        if not isinstance(network, NetworkObjective):
+            return {"w": network.example_grads(self.w, index)}
+        pieces, loss_of = self.layout.unflatten(self.w), network.loss_of
         free = {name: piece for name, piece in pieces.items() if name in self.formed}
-        step = max(1, CHUNK_BYTES // (2 * sum(piece.numel() for piece in free.values()) * self.w.element_size()))
-        if isinstance(network, NetworkObjective):
-            step = min(step, network.chunk_size(self.w))
 
-        def loss(free: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-            return network.loss_of(self.flat(pieces | free), x, y)
+        def loss(free: Pieces, x: Tensor, y: Tensor) -> Tensor:
+            return loss_of(self.flat(pieces | free), x, y)
 
-        for begin in range(0, len(index), step):
-            part = slice(begin, begin + step)
-            if not isinstance(network, NetworkObjective):
-                yield part, {"w": network.example_grads(self.w, index[part])}
-                continue
-            x, y = network.x[index[part]], network.y[index[part]]
-            rows = example_gradients(loss, free, x, y, chunk_size=len(x), known=network.vectorised)
-            yield part, {name: row.flatten(1) for name, row in rows.items()}
+        x, y = network.x[index], network.y[index]
+        gradients = example_gradients(loss, free, x, y, chunk_size=len(index), known=network.vectorised)
+        return {name: g.flatten(1) for name, g in gradients.items()}
 
 
 class ExampleGradients(Records):
@@ -138,14 +134,15 @@ class ExampleGradients(Records):
     the loss is no mean over examples, ValueError for train-mode BatchNorm.
     """
 
-    def squared_norms(self) -> Rows:
+    def squared_norms(self) -> Pieces:
         """|g_i|^2 by parameter: name -> (N,) float64; the sum over names is that of the whole gradient. Exact."""
         return self.joined(self.each(Chunk.squared_norms))
 
-    def joined(self, chunks: list[Rows]) -> Rows:
+    def joined(self, chunks: list[Pieces]) -> Pieces:
         """Numbers per example by parameter, of all chunks; zero for a parameter that is not used."""
         nothing = self.w.new_zeros(self.num_examples, dtype=torch.float64)
-        return dict.fromkeys(self.layout.names, nothing) | joined(chunks)
+        known = {name: torch.cat([each[name] for each in chunks]) for name in chunks[0]}
+        return dict.fromkeys(self.layout.names, nothing) | known
 
     def along(self, v: Tensor) -> Tensor:
         """g_i'v: (N,) float64 for v (P,), (N, k) for v (P, k)."""
@@ -181,15 +178,11 @@ class ExampleGradients(Records):
                 add_products(total, u, g)
             else:
                 add_products(total, torch.cat([layer.rows(local) for layer, local in calls]))
-        for rows in joined([rows for chunk in chunks for _, rows in chunk.rows()]).values():
-            add_products(total, rows)
         return total.tril_().add_(total.tril(-1).T)
 
     def _held(self, chunk: Chunk) -> Chunk:
         """The chunk, unless all of them with the largest formed gradients are more than half of the memory there is."""
-        sizes = dict(zip(self.layout.names, self.layout.sizes, strict=True))
-        largest = max((sizes[n] for n, (layer, a) in chunk.known.items() if layer.factors(a) is None), default=0)
-        largest = max(largest, sum(sizes[name] for name in self.formed))
+        largest = max((self._sizes[n] for n, (layer, a) in chunk.known.items() if layer.factors(a) is None), default=0)
         needed = chunk.bytes / len(chunk.index) + 2 * largest * self.w.element_size() + 8 * self.num_examples
         if self.num_examples * needed > memory_of(self.w.device) / 2:
             raise TooLarge(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lab.curvature.vectors import dots
-from lab.layers.chunk import Chunk, Rows
+from lab.layers.chunk import Chunk, Pieces
 from lab.layers.examples import ExampleGradients
 from lab.objective import Objective
 
@@ -94,7 +94,7 @@ class _Moments:
         num = examples.num_examples
         sampled = spaced(num, w.device)
 
-        def work(chunk: Chunk) -> tuple[Rows, Tensor, Chunk, Tensor]:
+        def work(chunk: Chunk) -> tuple[Pieces, Tensor, Chunk, Tensor]:
             norms, mean = chunk.moments(w.new_full((len(chunk.index),), 1 / num))
             some = torch.isin(chunk.index, sampled).nonzero()[:, 0]
             total = torch.stack(list(norms.values())).sum(0)
