@@ -18,9 +18,7 @@ from hydra.utils import get_class
 from lab.run.cards import config_dir
 from lab.settings import KNOBS, Knob, knobs
 
-WIDTH = 120
-PROSE = 125
-"""The same for lines without a value."""
+WIDTH = 125
 LONG = 30
 """Characters of name and value beyond which a line does not push the comments of the others to the right."""
 PACKAGES = {
@@ -64,7 +62,7 @@ def _header(file: Path, kind: type) -> list[str]:
     if group == "simulation":
         lines += [f"python -m lab.simulate experiment={file.stem}"]
     for i, paragraph in enumerate(paragraphs if group == "simulation" else paragraphs[:1]):
-        lines += [""] * (i > 0) + textwrap.wrap(" ".join(paragraph.split()), PROSE - 2, break_on_hyphens=False)
+        lines += [""] * (i > 0) + textwrap.wrap(" ".join(paragraph.split()), WIDTH - 2, break_on_hyphens=False)
     return [f"# {line}".strip() for line in lines]
 
 
@@ -76,7 +74,7 @@ def _settings(listed: dict[str, Knob]) -> list[str]:
     for name, knob in listed.items():
         line = f"{values[name]:<{column}}  # {knob}"
         if len(line) > WIDTH:
-            lines += [f"# {part}" for part in textwrap.wrap(str(knob), PROSE - 2)]
+            lines += [f"# {part}" for part in textwrap.wrap(str(knob), WIDTH - 2)]
             line = values[name]
         lines.append(line)
     return lines

@@ -57,7 +57,7 @@ class SaddleEscape(Experiment):
     curvature: Annotated[Positive, Field(description="|lambda| of descending directions, and of the others")] = 1.0
     noise: Annotated[
         tuple[Annotated[float, Field(ge=1e-15, le=1e9)], ...],
-        Field(description="standard deviations of the noise in each coordinate of the gradient"),
+        Field(description="standard deviations in each coordinate of the gradient"),
     ] = (1e-2, 1e-3, 1e-4, 1e-5)
     radius: Annotated[float, Field(ge=1e-9, le=1e9, description="a walker has left when |x_-| exceeds it")] = 1.0
     dimension: Annotated[int, Field(ge=2, le=10_000, description="variables of the saddle, one of them descending")] = 2
