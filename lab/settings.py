@@ -127,7 +127,7 @@ def _range(kind: Any, metadata: tuple[Any, ...], each: str) -> str:
     low, high = bounds.get("gt", bounds.get("ge")), bounds.get("lt", bounds.get("le"))
     high = None if high is not None and high >= GUARD else high
     if high is None:
-        plain = low is None or (kind is int and low <= 1)
+        plain = low is None or (kind is int and low + ("gt" in bounds) <= 1)
         return "" if plain else f"{each}{'>' if 'gt' in bounds else '>='} {low:g}"
     if low is None:
         return f"{each}{'<' if 'lt' in bounds else '<='} {high:g}"

@@ -68,7 +68,7 @@ def _header(file: Path, kind: type) -> list[str]:
 
 def _settings(listed: dict[str, Knob]) -> list[str]:
     """`name: value  # text` a line, the comments in one column; above the value where they do not fit beside it."""
-    values = {name: f"{name}: {value(knob.default)}" for name, knob in listed.items()}
+    values = {name: f"{name}: {as_yaml(knob.default)}" for name, knob in listed.items()}
     column = max((len(text) for text in values.values() if len(text) <= LONG), default=0)
     lines = []
     for name, knob in listed.items():
@@ -80,14 +80,14 @@ def _settings(listed: dict[str, Knob]) -> list[str]:
     return lines
 
 
-def value(default: Any) -> str:
+def as_yaml(default: Any) -> str:
     """A default as YAML, e.g. null, 1.0e-8, [32, 32].
 
-    >>> value((0.9, 1e-5, 1e6, 3)), value(None), value("*"), value("auto")
+    >>> as_yaml((0.9, 1e-5, 1e6, 3)), as_yaml(None), as_yaml("*"), as_yaml("auto")
     ('[0.9, 1.0e-5, 1.0e+6, 3]', 'null', '"*"', 'auto')
     """
     if isinstance(default, list | tuple):
-        return f"[{', '.join(map(value, default))}]"
+        return f"[{', '.join(map(as_yaml, default))}]"
     if isinstance(default, float):
         short = f"{default:g}" if float(f"{default:g}") == default else repr(default)
         digits, _, exponent = short.partition("e")
