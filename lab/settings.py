@@ -126,13 +126,15 @@ def _range(kind: Any, metadata: tuple[Any, ...], each: str) -> str:
     bounds = {name: getattr(m, name) for m in metadata for name in ("gt", "ge", "lt", "le") if hasattr(m, name)}
     low, high = bounds.get("gt", bounds.get("ge")), bounds.get("lt", bounds.get("le"))
     high = None if high is not None and high >= GUARD else high
+    if kind is int and low is not None and "gt" in bounds:
+        low, bounds = low + 1, {}
     if high is None:
-        plain = low is None or (kind is int and low + ("gt" in bounds) <= 1)
+        plain = low is None or (kind is int and low <= 1)
         return "" if plain else f"{each}{'>' if 'gt' in bounds else '>='} {low:g}"
     if low is None:
         return f"{each}{'<' if 'lt' in bounds else '<='} {high:g}"
     if kind is int:
-        return f"{each}{low + ('gt' in bounds)} to {high - ('lt' in bounds)}"
+        return f"{each}{low} to {high}"
     return f"{each}in {'(' if 'gt' in bounds else '['}{low:g}, {high:g}{')' if 'lt' in bounds else ']'}"
 
 

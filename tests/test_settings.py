@@ -57,7 +57,7 @@ def test_a_docstring_ends_in_the_knobs_and_keeps_its_own_words() -> None:
         (Annotated[float, Field(ge=0, lt=1)], "x; in [0, 1)"),
         (Annotated[float, Field(gt=0, le=1e30)], "x; > 0"),
         (Annotated[int, Field(ge=1, le=50)], "x; 1 to 50"),
-        (Annotated[int, Field(gt=1)], "x; > 1"),
+        (Annotated[int, Field(gt=1)], "x; >= 2"),
         (Annotated[int, Field(ge=0)] | None, "x"),
         (Annotated[float, Field(le=2)] | None, "x; <= 2"),
         (tuple[Annotated[float, Field(gt=0, le=2)], ...], "x; each in (0, 2]"),

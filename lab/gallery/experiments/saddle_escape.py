@@ -8,13 +8,13 @@ and a deep linear network whose next singular value is about to be learnt. Danes
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Generator, Tensor
 
 from lab.curvature.operators import hessian
@@ -29,7 +29,7 @@ from lab.landscapes.factorisation import Factorisation
 from lab.landscapes.saddle import Saddle
 from lab.progress import Tick
 from lab.results import Estimate
-from lab.settings import CARD, settings
+from lab.settings import settings
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 HALF_WAY = 0.5
@@ -305,7 +305,7 @@ class SaddleEscape(Experiment):
         return draw(arrays, title)
 
 
-@dataclass(frozen=True, config=CARD)
+@dataclass(frozen=True)
 class _Found:
     """First steps outside by noise, by number of directions, and of the factorisation; the furthest without noise
     downwards; the kicked network and the growth rates.
