@@ -26,7 +26,7 @@ CARD = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 """What all cards share."""
 GUARD = 1e5
 """An upper bound from here on guards the memory or the arithmetic, and says nothing about what is sensible."""
-KNOBS = "\n\nArgs:\n"
+KNOBS = "\n\nSettings:\n"
 """What stands in a docstring between its own text and the list of the knobs."""
 T = TypeVar("T")
 
@@ -60,8 +60,8 @@ def settings(*, frozen: bool = True, kw_only: bool = True) -> Callable[[type[T]]
     >>> print(Decay.__doc__)
     Weight decay.
     <BLANKLINE>
-    Args:
-        rate: taken off the weights in a step; in [0, 1) (default 0.1)
+    Settings:
+    rate  taken off the weights in a step; in [0, 1) (default 0.1)
     """
 
     def make(kind: type[T]) -> type[T]:
@@ -70,9 +70,11 @@ def settings(*, frozen: bool = True, kw_only: bool = True) -> Callable[[type[T]]
         arguments = inspect.signature(made).parameters.values()
         plain = [argument.replace(annotation=hints[argument.name]) for argument in arguments]
         made.__signature__ = inspect.Signature(plain)  # type: ignore[attr-defined]
-        rows = [f"    {name}: {knob} (default {knob.default!r})" for name, knob in knobs(made).items()]
-        listed = "\n".join(textwrap.fill(row, 110, subsequent_indent=" " * 8) for row in rows)
-        made.__doc__ = KNOBS.join(filter(None, (inspect.cleandoc(made.__doc__ or ""), listed)))
+        listed = knobs(made)
+        wide = max(map(len, listed), default=0) + 2
+        rows = [f"{name:<{wide}}{knob} (default {knob.default!r})" for name, knob in listed.items()]
+        rows = [textwrap.fill(row, 116, subsequent_indent=" " * wide) for row in rows]
+        made.__doc__ = KNOBS.join(filter(None, (inspect.cleandoc(made.__doc__ or ""), "\n".join(rows))))
         return made
 
     return make
@@ -124,13 +126,15 @@ def _range(kind: Any, metadata: tuple[Any, ...], each: str) -> str:
     bounds = {name: getattr(m, name) for m in metadata for name in ("gt", "ge", "lt", "le") if hasattr(m, name)}
     low, high = bounds.get("gt", bounds.get("ge")), bounds.get("lt", bounds.get("le"))
     high = None if high is not None and high >= GUARD else high
+    if kind is int and low is not None and "gt" in bounds:
+        low, bounds = low + 1, {}
     if high is None:
         plain = low is None or (kind is int and low <= 1)
         return "" if plain else f"{each}{'>' if 'gt' in bounds else '>='} {low:g}"
     if low is None:
         return f"{each}{'<' if 'lt' in bounds else '<='} {high:g}"
     if kind is int:
-        return f"{each}{low + ('gt' in bounds)} to {high - ('lt' in bounds)}"
+        return f"{each}{low} to {high}"
     return f"{each}in {'(' if 'gt' in bounds else '['}{low:g}, {high:g}{')' if 'lt' in bounds else ']'}"
 
 

@@ -18,9 +18,7 @@ from hydra.utils import get_class
 from lab.run.cards import config_dir
 from lab.settings import KNOBS, Knob, knobs
 
-WIDTH = 120
-PROSE = 125
-"""The same for lines without a value."""
+WIDTH = 125
 LONG = 30
 """Characters of name and value beyond which a line does not push the comments of the others to the right."""
 PACKAGES = {
@@ -64,32 +62,32 @@ def _header(file: Path, kind: type) -> list[str]:
     if group == "simulation":
         lines += [f"python -m lab.simulate experiment={file.stem}"]
     for i, paragraph in enumerate(paragraphs if group == "simulation" else paragraphs[:1]):
-        lines += [""] * (i > 0) + textwrap.wrap(" ".join(paragraph.split()), PROSE - 2, break_on_hyphens=False)
+        lines += [""] * (i > 0) + textwrap.wrap(" ".join(paragraph.split()), WIDTH - 2, break_on_hyphens=False)
     return [f"# {line}".strip() for line in lines]
 
 
 def _settings(listed: dict[str, Knob]) -> list[str]:
     """`name: value  # text` a line, the comments in one column; above the value where they do not fit beside it."""
-    values = {name: f"{name}: {value(knob.default)}" for name, knob in listed.items()}
+    values = {name: f"{name}: {as_yaml(knob.default)}" for name, knob in listed.items()}
     column = max((len(text) for text in values.values() if len(text) <= LONG), default=0)
     lines = []
     for name, knob in listed.items():
         line = f"{values[name]:<{column}}  # {knob}"
         if len(line) > WIDTH:
-            lines += [f"# {part}" for part in textwrap.wrap(str(knob), PROSE - 2)]
+            lines += [f"# {part}" for part in textwrap.wrap(str(knob), WIDTH - 2)]
             line = values[name]
         lines.append(line)
     return lines
 
 
-def value(default: Any) -> str:
+def as_yaml(default: Any) -> str:
     """A default as YAML, e.g. null, 1.0e-8, [32, 32].
 
-    >>> value((0.9, 1e-5, 1e6, 3)), value(None), value("*"), value("auto")
+    >>> as_yaml((0.9, 1e-5, 1e6, 3)), as_yaml(None), as_yaml("*"), as_yaml("auto")
     ('[0.9, 1.0e-5, 1.0e+6, 3]', 'null', '"*"', 'auto')
     """
     if isinstance(default, list | tuple):
-        return f"[{', '.join(map(value, default))}]"
+        return f"[{', '.join(map(as_yaml, default))}]"
     if isinstance(default, float):
         short = f"{default:g}" if float(f"{default:g}") == default else repr(default)
         digits, _, exponent = short.partition("e")

@@ -5,6 +5,7 @@ that include them.
 """
 
 import re
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,27 +31,28 @@ GROUPS = {
 }
 """Groups of cards in the order of the page, and their headings."""
 SETTING = re.compile(r"^(?P<indent> *)(?P<name>[\w.]+): *(?P<value>.*?)(?: +# (?P<meaning>.*))?$")
-ENDING = re.compile(r"^ +# (?P<meaning>.*)$")
 
 
 def rows(card: str) -> list[list[str]]:
-    """[name, default, meaning] of every setting of a card, a YAML text; a comment may go on in the lines below.
+    """[name, default, meaning] of every setting of a card, a YAML text; a comment that is long stands above its setting.
 
-    >>> rows("every: 13  # steps\\n           # between measurements\\nk: 1")
-    [['every', '13', 'steps between measurements'], ['k', '1', '']]
+    >>> rows("# A card.\\n_target_: x.X\\n# steps\\n# between measurements\\nevery: 13\\nk: 1  # number")
+    [['every', '13', 'steps between measurements'], ['k', '1', 'number']]
     """
-    found = list[list[str]]()
+    table, above = list[list[str]](), list[str]()
     for line in card.splitlines():
-        if (more := ENDING.match(line)) and found:
-            found[-1][2] = f"{found[-1][2]} {more['meaning']}".strip()
-        elif (setting := SETTING.match(line)) and setting["name"] not in ("defaults", "_target_"):
-            found.append([setting["name"], setting["value"], setting["meaning"] or ""])
-    return found
+        if line.startswith("#"):
+            above.append(line.removeprefix("# "))
+        elif setting := SETTING.match(line):
+            if setting["name"] not in ("defaults", "_target_"):
+                table.append([setting["name"], setting["value"], setting["meaning"] or " ".join(above)])
+            above = []
+    return table
 
 
 def opening(card: str) -> str:
     """The comment that a card opens with, less its package and its command."""
-    lines = [line for line in card.splitlines() if line.startswith("#")]
+    lines = list(takewhile(lambda line: line.startswith("#"), card.splitlines()))
     said = [line.lstrip("# ") for line in lines if not re.match(r"# (@package|python -m)", line)]
     return " ".join(line for line in said if line)
 

@@ -15,6 +15,11 @@ def crop_and_flip(x: Tensor, generator: torch.Generator, *, padding: int = 4) ->
 
     `generator` is a CPU generator, so the same numbers are drawn wherever x lives: first the row and column offsets
     (2, B), then the flips (B,).
+
+    >>> x = torch.arange(6.0).reshape(1, 1, 2, 3)
+    >>> flipped = crop_and_flip(x, torch.Generator().manual_seed(1), padding=0)
+    >>> torch.equal(flipped, x) or torch.equal(flipped, x.flip(3))  # without padding there is one window
+    True
     """
     size, (height, width) = len(x), x.shape[2:]
     rows, columns = torch.randint(2 * padding + 1, (2, size), generator=generator).to(x.device)

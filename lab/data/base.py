@@ -175,6 +175,10 @@ def class_balanced(y: Tensor, count: int, generator: torch.Generator) -> Tensor:
     Class sizes in the choice differ by at most 1, unless a class runs short: then all of it is taken and the others
     fill up. The classes that get one more are random, the order is shuffled (never sorted by class).
     Raises SettingError when count > N or when fewer than two classes would be present.
+
+    >>> y = torch.tensor([0] * 90 + [1] * 9 + [2])
+    >>> y[class_balanced(y, 11, torch.Generator().manual_seed(0))].bincount()  # of class 2 there is one
+    tensor([5, 5, 1])
     """
     if count > len(y):
         raise SettingError(
@@ -195,6 +199,11 @@ def permuted(y: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """The labels y with those of round(share N) random examples permuted among themselves: every class keeps its size.
 
     A permuted label may be the old one: of K equal classes one in K is.
+
+    >>> y = torch.arange(3).repeat(100)
+    >>> given = permuted(y, 0.5, torch.Generator().manual_seed(0))
+    >>> given.bincount(), bool(81 < (given != y).sum() < 119)  # 150 moved, 100 changed on average
+    (tensor([100, 100, 100]), True)
     """
     moved = torch.randperm(len(y), generator=generator)[: round(share * len(y))]
     given = y.clone()
@@ -213,7 +222,11 @@ def require_two_classes(y: Tensor, examples: int | str) -> None:
 
 
 def class_indices(classes: Classes, class_names: Sequence[str]) -> tuple[int, ...]:
-    """The indices into `class_names` that the setting `classes` means, in its order. Raises SettingError."""
+    """The indices into `class_names` that the setting `classes` means, in its order. Raises SettingError.
+
+    >>> class_indices(2, ["cat", "dog", "frog"]), class_indices(("frog", 0), ["cat", "dog", "frog"])
+    ((0, 1), (2, 0))
+    """
     total = len(class_names)
     if classes == "all":
         return tuple(range(total))
@@ -234,7 +247,11 @@ def class_indices(classes: Classes, class_names: Sequence[str]) -> tuple[int, ..
 
 
 def keep_classes(y: Tensor, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The indices of examples whose label is in `chosen`, in file order, and their labels renumbered 0..K-1."""
+    """The indices of examples whose label is in `chosen`, in file order, and their labels renumbered 0..K-1.
+
+    >>> keep_classes(torch.tensor([0, 1, 2, 2]), (2, 0))
+    (tensor([0, 2, 3]), tensor([1, 0, 0]))
+    """
     renumber = torch.full((max(int(y.max()), *chosen) + 1,), -1)
     renumber[list(chosen)] = torch.arange(len(chosen))
     labels = renumber[y]
@@ -255,6 +272,10 @@ def image_statistics(pixels: Tensor, standardise: Standardise) -> tuple[Tensor, 
 
     Shapes (C, 1, 1) for "channel", (C, H, W) for "pixel"; (0, 1) for "none". The sums are integers and exact, so a
     pixel that never varies has std exactly 0; there std is given as 1, and x = 0 on the training split.
+
+    >>> black, white = torch.zeros(1, 1, 1, 1, dtype=torch.uint8), torch.full((1, 1, 1, 1), 255, dtype=torch.uint8)
+    >>> [float(moment) for moment in image_statistics(torch.cat([black, white]), "channel")]
+    [0.5, 0.5]
     """
     if standardise == "none":
         return torch.zeros(1, 1, 1, dtype=torch.float64), torch.ones(1, 1, 1, dtype=torch.float64)
@@ -275,7 +296,12 @@ def image_statistics(pixels: Tensor, standardise: Standardise) -> tuple[Tensor, 
 
 
 def standardised(pixels: Tensor, index: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """x (len(index), C, H, W) float32 = (pixel/255 - mean)/std of the chosen uint8 images; one block at a time."""
+    """x (len(index), C, H, W) float32 = (pixel/255 - mean)/std of the chosen uint8 images; one block at a time.
+
+    >>> white = torch.full((1, 1, 1, 1), 255, dtype=torch.uint8)
+    >>> standardised(white, torch.tensor([0]), torch.full((1, 1, 1), 0.5), torch.full((1, 1, 1), 0.25)).item()
+    2.0
+    """
     x = np.empty((len(index), *pixels.shape[1:]), dtype=np.float32)
     centre, scale = (255 * mean).float().numpy(), (255 * std).float().numpy()
     for start in range(0, len(index), BLOCK):

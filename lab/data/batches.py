@@ -20,6 +20,11 @@ class Batches:
     `batch_size` "full" means gradient descent, the whole set in its own order, whatever the sampling; so does a size equal
     to `num_examples`, except with replacement, where that many draws are still random. Raises SettingError when a batch is
     larger than the set.
+
+    >>> batches = Batches(10, 4, "epoch", seed=0)
+    >>> epoch = [batches.index(step) for step in range(batches.steps_per_epoch)]
+    >>> [len(index) for index in epoch], sorted(torch.cat(epoch).tolist()) == list(range(10))
+    ([4, 4, 2], True)
     """
 
     def __init__(self, num_examples: int, batch_size: BatchSize, sampling: Sampling, seed: int) -> None:

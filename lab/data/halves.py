@@ -56,6 +56,9 @@ def halves_loss(n: int, d: int, k: int, hidden: int) -> NetworkObjective:
     """L of a d - hidden - k network of tanh neurons with biases on `top_to_bottom(n, d, k)`, float64, all in one chunk.
 
     Parameters in the order W1 (hidden, d), b1, W2 (k, hidden), b2: hidden (d + k + 1) + k of them.
+
+    >>> halves_loss(200, 8, 2, 3).num_params
+    35
     """
     X, Y = top_to_bottom(n, d, k)
     model = Mlp(widths=(hidden,), activation="tanh").build((d,), k, seed=0).double()

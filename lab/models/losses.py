@@ -28,7 +28,11 @@ class CrossEntropy:
     label_smoothing: Annotated[float, Field(ge=0, lt=1, description="share of the target given to all classes")] = 0.0
 
     def build(self, num_classes: int) -> Criterion:
-        """The criterion; `num_classes` is K of the data."""
+        """The criterion; `num_classes` is K of the data.
+
+        >>> CrossEntropy().build(4)(torch.zeros(1, 4), torch.tensor([0]))  # log 4
+        tensor(1.3863)
+        """
         return CrossEntropyCriterion(self.label_smoothing)
 
 

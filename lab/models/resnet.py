@@ -29,7 +29,7 @@ BLOCKS_PER_STAGE = {8: (1,) * 3, 20: (3,) * 3, 32: (5,) * 3, 56: (9,) * 3, 18: (
 class ResNet:
     """Residual network for small images; needs image data (cifar10, cifar10_5k, image_folder).
 
-    On ten classes and RGB images depth 20 has 269,722 parameters and depth 18 has 11,173,962.
+    On ten classes and RGB images depth 18 has 11,173,962 parameters.
     """
 
     depth: Annotated[
@@ -50,6 +50,9 @@ class ResNet:
 
         In a block the layers are made in the order conv1, norm1, conv2, norm2, shortcut.
         Raises SettingError when examples are not images.
+
+        >>> sum(p.numel() for p in ResNet(depth=20).build((3, 32, 32), 10, seed=0).parameters())
+        269722
         """
         if len(input_shape) != 3:
             raise SettingError(

@@ -71,7 +71,11 @@ def require_no_inference() -> None:
 
 
 def at_least_single(w: Tensor) -> Tensor:
-    """w, in float32 where it is of half precision: products and solves in it would be off by 20 to 60 per cent."""
+    """w, in float32 where it is of half precision: products and solves in it would be off by 20 to 60 per cent.
+
+    >>> at_least_single(torch.ones(1, dtype=torch.bfloat16)).dtype, at_least_single(torch.ones(1).double()).dtype
+    (torch.float32, torch.float64)
+    """
     return w.to(torch.promote_types(w.dtype, torch.float32)) if w.is_floating_point() else w
 
 
@@ -80,6 +84,11 @@ class Objective(ABC):
 
     Laws: the weights of `parts` sum to 1; `value`, `grad` and `hvp` are deterministic functions of w; results have the
     dtype and device of w.
+
+    >>> from lab.landscapes.factorisation import Factorisation
+    >>> loss, w, a, b = Factorisation(), torch.tensor([2.0, 3.0]), *torch.eye(2)  # (1 - ab)^2/2
+    >>> loss.value(w), loss.grad(w), loss.hvp(w, a), loss.third(w, a, b)
+    (tensor(12.5000), tensor([15., 10.]), tensor([ 9., 11.]), tensor([6., 4.]))
     """
 
     num_params: int
@@ -194,7 +203,12 @@ class Objective(ABC):
 
 
 def directional(g: Tensor, leaf: Tensor, v: Tensor) -> Tensor:
-    """d(g'v)/d leaf from a gradient whose graph exists; zero where g does not depend on the leaf. The graph is kept."""
+    """d(g'v)/d leaf from a gradient whose graph exists; zero where g does not depend on the leaf. The graph is kept.
+
+    >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
+    >>> directional(3 * x.square(), x, torch.tensor([1.0, 1.0]))
+    tensor([ 6., 12.])
+    """
     if not g.requires_grad:
         return torch.zeros_like(leaf)
     with differentiating_again():

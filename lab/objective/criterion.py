@@ -16,7 +16,11 @@ CHECKED = 2**22
 
 
 def projection(outputs: Tensor, direction: Tensor) -> Tensor:
-    """mean over examples of f_n'v_n, directions v (n, K) in place of targets: the gradient of an example is J_n'v_n."""
+    """mean over examples of f_n'v_n, directions v (n, K) in place of targets: the gradient of an example is J_n'v_n.
+
+    >>> projection(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))  # (1 + 4)/2
+    tensor(2.5000)
+    """
     return (outputs.reshape(len(direction), -1) * direction).sum(1).mean()
 
 

@@ -14,6 +14,10 @@ class Decayed(Objective):
     """`inner` plus (decay/2)|w|^2 on all weights. Every example carries the same decay, so means are means still.
 
     Raises ValueError for a decay that is negative or no number.
+
+    >>> from lab.landscapes.quadratic import Quadratic
+    >>> Decayed(Quadratic((3.0, 1.0)), 0.5).hvp(torch.zeros(2), torch.ones(2))
+    tensor([3.5000, 1.5000])
     """
 
     def __init__(self, inner: Objective, decay: float):

@@ -63,6 +63,12 @@ class NetworkObjective(Objective):
     network that draws all the same is refused. Attention runs on the plain kernel: the fused ones have no second derivative.
     Buffers, modes, `.grad` and random state of the model are left as found. A float64 w gives a float64 loss, whatever
     the dtype of the model. Works under `torch.no_grad`; `torch.inference_mode` is refused.
+
+    >>> x, y = torch.tensor([[1.0], [3.0]]), torch.tensor([[1.0], [2.0]])
+    >>> loss = NetworkObjective(nn.Linear(1, 1, bias=False), nn.MSELoss(), (x, y))  # mean of (w x - y)^2
+    >>> w = torch.ones(1)
+    >>> loss.value(w), loss.grad(w), loss.hvp(w, torch.ones(1)), loss.example_grads(w).T
+    (tensor(0.5000), tensor([3.]), tensor([10.]), tensor([[0., 6.]]))
     """
 
     def __init__(

@@ -42,7 +42,15 @@ class OptimizerCard(ABC):
 
     @abstractmethod
     def build(self, params: Iterable[Tensor]) -> optim.Optimizer:
-        """The torch optimiser of `params`. Raises SettingError as `check` does."""
+        """The torch optimiser of `params`. Raises SettingError as `check` does.
+
+        >>> import torch
+        >>> w = torch.tensor([1.0], requires_grad=True)
+        >>> w.grad = torch.tensor([4.0])
+        >>> Sgd(lr=0.25, weight_decay=1.0).build([w]).step()  # 1 - 0.25 (4 + 1)
+        >>> w.item()
+        -0.25
+        """
 
 
 @settings()

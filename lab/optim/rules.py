@@ -19,6 +19,10 @@ def rule_of(optimizers: Iterable[optim.Optimizer], params: Iterable[Tensor]) -> 
     `UpdateRule.moving`. Adaptive optimisers give the preconditioner of their LAST update (bias corrections included); before
     the first one it is NaN: not defined yet. Raises TypeError for an optimiser whose threshold is not known, for a tensor
     that two optimisers hold, and where none holds any.
+
+    >>> w = torch.ones(1, requires_grad=True)
+    >>> rule_of([optim.SGD([w], lr=0.1, momentum=0.5)], [w]).threshold  # (2 + 2b)/lr
+    30.0
     """
     params = list(params)
     held, rules = held_by(optimizers, params), dict[int, UpdateRule]()

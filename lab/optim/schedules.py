@@ -36,7 +36,12 @@ class Schedule(ABC):
 
     @abstractmethod
     def factor(self, step: int, total: int) -> float:
-        """The multiplier of the learning rate for update `step` (0-based) of `total`; positive."""
+        """The multiplier of the learning rate for update `step` (0-based) of `total`; positive.
+
+        >>> schedules = Constant(), Cosine(final=0.5), Step(milestones=(500,)), Warmup(steps=1000)
+        >>> [round(schedule.factor(500, 1000), 3) for schedule in schedules]
+        [1.0, 0.75, 0.1, 0.501]
+        """
 
 
 @settings()

@@ -22,6 +22,12 @@ def stacked(optimizers: Iterable[optim.Optimizer], params: Iterable[Tensor]) -> 
     A row of W is w: the tensors `params` in their order, whatever the order of parameter groups. make raises TypeError,
     one line, where they have no one setting: in several optimisers, in none, in groups that differ (but for the learning
     rate), or updated so many times and others.
+
+    >>> w, W = torch.ones(2, requires_grad=True), torch.ones(3, 2, requires_grad=True)
+    >>> W.grad = torch.arange(6.0).reshape(3, 2)
+    >>> stacked([optim.SGD([w], lr=0.1)], [w])(0.5)([W]).step()
+    >>> W.tolist(), w.tolist()
+    ([[1.0, 0.5], [0.0, -0.5], [-1.0, -1.5]], [1.0, 1.0])
     """
     optimizers, params = list(optimizers), list(params)
 

@@ -5,14 +5,13 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from lab.gallery.experiments.base import Experiment
 from lab.run.cards import card
-from lab.settings import CARD, SettingError, usable_cpus
+from lab.settings import SettingError, settings, usable_cpus
 
 
-@dataclass(frozen=True, kw_only=True, config=CARD)
+@settings()
 class Shared:
     """What every experiment takes: seed of all random streams, where to compute, and on how many threads."""
 

@@ -148,7 +148,7 @@ class EscapeBallistic(Experiment):
     ] = (0.3, 0.4, 0.6, 0.9, 1.2)
     batch_sizes: Annotated[
         tuple[Annotated[int, Field(ge=1, le=1000)], ...],
-        Field(description="examples a step, drawn with replacement; the full batch comes with them"),
+        Field(description="examples a step, with replacement; the full batch comes with them"),
     ] = (2, 4, 8, 16)
     replicas: Annotated[int, Field(ge=2, le=10_000, description="runs of each kind whose growth is measured")] = 64
     steps: Annotated[

@@ -70,7 +70,7 @@ class KramersCurvature(Experiment):
     ] = (7.0, 9.0, 11.0, 13.0)
     wells: Annotated[
         tuple[Curvature, ...],
-        Field(description="H_a of a second sweep at the smallest B / lr, also with constant noise T = lr H_b / 2B"),
+        Field(description="H_a of a sweep at the smallest B / lr, also with T = lr H_b / 2B"),
     ] = (0.7, 1.0, 2.0, 4.0, 8.0)
     lr: Annotated[float, Field(ge=1e-4, le=1, description="learning rate, at most 1 over the largest curvature")] = 0.03
     walkers: Walkers = 2000

@@ -8,13 +8,13 @@ law all the same. `lab.noise.stationary`, `lab.noise.settling`, `lab.noise.tails
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Generator, Tensor
 
 from lab.gallery.experiments.base import Comparison, Experiment, Outcome, Surroundings, with_error
@@ -33,7 +33,7 @@ from lab.noise.stationary import (
 from lab.noise.tails import excess_kurtosis, stable, stable_index, stable_width
 from lab.progress import Tick
 from lab.results import Estimate
-from lab.settings import CARD, settings
+from lab.settings import settings
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 MULTIPLES = np.linspace(0.05, 4, 80)
@@ -373,7 +373,7 @@ class OrnsteinUhlenbeck(Experiment):
         return draw(arrays, title)
 
 
-@dataclass(frozen=True, config=CARD)
+@dataclass(frozen=True)
 class _Found:
     """C; walkers of SGD, heavy ball and real mini-batches; these' problem; walkers in the valley; E L of the first climb and
     the last L; walkers under stable noise; sizes |v|^2.

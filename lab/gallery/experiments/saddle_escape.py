@@ -8,13 +8,13 @@ and a deep linear network whose next singular value is about to be learnt. Danes
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from torch import Generator, Tensor
 
 from lab.curvature.operators import hessian
@@ -29,7 +29,7 @@ from lab.landscapes.factorisation import Factorisation
 from lab.landscapes.saddle import Saddle
 from lab.progress import Tick
 from lab.results import Estimate
-from lab.settings import CARD, settings
+from lab.settings import settings
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 HALF_WAY = 0.5
@@ -57,7 +57,7 @@ class SaddleEscape(Experiment):
     curvature: Annotated[Positive, Field(description="|lambda| of descending directions, and of the others")] = 1.0
     noise: Annotated[
         tuple[Annotated[float, Field(ge=1e-15, le=1e9)], ...],
-        Field(description="standard deviations of the noise in each coordinate of the gradient"),
+        Field(description="standard deviations in each coordinate of the gradient"),
     ] = (1e-2, 1e-3, 1e-4, 1e-5)
     radius: Annotated[float, Field(ge=1e-9, le=1e9, description="a walker has left when |x_-| exceeds it")] = 1.0
     dimension: Annotated[int, Field(ge=2, le=10_000, description="variables of the saddle, one of them descending")] = 2
@@ -305,7 +305,7 @@ class SaddleEscape(Experiment):
         return draw(arrays, title)
 
 
-@dataclass(frozen=True, config=CARD)
+@dataclass(frozen=True)
 class _Found:
     """First steps outside by noise, by number of directions, and of the factorisation; the furthest without noise
     downwards; the kicked network and the growth rates.

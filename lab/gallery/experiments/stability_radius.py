@@ -12,6 +12,7 @@ there the learning rate decides, and second moments (`lab.noise.second_moments`)
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import combinations, product
 from typing import Annotated, ClassVar
 
@@ -19,7 +20,6 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 from scipy.optimize import brentq
 from torch import Tensor
 
@@ -37,7 +37,7 @@ from lab.noise.second_moments import in_plane, plane_lr
 from lab.progress import Tick
 from lab.results import EscapeTimes, Estimate
 from lab.sampling import batch_factor
-from lab.settings import CARD, settings
+from lab.settings import settings
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 FAR = 1e10
@@ -335,7 +335,7 @@ class StabilityRadius(Experiment):
         return draw(arrays, title)
 
 
-@dataclass(frozen=True, config=CARD)
+@dataclass(frozen=True)
 class _Exact:
     """Mean exit time, the share inside after `longest`, and the radius."""
 
@@ -344,7 +344,7 @@ class _Exact:
     radius: float
 
 
-@dataclass(frozen=True, config=CARD)
+@dataclass(frozen=True)
 class _Linear:
     """Learning rates at the edge of mean square, of typical runs and of the full batch; growth over a grid, and measured."""
 
