@@ -44,7 +44,8 @@ html_css_files = ["lab.css"]
 html_math_renderer = "mathml"
 html_show_sourcelink = False
 html_copy_source = False
-html_sidebars = {"index": []}
+ALONE = ("index", "start", "own_model", "sweeps", "experiments", "architecture", "contributing", "changelog")
+html_sidebars: dict[str, list[str]] = {page: [] for page in (*ALONE, "generated/settings")}
 html_theme_options = {
     "show_prev_next": False,
     "header_links_before_dropdown": 8,

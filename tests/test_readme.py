@@ -294,6 +294,15 @@ def test_every_name_of_the_lab_on_a_page_can_be_imported(page: Path) -> None:
             break
 
 
+def test_the_page_of_the_architecture_draws_the_floors_that_the_layer_test_holds() -> None:
+    page = (ROOT / "docs/architecture.md").read_text()
+    floors: dict[int, tuple[str, ...]] = runpy.run_path(str(ROOT / "tests/test_layers.py"))["FLOORS"]
+    for floor, rooms in floors.items():
+        [row] = re.findall(rf"^\| {floor} \| (`\w.*?) \|", page.split("## The seam")[0], flags=re.M)
+        drawn = {re.sub(r"(\.py|/)$", "", name) for name in re.findall(r"`([\w.]+/?)`", row)}
+        assert drawn == set(rooms), floor
+
+
 def test_pictures_are_small_and_each_is_on_a_page() -> None:
     pictures = sorted((ROOT / "docs/images").iterdir())
     text = "\n".join(page.read_text() for page in PAGES)
