@@ -32,6 +32,8 @@ from lab.objective import NetworkObjective, Objective, differentiating_again
 
 Direction = Callable[[Tensor], Tensor]
 """The step s (P,) that an optimiser would make for a gradient (P,)."""
+_Call = tuple[nn.Linear, Tensor, Tensor]
+"""A call of a layer: the layer, its inputs h and its outputs a."""
 ROUND_OFF = 1e3
 """How far the two ways may differ, in units of the round-off of |g_B|^2 and of |g_B| |H_B g_B|."""
 
@@ -158,20 +160,20 @@ def _at_once(objective: NetworkObjective, w: Tensor, batches: Tensor, layers: li
     with torch.enable_grad(), _recorded(layers, calls):
         ((_, outputs, criterion),) = objective.restrict(batches.flatten()).composition(w)
         total = num * criterion(outputs)  # the sum of L_B: the criterion is a mean
-    once = len({call.layer for call in calls}) == len(calls) > 0
-    if not once or any(call.h.dim() < 2 or len(call.h) != batches.numel() for call in calls):
+    once = len({layer for layer, _, _ in calls}) == len(calls) > 0
+    if not once or any(h.dim() < 2 or len(h) != batches.numel() for _, h, _ in calls):
         return None
-    outputs_of = [call.a for call in calls]
+    outputs_of = [a for _, _, a in calls]
     with differentiating_again():
         slopes = torch.autograd.grad(total, outputs_of, create_graph=True, materialize_grads=True)
     square, F, moves = w.new_zeros(num, dtype=torch.float64), total.new_zeros(()), list[Tensor]()
-    for call, slope in zip(calls, slopes, strict=True):
-        h, d = _rows(call.h, num), _rows(slope, num)
-        e = _moves(call.layer, h.detach(), d.detach())
+    for (layer, inputs, _), slope in zip(calls, slopes, strict=True):
+        h, d = _rows(inputs, num), _rows(slope, num)
+        e = _moves(layer, h.detach(), d.detach())
         moves.append(e)
         square += (d.detach() * e).double().sum((1, 2))
         F = F + (d * e).sum()
-        if h.requires_grad and call.layer.weight.requires_grad:
+        if h.requires_grad and layer.weight.requires_grad:
             F = F + 2 * (h * ((d @ d.transpose(1, 2)) @ h).detach()).sum()
     if not F.requires_grad:  # the loss is linear in the weights
         return BatchForms(torch.zeros_like(square), square)
@@ -191,22 +193,13 @@ def _moves(layer: nn.Linear, h: Tensor, d: Tensor) -> Tensor:
     return e
 
 
-@dataclass
-class _Call:
-    """A call of a layer: its inputs h and outputs a."""
-
-    layer: nn.Linear
-    h: Tensor
-    a: Tensor
-
-
 @contextmanager
 def _recorded(layers: list[nn.Linear], calls: list[_Call]) -> Iterator[None]:
     """Note the calls of the layers; the outputs of the first ones start the graph, for the weights are constants."""
 
     def note(layer: nn.Module, inputs: tuple[Tensor, ...], a: Tensor) -> Tensor:
         a = a if a.requires_grad else a.detach().requires_grad_()
-        calls.append(_Call(layer, inputs[0], a))  # type: ignore[arg-type]
+        calls.append((layer, inputs[0], a))  # type: ignore[arg-type]
         return a.clone()  # what is done to it in place is done to a copy
 
     handles = [layer.register_forward_hook(note) for layer in layers]

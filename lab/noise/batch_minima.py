@@ -1,6 +1,7 @@
 """Every batch has a landscape of its own: where its minima lie, beside each other and beside that of all examples.
 
     w_b     where descent on L_b, the mean over batch b, goes from w;  w_full likewise on L
+    step    of the descent: s's / s'y, s the last move and y = H s the change of the gradient over it: 1 / curvature along s
     shift   of the minimum when example i is left out: (H_rest + damping)^-1 g_i / (N - 1)
 
 Linear regression, Gaussian inputs, batches of B > d + 1 examples: the minima are centred at w_full with spread
@@ -103,20 +104,20 @@ def descend(
     condition number k the error falls about as fast as with conjugate gradients, some sqrt(k) steps a digit. Cost: R
     gradients of a batch a step; memory 5 R P numbers. A loss that is not finite at the start leaves its row as it is.
     """
-    value, gradient = value_and_grad(W)
+    value, gradient = value_and_grad(W)  # (R,), (R, P)
     first, best, lowest, left = _norms(gradient), W, value, _norms(gradient)
-    recent = value[:, None].repeat(1, MEMORY)
+    recent = value[:, None].repeat(1, MEMORY)  # (R, MEMORY): the last losses
     step = torch.full_like(value, lr)
     for i in range(steps):
         if bool((left <= tol * first).all()):
             break
-        trial = W - step[:, None] * gradient
+        trial = W - step[:, None] * gradient  # (R, P)
         new, slope = value_and_grad(trial)
         size = _norms(gradient)
-        good = new <= recent.amax(1) - DECREASE * step * size**2
-        change, turn = trial - W, slope - gradient
-        curved = (change * turn).sum(1)
-        spectral = torch.where(curved > 0, _norms(change) ** 2 / curved, 2 * step)
+        good = new <= recent.amax(1) - DECREASE * step * size**2  # (R,): the line search is content
+        change, turn = trial - W, slope - gradient  # (R, P): s and y = H s of a quadratic
+        curved = (change * turn).sum(1)  # (R,): s'y
+        spectral = torch.where(curved > 0, _norms(change) ** 2 / curved, 2 * step)  # (R,): s's / s'y
         step = torch.where(good, spectral, step / 4)
         W, gradient = torch.where(good[:, None], trial, W), torch.where(good[:, None], slope, gradient)
         value = torch.where(good, new, value)

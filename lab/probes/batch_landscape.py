@@ -29,7 +29,7 @@ from lab.curvature.operators import gauss_newton
 from lab.noise.batch_minima import BatchLosses, BatchMinima, descend, draw_batches, leave_one_out, one_by_one
 from lab.noise.clusters import Cloud, cloud, clusters
 from lab.objective import NetworkObjective
-from lab.probes.base import Every, Memory, Plan, Probe, Snapshot, measures
+from lab.probes.base import Every, Memory, Plan, Probe, ProbeSet, Snapshot, measures
 from lab.results import Result
 from lab.sampling import Sampling
 from lab.settings import SettingError
@@ -62,18 +62,11 @@ class BatchLandscape(Probe):
     name: ClassVar[str] = "batch_landscape"
 
     every: Every = 500
-    examples: Annotated[
-        Annotated[int, Field(gt=1)] | Literal["all", "auto"],
-        Field(
-            description="probe set: all | n (class-balanced, fixed) | auto: all up to 5000 training examples, else 2000"
-        ),
-    ] = "auto"
+    examples: ProbeSet = "auto"
     batches: Annotated[int, Field(gt=1, description="number of batches")] = 24
     batch_size: Annotated[
         Annotated[int, Field(gt=0)] | Literal["auto"],
-        Field(
-            description="examples in each | auto: as in training (32 where that is full), at most half of the probe set"
-        ),
+        Field(description="examples in each | auto: as in training (32 where full), at most half of the probe set"),
     ] = "auto"
     steps: Annotated[int, Field(gt=0, description="descent steps on each batch, and on all examples")] = 100
     leave_out: Annotated[
@@ -81,11 +74,7 @@ class BatchLandscape(Probe):
     ] = 8
     damping: Annotated[
         float,
-        Field(
-            ge=0,
-            description="in units of the largest Gauss-Newton eigenvalue of the run: along flatter directions nothing is "
-            "shifted",
-        ),
+        Field(ge=0, description="in units of the top Gauss-Newton eigenvalue; flatter directions are not shifted"),
     ] = 1e-3
     max_matvecs: Annotated[
         int, Field(gt=0, description="Gauss-Newton products allowed per example left out (each 1 to 2 gradients)")
