@@ -9,9 +9,9 @@ from cards import card_text
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
+from lab.doors.parts import CARDS, read_settings
 from lab.doors.request import Request, cards_at_hand, composed
 from lab.run.cards import choices, config_dir
-from lab.run.parts import CARDS, read_settings
 from lab.settings import knobs
 
 CONF = Path(config_dir())

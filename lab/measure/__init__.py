@@ -95,9 +95,9 @@ def measure(target: Target, file: Path, *, several: bool = False) -> "Result":
 
 def _measurement(settings: dict[str, Any], target: Target, file: Path, run: Origin | None) -> "Measurement":
     """The saved weights in their model, with their data."""
+    from lab.doors.parts import read_settings
     from lab.measure.carry import Measurement
     from lab.measure.weights import read
-    from lab.run.parts import read_settings
 
     saved, parts = read(file), read_settings(settings).build()
     parts.use_threads(jobs=1)

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from lab.curvature.operators import LinearOperator, hessian
+from lab.doors.parts import Parts
 from lab.measure.progress import Progress
 from lab.measure.weights import Saved, load_into
 from lab.probes.attempt import findings
 from lab.probes.base import Examples, Probe, Snapshot
 from lab.probes.bench import Bench
-from lab.run.parts import Parts
 from lab.settings import SettingError
 
 

@@ -39,7 +39,7 @@ def look(request: Request) -> Iterable[str]:
     folder, settings = RunFolder(request.folder), _settings(request)
     require_unchanged(folder, _recorded(settings))
     if not folder.finished:
-        from lab.run.parts import read_settings  # torch: not for runs that are finished
+        from lab.doors.parts import read_settings  # torch: not for runs that are finished
 
         read_settings(settings)
     return left_out(request)
@@ -62,7 +62,7 @@ def train(request: Request) -> float | None:
 
 def _train(folder: RunFolder, settings: dict[str, Any], request: Request) -> dict[str, Any]:
     """Check the settings, and only then load Lightning and train. Returns the summary."""
-    from lab.run.parts import read_settings
+    from lab.doors.parts import read_settings
 
     parts = read_settings(settings).build()
     require_same_data(folder, parts.dataset.facts)
@@ -83,7 +83,7 @@ def _train(folder: RunFolder, settings: dict[str, Any], request: Request) -> dic
 def _require_same_files(folder: RunFolder, settings: dict[str, Any]) -> None:
     """Raise SettingError for a finished run whose data have changed: they are read only where the files look changed."""
     if not same_data_files(folder, settings):
-        from lab.run.parts import read_settings
+        from lab.doors.parts import read_settings
 
         require_same_data(folder, read_settings(settings).data.load().facts)
 

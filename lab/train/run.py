@@ -17,6 +17,7 @@ from lab.callbacks.probe import ProbeCallback
 from lab.callbacks.progress import ProgressCallback
 from lab.callbacks.run import RunCallback
 from lab.curvature.phase import Phase
+from lab.doors.parts import Parts
 from lab.models.losses import MeanSquaredError
 from lab.module import SupervisedModule
 from lab.optim.schedules import Constant
@@ -26,7 +27,6 @@ from lab.run import checkpoints, figures, signals
 from lab.run.agenda import Agenda
 from lab.run.folder import RunFolder
 from lab.run.identity import data_files, flat
-from lab.run.parts import Parts
 from lab.run.provenance import provenance
 
 

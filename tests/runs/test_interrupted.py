@@ -12,9 +12,9 @@ import torch
 from whole_runs import KINDS, SMALL, assert_same_run, command, finished, last, signalled, train
 
 from lab.curvature.operators import LinearOperator
+from lab.doors.parts import Settings
 from lab.module import SupervisedModule
 from lab.run.folder import RunFolder
-from lab.run.parts import Settings
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
