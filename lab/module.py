@@ -86,8 +86,7 @@ class SupervisedModule(pl.LightningModule):
         self.divergence, self.noise_cost, self._rest_seconds = "", math.nan, math.inf
         self.updates = Updates([], [])
         self._trainable = [p for p in model.parameters() if p.requires_grad]
-        self._state: list[Tensor] = []
-        self._last_finite: list[Tensor] = []
+        self._state, self._last_finite = list[Tensor](), list[Tensor]()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
@@ -148,9 +147,8 @@ class SupervisedModule(pl.LightningModule):
     def _curves(self, loss: float, accuracy: float) -> dict[str, float]:
         """The training curves of the step just made: loss and accuracy of its batch, norms of gradient and update."""
         gradients = [p.grad for p in self._trainable if p.grad is not None]
-        moves = [
-            p.detach() - old for p, old in zip(self._trainable, self._last_finite, strict=False)
-        ]  # buffers come last
+        pairs = zip(self._trainable, self._last_finite, strict=False)  # buffers come last
+        moves = [p.detach() - old for p, old in pairs]
         norm = self.gradient.noise_norm
         return {
             "train/loss": loss,
