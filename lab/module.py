@@ -16,22 +16,21 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from lab.data.augment import crop_and_flip
 from lab.data.base import Dataset, Split
 from lab.data.batches import Batches
+from lab.models.losses import Criterion
 from lab.optim.escape import Escape
+from lab.optim.gradient import BatchGradient
 from lab.optim.noise import GradientNoise
 from lab.run import signals
-from lab.run.agenda import Agenda, Chunk
-from lab.streams import stream
+from lab.run.agenda import Agenda, Steps
 
-Criterion = Callable[[Tensor, Tensor], Tensor]
 TIMED, TIMED_SECONDS = 25, 2.0
 """What noise costs is timed on so many steps with it and as many without, or for so long."""
 
 
 @dataclass
-class Progress:
+class Updates:
     """What one chunk of updates did: the loss of every step, and the training curves of the logged ones."""
 
     losses: list[tuple[int, float]]
@@ -44,8 +43,7 @@ class SupervisedModule(pl.LightningModule):
     batches     which examples make the batch of a step.
     agenda      the chunks of the run and the steps whose training curves are logged.
     factor      learning-rate multiplier of a step.
-    augment     random crop and flip of the batch.
-    chunk_size  examples per forward pass; larger batches are summed over chunks weighted by examples.
+    augment, chunk_size  see `lab.optim.gradient`.
     max_loss    a larger loss counts as divergence, as does one that is not finite: training stops, the weights before
                 update `finite_step`, the last with a good loss, are put back, `divergence` says why. The loss that the
                 last update leaves is looked at too.
@@ -73,18 +71,22 @@ class SupervisedModule(pl.LightningModule):
     ):
         super().__init__()
         self.automatic_optimization = False
-        self.model, self.criterion, self.optimizer = model, criterion, optimizer
-        self.batches, self.agenda, self.factor = batches, agenda, factor
-        self.augment, self.chunk_size, self.max_loss, self.seed = augment, chunk_size, max_loss, seed
-        self.train_data, self.test_data = dataset.train, dataset.test
+        self.model, self.criterion, self.optimizer, self.agenda, self.factor = (
+            model,
+            criterion,
+            optimizer,
+            agenda,
+            factor,
+        )
+        self.gradient = BatchGradient(
+            model, criterion, optimizer, dataset.train, batches, augment=augment, chunk_size=chunk_size, seed=seed
+        )
+        self.test_data, self.max_loss, self.noise, self.escape = dataset.test, max_loss, noise, escape
         self.step = self.finite_step = agenda.begin
-        self.divergence = ""
-        self.noise, self.noise_cost, self.escape = noise, math.nan, escape
-        self._noise_norm, self._rest_seconds = math.nan, math.inf
-        self.progress = Progress([], [])
+        self.divergence, self.noise_cost, self._rest_seconds = "", math.nan, math.inf
+        self.updates = Updates([], [])
         self._trainable = [p for p in model.parameters() if p.requires_grad]
-        self._state: list[Tensor] = []
-        self._last_finite: list[Tensor] = []
+        self._state, self._last_finite = list[Tensor](), list[Tensor]()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
@@ -95,7 +97,7 @@ class SupervisedModule(pl.LightningModule):
     def on_fit_start(self) -> None:
         """The data go where the model is, once; by now its tensors have their device and precision."""
         dtype = self._trainable[0].dtype
-        self.train_data = _to(self.train_data, self.device, dtype)
+        self.gradient.train = _to(self.gradient.train, self.device, dtype)
         self.test_data = None if self.test_data is None else _to(self.test_data, self.device, dtype)
         self._state = [*self._trainable, *self.model.buffers()]
         self._last_finite = [tensor.detach().clone() for tensor in self._state]
@@ -106,110 +108,55 @@ class SupervisedModule(pl.LightningModule):
         for group in self.optimizer.param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * self.factor(step)
 
-    def transfer_batch_to_device(self, batch: Chunk, device: torch.device, dataloader_idx: int) -> Chunk:
+    def transfer_batch_to_device(self, batch: Steps, device: torch.device, dataloader_idx: int) -> Steps:
         """A chunk is two numbers; the data are on the device already."""
         return batch
 
-    def training_step(self, chunk: Chunk) -> None:
-        """The updates of one chunk; what they did is in `progress`."""
-        self.progress = progress = Progress([], [])
-        for step in range(chunk.begin, chunk.end):
+    def training_step(self, steps: Steps) -> None:
+        """The updates of one chunk; what they did is in `updates`."""
+        self.updates = updates = Updates([], [])
+        for step in range(steps.begin, steps.end):
             if signals.asked():
                 break
             if self.escape is not None:
-                told = self.escape.look(step, self.model, self.train_data, self.optimizer)
-                progress.curves += [(step, told)] if told else []
-            loss, accuracy = self._gradient(step, self.noise, measured=self.agenda.logs(step))
+                escaped = self.escape.look(step, self.model, self.gradient.train, self.optimizer)
+                updates.curves += [(step, escaped)] if escaped else []
+            loss, accuracy = self.gradient(step, self.noise, measured=self.agenda.logs(step))
             if self._diverged(loss):
                 break
-            begin = self._clock()
+            begin = clock(self.device)
             self._keep(step)
             self.optimizer.step()
-            progress.losses.append((step, loss))
+            updates.losses.append((step, loss))
             if self.agenda.logs(step):
-                progress.curves.append((step, self._curves(loss, accuracy)))
+                updates.curves.append((step, self._curves(loss, accuracy)))
             self.step = step + 1
             self.set_lr(self.step)
-            self._rest_seconds = min(self._rest_seconds, self._clock() - begin)
+            self._rest_seconds = min(self._rest_seconds, clock(self.device) - begin)
         if self.step == self.agenda.total and not self.divergence:
             self._look_back()
             if self.noise is not None:
-                self._time_noise(self.noise)
+                with buffers_kept(self.model):
+                    self.noise_cost = cost_of(self.noise, self.gradient, self.step - 1, self._rest_seconds)
 
-    def on_train_batch_end(self, outputs: Any, batch: Chunk, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: Steps, batch_idx: int) -> None:
         """After the callbacks, which have logged the updates that were made: stop here if SIGTERM has come meanwhile."""
         if signals.asked() and self.step < self.agenda.total and not self.divergence:
             signals.leave()
 
-    @torch.no_grad()
-    def evaluate(self, data: Split, *, chunk_size: int = 1000) -> dict[str, float]:
-        """Mean loss and accuracy in eval mode."""
-        training, loss, correct = self.model.training, 0.0, 0
-        self.model.eval()
-        for x, y in zip(data.x.split(chunk_size), data.y.split(chunk_size), strict=True):
-            outputs = self.model(x)
-            loss += float(self.criterion(outputs, y)) * len(y) / len(data)
-            correct += int((outputs.argmax(1) == y).sum())
-        self.model.train(training)
-        return {"loss": loss, "accuracy": correct / len(data)}
-
-    def batch_index(self, step: int) -> Tensor | None:
-        """The examples of the batch of `step`, None for all of them."""
-        return self.batches.index(step)
-
-    def _gradient(
-        self, step: int, noise: GradientNoise | None = None, *, measured: bool = False
-    ) -> tuple[float, float]:
-        """Loss and accuracy of the batch of `step`, its gradient left in `.grad`, with noise where one is given."""
-        x, y = self._batch(step)
-        self.optimizer.zero_grad()
-        draw = None
-        if noise is not None:
-            lr = self.optimizer.param_groups[0]["lr"]
-            draw = noise.draw(step, x, y, lr=lr, chunk_size=self.chunk_size, measured=measured)
-        size = self.chunk_size or len(y)
-        loss = torch.zeros((), dtype=torch.float64, device=y.device)
-        correct = torch.zeros((), dtype=torch.long, device=y.device)
-        for i, (xs, ys) in enumerate(zip(x.split(size), y.split(size), strict=True)):
-            outputs = self.model(xs)
-            part = self.criterion(outputs, ys)
-            share = len(ys) / len(y)
-            weighted = part * share if share < 1 else part
-            if draw is None:
-                weighted.backward()
-            else:
-                draw.backward(weighted, outputs, slice(i * size, i * size + len(ys)))
-            loss += part.detach() * share
-            correct += (outputs.detach().argmax(1) == ys).sum()
-        if draw is not None:
-            draw.finish()
-            self._noise_norm = draw.norm
-        return float(loss), float(correct) / len(y)
-
-    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
-        index = self.batch_index(step)
-        x, y = self.train_data.x, self.train_data.y
-        if index is not None:
-            index = index.to(y.device)
-            x, y = x[index], y[index]
-        if self.augment:
-            x = crop_and_flip(x, stream(self.seed, "augment", step))
-        return x, y
-
     def _curves(self, loss: float, accuracy: float) -> dict[str, float]:
         """The training curves of the step just made: loss and accuracy of its batch, norms of gradient and update."""
         gradients = [p.grad for p in self._trainable if p.grad is not None]
-        moves = [
-            p.detach() - old for p, old in zip(self._trainable, self._last_finite, strict=False)
-        ]  # buffers come last
-        noise = {"train/noise_norm": self._noise_norm} if math.isfinite(self._noise_norm) else {}
+        pairs = zip(self._trainable, self._last_finite, strict=False)  # buffers come last
+        moves = [p.detach() - old for p, old in pairs]
+        norm = self.gradient.noise_norm
         return {
             "train/loss": loss,
             "train/accuracy": accuracy,
             "train/grad_norm": _norm(gradients),
             "train/update_norm": _norm(moves),
             "train/lr": self.optimizer.param_groups[0]["lr"],
-        } | noise
+        } | ({"train/noise_norm": norm} if math.isfinite(norm) else {})
 
     @torch.no_grad()
     def _keep(self, step: int) -> None:
@@ -220,39 +167,11 @@ class SupervisedModule(pl.LightningModule):
 
     def _look_back(self) -> None:
         """What the last update did, which no step after it sees: the loss of the batch that would be next."""
-        with self._buffers_kept():
-            loss, _ = self._gradient(self.step)
+        with buffers_kept(self.model):
+            loss, _ = self.gradient(self.step)
         # Saturated units hide infinite weights from the loss.
         if not self._diverged(loss) and not all(bool(p.isfinite().all()) for p in self._trainable):
             self._diverge("a weight is no longer finite")
-
-    def _time_noise(self, noise: GradientNoise) -> None:
-        """`noise_cost`: gradients with and without noise in turn, beside the rest of a step, each at its fastest: whatever
-        else the machine does only makes them slower.
-        """
-        took: dict[bool, list[float]] = {False: [], True: []}
-        with self._buffers_kept():
-            for _ in range(TIMED):
-                for noisy in took:
-                    begin = self._clock()
-                    self._gradient(self.step - 1, noise if noisy else None)
-                    took[noisy].append(self._clock() - begin)
-                if sum(map(sum, took.values())) > TIMED_SECONDS:
-                    break
-        rest = self._rest_seconds if math.isfinite(self._rest_seconds) else 0.0  # no step was made: a resumed end
-        self.noise_cost = (min(took[True]) + rest) / (min(took[False]) + rest)
-
-    def _clock(self) -> float:
-        """Seconds of this process, which other ones do not lengthen; on a GPU those of the clock on the wall."""
-        return perf_counter() if self.device.type == "cuda" else process_time()
-
-    @contextmanager
-    def _buffers_kept(self) -> Iterator[None]:
-        """Put the buffers back: BatchNorm counts batches that are no part of the run."""
-        buffers = [buffer.clone() for buffer in self.model.buffers()]
-        yield
-        for buffer, kept in zip(self.model.buffers(), buffers, strict=True):
-            buffer.copy_(kept)
 
     def _diverged(self, loss: float) -> bool:
         """Whether the loss is not finite or too large; if so the run has diverged."""
@@ -269,6 +188,51 @@ class SupervisedModule(pl.LightningModule):
         for tensor, old in zip(self._state, self._last_finite, strict=True):
             tensor.copy_(old)
         self.trainer.should_stop = True
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, criterion: Criterion, data: Split, *, chunk_size: int = 1000) -> dict[str, float]:
+    """Mean loss and accuracy in eval mode."""
+    training, loss, correct = model.training, 0.0, 0
+    model.eval()
+    for x, y in zip(data.x.split(chunk_size), data.y.split(chunk_size), strict=True):
+        outputs = model(x)
+        loss += float(criterion(outputs, y)) * len(y) / len(data)
+        correct += int((outputs.argmax(1) == y).sum())
+    model.train(training)
+    return {"loss": loss, "accuracy": correct / len(data)}
+
+
+def cost_of(noise: GradientNoise, gradient: BatchGradient, step: int, rest: float) -> float:
+    """How many steps without the noise a step with it takes, whose rest takes `rest` (s; inf where no step was made: a
+    resumed end). Gradients with and without noise take turns, and count at their fastest: whatever else the machine does
+    only makes them slower.
+    """
+    took: dict[bool, list[float]] = {False: [], True: []}
+    device = gradient.train.x.device
+    for _ in range(TIMED):
+        for noisy in took:
+            begin = clock(device)
+            gradient(step, noise if noisy else None)
+            took[noisy].append(clock(device) - begin)
+        if sum(map(sum, took.values())) > TIMED_SECONDS:
+            break
+    rest = rest if math.isfinite(rest) else 0.0
+    return (min(took[True]) + rest) / (min(took[False]) + rest)
+
+
+def clock(device: torch.device) -> float:
+    """Seconds of this process, which other ones do not lengthen; on a GPU those of the clock on the wall."""
+    return perf_counter() if device.type == "cuda" else process_time()
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Put the buffers back: BatchNorm counts batches that are no part of the run."""
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    yield
+    for buffer, kept in zip(model.buffers(), buffers, strict=True):
+        buffer.copy_(kept)
 
 
 def _to(split: Split, device: torch.device, dtype: torch.dtype) -> Split:

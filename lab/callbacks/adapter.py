@@ -67,13 +67,13 @@ class Own(Foreign):
         return self.module.divergence
 
     def batch(self, step: int) -> Tensor | None:
-        return self.module.batch_index(step)
+        return self.module.gradient.batches.index(step)
 
     def together(self, batch: Any) -> int | None:
         return None
 
     def losses(self, outputs: Any) -> list[tuple[int, float]]:
-        return self.module.progress.losses
+        return self.module.updates.losses
 
 
 def adapt(trainer: pl.Trainer, module: pl.LightningModule) -> Foreign:

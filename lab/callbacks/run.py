@@ -6,9 +6,9 @@ import pytorch_lightning as pl
 
 from lab.callbacks.dashboard import flush, show_figure
 from lab.callbacks.probe import ProbeCallback
-from lab.module import SupervisedModule
+from lab.module import SupervisedModule, evaluate
 from lab.run import checkpoints
-from lab.run.agenda import Chunk, every
+from lab.run.agenda import Steps, every
 from lab.run.checkpoints import State
 from lab.run.figures import save, waterfall_figure
 from lab.run.folder import RunFolder
@@ -51,7 +51,7 @@ class RunCallback(pl.Callback):
             self.state = None
 
     def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Chunk, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Steps, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, SupervisedModule)
         if self.saves(batch.begin):
@@ -60,10 +60,10 @@ class RunCallback(pl.Callback):
             self.evaluate(trainer, pl_module)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Chunk, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Steps, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, SupervisedModule)
-        for step, curves in pl_module.progress.curves:
+        for step, curves in pl_module.updates.curves:
             for logger in trainer.loggers:
                 logger.log_metrics(curves, step=step)
         if pl_module.divergence:
@@ -91,7 +91,10 @@ class RunCallback(pl.Callback):
         if module.test_data is None:
             return {}
         with cut_off():
-            values = {f"test/{name}": value for name, value in module.evaluate(module.test_data).items()}
+            values = {
+                f"test/{name}": value
+                for name, value in evaluate(module.model, module.criterion, module.test_data).items()
+            }
         for logger in trainer.loggers:
             logger.log_metrics(values, step=module.step)
         self.probes.note(values)

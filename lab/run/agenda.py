@@ -12,7 +12,7 @@ MAX_CHUNK = 50
 """Updates per chunk at most."""
 
 
-class Chunk(NamedTuple):
+class Steps(NamedTuple):
     """The updates begin, ..., end - 1. A tuple: Lightning takes batches apart, and stumbles over frozen dataclasses."""
 
     begin: int
@@ -29,13 +29,13 @@ class Agenda:
     events: tuple[Callable[[int], bool], ...] = ()
     log_every: int | None = 1
 
-    def __iter__(self) -> Iterator[Chunk]:
+    def __iter__(self) -> Iterator[Steps]:
         begin = self.begin
         while begin < self.total:
             end = begin + 1
             while end < self.total and end - begin < MAX_CHUNK and not any(due(end) for due in self.events):
                 end += 1
-            yield Chunk(begin, end)
+            yield Steps(begin, end)
             begin = end
 
     def logs(self, step: int) -> bool:

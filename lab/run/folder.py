@@ -170,8 +170,8 @@ class RunFolder:
 
     def status(self, state: str, *, step: int, reason: str = "") -> None:
         """How the run stands: running, finished, diverged or failed."""
-        told = {"status": state, "step": step, "reason": reason, "pid": os.getpid()}
-        self.write("status", told | ({"seconds": self.seconds} if math.isfinite(self._begin) else {}))
+        seconds = {"seconds": self.seconds} if math.isfinite(self._begin) else {}
+        self.write("status", {"status": state, "step": step, "reason": reason, "pid": os.getpid()} | seconds)
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         """The measurements on disk; a last line cut off by a kill is passed over."""

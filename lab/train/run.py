@@ -1,7 +1,6 @@
 """One run: the parts put together with Lightning, and carried out in a folder."""
 
 import logging
-import math
 import sys
 import warnings
 from collections.abc import Callable
@@ -20,14 +19,13 @@ from lab.curvature.phase import Phase
 from lab.doors.parts import Parts
 from lab.models.losses import MeanSquaredError
 from lab.module import SupervisedModule
-from lab.optim.schedules import Constant
 from lab.params import layout
-from lab.probes.attempt import findings
 from lab.run import checkpoints, figures, signals
 from lab.run.agenda import Agenda
 from lab.run.folder import RunFolder
 from lab.run.identity import data_files, flat
 from lab.run.provenance import provenance
+from lab.train.outcome import outcome
 
 
 class TrainingRun:
@@ -71,11 +69,11 @@ class TrainingRun:
                     folder.status("failed", step=folder.read("status").get("step", 0), reason=reason)
                 if not stopped:
                     raise
-                told = f"interrupted; {_resumption(folder)}"
+                word = f"interrupted; {_resumption(folder)}"
                 # Lightning turns Ctrl-C into exit code 1, and its exception for SIGTERM has none of its own.
                 if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
-                    raise KeyboardInterrupt(told) from None
-                print(told, file=sys.stderr, flush=True)
+                    raise KeyboardInterrupt(word) from None
+                print(word, file=sys.stderr, flush=True)
                 signals.leave()
             if signals.asked():  # too late for this run, not for what comes after it
                 signals.leave()
@@ -96,7 +94,8 @@ class TrainingRun:
         folder.write("provenance", provenance(self.command, self.plain, **facts))
         folder.status("running", step=step)
         module, loggers = self._train(folder, step, state)
-        summary = self._summary(module, folder) | {"seconds": folder.seconds}
+        summary = outcome(self.settings, self.probes, module, folder)
+        summary |= {"title": self.title, "seconds": folder.seconds}
         self._show(folder, summary, loggers)
         folder.write("summary", summary)
         folder.status("diverged" if module.divergence else "finished", step=module.step, reason=module.divergence)
@@ -114,21 +113,7 @@ class TrainingRun:
             state=state,
         )
         agenda = Agenda(begin, parts.total, (self.probes.due, keeper.due), settings.log_every)
-        module = SupervisedModule(
-            parts.model,
-            parts.criterion,
-            parts.optimizer,
-            parts.dataset,
-            parts.batches,
-            agenda,
-            factor=lambda step: self.settings.schedule.factor(step, parts.total),
-            augment=getattr(self.settings.data, "augment", False),
-            chunk_size=parts.chunk_size,
-            max_loss=settings.max_loss,
-            seed=self.settings.seed,
-            noise=parts.noise,
-            escape=parts.escape,
-        )
+        module = self._module(agenda)
         tensorboard = TensorBoardLogger(
             folder.path, name="tensorboard", version="", default_hp_metric=False, purge_step=begin
         )
@@ -147,65 +132,23 @@ class TrainingRun:
         trainer.fit(module, train_dataloaders=agenda)
         return module, trainer.loggers
 
-    def _summary(self, module: SupervisedModule, folder: RunFolder) -> dict[str, Any]:
-        """What `summary.json` says. Of sharpness and phase only what was measured."""
-        latest, found = dict(self.probes.latest), self.probes.summary()
-        if found["quantity"] not in latest:
-            found["quantity"] = None
-        return found | {
-            "edge_lr": self._edge_lr(found),
-            "findings": findings(self.settings.probes, latest)
-            + self._noise(module)
-            + self._escapes(folder)
-            + self.probes.failures.sentences()
-            + self.probes.notes(),
-            "steps": module.step,
-            "reason": module.divergence,
-            "test_loss": latest.get("test/loss"),
-            "test_accuracy": latest.get("test/accuracy"),
-            "title": self.title,
-            "loss_unit": "half squared error" if isinstance(self.settings.loss, MeanSquaredError) else "cross entropy",
-        }
-
-    def _edge_lr(self, found: dict[str, Any]) -> float | None:
-        """The learning rate whose threshold is the last lambda_max, 2/lambda_max for gradient descent.
-
-        None where this is not one number (with mini-batches, a schedule, weight decay or a preconditioner; lambda_max not
-        measured or not positive), or leads nowhere: interpolation takes the sharpness of cross entropy to zero.
-        """
-        ratio, settings = found["last_ratio"], self.settings
-        plain = found["quantity"] == "sharpness/lambda_max" and "wd" not in found["threshold_formula"]
-        fitted, constant = found["phase"] == Phase.INTERPOLATED, isinstance(settings.schedule, Constant)
-        if self.probes.tracker.stochastic or fitted or not plain or not constant:
-            return None
-        return settings.optimizer.lr / ratio if ratio is not None and ratio > 0 else None
-
-    def _noise(self, module: SupervisedModule) -> list[str]:
-        """The noise in the gradient and what it cost, where there was one."""
-        if self.settings.noise is None:
-            return []
-        cost = (
-            f"; a step took {_times(module.noise_cost)} one without noise" if math.isfinite(module.noise_cost) else ""
+    def _module(self, agenda: Agenda) -> SupervisedModule:
+        parts, settings = self.parts, self.settings
+        return SupervisedModule(
+            parts.model,
+            parts.criterion,
+            parts.optimizer,
+            parts.dataset,
+            parts.batches,
+            agenda,
+            factor=lambda step: settings.schedule.factor(step, parts.total),
+            augment=getattr(settings.data, "augment", False),
+            chunk_size=parts.chunk_size,
+            max_loss=settings.trainer.max_loss,
+            seed=settings.seed,
+            noise=parts.noise,
+            escape=parts.escape,
         )
-        return [f"Noise in the gradient: {self.settings.noise.described}{cost}."]
-
-    def _escapes(self, folder: RunFolder) -> list[str]:
-        """The steps along negative curvature, where they were asked for."""
-        if self.settings.escape is None:
-            return []
-        (looked, _), (steps, actual), (_, predicted) = (
-            folder.series(f"negative_curvature/{what}") for what in ("curvature", "actual_drop", "predicted_drop")
-        )
-        if not looked:
-            return ["Negative curvature: the gradient was never below escape.gradient_tol."]
-        if not steps:
-            return [f"Negative curvature: looked for {len(looked)} times and not found: no saddle."]
-        times = f"{len(steps)} steps along it" if len(steps) > 1 else "one step along it"
-        before = ", ".join(map(str, steps[:5])) + (" ..." if len(steps) > 5 else "")
-        return [
-            f"Negative curvature: {times} (before update {before}); "
-            f"the loss fell by {sum(actual):.4g} in all, predicted to second order {sum(predicted):.4g}."
-        ]
 
     def _show(self, folder: RunFolder, summary: dict[str, Any], loggers: list[Logger]) -> None:
         """The figure, on disk and on the dashboard, and the settings beside the final metrics."""
@@ -248,9 +191,3 @@ def _resumption(folder: RunFolder) -> str:
     return (
         f"the same command goes on from step {step}" if step else "no step is saved yet: the same command starts again"
     )
-
-
-def _times(ratio: float) -> str:
-    """A ratio to two significant digits, whole from 10 on: as long as, 1.3 times as long as, 101 times as long as."""
-    told = f"{ratio:.0f}" if ratio >= 9.95 else f"{ratio:.2g}"
-    return "as long as" if told == "1" else f"{told} times as long as"

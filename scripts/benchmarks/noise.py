@@ -41,7 +41,7 @@ from lab.noise.size import trace
 from lab.objective import NetworkObjective
 from lab.optim.noise import Minibatch, NoiseCard, SampleWeights, Trained
 from lab.optim.optimizers import Sgd
-from lab.run.agenda import Agenda, Chunk
+from lab.run.agenda import Agenda, Steps
 from lab.sampling import batch_factor
 from lab.streams import random_signs, stream
 
@@ -237,7 +237,7 @@ def measure_steps(data: Dataset, widths: tuple[int, ...], turns: int, say: Calla
         for name in order:
             module = modules[name]
             begin = process_time()
-            module.training_step(Chunk(module.step, module.step + 5))
+            module.training_step(Steps(module.step, module.step + 5))
             took[name].append(process_time() - begin)
         order = order[1:] + order[:1]
     shape = "-".join(map(str, (data.train.x[0].numel(), *widths, data.num_classes)))

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from lab.run.folder import RunFolder
-from lab.train.run import _times
+from lab.train.outcome import _times
 
 Command = Callable[..., None]
 Train = Callable[..., RunFolder]

@@ -1,0 +1,80 @@
+"""What a run amounts to when it is over, for `summary.json`."""
+
+import math
+from typing import Any
+
+from lab.callbacks.probe import ProbeCallback
+from lab.curvature.phase import Phase
+from lab.models.losses import MeanSquaredError
+from lab.module import SupervisedModule
+from lab.optim.schedules import Constant
+from lab.probes.attempt import findings
+from lab.run.folder import RunFolder
+from lab.run.parts import Settings
+
+
+def outcome(settings: Settings, probes: ProbeCallback, module: SupervisedModule, folder: RunFolder) -> dict[str, Any]:
+    """The summary of the run in `folder`; of sharpness and phase only what was measured."""
+    latest, phase = dict(probes.latest), probes.summary()
+    if phase["quantity"] not in latest:
+        phase["quantity"] = None
+    return phase | {
+        "edge_lr": _edge_lr(settings, phase, stochastic=probes.tracker.stochastic),
+        "findings": findings(settings.probes, latest)
+        + _noise(settings, module)
+        + _escapes(settings, folder)
+        + probes.failures.sentences()
+        + probes.notes(),
+        "steps": module.step,
+        "reason": module.divergence,
+        "test_loss": latest.get("test/loss"),
+        "test_accuracy": latest.get("test/accuracy"),
+        "loss_unit": "half squared error" if isinstance(settings.loss, MeanSquaredError) else "cross entropy",
+    }
+
+
+def _edge_lr(settings: Settings, phase: dict[str, Any], *, stochastic: bool) -> float | None:
+    """The learning rate whose threshold is the last lambda_max, 2/lambda_max for gradient descent.
+
+    None where this is not one number (with mini-batches, a schedule, weight decay or a preconditioner; lambda_max not
+    measured or not positive), or leads nowhere: interpolation takes the sharpness of cross entropy to zero.
+    """
+    ratio = phase["last_ratio"]
+    plain = phase["quantity"] == "sharpness/lambda_max" and "wd" not in phase["threshold_formula"]
+    fitted, constant = phase["phase"] == Phase.INTERPOLATED, isinstance(settings.schedule, Constant)
+    if stochastic or fitted or not plain or not constant:
+        return None
+    return settings.optimizer.lr / ratio if ratio is not None and ratio > 0 else None
+
+
+def _noise(settings: Settings, module: SupervisedModule) -> list[str]:
+    """The noise in the gradient and what it cost, where there was one."""
+    if settings.noise is None:
+        return []
+    cost = f"; a step took {_times(module.noise_cost)} one without noise" if math.isfinite(module.noise_cost) else ""
+    return [f"Noise in the gradient: {settings.noise.described}{cost}."]
+
+
+def _escapes(settings: Settings, folder: RunFolder) -> list[str]:
+    """The steps along negative curvature, where they were asked for."""
+    if settings.escape is None:
+        return []
+    (looked, _), (steps, actual), (_, predicted) = (
+        folder.series(f"negative_curvature/{what}") for what in ("curvature", "actual_drop", "predicted_drop")
+    )
+    if not looked:
+        return ["Negative curvature: the gradient was never below escape.gradient_tol."]
+    if not steps:
+        return [f"Negative curvature: looked for {len(looked)} times and not found: no saddle."]
+    times = f"{len(steps)} steps along it" if len(steps) > 1 else "one step along it"
+    before = ", ".join(map(str, steps[:5])) + (" ..." if len(steps) > 5 else "")
+    return [
+        f"Negative curvature: {times} (before update {before}); "
+        f"the loss fell by {sum(actual):.4g} in all, predicted to second order {sum(predicted):.4g}."
+    ]
+
+
+def _times(ratio: float) -> str:
+    """A ratio to two significant digits, whole from 10 on: as long as, 1.3 times as long as, 101 times as long as."""
+    shown = f"{ratio:.0f}" if ratio >= 9.95 else f"{ratio:.2g}"
+    return "as long as" if shown == "1" else f"{shown} times as long as"
