@@ -23,9 +23,7 @@ class Factorisation(InPlace):
     axes, which cross at 0, where the Hessian vanishes: lambda = 1/2, m = 2.
     """
 
-    target: Annotated[
-        float, Field(ge=0, allow_inf_nan=False, description="of a b; 0: two valleys cross at the origin")
-    ] = 1.0
+    target: Annotated[float, Field(ge=0, allow_inf_nan=False, description="0: two valleys cross at the origin")] = 1.0
     num_params = 2
 
     def energy(self, x: Tensor) -> Tensor:

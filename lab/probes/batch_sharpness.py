@@ -86,9 +86,7 @@ class BatchSharpness(Probe):
     rse: Annotated[
         float, Field(gt=0, lt=1, description="relative standard error wanted; a pilot of 8 batches decides how many")
     ] = 0.05
-    max_batches: Annotated[
-        int, Field(gt=1, description="batches of the estimate at most; up to 16 there is no pilot")
-    ] = 400
+    max_batches: Annotated[int, Field(gt=1, description="batches of the estimate at most; up to 16: no pilot")] = 400
     batches: Annotated[
         Annotated[int, Field(gt=1)] | None, Field(description="a fixed number of batches instead of rse")
     ] = None

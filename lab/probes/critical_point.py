@@ -60,9 +60,7 @@ class CriticalPoint(Probe):
 
     every: Every = 500
     examples: ProbeSet = "auto"
-    gradient_tol: Annotated[
-        Positive, Field(description="|g| above it: no critical point; a search goes down to it")
-    ] = 1e-8
+    gradient_tol: Annotated[Positive, Field(description="|g| above it: no critical point; a search goes so far")] = 1e-8
     tol: Annotated[
         float, Field(gt=0, lt=1, description="eigenvalues within tol x the largest |eigenvalue| count as zero")
     ] = 1e-4
@@ -72,9 +70,7 @@ class CriticalPoint(Probe):
     max_matvecs: Annotated[
         int, Field(ge=2, description="Hessian products for Lanczos; too few: the index is a lower bound")
     ] = 400
-    find: Annotated[bool, Field(description="first look for the critical point nearby, by Newton steps on |g|^2")] = (
-        False
-    )
+    find: Annotated[bool, Field(description="first look for the critical point nearby, by Newton steps")] = False
     max_iterations: Annotated[int, Field(gt=0, description="of that search")] = 100
     search_matvecs: Annotated[int, Field(gt=0, description="Hessian products of that search")] = 5000
 

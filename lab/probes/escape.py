@@ -68,14 +68,12 @@ class Escape(Probe):
     exit: Annotated[
         ExitName,
         Field(
-            description="auto (saddle at a saddle, else quench) | saddle | quench | linear | loss_barrier | top_distance"
+            description="auto: saddle at a saddle, else quench | saddle | quench | linear | loss_barrier | top_distance"
         ),
     ] = "auto"
     radius: Annotated[
         Positive | None,
-        Field(
-            description="of saddle, linear, top_distance, in weights; null: half way to the minima beyond the saddle"
-        ),
+        Field(description="of saddle, linear, top_distance, in weights; null: half way to the minima beyond"),
     ] = None
     barrier: Annotated[Positive, Field(description="loss above the start, of loss_barrier")] = 0.01
     directions: Annotated[
@@ -96,11 +94,7 @@ class Escape(Probe):
         Positive, Field(description="|gradient| at rest, and of a critical point (loss per unit of weight)")
     ] = 1e-6
     growth_steps: Annotated[
-        int,
-        Field(
-            ge=20,
-            description="steps of runs whose growth is measured; of the random product as many, or up to 10 times more",
-        ),
+        int, Field(ge=20, description="of runs whose growth is measured; the random product takes up to 10 times more")
     ] = 200
     controls: Annotated[bool, Field(description="also runs without noise, at lr and lr/10")] = True
 

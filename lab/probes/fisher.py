@@ -79,27 +79,20 @@ class Fisher(Probe):
     tol: Annotated[
         float,
         Field(
-            gt=0,
-            lt=1,
-            description="wanted error of an eigenvalue, relative to the largest in absolute value of its matrix",
+            gt=0, lt=1, description="wanted error of an eigenvalue, relative to the largest |eigenvalue| of its matrix"
         ),
     ] = 1e-2
-    max_matvecs: Annotated[
-        int, Field(gt=3, description="products allowed per eigensolve (each about one gradient)")
-    ] = 200
+    max_matvecs: Annotated[int, Field(gt=3, description="products allowed per eigensolve (each about a gradient)")] = (
+        200
+    )
     vectors: Annotated[
         int,
-        Field(
-            ge=FEWEST,
-            description="random vectors for cosines, distances and norms; their errors fall as 1/sqrt(vectors)",
-        ),
+        Field(ge=FEWEST, description="random vectors for cosines, distances and norms: errors fall as 1/sqrt(vectors)"),
     ] = 20
     draws: Annotated[int, Field(gt=0, description="labels drawn per example for the sampled Fisher")] = 1
     examples: Annotated[
         ProbeSet,
-        Field(
-            description="probe set: all | n (class-balanced, fixed) | auto: all up to 5000, else 2000; fewer in large models"
-        ),
+        Field(description="probe set: all | n (class-balanced, fixed) | auto: all up to 5000, else 2000, or fewer"),
     ] = "auto"
 
     def require(self, plan: Plan) -> None:

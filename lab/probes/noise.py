@@ -74,16 +74,12 @@ class Noise(Probe):
     examples: ProbeSet = "auto"
     hessian: Annotated[
         bool | Literal["auto"],
-        Field(
-            description="also Tr(HD), cos(D, H), u'Du along eigenvectors u of H (some 100 products): true | false | "
-            "auto: MLPs"
-        ),
+        Field(description="also Tr(HD), cos(D, H), u'Du (some 100 products): true | false | auto: MLPs"),
     ] = "auto"
     pairs: Annotated[int, Field(gt=0, description="eigenvectors of H at each end of its spectrum")] = 5
     tol: Annotated[float, Field(gt=0, lt=1, description="wanted error of Tr(HD) and of the cosine, relative")] = 0.05
     max_matvecs: Annotated[
-        int,
-        Field(gt=20, description="Hessian products allowed for the eigenvectors, as many for Tr(HD) and for |H|_F"),
+        int, Field(gt=20, description="Hessian products allowed for the eigenvectors, as many for Tr(HD) and for |H|_F")
     ] = 200
     directions: Annotated[
         int, Field(gt=0, description="random directions along which the noise is tested for being Gaussian")
@@ -91,10 +87,7 @@ class Noise(Probe):
     layers: Annotated[bool, Field(description="also the trace of every parameter's block of D")] = False
     draws: Annotated[
         int,
-        Field(
-            ge=0,
-            description="epochs of mini-batches to draw, for each batch size and sampling, against Lemma 1; 0: none",
-        ),
+        Field(ge=0, description="epochs of mini-batches drawn for each size and sampling, against Lemma 1; 0: none"),
     ] = 0
 
     @model_validator(mode="after")

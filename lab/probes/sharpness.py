@@ -60,7 +60,7 @@ class Sharpness(Probe):
     ] = 13
     k: Annotated[int, Field(gt=0, description="number of top eigenvalues")] = 1
     bottom: Annotated[bool, Field(description="also the smallest eigenvalue")] = False
-    tol: Annotated[float, Field(gt=0, lt=1, description="wanted error of an eigenvalue, relative to the largest")] = (
+    tol: Annotated[float, Field(gt=0, lt=1, description="wanted error of an eigenvalue, relative to the top one")] = (
         1e-3
     )
     max_matvecs: Annotated[
@@ -68,17 +68,11 @@ class Sharpness(Probe):
     ] = 200
     examples: ProbeSet = "auto"
     midpoints: Annotated[
-        bool,
-        Field(
-            description="also the sharpness at (w[t-2] + 2 w[t-1] + w[t])/4, where the period-2 oscillation is averaged out"
-        ),
+        bool, Field(description="also at (w[t-2] + 2 w[t-1] + w[t])/4, where the period-2 oscillation is averaged out")
     ] = False
     cold: Annotated[
         int,
-        Field(
-            gt=0,
-            description="every so many measurements the solve starts from random vectors, the others from the last vectors",
-        ),
+        Field(gt=0, description="every so many measurements the solve starts at random, else from the last vectors"),
     ] = 20
     coarse: Annotated[
         Annotated[int, Field(ge=0)] | Literal["auto"],

@@ -60,9 +60,7 @@ class Spectrum(Probe):
     tol: Annotated[
         float,
         Field(
-            gt=0,
-            lt=1,
-            description="wanted error of an eigenvalue relative to the largest in absolute value, at the bottom too",
+            gt=0, lt=1, description="wanted error of an eigenvalue, relative to the largest |eigenvalue|, at both ends"
         ),
     ] = 1e-2
     max_matvecs: Annotated[
@@ -72,19 +70,16 @@ class Spectrum(Probe):
         int, Field(gt=1, description="Lanczos steps per random vector: the density resolves 1/steps of the range")
     ] = 80
     vectors: Annotated[
-        int, Field(gt=0, description="random vectors of the density; its errors fall as 1/sqrt(vectors)")
+        int, Field(gt=0, description="random vectors of the density: errors fall as 1/sqrt(vectors)")
     ] = 3
     examples: ProbeSet = "auto"
     parameters: Annotated[
-        str,
-        Field(
-            description='glob of parameter names, e.g. "*.weight": the Hessian in these alone, all others held fixed'
-        ),
+        str, Field(description="glob of parameter names, as in *.weight: the Hessian in these alone, the others held")
     ] = "*"
-    split: Annotated[
-        bool, Field(description="also H = Gauss-Newton + residual: top eigenvalues and traces of both")
-    ] = False
-    layers: Annotated[bool, Field(description="also the largest eigenvalue and the trace of every layer's block")] = (
+    split: Annotated[bool, Field(description="also H = Gauss-Newton + residual: eigenvalues and traces of both")] = (
+        False
+    )
+    layers: Annotated[bool, Field(description="also the largest eigenvalue and the trace of each layer's block")] = (
         False
     )
     engine: Annotated[

@@ -19,10 +19,10 @@ QUARTER = 0.25
 class Curves(Comparison):
     """Quantities against the step: a panel for each value of one setting, a line for every run of the grid."""
 
-    tags: Annotated[
-        tuple[str, ...],
-        Field(description="what is drawn, each in its own line style"),
-    ] = ("train/accuracy", "test/accuracy")
+    tags: Annotated[tuple[str, ...], Field(description="what is drawn, each in its own line style")] = (
+        "train/accuracy",
+        "test/accuracy",
+    )
     over: Annotated[
         str | None,
         Field(description="tag by which all are divided, e.g. sharpness/threshold (1 is the edge); null: none"),

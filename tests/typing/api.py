@@ -5,9 +5,22 @@ reports where the call is right after all.
 from typing import assert_type
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from lab import NetworkObjective, sharpness
+from lab import (
+    Bench,
+    NetworkObjective,
+    batch_landscape,
+    batch_sharpness,
+    critical_point,
+    escape,
+    fisher,
+    linear_stability,
+    noise,
+    sharpness,
+    spectrum,
+)
 from lab.callbacks import ProbeCallback
 from lab.curvature.eigen import Extremes, lanczos
 from lab.curvature.operators import Hessian, hessian
@@ -21,8 +34,16 @@ from lab.models.mlp import Mlp
 from lab.optim.optimizers import Sgd
 from lab.optim.rules import rule_of
 from lab.optim.schedules import Cosine
+from lab.probes.batch_landscape import BatchLandscapeResult
+from lab.probes.batch_sharpness import BatchSharpnessResult
+from lab.probes.critical_point import CriticalPointResult
+from lab.probes.escape import EscapeResult
+from lab.probes.fisher_result import FisherResult
+from lab.probes.linear_stability import LinearStabilityResult
+from lab.probes.noise_result import NoiseResult
 from lab.probes.sharpness import SharpnessResult
-from lab.results import Eigenpairs, Estimate
+from lab.probes.spectrum import SpectrumResult
+from lab.results import Eigenpairs, Estimate, Result
 
 
 def cards() -> None:
@@ -55,10 +76,24 @@ def measurements(model: nn.Module, criterion: Criterion, x: Tensor, y: Tensor) -
     assert_type(ends.top.converged, bool)
     assert_type(hessian_trace(objective, objective.weights, generator=torch.Generator()), Estimate)
     assert_type(Quadratic((3.0, 1.0)).value(torch.ones(2)), Tensor)
-    result = sharpness(objective, k=3)
-    assert_type(result, SharpnessResult)
+
+
+def results(objective: NetworkObjective, bench: Bench) -> None:
+    """Every measurement has a result of its own, of an objective and of a snapshot."""
+    assert_type(sharpness(objective, k=3), SharpnessResult)
+    assert_type(sharpness(bench.snapshot()), SharpnessResult)
+    assert_type(spectrum(objective), SpectrumResult)
+    assert_type(noise(objective), NoiseResult)
+    assert_type(batch_sharpness(objective), BatchSharpnessResult)
+    assert_type(fisher(objective), FisherResult)
+    assert_type(linear_stability(objective), LinearStabilityResult)
+    assert_type(batch_landscape(objective), BatchLandscapeResult)
+    assert_type(critical_point(objective), CriticalPointResult)
+    assert_type(escape(bench.snapshot()), EscapeResult)
+    result: Result = spectrum(objective)
     assert_type(result.numbers(), dict[str, float])
     assert_type(result.sentence(), str)
+    assert_type(result.figure(), Figure)
     assert_type(result.arrays(), dict[str, Tensor])
 
 

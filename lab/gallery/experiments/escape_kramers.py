@@ -52,9 +52,7 @@ class EscapeKramers(Experiment):
     ] = (3.0, 4.0)
     lr: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False, description="learning rate; time is lr * steps")] = 0.4
     replicas: Annotated[int, Field(ge=2, le=100_000, description="running at once")] = 128
-    exits: Annotated[
-        int, Field(ge=3, le=1_000_000, description="after which it ends: error of a rate 1 / sqrt(exits)")
-    ] = 60
+    exits: Annotated[int, Field(ge=3, le=1_000_000, description="after which it ends: error 1 / sqrt(exits)")] = 60
     steps: Annotated[int, Field(ge=100, le=100_000_000, description="after which it ends at the latest")] = 20_000
 
     def __post_init__(self) -> None:

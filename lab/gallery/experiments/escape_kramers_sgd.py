@@ -67,13 +67,10 @@ class EscapeKramersSgd(Experiment):
     other_lrs: Annotated[tuple[Lr, ...], Field(description="that repeat the middle batch at equal B / lr")] = (0.2, 0.1)
     noises: Annotated[bool, Field(description="also Gaussian ones: D(w), D frozen at the minimum, isotropic")] = True
     replicas: Annotated[int, Field(ge=2, le=100_000, description="running at once at lr, more at smaller ones")] = 128
-    exits: Annotated[
-        int, Field(ge=3, le=1_000_000, description="after which it ends: error of a rate 1 / sqrt(exits)")
-    ] = 80
-    steps: Annotated[
-        int,
-        Field(ge=100, le=100_000_000, description="after which it ends at the latest, at lr"),
-    ] = 20_000
+    exits: Annotated[int, Field(ge=3, le=1_000_000, description="after which it ends: error 1 / sqrt(exits)")] = 80
+    steps: Annotated[int, Field(ge=100, le=100_000_000, description="after which it ends at the latest, at lr")] = (
+        20_000
+    )
 
     def __post_init__(self) -> None:
         if len(set(self.batch_sizes)) < max(2, len(self.batch_sizes)):

@@ -87,9 +87,7 @@ class EscapeSaddle(Experiment):
     examples: Annotated[
         int, Field(ge=20, le=1797, description="digits, lower half predicted from upper half by an 8-2-2 tanh network")
     ] = 200
-    neuron: Annotated[
-        int, Field(ge=0, le=100_000, description="start from which the dead neuron that is added is found")
-    ] = 0
+    neuron: Annotated[int, Field(ge=0, le=100_000, description="start from which the added dead neuron is found")] = 0
     lr: Annotated[Positive, Field(description="learning rate")] = 0.2
     momentum: Annotated[float, Field(ge=0, lt=1, description="of SGD (heavy ball)")] = 0.0
     batch_sizes: Annotated[

@@ -69,8 +69,7 @@ class KramersCurvature(Experiment):
         Field(description="B / lr: two or more; the noise is D = lr |H| / 2B"),
     ] = (7.0, 9.0, 11.0, 13.0)
     wells: Annotated[
-        tuple[Curvature, ...],
-        Field(description="H_a of a sweep at the smallest B / lr, also with T = lr H_b / 2B"),
+        tuple[Curvature, ...], Field(description="H_a of a sweep at the smallest B / lr, also with T = lr H_b / 2B")
     ] = (0.7, 1.0, 2.0, 4.0, 8.0)
     lr: Annotated[float, Field(ge=1e-4, le=1, description="learning rate, at most 1 over the largest curvature")] = 0.03
     walkers: Walkers = 2000

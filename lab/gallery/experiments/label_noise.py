@@ -63,10 +63,13 @@ class LabelNoise(Experiment):
     box: Annotated[float, Field(gt=0, le=50, description="half-width of the box at the crossing")] = 0.2
     batch_size: Annotated[int, Field(ge=1, le=1000, description="of the mini-batches")] = 1
     temperature: Annotated[float, Field(gt=0, le=10, description="T of the Langevin walkers")] = 0.01
-    scales: Annotated[
-        tuple[Scale, ...],
-        Field(description="lr s at which the growth at the crossing is measured"),
-    ] = (0.25, 0.5, 1.0, 1.5, 2.0)
+    scales: Annotated[tuple[Scale, ...], Field(description="lr s at which the growth at the crossing is measured")] = (
+        0.25,
+        0.5,
+        1.0,
+        1.5,
+        2.0,
+    )
 
     def __post_init__(self) -> None:
         stable = (2 / self.lr) ** 0.5

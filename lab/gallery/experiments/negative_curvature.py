@@ -60,9 +60,7 @@ class NegativeCurvature(Experiment):
         float, Field(ge=0.01, le=2, description="of the step that is held against its prediction (unit of the weights)")
     ] = 0.3
     lr: Annotated[float, Field(ge=0.005, le=0.3, description="learning rate of gradient descent")] = 0.05
-    noise: Annotated[
-        float, Field(ge=1e-14, le=1, description="standard deviation in each coordinate of the gradient")
-    ] = 1e-3
+    noise: Annotated[float, Field(ge=1e-14, le=1, description="standard deviation, in each coordinate")] = 1e-3
     rounding: Annotated[
         float, Field(ge=1e-30, le=1e-3, description="displacement that descent without noise starts from")
     ] = 1e-16

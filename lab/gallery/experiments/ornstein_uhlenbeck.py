@@ -56,10 +56,11 @@ class OrnsteinUhlenbeck(Experiment):
 
     name: ClassVar[str] = "ornstein_uhlenbeck"
 
-    curvatures: Annotated[
-        tuple[Positive, ...],
-        Field(min_length=2, max_length=30, description="eigenvalues of H"),
-    ] = (2.0, 1.0, 0.4)
+    curvatures: Annotated[tuple[Positive, ...], Field(min_length=2, max_length=30, description="eigenvalues of H")] = (
+        2.0,
+        1.0,
+        0.4,
+    )
     noise: Annotated[
         tuple[Positive, ...],
         Field(description="eigenvalues of the covariance of the gradient of a step, in axes of its own"),

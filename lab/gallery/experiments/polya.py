@@ -33,10 +33,13 @@ class Polya(Experiment):
 
     name: ClassVar[str] = "polya"
 
-    dimensions: Annotated[
-        tuple[Annotated[int, Field(ge=1, le=30)], ...],
-        Field(description="of the lattices"),
-    ] = (1, 2, 3, 4, 5)
+    dimensions: Annotated[tuple[Annotated[int, Field(ge=1, le=30)], ...], Field(description="of the lattices")] = (
+        1,
+        2,
+        3,
+        4,
+        5,
+    )
     steps: Annotated[int, Field(ge=2, le=10_000, description="for which a walker is followed")] = 1000
     walkers: Annotated[int, Field(ge=100, le=100_000_000, description="in each dimension")] = 30_000
 
