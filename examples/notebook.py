@@ -73,7 +73,7 @@ result.figure()
 from lab.curvature.eigen import lanczos  # noqa: E402
 from lab.curvature.operators import gauss_newton, hessian  # noqa: E402
 
-w = objective.w0
+w = objective.weights
 for name, operator in (("H", hessian(objective, w)), ("Gauss-Newton", gauss_newton(objective, w))):
     top = lanczos(operator, top=2).top
     print(name, [f"{value:.3f} +- {error:.0e}" for value, error in zip(top.values, top.errors, strict=True)])

@@ -300,7 +300,8 @@ def test_the_page_of_the_architecture_draws_the_floors_that_the_layer_test_holds
     for floor, rooms in floors.items():
         [row] = re.findall(rf"^\| {floor} \| (`\w.*?) \|", page.split("## The seam")[0], flags=re.M)
         drawn = {re.sub(r"(\.py|/)$", "", name) for name in re.findall(r"`([\w.]+/?)`", row)}
-        assert drawn == set(rooms), floor
+        here = {room for room in rooms if list((ROOT / "lab").glob(f"{room}*"))}
+        assert drawn == here, floor
 
 
 def test_pictures_are_small_and_each_is_on_a_page() -> None:

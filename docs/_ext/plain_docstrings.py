@@ -1,9 +1,8 @@
 """Docstrings of the lab are plain text; here they become reStructuredText, without a mark in the code.
 
-name   text        of two lines or more of the same look: a list of definitions, continued where a line is indented
-indented lines     a formula or a table, kept as it stands
->>> ...            a doctest, kept
-anything else      prose, its special characters escaped, `names` as code
+A name, two spaces and a text are an item of a list, continued where a line is indented. Other indented lines, a
+formula or a table, stay as they stand, and so does a doctest. The rest is prose: its special characters are escaped, and
+`names` are code.
 """
 
 import re

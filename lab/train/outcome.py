@@ -5,12 +5,12 @@ from typing import Any
 
 from lab.callbacks.probe import ProbeCallback
 from lab.curvature.phase import Phase
+from lab.doors.parts import Settings
 from lab.models.losses import MeanSquaredError
 from lab.module import SupervisedModule
 from lab.optim.schedules import Constant
 from lab.probes.attempt import findings
 from lab.run.folder import RunFolder
-from lab.run.parts import Settings
 
 
 def outcome(settings: Settings, probes: ProbeCallback, module: SupervisedModule, folder: RunFolder) -> dict[str, Any]:

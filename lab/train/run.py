@@ -15,9 +15,7 @@ from lab.callbacks.metrics import MetricsLogger
 from lab.callbacks.probe import ProbeCallback
 from lab.callbacks.progress import ProgressCallback
 from lab.callbacks.run import RunCallback
-from lab.curvature.phase import Phase
 from lab.doors.parts import Parts
-from lab.models.losses import MeanSquaredError
 from lab.module import SupervisedModule
 from lab.params import layout
 from lab.run import checkpoints, figures, signals
