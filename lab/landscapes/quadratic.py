@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.landscapes.base import Critical, Landscape
+from lab.landscapes.base import Landscape
 from lab.settings import settings
 
 
@@ -26,17 +26,6 @@ class Quadratic(Landscape):
 
     def gradient(self, x: Tensor) -> Tensor:
         return self._h(x) * x
-
-    @property
-    def critical_points(self) -> tuple[Critical, ...]:
-        h = torch.as_tensor(self.curvatures).tolist()
-        return (Critical((0.0,) * len(h), 0.0, tuple(sorted(h))),)
-
-    @property
-    def learning_coefficient(self) -> tuple[float, int] | None:
-        """Half the number of curved directions of a minimum; None where some descend."""
-        h = torch.as_tensor(self.curvatures)
-        return (int((h > 0).sum()) / 2, 1) if bool((h >= 0).all()) and bool((h > 0).any()) else None
 
     def _h(self, x: Tensor) -> Tensor:
         return torch.as_tensor(self.curvatures).to(x)
