@@ -72,9 +72,9 @@ class Audit:
         """What was found, in a line."""
         held = [law.name for law in self.laws if law.held]
         open_ = [law.name for law in self.laws if law.held is None]
-        told = f"audit of the loss: {len(held)} laws hold" + (f", {len(open_)} undecided" if open_ else "")
-        told += f"; cost {self.gradients:.2g} gradients"
-        return "; ".join([told, *self.notes])
+        text = f"audit of the loss: {len(held)} laws hold" + (f", {len(open_)} undecided" if open_ else "")
+        text += f"; cost {self.gradients:.2g} gradients"
+        return "; ".join([text, *self.notes])
 
     def numbers(self) -> dict[str, float]:
         """The cost, by tag."""

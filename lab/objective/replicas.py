@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 if TYPE_CHECKING:
-    from lab.objective.network import NetworkObjective
+    from lab.objective.chunks import ChunkedNetwork
 
 RECORD_AFTER = 3
 """Calls with the same shapes before a program is recorded: it costs a tenth of a second."""
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 class Replicated:
     """The loss of `objective`, or its gradient, at every row of W (R, P). Not differentiable again."""
 
-    def __init__(self, objective: "NetworkObjective") -> None:
+    def __init__(self, objective: "ChunkedNetwork") -> None:
         self.objective = objective
         self._calls: Counter[tuple[object, ...]] = Counter()
         self._recorded: dict[tuple[object, ...], Program] = {}
