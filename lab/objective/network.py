@@ -96,8 +96,8 @@ class NetworkObjective(ChunkedNetwork):
     def replica_values(self, W: Tensor, index: Tensor | None = None) -> Tensor:
         """As `Objective.replica_values`, as one program where vmap can go. Coupled examples raise ValueError."""
         self._require_replicas(W)
-        found = self.vectorised.attempt(lambda: self._replicated.values(W, index))
-        return super().replica_values(W, index) if found is None else found
+        values = self.vectorised.attempt(lambda: self._replicated.values(W, index))
+        return super().replica_values(W, index) if values is None else values
 
     @with_gradients
     def replica_grads(self, W: Tensor, index: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
@@ -105,8 +105,8 @@ class NetworkObjective(ChunkedNetwork):
         `CHUNK_BYTES`. Coupled examples raise ValueError.
         """
         self._require_replicas(W)
-        found = self.vectorised.attempt(lambda: self._replicated.grads(W, index, weights))
-        return super().replica_grads(W, index, weights) if found is None else found
+        gradients = self.vectorised.attempt(lambda: self._replicated.grads(W, index, weights))
+        return super().replica_grads(W, index, weights) if gradients is None else gradients
 
     def _require_replicas(self, W: Tensor) -> None:
         """Raise ValueError where there are no replicas, or no single examples."""

@@ -138,9 +138,9 @@ def _compiled(graph: Program, given: list[Tensor]) -> Program | None:
             return None
 
 
-def _same(found: Tensor, expected: Tensor) -> bool:
+def _same(result: Tensor, expected: Tensor) -> bool:
     tol = torch.finfo(expected.dtype).eps ** 0.5
-    return found.shape == expected.shape and torch.allclose(found, expected, rtol=tol, atol=tol, equal_nan=True)
+    return result.shape == expected.shape and torch.allclose(result, expected, rtol=tol, atol=tol, equal_nan=True)
 
 
 def _taken(data: Tensor, those: slice, index: Tensor | None) -> Tensor:
