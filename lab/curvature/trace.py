@@ -11,7 +11,6 @@ pooling, BatchNorm in eval mode) the rest of H has no diagonal and Tr H = Tr G e
 """
 
 import math
-import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Literal
@@ -19,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lab.curvature.forms import FEWEST_FREEDOM
+from lab.curvature.forms import FEWEST_FREEDOM, warned
 from lab.curvature.operators import LinearOperator, hessian, projected
 from lab.curvature.probing import (
     Probes,
@@ -83,7 +82,7 @@ def trace(
     if known is not None:
         probes.operator = projected(operator, known.vectors, complement=True)
         probes.offset = float(known.values.sum())  # Ritz values: exactly the trace in the span of the vectors
-    return _warned(solvers[method](probes, tol, max_matvecs), tol)
+    return warned(solvers[method](probes, tol, max_matvecs), "trace", tol)
 
 
 @with_gradients
@@ -138,12 +137,12 @@ def hessian_trace(
     generator = generator or torch.Generator(w.device).manual_seed(0)
     few_outputs = anatomy.num_outputs <= MOST_OUTPUTS
     if method == "gauss_newton" or (method == "auto" and anatomy.piecewise_linear and few_outputs):
-        return _warned(_gauss_newton(anatomy, w, tol, max_matvecs, generator), tol)
+        return warned(_gauss_newton(anatomy, w, tol, max_matvecs, generator), "trace", tol)
     draws = partial(_sign_draws, anatomy, w, generator)
     few = draws(2)
     if method == "auto" and w.numel() <= min(max_matvecs, interval(few).needed(2, tol)):
-        return _warned(diagonal(Probes(H(), generator)), tol)
-    return _warned(sampled(draws, few, tol, max_matvecs, "signs"), tol)
+        return warned(diagonal(Probes(H(), generator)), "trace", tol)
+    return warned(sampled(draws, few, tol, max_matvecs, "signs"), "trace", tol)
 
 
 @with_gradients
@@ -234,13 +233,3 @@ def output_curvature(criterion: Callable[[Tensor], Tensor], outputs: Tensor, num
     sizes = values.abs().sum(0)
     values = values * (sizes > 1e-13 * sizes.sum())
     return values.to(outputs.dtype), vectors.to(outputs.dtype)
-
-
-def _warned(found: Estimate, tol: float) -> Estimate:
-    if not found.converged:
-        warnings.warn(
-            f"trace not converged: {found.value:g} +- {found.error:.1g} by {found.method} after {found.matvecs} products or "
-            f"draws, wanted an error of {tol:g} of it; raise max_matvecs or tol",
-            stacklevel=3,
-        )
-    return found

@@ -13,14 +13,13 @@ same way |H|_F^2 = 2 |HQ|_F^2 - |Q'HQ|_F^2 + E |RHR s|^2. Near a minimum of the 
 """
 
 import math
-import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lab.curvature.basis import Basis
-from lab.curvature.forms import FEWEST_FORMS, Forms, Interval
+from lab.curvature.forms import FEWEST_FORMS, Forms, Interval, warned
 from lab.curvature.operators import LinearOperator
 from lab.curvature.vectors import dot
 from lab.noise.covariance import GRAM_EXAMPLES, Covariance, centred_gram, covariance
@@ -78,8 +77,8 @@ def alignment(
         shares = along.error / scale, value * size.error / (2 * size.value), value * spread.error / (2 * spread.value)
     converged = along.within(tol) and size.within(2 * tol) and (squares is not None or spread.within(2 * tol))
     return Alignment(
-        _warned(along.estimate(tol, spent, "deflated"), "Tr(HD)", tol),
-        _warned(Estimate(value, math.hypot(*shares), spent + more, "deflated", converged), "the cosine", tol),
+        warned(along.estimate(tol, spent, "deflated"), "Tr(HD)", tol),
+        warned(Estimate(value, math.hypot(*shares), spent + more, "deflated", converged), "the cosine", tol),
     )
 
 
@@ -100,8 +99,8 @@ def trace_with(
     generator: of the signs (default: a fixed seed). Not converged within `max_matvecs`: one warning. Raises as `covariance`.
     """
     noise = Noise(covariance(objective, w), generator)
-    found, spent = _trace(hessian_operator, noise, deflate(hessian_operator, noise.draw(), DEFLATED), tol, max_matvecs)
-    return _warned(found.estimate(tol, spent, "deflated"), "Tr(HD)", tol)
+    along, spent = _trace(hessian_operator, noise, deflate(hessian_operator, noise.draw(), DEFLATED), tol, max_matvecs)
+    return warned(along.estimate(tol, spent, "deflated"), "Tr(HD)", tol)
 
 
 class Noise:
@@ -186,13 +185,3 @@ def _square(
         return image, image
 
     return forms.until(draw, exact, 2 * tol, max(most, FEWEST_FORMS)), len(forms)
-
-
-def _warned(found: Estimate, name: str, tol: float) -> Estimate:
-    if not found.converged:
-        warnings.warn(
-            f"{name} not converged: {found.value:g} +- {found.error:.1g} after {found.matvecs} products, wanted an error of "
-            f"{tol:g} of it; raise max_matvecs or tol",
-            stacklevel=3,
-        )
-    return found
