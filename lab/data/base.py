@@ -148,10 +148,10 @@ class ImageCard(DataCard):
         if self.examples != "all" and self.examples != len(y):
             drawn = class_balanced(y, self.examples, stream(self.subset_seed, "subset"))
             index, y = index[drawn], y[drawn]
-            facts |= {"subset": "class-balanced", "subset_seed": self.subset_seed, "subset_sha256": index_hash(index)}
+            digest = short_hash(index.numpy().astype("<i8").tobytes())
+            facts |= {"subset": "class-balanced", "subset_seed": self.subset_seed, "subset_sha256": digest}
         check_batch_size(self.batch_size, len(y))
         y, told = self.labels(y)
-
         mean, std = image_statistics(train.pixels, self.standardise)
         test_index, test_y = keep_classes(test.y, chosen) if test is not None else (index[:0], y[:0])
         test_split = None
@@ -164,8 +164,7 @@ class ImageCard(DataCard):
             "classes": ", ".join(names),
             "standardise": self.standardise,
             "statistics": describe_statistics(self.standardise, mean, std, len(train.y)),
-        }
-        facts |= told
+        } | told
         return Dataset(Split(standardised(train.pixels, index, mean, std), y), test_split, names, facts)
 
 
@@ -213,8 +212,7 @@ def permuted(y: Tensor, share: float, generator: torch.Generator) -> Tensor:
 
 def require_two_classes(y: Tensor, examples: int | str) -> None:
     """Raise SettingError unless labels of two classes are present: one-class sets never reach the edge of stability."""
-    present = len(y.unique())
-    if present < 2:
+    if (present := len(y.unique())) < 2:
         raise SettingError(
             f"data.examples={examples} leaves {len(y)} examples of {present} class(es), but at least two classes are "
             "needed; raise data.examples or widen data.classes"
@@ -319,10 +317,10 @@ def describe_statistics(standardise: Standardise, mean: Tensor, std: Tensor, num
     if standardise == "channel":
         numbers = [" ".join(f"{value:.6f}" for value in moment.flatten().tolist()) for moment in (mean, std)]
         return f"{source}: mean {numbers[0]}, std {numbers[1]} of pixel/255"
-    digest = hashlib.sha256(torch.stack([mean, std]).numpy().astype("<f8").tobytes()).hexdigest()[:16]
+    digest = short_hash(torch.stack([mean, std]).numpy().astype("<f8").tobytes())
     return f"{source}: mean and std of each pixel, sha256 {digest}"
 
 
-def index_hash(index: Tensor) -> str:
-    """The first 16 hex digits of the SHA-256 of an index (int64, little endian)."""
-    return hashlib.sha256(index.numpy().astype("<i8").tobytes()).hexdigest()[:16]
+def short_hash(content: bytes) -> str:
+    """The first 16 hex digits of the SHA-256."""
+    return hashlib.sha256(content).hexdigest()[:16]

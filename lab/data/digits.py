@@ -6,7 +6,6 @@ rows serve as the training set (n = 200 and 500 are the sets of many edge-of-sta
 Source: scikit-learn `load_digits`, the test part of UCI "Optical Recognition of Handwritten Digits" (1998).
 """
 
-import hashlib
 from typing import Annotated
 
 import numpy as np
@@ -18,11 +17,13 @@ from lab.data.base import (
     DataCard,
     Dataset,
     Examples,
+    Facts,
     Split,
     check_batch_size,
     class_indices,
     keep_classes,
     require_two_classes,
+    short_hash,
 )
 from lab.settings import SettingError, settings
 
@@ -55,20 +56,14 @@ class Digits(DataCard):
         check_batch_size(self.batch_size, count)
         given, told = self.labels(y[:count])
         names = tuple(class_names[i] for i in chosen)
-        facts: dict[str, int | float | str] = {
+        facts: Facts = {
             "examples": count,
             "test_examples": len(y) - count,
             "classes": ", ".join(names),
             "subset": "none" if count == len(y) else "first rows in file order",
             "standardise": "(pixel/16 - per-pixel mean) / one scalar",
-            "sha256": _digest(bunch.data, bunch.target),
+            "sha256": short_hash(bunch.data.astype(np.uint8).tobytes() + bunch.target.astype("<i8").tobytes()),
             "statistics": f"all {len(pixels)} images: scalar {scale:.6f}",
-        }
-        facts |= told
+        } | told
         test = Split(x[count:], y[count:]) if count < len(y) else None
         return Dataset(Split(x[:count], given), test, names, facts)
-
-
-def _digest(pixels: np.ndarray, target: np.ndarray) -> str:
-    """The first 16 hex digits of the SHA-256 of all images (uint8) and their labels (int64, little endian)."""
-    return hashlib.sha256(pixels.astype(np.uint8).tobytes() + target.astype("<i8").tobytes()).hexdigest()[:16]

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from lab.data.base import Count, Dataset, ImageCard, Images
+from lab.data.base import Count, Dataset, Facts, ImageCard, Images, short_hash
 from lab.settings import SettingError, settings, usable_cpus
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -67,7 +67,7 @@ class ImageFolder(ImageCard):
                 "classes are needed; add another folder of images"
             )
         train_pixels, train_sha256 = _cached_pixels(root, train, self.image_size, progress)
-        facts: dict[str, int | float | str] = {"source": "image tree", "train_sha256": train_sha256[:16]}
+        facts: Facts = {"source": "image tree", "train_sha256": train_sha256[:16]}
         if not (root / "test").is_dir():
             return self.assemble(Images(train_pixels, train.y), None, train.class_names, facts)
         test = _list_split(root, "test")
@@ -181,7 +181,7 @@ def _cached_pixels(root: Path, listing: _Listing, image_size: int | None, progre
     """Memory-mapped pixels (N, 3, H, W) uint8 and the SHA-256 of the file; decoded first where no cache is valid."""
     name = f"{listing.split}-{image_size or 'native'}"
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folders = (root / ".lab_cache", home / "lab" / hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16])
+    folders = (root / ".lab_cache", home / "lab" / short_hash(os.fsencode(root.resolve())))
     for folder in folders:
         cached = _read_cache(folder / name, listing)
         if cached is not None:

@@ -59,52 +59,27 @@ class ResNet:
                 f"model=resnet needs images (channels, height, width), but examples have shape {tuple(input_shape)}; "
                 "use model=mlp or data=cifar10"
             )
-        stages = BLOCKS_PER_STAGE[self.depth]
         return initialised(
-            lambda: ResidualNetwork(
-                input_shape[0],
-                num_classes,
-                blocks_per_stage=stages,
-                width=self.width or (16 if len(stages) == 3 else 64),
-                norm=self.norm,
-                activation=self.activation,
-                projection=len(stages) == 4,
-            ),
-            seed=seed,
-            init_scale=self.init_scale,
+            lambda: ResidualNetwork(input_shape[0], num_classes, self), seed=seed, init_scale=self.init_scale
         )
 
 
 class ResidualNetwork(nn.Module):
     """3x3 stem, stages of blocks (the channels double and the size halves between stages), mean over pixels, linear."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        num_classes: int,
-        *,
-        blocks_per_stage: Sequence[int],
-        width: int,
-        norm: Norm,
-        activation: Activation,
-        projection: bool,
-    ) -> None:
+    def __init__(self, in_channels: int, num_classes: int, card: ResNet) -> None:
         super().__init__()
-        self.conv = _conv(in_channels, width, norm)
-        self.norm = _norm(norm, width)
-        self.activation = ACTIVATIONS[activation]()
+        stages = BLOCKS_PER_STAGE[card.depth]
+        channels = width = card.width or (16 if len(stages) == 3 else 64)
+        self.conv = _conv(in_channels, width, card.norm)
+        self.norm = _norm(card.norm, width)
+        self.activation = ACTIVATIONS[card.activation]()
         blocks = []
-        channels = width
-        for stage, count in enumerate(blocks_per_stage):
+        for stage, count in enumerate(stages):
             for place in range(count):
                 stride = 2 if stage > 0 and place == 0 else 1
-                out_channels = width * 2**stage
-                blocks.append(
-                    BasicBlock(
-                        channels, out_channels, stride=stride, norm=norm, activation=activation, projection=projection
-                    )
-                )
-                channels = out_channels
+                blocks.append(BasicBlock(channels, width * 2**stage, stride, card))
+                channels = width * 2**stage
         self.blocks = nn.Sequential(*blocks)
         self.linear = nn.Linear(channels, num_classes)
 
@@ -117,26 +92,18 @@ class ResidualNetwork(nn.Module):
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions, the first with the stride, added to the shortcut."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        stride: int,
-        norm: Norm,
-        activation: Activation,
-        projection: bool,
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, card: ResNet) -> None:
         super().__init__()
+        norm = card.norm
         self.conv1 = _conv(in_channels, out_channels, norm, stride=stride)
         self.norm1 = _norm(norm, out_channels)
         self.conv2 = _conv(out_channels, out_channels, norm)
         self.norm2 = _norm(norm, out_channels)
-        self.activation = ACTIVATIONS[activation]()
+        self.activation = ACTIVATIONS[card.activation]()
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
             self.shortcut = Subsample(out_channels, stride)
-            if projection:
+            if len(BLOCKS_PER_STAGE[card.depth]) == 4:
                 conv = _conv(in_channels, out_channels, norm, kernel_size=1, stride=stride)
                 self.shortcut = nn.Sequential(conv, _norm(norm, out_channels))
 

@@ -11,6 +11,7 @@ descends is L + c/2 ||w||^2. When each of them becomes unstable: `lab/curvature/
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Annotated
 
 from pydantic import Field
@@ -79,14 +80,7 @@ class Sgd(OptimizerCard):
 
     def build(self, params: Iterable[Tensor]) -> optim.SGD:
         self.check()
-        return optim.SGD(
-            params,
-            lr=self.lr,
-            momentum=self.momentum,
-            nesterov=self.nesterov,
-            dampening=self.dampening,
-            weight_decay=self.weight_decay,
-        )
+        return optim.SGD(params, **asdict(self))
 
 
 @settings()
@@ -102,7 +96,7 @@ class Adam(OptimizerCard):
     weight_decay: Coupled = 0.0
 
     def build(self, params: Iterable[Tensor]) -> optim.Adam:
-        return optim.Adam(params, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)
+        return optim.Adam(params, **asdict(self))
 
 
 @settings()
@@ -118,7 +112,7 @@ class AdamW(OptimizerCard):
     weight_decay: Annotated[NonNegative, Field(description="d: each update takes lr d w off w (decoupled)")] = 0.01
 
     def build(self, params: Iterable[Tensor]) -> optim.AdamW:
-        return optim.AdamW(params, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)
+        return optim.AdamW(params, **asdict(self))
 
 
 @settings()
@@ -135,11 +129,4 @@ class RMSprop(OptimizerCard):
     weight_decay: Coupled = 0.0
 
     def build(self, params: Iterable[Tensor]) -> optim.RMSprop:
-        return optim.RMSprop(
-            params,
-            lr=self.lr,
-            alpha=self.alpha,
-            momentum=self.momentum,
-            eps=self.eps,
-            weight_decay=self.weight_decay,
-        )
+        return optim.RMSprop(params, **asdict(self))

@@ -1,14 +1,18 @@
 """The update rule of a live torch optimiser: read from its parameter groups and its state, never typed in by a user."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, optim
 
 from lab.curvature.stability import UpdateRule
+from lab.objective import at_least_single
+from lab.params import flatten
 
 Group = dict[str, Any]
+KNOWN = (optim.SGD, optim.RMSprop, optim.Adam, optim.AdamW)
+"""The optimisers whose threshold is known."""
 
 
 def rule_of(optimizers: Iterable[optim.Optimizer], params: Iterable[Tensor]) -> UpdateRule:
@@ -61,73 +65,37 @@ _STILL = UpdateRule(lr=0.0)
 
 def _read(optimizer: optim.Optimizer, group: Group) -> UpdateRule:
     """The coefficients of one group."""
-    reader = _READERS.get(type(optimizer))
-    if reader is None:
-        known = ", ".join(kind.__name__ for kind in _READERS)
+    if type(optimizer) not in KNOWN:
+        known = ", ".join(kind.__name__ for kind in KNOWN)
         raise TypeError(f"no stability threshold is known for {type(optimizer).__name__}; known are {known}")
     if group["maximize"]:
         raise TypeError("maximize=True climbs the loss: the threshold holds for descent; minimise -L instead")
-    return reader(group)
-
-
-def _sgd(group: Group) -> UpdateRule:
-    return UpdateRule(
-        lr=float(group["lr"]),
-        momentum=group["momentum"],
-        dampening=group["dampening"] if group["momentum"] else 0.0,  # torch ignores it without momentum
-        nesterov=group["nesterov"],
-        coupled_decay=group["weight_decay"],
-    )
-
-
-def _rmsprop(group: Group) -> UpdateRule:
-    return UpdateRule(lr=float(group["lr"]), momentum=group["momentum"], coupled_decay=group["weight_decay"])
-
-
-def _adam(group: Group) -> UpdateRule:
-    b1, decay = float(group["betas"][0]), group["weight_decay"]
-    decoupled = group.get("decoupled_weight_decay", False)
-    return UpdateRule(
-        lr=float(group["lr"]),
-        momentum=b1,
-        dampening=b1,
-        coupled_decay=0.0 if decoupled else decay,
-        decoupled_decay=decay if decoupled else 0.0,
-    )
-
-
-def _adamw(group: Group) -> UpdateRule:
-    return _adam({**group, "decoupled_weight_decay": True})
-
-
-_READERS: dict[type, Callable[[Group], UpdateRule]] = {
-    optim.SGD: _sgd,
-    optim.RMSprop: _rmsprop,
-    optim.Adam: _adam,
-    optim.AdamW: _adamw,
-}
+    lr, decay = float(group["lr"]), group["weight_decay"]
+    if "betas" in group:
+        b1 = float(group["betas"][0])
+        decoupled = isinstance(optimizer, optim.AdamW) or group.get("decoupled_weight_decay", False)
+        decays = (0.0, decay) if decoupled else (decay, 0.0)
+        return UpdateRule(lr, b1, b1, coupled_decay=decays[0], decoupled_decay=decays[1])
+    momentum, nesterov = group["momentum"], group.get("nesterov", False)
+    dampening = group.get("dampening", 0.0) if momentum else 0.0  # torch ignores it without momentum
+    return UpdateRule(lr, momentum, dampening, nesterov, coupled_decay=decay)
 
 
 def _diagonal(optimizer: optim.Optimizer, group: Group, p: Tensor) -> Tensor | None:
-    """The preconditioner of one parameter as a vector; NaN where it has not been updated yet, None where there is none."""
+    """The preconditioner of one parameter, of its shape; NaN where it has not been updated yet, None where there is none."""
     if type(optimizer) is optim.SGD:
         return None
     s = optimizer.state.get(p)
     if not s:
-        return torch.full_like(p, torch.nan).detach().reshape(-1)
-    s = {name: _at_least_single(value) for name, value in s.items()}
+        return torch.full_like(p, torch.nan)
     if type(optimizer) is optim.RMSprop:
-        variance = s["square_avg"] - (s["grad_avg"] ** 2 if group["centered"] else 0.0)
-        return (variance.sqrt() + group["eps"]).detach().reshape(-1)
+        variance = at_least_single(s["square_avg"])
+        if group["centered"]:
+            variance = variance - at_least_single(s["grad_avg"]) ** 2
+        return variance.sqrt() + group["eps"]
     b1, b2 = (float(b) for b in group["betas"])
-    t, square = float(s["step"]), s["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
-    return ((1 - b1**t) * ((square / (1 - b2**t)).sqrt() + group["eps"])).detach().reshape(-1)
-
-
-def _at_least_single(value: Any) -> Any:
-    """Averages kept in half precision, for roots and quotients of them."""
-    half = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
-    return value.float() if half else value
+    t, square = float(s["step"]), at_least_single(s["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"])
+    return (1 - b1**t) * ((square / (1 - b2**t)).sqrt() + group["eps"])
 
 
 def _join(rules: list[UpdateRule], diagonals: list[Tensor | None], params: list[Tensor]) -> UpdateRule:
@@ -142,12 +110,9 @@ def _join(rules: list[UpdateRule], diagonals: list[Tensor | None], params: list[
         return torch.tensor(values, dtype=torch.bool if flag else torch.float64).repeat_interleave(sizes)
 
     names = ("lr", "momentum", "dampening", "nesterov", "coupled_decay", "decoupled_decay")
-    pieces = [
-        torch.ones_like(p).detach().reshape(-1) if diagonal is None else diagonal
-        for p, diagonal in zip(params, diagonals, strict=True)
-    ]
+    pieces = (torch.ones_like(p) if one is None else one for p, one in zip(params, diagonals, strict=True))
     known = any(diagonal is not None for diagonal in diagonals)
     return UpdateRule(
         **{name: common(name) for name in names},  # type: ignore[arg-type]
-        preconditioner=torch.cat(pieces) if known else None,
+        preconditioner=flatten(pieces) if known else None,
     )

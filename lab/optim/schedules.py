@@ -17,9 +17,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from lab.data.base import Count
 from lab.settings import settings
-
-Updates = Annotated[int, Field(gt=0, strict=True)]
 
 
 def _increasing(milestones: tuple[int, ...]) -> tuple[int, ...]:
@@ -70,7 +69,7 @@ class Step(Schedule):
     """The learning rate times gamma at each milestone."""
 
     milestones: Annotated[
-        tuple[Updates, ...],
+        tuple[Count, ...],
         AfterValidator(_increasing),
         Field(description="updates, strictly increasing: the first ones with the new rate"),
     ] = (500, 750)
@@ -84,7 +83,7 @@ class Step(Schedule):
 class Warmup(Schedule):
     """A linear warm-up from lr/steps to lr, then constant."""
 
-    steps: Annotated[Updates, Field(description="updates until the full learning rate")] = 100
+    steps: Annotated[Count, Field(description="updates until the full learning rate")] = 100
 
     def factor(self, step: int, total: int) -> float:
         return min(1.0, (step + 1) / self.steps)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from pydantic import Field
 
 from lab.report.cells import Cell
+from lab.run.figures import blank
 from lab.settings import SettingError
 
 Panels = Annotated[str | None, Field(description="a setting whose values get a panel each; null: one panel")]
@@ -44,10 +44,9 @@ def require_tags(tags: Sequence[str], cells: Sequence[Cell], setting: str) -> No
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
-    """A figure that can be drawn without a screen, in inches, under a title folded to its width."""
+    """An empty figure, in inches, under a title folded to its width."""
     lines = textwrap.wrap(title, int(LETTERS_PER_INCH * width))
-    figure = Figure(figsize=(width, height + 0.18 * (len(lines) - 1)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(width, height + 0.18 * (len(lines) - 1))
     figure.suptitle("\n".join(lines), fontsize=11)
     return figure
 

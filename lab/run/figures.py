@@ -31,37 +31,36 @@ SHORT = 60
 """Characters up to which a title has large letters."""
 
 
+def blank(width: float, height: float) -> Figure:
+    """An empty figure, in inches, that can be drawn without a screen."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
 def edge_figure(series: Series, summary: Mapping[str, Any]) -> Figure:
     """Loss above, sharpness with its threshold below, over the steps of the run.
 
     The sharpness has a log axis where threshold and sharpness would not both be seen on a linear one.
     """
-    figure = Figure(figsize=(8, 6.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(8, 6.4)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
     _losses(above, series, summary)
 
     quantity = summary["quantity"]
     preconditioned = quantity == "sharpness/preconditioned"
     name = r"$\lambda_{\max}(P^{-1}H)$" if preconditioned else r"$\lambda_{\max}(H)$"
-    if quantity in series:
-        if not preconditioned:
-            for tag in sorted(t for t in series if t.startswith("sharpness/lambda_") and t[-1].isdigit()):
-                below.plot(*series[tag], color="tab:blue", lw=0.8, alpha=0.5)
-        below.plot(*series[quantity], color="tab:blue", marker=".", lw=1.3, label=name)
-    if "sharpness/midpoint" in series:
-        below.plot(*series["sharpness/midpoint"], color="tab:cyan", marker=".", lw=1, label="at midpoints")
-    if "sharpness/directional" in series and not preconditioned:
-        steps, slopes = series["sharpness/directional"]
-        marker, label = _dot(steps) and ".", r"$g'Hg/|g|^2$"
-        below.plot(steps, slopes, color="tab:orange", lw=0.8, alpha=0.8, marker=marker, label=label)
-    if BATCH in series and not preconditioned:
-        steps, sharpnesses = series[BATCH]
-        below.plot(steps, sharpnesses, color="tab:purple", lw=0.8, marker=_dot(steps), label="batch sharpness")
-    if "sharpness/threshold" in series:
-        label = f"threshold {summary['threshold_formula']}"
-        steps, thresholds = series["sharpness/threshold"]
-        below.plot(steps, thresholds, color="tab:red", ls="--", lw=1.5, marker=_dot(steps), label=label)
+    if quantity in series and not preconditioned:
+        for tag in sorted(t for t in series if t.startswith("sharpness/lambda_") and t[-1].isdigit()):
+            below.plot(*series[tag], color="tab:blue", lw=0.8, alpha=0.5)
+    _line(below, series, quantity, color="tab:blue", marker=".", lw=1.3, label=name)
+    _line(below, series, "sharpness/midpoint", color="tab:cyan", marker=".", lw=1, label="at midpoints")
+    if not preconditioned:
+        slope = r"$g'Hg/|g|^2$"
+        _line(below, series, "sharpness/directional", dot=".", color="tab:orange", lw=0.8, alpha=0.8, label=slope)
+        _line(below, series, BATCH, color="tab:purple", lw=0.8, label="batch sharpness")
+    formula = f"threshold {summary['threshold_formula']}"
+    _line(below, series, "sharpness/threshold", color="tab:red", ls="--", lw=1.5, label=formula)
     if summary["entry_step"] is not None:
         below.axvline(summary["entry_step"], color="0.4", lw=1.2, ls=":", label="edge of stability reached")
     unit = "preconditioned, 1 / weight" if preconditioned else CURVATURE
@@ -73,15 +72,11 @@ def edge_figure(series: Series, summary: Mapping[str, Any]) -> Figure:
 
 def training_figure(series: Series, summary: Mapping[str, Any]) -> Figure:
     """Loss above, accuracy below, over the steps of a run whose sharpness was not measured."""
-    figure = Figure(figsize=(8, 5.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(8, 5.6)
     above, below = figure.subplots(2, 1, sharex=True)
     _losses(above, series, summary)
-    for tag, color, label in (("train", "0.25", "train, batch of the step"), ("test", "tab:green", "test")):
-        if f"{tag}/accuracy" in series:
-            steps, accuracies = series[f"{tag}/accuracy"]
-            marker = "." if tag == "test" else _dot(steps)
-            below.plot(steps, accuracies, color=color, lw=1, marker=marker, label=label)
+    _line(below, series, "train/accuracy", color="0.25", lw=1, label="train, batch of the step")
+    _line(below, series, "test/accuracy", color="tab:green", lw=1, marker=".", label="test")
     below.set(xlabel="step (updates)", ylabel="accuracy (share of examples)", ylim=(0, 1.05))
     _finish(figure, above, below)
     return figure
@@ -92,8 +87,7 @@ def spectrum_figure(arrays: Arrays, title: str) -> Figure:
 
     arrays: as `probes.spectrum.SpectrumResult.arrays`. Outliers are those of the top eigenvalues above the bulk edge.
     """
-    figure = Figure(figsize=(7.5, 7), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(7.5, 7)
     above, below = figure.subplots(2, 1, height_ratios=(3, 2))
     grid, values, top, size = arrays["grid"], arrays["values"], arrays["top"], float(arrays["size"])
     lone = 1 / (size * np.sqrt(2 * np.pi) * float(arrays["sigma"]))  # the peak that one eigenvalue makes
@@ -126,8 +120,7 @@ def waterfall_figure(measurements: Mapping[int, Arrays]) -> Figure:
 
     measurements: step -> arrays, as `RunFolder.all_arrays("spectrum")`.
     """
-    figure = Figure(figsize=(8, 6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(8, 6)
     axis = figure.subplots()
     steps = list(measurements)
     left = min(float(a["grid"].min()) for a in measurements.values())
@@ -157,11 +150,10 @@ def waterfall_figure(measurements: Mapping[int, Arrays]) -> Figure:
 
 def _losses(axis: Axes, series: Series, summary: Mapping[str, Any]) -> None:
     """Train and test loss on a log scale, under the title of the run and its phase."""
-    if "train/loss" in series:
-        steps, losses = series["train/loss"]
-        axis.semilogy(steps, losses, color="0.25", lw=0.9, marker=_dot(steps), label="train loss")
-    if "test/loss" in series:
-        axis.semilogy(*series["test/loss"], color="tab:green", lw=1.2, marker=".", label="test loss")
+    if {"train/loss", "test/loss"} & series.keys():
+        axis.set_yscale("log")
+    _line(axis, series, "train/loss", color="0.25", lw=0.9, label="train loss")
+    _line(axis, series, "test/loss", color="tab:green", lw=1.2, marker=".", label="test loss")
     axis.set_ylabel(f"loss ({summary['loss_unit']})")
     lines = wrap(summary["title"], COLUMNS, max_lines=LINES, placeholder=" ...", break_on_hyphens=False)
     title = "\n".join([*lines, *filter(None, [summary["phase"]])])
@@ -197,9 +189,11 @@ def _edges(centres: np.ndarray) -> np.ndarray:
     return np.concatenate([[2 * centres[0] - middle[0]], middle, [2 * centres[-1] - middle[-1]]])
 
 
-def _dot(steps: list[int]) -> str:
-    """A marker where a single point would leave no line: a run that diverged at once."""
-    return "o" if len(steps) == 1 else ""
+def _line(axis: Axes, series: Series, tag: str, *, dot: str = "o", **style: Any) -> None:
+    """The curve of a tag, if there is one; a dot where a single point would leave no line: a run that diverged at once."""
+    if tag in series:
+        steps, values = series[tag]
+        axis.plot(steps, values, **{"marker": dot if len(steps) == 1 else ""} | style)
 
 
 def _scale(axis: Axes, series: Series, quantity: str) -> None:

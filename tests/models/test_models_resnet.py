@@ -65,7 +65,7 @@ def test_the_parameter_free_shortcut_takes_every_second_pixel_and_adds_zero_chan
 
 @pytest.mark.parametrize("projection", [False, True])
 def test_a_block_whose_convolutions_are_zero_is_the_activation_of_its_shortcut(projection: bool) -> None:
-    block = BasicBlock(4, 8, stride=2, norm="none", activation="relu", projection=projection)
+    block = BasicBlock(4, 8, 2, ResNet(depth=18 if projection else 8, norm="none", activation="relu"))
     with torch.no_grad():
         for conv in (block.conv1, block.conv2):
             for parameter in conv.parameters():
