@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lab.escape.survival import against, per_time, rate, same_rate, slope
-from lab.gallery.experiments.base import Outcome, Surroundings
+from lab.gallery.base import Outcome, Surroundings
 from lab.gallery.experiments.escape_kramers import EscapeKramers
 from lab.gallery.experiments.escape_kramers_sgd import EscapeKramersSgd
 from lab.gallery.experiments.stage import actions, set_stage

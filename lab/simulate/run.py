@@ -3,7 +3,7 @@
 from time import perf_counter
 from typing import Any
 
-from lab.gallery.experiments.base import Experiment, Outcome, Surroundings
+from lab.gallery.base import Experiment, Outcome, Surroundings
 from lab.run import figures
 from lab.run.folder import RunFolder
 from lab.run.provenance import provenance
