@@ -99,7 +99,7 @@ def hessian_trace(
     """Tr H(w), the trace of the Hessian of `objective`.
 
     method     "signs": random signs at the pre-activations, at least two draws (see `lab.layers.anatomy`); for networks
-               of Linear, Conv2d, BatchNorm (eval), GroupNorm, LayerNorm, each used once, and any functions between.
+               of the layers known to `lab.layers.kinds`, each used once, and any functions between.
                "gauss_newton": Tr G, which is Tr H where outputs are piecewise linear in pre-activations; from two draws
                of random signs at the outputs, or exact where as many backward passes as outputs are no dearer.
                "hutchinson", "hutch++", "xtrace": products with the Hessian, as in `trace`; for any objective.
@@ -152,7 +152,7 @@ def gauss_newton_trace(objective: Objective, w: Tensor) -> Estimate:
     Any criterion that is a mean over examples, convex in the outputs f or not. Cost: K backward passes with per-example
     norms (`matvecs`; K - 1 for the softmax, whose output Hessian is singular). For ten classes together 1.3 gradients on
     a 3072-200-200-10 MLP, 7 on ResNet-20. K is all that the network puts out for an example: 1 of (N,), T K of (N, T, K).
-    Networks that are more than Linear, Conv2d and the norms: K passes as of `lab.layers.examples`, which form the gradients
+    Networks with other layers, or layers used twice: K passes as of `lab.layers.examples`, which form the gradients
     of single examples where no layer tells of them, dear for wide layers.
     Raises TypeError without a network, ValueError for train-mode BatchNorm or a criterion that is no mean over examples.
     """
