@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lab.curvature.operators import LinearOperator
+from lab.curvature.linear import LinearOperator
 from lab.curvature.vectors import COLUMNS, dot, dots, norm
 
 ROOM = 64
@@ -71,8 +71,8 @@ class Rows:
 class Basis(Rows):
     """Q, T = `t` and C = `c`; `matvecs` products of A so far, `finite` unless one was not.
 
-    >>> A = LinearOperator(3, lambda v: torch.tensor([3.0, 2.0, 1.0]) * v, dtype=torch.float32, device=torch.device("cpu"))
-    >>> basis = Basis(A)
+    >>> from lab.curvature.linear import of_matrix
+    >>> basis = Basis(of_matrix(torch.tensor([3.0, 2.0, 1.0])))
     >>> basis.begin(torch.tensor([1.0, 1.0, 0.0]))
     True
     >>> for _ in range(2):
@@ -108,18 +108,12 @@ class Basis(Rows):
 
     def begin(self, v: Tensor) -> bool:
         """What v / |v| (P,) has outside of Q into N; False where v is zero, not finite, or in Q up to round-off."""
-        v = v.to(self._memory)
-        left = 1.0
-        for _ in range(2):
-            length = norm(v)
-            if not 0 < length < math.inf:
-                return False
-            v, _ = self.outside(v / length)
-            left *= norm(v)
-        if left > torch.finfo(v.dtype).eps ** 0.5 and len(self) < self.operator.size:
-            self.append(v / norm(v))
-            return True
-        return False
+        v, before = v.to(self._memory), len(self)
+        length = norm(v)
+        if 0 < length < math.inf:
+            outside, _ = self.outside(v / length)
+            self.absorb(outside[None], torch.finfo(v.dtype).eps ** 0.5, math.inf)
+        return len(self) > before
 
     def expand(self) -> None:
         """Multiply N, which becomes part of Q_m; the new N is an orthonormal basis of what the images have outside of Q."""
@@ -172,11 +166,13 @@ class Basis(Rows):
         self.finite = bool(t.isfinite().all())
 
     def rotate(self, s: Tensor) -> None:
-        """The first k rows become the vectors s'Q_m of s (m, k), piece by piece: no second basis is held."""
-        s = s.T.to(self._memory)
+        """Q_m becomes the vectors s'Q_m of s (m, k), k <= m, piece by piece: no second basis is held. N stays."""
+        s, count, following = s.T.to(self._memory), s.shape[1], self.following.clone()
         for begin in range(0, self.operator.size, COLUMNS):
             piece = slice(begin, begin + COLUMNS)
-            self._memory[: len(s), piece] = s @ self._memory[: s.shape[1], piece]
+            self._memory[:count, piece] = s @ self._memory[: s.shape[1], piece]
+        self.truncate(count)
+        self.append(following)
 
 
 def ritz(t: Tensor) -> tuple[Tensor, Tensor]:

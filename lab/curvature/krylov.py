@@ -136,9 +136,6 @@ class Krylov(Basis):
         count, following = len(self.theta), len(self.following)
         kept = [i for i in range(count) if i < upper or i >= count - lower]
         self.rotate(self.s[:, kept])
-        self.truncate(len(kept))
-        for i in range(following):
-            self.append(self._memory[count + i])
         now = self.evidence.now
         now.c = now.c[:, :following]
         self.evidence.past.append(now)
@@ -192,6 +189,9 @@ def _prepare(space: Krylov, goal: Goal, start: Tensor | None) -> float:
 def cluster_errors(theta: Tensor, norms: Tensor) -> Tensor:
     """Errors of Ritz values (m,), descending, from their residuals: min(|r_i|, sum of |r|^2 / gap below a cluster 0..j that
     holds i), the least over j.
+
+    >>> cluster_errors(torch.tensor([5.0, 1.0]), torch.tensor([0.2, 0.0]))
+    tensor([0.0100, 0.0000])
     """
     errors, squares = norms.clone(), norms.square().cumsum(0)
     for j in range(len(theta) - 1):
