@@ -143,7 +143,7 @@ class CriticalPoint:
     kind           minimum, saddle, maximum, degenerate (zero eigenvalues and no opposite signs: the Hessian does not tell),
                    "not critical" (the gradient does not vanish; the rest then describes the Hessian there), or
                    undetermined (the eigensolve did not converge, and its bounds leave the kind open).
-    value          L(w); gradient_norm |g|; gain, length: what a step along -g could take off the loss at the curvature it
+    value          L(w); grad_norm |g|; gain, length: what a step along -g could take off the loss at the curvature it
                    meets there, |g|^2/(2h), h = |Hg|/|g|, and how long that step would be, |g|/h (inf where h = 0).
     index          number of eigenvalues below -tolerance, nullity of those within tolerance of zero; at least so many where
                    index_exact, nullity_exact are False.
@@ -153,7 +153,7 @@ class CriticalPoint:
 
     kind: Kind
     value: float
-    gradient_norm: float
+    grad_norm: float
     gain: float
     length: float
     index: int

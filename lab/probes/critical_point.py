@@ -105,7 +105,7 @@ class CriticalPointResult(Result):
         return searched | {
             "kind": float(KINDS.index(point.kind)),
             "loss": point.value,
-            "grad_norm": point.gradient_norm,
+            "grad_norm": point.grad_norm,
             "gain": point.gain,
             "index": float(point.index),
             "index_fraction": point.index_fraction,

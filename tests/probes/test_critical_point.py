@@ -123,7 +123,7 @@ def test_coupled_weight_decay_belongs_to_the_loss() -> None:
     loss, decay = network(), 0.3
     measured = numbers(CriticalPoint().measure(at(loss, loss.weights, rule=UpdateRule(lr=0.1, coupled_decay=decay))))
     truth = classify(Decayed(loss, decay), loss.weights.double())
-    assert measured["critical_point/grad_norm"] == truth.gradient_norm
+    assert measured["critical_point/grad_norm"] == truth.grad_norm
     assert measured["critical_point/lambda_min"] == float(truth.values[0])
 
 

@@ -136,7 +136,7 @@ class EscapeKramers(Experiment):
                 "prefactor": this.prefactor,
                 "least_curvature_of_the_well": float(this.well.eigenvalues[0]),
                 "largest_curvature_of_the_well": float(this.well.eigenvalues[-1]),
-                "saddle_gradient_norm": this.saddle.gradient_norm,
+                "saddle_gradient_norm": this.saddle.grad_norm,
                 "ends_elsewhere": float((labels < 0).sum()),
             }
             | {f"rate_at_{x:g}": r.value for x, r in zip(barriers, rates, strict=True) if r.exits},

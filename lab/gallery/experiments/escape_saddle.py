@@ -278,7 +278,7 @@ def smaller_minimum(examples: int) -> Tensor:
     loss = halves_loss(examples, INPUTS, OUTPUTS, 1)
     start = torch.randn(RESTARTS, loss.num_params, generator=stream(0, "smaller network"), dtype=torch.float64)
     ends = [stationary(loss, w) for w in descend(loss, 0.3 * start, max_steps=NEWTON_STEPS)]
-    bounded = [e for e in ends if e.gradient_norm < 1e-9 and e.eigenvalues[0] > 0 and float(e.w.norm()) < BOUNDED]
+    bounded = [e for e in ends if e.grad_norm < 1e-9 and e.eigenvalues[0] > 0 and float(e.w.norm()) < BOUNDED]
     if not bounded:
         raise SettingError(f"examples={examples}: no minimum of the smaller network was found from {RESTARTS} starts")
     return min(bounded, key=lambda end: end.value).w

@@ -182,7 +182,7 @@ class Stage:
         return (
             f"An {self.case.words} ({len(this.well.w)} parameters), starts in its minimum of loss {this.well.value:.5g}. "
             f"The string method and Newton find the saddle to the minimum of loss {this.beyond.value:.5g}: index 1, |g| = "
-            f"{this.saddle.gradient_norm:.0e}, barrier dL = {this.barrier:.5g} (back {this.back:.3g}), negative curvature "
+            f"{this.saddle.grad_norm:.0e}, barrier dL = {this.barrier:.5g} (back {this.back:.3g}), negative curvature "
             f"{float(this.saddle.eigenvalues[0]):.4g}"
         )
 
