@@ -69,7 +69,8 @@ class Rows:
 
 
 class Basis(Rows):
-    """Q, T = `t` and C = `c`; `matvecs` products of A so far, `finite` unless one was not.
+    """Q, T = `t`, and C = `c` followed by as many columns for the lengths of what was dropped as round-off; `matvecs`
+    products of A so far, `finite` unless one was not.
 
     >>> from lab.curvature.linear import of_matrix
     >>> basis = Basis(of_matrix(torch.tensor([3.0, 2.0, 1.0])))
@@ -87,7 +88,7 @@ class Basis(Rows):
         self.t = torch.zeros(0, 0, dtype=torch.float64)
         self.c = torch.zeros(0, 0, dtype=torch.float64)
         self._last = 0  # where the block begins that was multiplied last
-        self._largest = 0.0  # column of T, a lower bound of |A|
+        self._largest = 0.0  # length of a column of T, a lower bound of |A|
 
     @property
     def following(self) -> Tensor:
@@ -100,9 +101,9 @@ class Basis(Rows):
         count = len(self.following)
         return torch.cat([self.t, self.c[:, :count].T]) if len(self.t) else self.t.new_zeros(count, 0)
 
-    def outside(self, v: Tensor, begin: int = 0) -> tuple[Tensor, Tensor]:
-        """v (P,) or (k, P) less its components along the rows from `begin` on, and these: (n,) or (k, n), float64."""
-        rows = self.rows[begin:]
+    def outside(self, v: Tensor, begin: int = 0, end: int | None = None) -> tuple[Tensor, Tensor]:
+        """v (P,) or (k, P) less its components along the rows begin .. end, and these: (n,) or (k, n), float64."""
+        rows = self.rows[begin:end]
         inside = dot(rows, v) if v.dim() == 1 else dots(rows, v).T  # (n,) or (k, n)
         return v - inside.to(v.dtype) @ rows, inside.cpu()
 

@@ -21,8 +21,8 @@ from lab.curvature.stopping import Cycle, Evidence
 from lab.curvature.vectors import norm
 
 COPIES = 2
-"""Random start vectors when more than one pair is wanted at an end, so that an eigenvalue and its copy are told apart; one
-more is drawn whenever as many copies have been seen as vectors were drawn."""
+"""Random start vectors when more than one pair is wanted at an end, so that an eigenvalue and its copy both show; one more
+is drawn whenever as many copies have been seen as vectors were drawn."""
 NEAR = 0.02
 """Pairs of a coarse operator handed on beside the wanted ones: those within this of them, relative to the largest."""
 

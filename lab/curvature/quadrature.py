@@ -70,7 +70,8 @@ class Recurrence:
             image = self.operator @ v  # (P,)
             alpha.append(float(dot(v[None], image)))
             if not math.isfinite(alpha[-1]):
-                return torch.full((self.steps,), math.nan).double(), torch.full((self.steps,), math.nan).double()
+                nothing = torch.full((self.steps,), math.nan, dtype=torch.float64)
+                return nothing, nothing
             if len(alpha) == self.steps:
                 break
             image = image.sub(v, alpha=alpha[-1])

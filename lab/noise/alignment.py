@@ -21,7 +21,6 @@ from torch import Tensor
 from lab.curvature.basis import Basis
 from lab.curvature.forms import FEWEST_FORMS, Forms, Interval, warned
 from lab.curvature.operators import LinearOperator
-from lab.curvature.vectors import dot
 from lab.noise.covariance import GRAM_EXAMPLES, Covariance, centred_gram, covariance
 from lab.objective import Objective
 from lab.results import Estimate
@@ -154,8 +153,7 @@ def deflate(operator: LinearOperator, start: Tensor, steps: int) -> Basis:
 
 def _outside(span: Basis, v: Tensor) -> Tensor:
     """R v (P,)."""
-    Q = span.rows[: len(span.t)]
-    return v - dot(Q, v).to(v) @ Q
+    return span.outside(v, end=len(span.t))[0]
 
 
 def _trace(operator: LinearOperator, noise: Noise, span: Basis, tol: float, most: int) -> tuple[Interval, int]:
