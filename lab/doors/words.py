@@ -16,6 +16,7 @@ from hydra.errors import HydraException
 from lab.run.cards import choices, typed
 from lab.settings import SettingError
 
+EXPECTED = "expected setting=value, e.g. optimizer.lr=0.1 model.widths=[32,32]"
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
 SWITCHES = (
     "--help -h",
@@ -117,12 +118,16 @@ def require_sound(words: Sequence[str]) -> None:
     """
     for word in words:
         name, _, value = word.partition("=")
+        if not name:
+            raise SettingError(f"{word} names no setting; expected e.g. optimizer=sgd")
         if word.startswith("~"):
             raise SettingError(
                 f"{word}: a setting cannot be taken away; leave it out for its default, or set it, e.g. probe=[] for none"
             )
         if name in FOLDERS and not value:
             raise SettingError(f"{word} names no folder; leave it out for the default")
+        if "=" not in word:
+            raise SettingError(f"{word} cannot be read; {EXPECTED}")
         if not value:
             continue
         if re.match(r"\+\w", word) and choices(name[1:]):
@@ -147,6 +152,9 @@ def _require_sound(word: str, name: str, value: Any) -> None:
         _require_once(f"probe={typed(value)}", value)
     elif isinstance(value, list) and choices(name):
         raise SettingError(f"{word}: one card at a time; expected {name}= one of {', '.join(choices(name))}")
+    elif not isinstance(value, str) and choices(name):
+        expected = "a list, e.g. probe=[]" if name == "probe" else f"one of {', '.join(choices(name))}"
+        raise SettingError(f"{name}={typed(value)} is not the name of a card; expected {expected}")
     elif name in FOLDERS and (folder := Path(str(value))).exists() and not folder.is_dir():
         raise SettingError(f"{word}: this is a file; choose another {name}")
     elif name == "hydra.launcher.n_jobs" and value == 0:
@@ -166,5 +174,5 @@ def _read(word: str) -> Override:
         quoted = '{}="{}"'.format(name, value.replace('"', '\\"'))
         cure = f"a text with other signs than letters goes in quotes: {shlex.quote(quoted)}"
         if value[0] in "[{(":
-            cure = "expected setting=value, e.g. optimizer.lr=0.1 model.widths=[32,32]"
+            cure = EXPECTED
         raise SettingError(f"{word} cannot be read; {cure}") from None

@@ -7,14 +7,14 @@ from typing import Annotated
 from matplotlib.axes import Axes
 from pydantic import Field
 
-from lab.report.base import Comparison, Told, new_figure, number, require_tags
-from lab.report.cells import Cell, differing, grouped, mean_and_error, short
+from lab.report.base import Compared, RunComparison, new_figure, number, require_tags
+from lab.report.cells import GridCell, differing, grouped, mean_and_error, short
 from lab.report.findings import Paragraph, find
 from lab.settings import settings
 
 
 @settings()
-class Bars(Comparison):
+class Bars(RunComparison):
     """Quantities at the end of the runs of a grid as bars; runs that differ in the seed only make one bar with its error."""
 
     tags: Annotated[tuple[str, ...], Field(description="a panel each")] = ("test/accuracy",)
@@ -23,7 +23,7 @@ class Bars(Comparison):
     ] = 0.25
     finding: Paragraph = None
 
-    def compare(self, cells: Sequence[Cell], title: str) -> Told:
+    def compare(self, cells: Sequence[GridCell], title: str) -> Compared:
         require_tags(self.tags, cells, "compare.tags")
         settings = differing(cells)
         groups = grouped(cells, settings)
@@ -43,7 +43,7 @@ class Bars(Comparison):
         row[0].invert_yaxis()
         sentence = f"Means over the last {100 * self.share:.0f} % of each run. {'; '.join(told)}."
         values = {c.name: {t: v for t in self.tags if (v := c.late(t, self.share)) == v} for c in cells}
-        return Told(figure, find(self.finding, cells) or sentence, values)
+        return Compared(figure, find(self.finding, cells) or sentence, values)
 
     def _draw(self, axis: Axes, bars: Sequence[tuple[float, float]], said: Sequence[str]) -> None:
         """A bar for every mean with its error, and its number (or why there is none) at its end."""

@@ -7,8 +7,8 @@ from typing import Annotated
 from matplotlib.axes import Axes
 from pydantic import Field
 
-from lab.report.base import Comparison, Panels, Told, new_figure, number, require_tags
-from lab.report.cells import Cell, differing, grouped, mean_and_error, short
+from lab.report.base import Compared, Panels, RunComparison, new_figure, number, require_tags
+from lab.report.cells import GridCell, differing, grouped, mean_and_error, short
 from lab.report.findings import Paragraph, find
 from lab.settings import settings
 
@@ -18,7 +18,7 @@ CROSS = 0.06
 
 
 @settings()
-class Ends(Comparison):
+class FinalValues(RunComparison):
     """The last value of a quantity against a number that was set: a line for every combination of the other settings.
 
     The horizontal axis is logarithmic; runs that diverged are marked below.
@@ -31,7 +31,7 @@ class Ends(Comparison):
     panels: Panels = None
     finding: Paragraph = None
 
-    def compare(self, cells: Sequence[Cell], title: str) -> Told:
+    def compare(self, cells: Sequence[GridCell], title: str) -> Compared:
         require_tags([self.tag], cells, "compare.tag")
         panels = grouped(cells, [self.panels] if self.panels else [])
         figure = new_figure(1.5 + 4.2 * len(panels), 4.6, title)
@@ -64,7 +64,7 @@ class Ends(Comparison):
             figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
         sentence = find(self.finding, cells) or f"{self.tag} at the end ({short(self.x)}). {'; '.join(told)}."
         ends = {c.name: {self.tag: c.late(self.tag, 0)} if not c.diverged else {} for c in cells}
-        return Told(figure, sentence, ends)
+        return Compared(figure, sentence, ends)
 
     def _draw(
         self, axis: Axes, points: dict[float, tuple[float, float]], lost: Sequence[float], label: str, place: int

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from lab.report.cells import Cell, grouped, mean_and_error
+from lab.report.cells import GridCell, grouped, mean_and_error
 
 Finding = Literal["random_labels", "generalization_gap", "edge_of_stochastic_stability", "noise_injection"]
 Paragraph = Annotated[Finding | None, Field(description="what the paragraph says; null: the numbers that are drawn")]
@@ -24,9 +24,9 @@ NEAR_EDGE = 0.8
 """Share of 2/lr from which on batch sharpness counts as at the edge: its mean over a quarter of a run scatters as much."""
 
 
-def find(finding: Finding | None, cells: Sequence[Cell]) -> str:
+def find(finding: Finding | None, cells: Sequence[GridCell]) -> str:
     """The paragraph of that name; "" for None."""
-    told: dict[Finding, Callable[[Sequence[Cell]], str]] = {
+    told: dict[Finding, Callable[[Sequence[GridCell]], str]] = {
         "random_labels": random_labels,
         "generalization_gap": generalization_gap,
         "edge_of_stochastic_stability": edge_of_stochastic_stability,
@@ -35,7 +35,7 @@ def find(finding: Finding | None, cells: Sequence[Cell]) -> str:
     return told[finding](cells) if finding else ""
 
 
-def random_labels(cells: Sequence[Cell]) -> str:
+def random_labels(cells: Sequence[GridCell]) -> str:
     """Whether true and permuted labels were fitted, and what of it carried over to the test set."""
     said, fits, permuted = [], [], []
     for name, group in grouped(cells, ["data.random_labels", "data.batch_size"]).items():
@@ -53,7 +53,7 @@ def random_labels(cells: Sequence[Cell]) -> str:
     return f"{text}."
 
 
-def generalization_gap(cells: Sequence[Cell]) -> str:
+def generalization_gap(cells: Sequence[GridCell]) -> str:
     """How far test accuracy falls from the smallest to the largest batch, by budget and learning-rate rule."""
     said, gaps = [], {}
     for name, group in grouped(cells, ["scaling.budget", "scaling.lr"]).items():
@@ -75,7 +75,7 @@ def generalization_gap(cells: Sequence[Cell]) -> str:
     return text + (f" {diverged} of {len(cells)} runs diverged." if diverged else "")
 
 
-def edge_of_stochastic_stability(cells: Sequence[Cell]) -> str:
+def edge_of_stochastic_stability(cells: Sequence[GridCell]) -> str:
     """Where lambda_max and the batch sharpness were, in units of the threshold, and in which order."""
     groups = sorted(grouped(cells, ["data.batch_size"]).values(), key=lambda group: group[0].number("data.batch_size"))
     said, tops, near = [], [], []
@@ -101,7 +101,7 @@ def edge_of_stochastic_stability(cells: Sequence[Cell]) -> str:
     return text
 
 
-def noise_injection(cells: Sequence[Cell]) -> str:
+def noise_injection(cells: Sequence[GridCell]) -> str:
     """Where each noise led, and whether noise of the law of the small batch leads where the small batch does."""
     groups = {name.partition("=")[2]: group for name, group in grouped(cells, ["optimizer/noise"]).items()}
     told, apart = [], []
@@ -124,17 +124,17 @@ def _with_error(mean: float, error: float) -> str:
     return f"{_number(mean)} +- {error:.1g}" if error > 0 else _number(mean)
 
 
-def _late(group: Sequence[Cell], tag: str) -> float:
+def _late(group: Sequence[GridCell], tag: str) -> float:
     """The mean over the last quarter and over seeds; NaN where all diverged."""
     return mean_and_error([cell.late(tag, QUARTER) for cell in group])[0]
 
 
-def _last(group: Sequence[Cell]) -> float:
+def _last(group: Sequence[GridCell]) -> float:
     """The last test accuracy, averaged over seeds; NaN where all diverged."""
     return mean_and_error([cell.late("test/accuracy", 0) for cell in group])[0]
 
 
-def _over_threshold(group: Sequence[Cell], tag: str) -> float:
+def _over_threshold(group: Sequence[GridCell], tag: str) -> float:
     ratios = [cell.late(tag, QUARTER) / cell.late("sharpness/threshold", QUARTER) for cell in group]
     return mean_and_error(ratios)[0]
 
