@@ -67,12 +67,12 @@ class Words:
             parser.add_argument(*flag.split(), action="store_true")
         for flag in OPTIONS:
             parser.add_argument(*flag.split())
-        found = vars(parser.parse_args(words))
-        overrides, folder = found.pop("overrides"), found.pop("config_dir")
-        several, single = found.pop("multirun"), found.pop("run")
+        options = vars(parser.parse_args(words))
+        overrides, folder = options.pop("overrides"), options.pop("config_dir")
+        several, single = options.pop("multirun"), options.pop("run")
         require_sound(overrides)
         flags = tuple(word for word in words if word not in overrides)
-        return Words(flags, tuple(overrides), several, single, any(found.values()), folder)
+        return Words(flags, tuple(overrides), several, single, any(options.values()), folder)
 
     @cached_property
     def parsed(self) -> list[Override]:

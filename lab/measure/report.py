@@ -39,7 +39,7 @@ NAMES = {"critical_point/kind": KINDS, "critical_point/search": ENDS}
 def sentence(result: CheckpointResult) -> str:
     """The result in one plain sentence, and what the probes found."""
     values, formula = result.values, result.formula
-    said = []
+    parts = []
     scaled = "sharpness/preconditioned" in values
     sharpness = "sharpness/preconditioned" if scaled else "sharpness/lambda_max"
     if sharpness in values:
@@ -50,14 +50,14 @@ def sentence(result: CheckpointResult) -> str:
             text += f", {ratio:.3f} x the threshold {threshold:.5g} = {formula} ({_where(ratio)})"
         elif "sharpness/threshold" in values:
             text += " (no ratio to the threshold: the file holds no state of this optimizer, hence no preconditioner)"
-        said.append(text)
-    said += [f"{tag} = {values[tag]:.5g}" for tag in leading(result) if not _told(tag)][:COLUMNS]
+        parts.append(text)
+    parts += [f"{tag} = {values[tag]:.5g}" for tag in leading(result) if not _elsewhere(tag)][:COLUMNS]
     sure = all(value for tag, value in values.items() if tag.endswith("/converged"))
     unsure = "" if sure else "; NOT all within tol: raise max_matvecs"
-    if not said and not result.findings:
-        said = ["nothing was measured"]
-    told = f"At step {result.step}{': ' if said else ''}{'; '.join(said)}{unsure}."
-    return joined([*filter(None, [result.divergence]), told, *result.findings])
+    if not parts and not result.findings:
+        parts = ["nothing was measured"]
+    measured = f"At step {result.step}{': ' if parts else ''}{'; '.join(parts)}{unsure}."
+    return joined([*filter(None, [result.divergence]), measured, *result.findings])
 
 
 def tell(result: CheckpointResult, file: Path, folder: RunFolder, *, brief: bool) -> None:
@@ -72,7 +72,7 @@ def tell(result: CheckpointResult, file: Path, folder: RunFolder, *, brief: bool
         print(f"  results   {folder.path}", flush=True)
 
 
-def _told(tag: str) -> bool:
+def _elsewhere(tag: str) -> bool:
     """Whether a quantity belongs to the sentence about sharpness or to a finding about a point, or ends an interval."""
     return tag.startswith(("sharpness/", "escape/", "critical_point/")) or tag.endswith(("_low", "_high"))
 

@@ -14,12 +14,12 @@ __all__ = ["Compared", "GridCell", "RunComparison", "carry_out"]
 def carry_out(comparison: RunComparison, folders: Mapping[Path, Sequence[str]], file: Path, title: str) -> Compared:
     """Compare the runs in `folders` (with the overrides of each); leaves `file`.png and `file`.json. Raises SettingError."""
     cells = [GridCell.read(folder, overrides) for folder, overrides in folders.items()]
-    told = comparison.compare(cells, title)
-    save(told.figure, Path(f"{file}.png"))
+    compared = comparison.compare(cells, title)
+    save(compared.figure, Path(f"{file}.png"))
     runs = [
         {"folder": str(cell.folder.path), "overrides": dict(cell.overrides), "diverged": cell.diverged}
-        | {"values": told.values.get(cell.name, {})}
+        | {"values": compared.values.get(cell.name, {})}
         for cell in cells
     ]
-    RunFolder(file.parent).write(file.name, {"title": title, "sentence": told.sentence, "runs": runs})
-    return told
+    RunFolder(file.parent).write(file.name, {"title": title, "sentence": compared.sentence, "runs": runs})
+    return compared
