@@ -32,7 +32,9 @@ OPTIONS = ("--package -p", "--info -i", "--config-dir -cd")
 """Hydra's flags with a value."""
 
 
-class _Parser(ArgumentParser):
+class OneLineParser(ArgumentParser):
+    """Raises SettingError in place of a page of usage."""
+
     def error(self, message: str) -> NoReturn:
         raise SettingError(f"{message}; see --help")
 
@@ -60,7 +62,7 @@ class Words:
     def of(arguments: Iterable[str]) -> "Words":
         """Raises SettingError for a flag that does not exist, and for overrides that `require_sound` refuses."""
         words = sorted(map(at_home, arguments), key=lambda word: "=" in word and not word.startswith("-"))
-        parser = _Parser(add_help=False)
+        parser = OneLineParser(add_help=False)
         parser.add_argument("overrides", nargs="*")
         parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
         for flag in SWITCHES:
