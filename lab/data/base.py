@@ -164,7 +164,8 @@ class ImageCard(DataCard):
             "classes": ", ".join(names),
             "standardise": self.standardise,
             "statistics": describe_statistics(self.standardise, mean, std, len(train.y)),
-        } | told
+        }
+        facts |= told
         return Dataset(Split(standardised(train.pixels, index, mean, std), y), test_split, names, facts)
 
 
