@@ -70,13 +70,8 @@ class SupervisedModule(pl.LightningModule):
     ):
         super().__init__()
         self.automatic_optimization = False
-        self.model, self.criterion, self.optimizer, self.agenda, self.factor = (
-            model,
-            criterion,
-            optimizer,
-            agenda,
-            factor,
-        )
+        self.model, self.criterion, self.optimizer = model, criterion, optimizer
+        self.agenda, self.factor = agenda, factor
         self.gradient = BatchGradient(
             model, criterion, optimizer, dataset.train, batches, augment=augment, chunk_size=chunk_size, seed=seed
         )

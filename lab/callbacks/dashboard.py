@@ -8,68 +8,67 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
 from lab.curvature.phase import Phase
 
-EDGE, SPECTRUM, PRECONDITIONED = "Edge of stability", "Hessian spectrum", "preconditioned lambda_max and its threshold"
-NOISE, STOCHASTIC, FISHER, LINEAR = "Gradient noise", "Edge of stochastic stability", "Fisher", "Linear stability"
-LAYOUT = {
-    EDGE: {
-        "lambda_max and its threshold": ["Multiline", ["^sharpness/lambda_max$", "^sharpness/threshold$"]],
-        PRECONDITIONED: ["Multiline", ["^sharpness/preconditioned$", "^sharpness/threshold$"]],
-        "lambda_max / threshold (the edge is 1)": ["Multiline", ["^sharpness/ratio$"]],
-        "top eigenvalues": ["Multiline", ["^sharpness/lambda_"]],
-    },
-    SPECTRUM: {
-        "largest eigenvalues and the threshold": ["Multiline", ["^spectrum/lambda_[0-9]+$", "^sharpness/threshold$"]],
-        "smallest eigenvalues": ["Multiline", ["^spectrum/lambda_min_"]],
-        "trace: Hessian = Gauss-Newton + residual": ["Multiline", ["^spectrum/(gauss_newton/|residual/)?trace$"]],
-        "top eigenspace: share of the gradient, overlap": ["Multiline", ["^spectrum/(gradient_share|overlap)$"]],
-        "negative mass": ["Multiline", ["^spectrum/negative_mass$"]],
-    },
-    STOCHASTIC: {
-        "sharpness along batch gradients and the threshold": [
-            "Multiline",
-            ["^batch_sharpness/ratio_of_means$", "^batch_sharpness/mean_of_ratios$", "^sharpness/threshold$"],
-        ],
-        "batch sharpness / threshold (the edge is 1)": ["Multiline", ["^batch_sharpness/ratio$", "^sharpness/ratio$"]],
-        "generalised, for any optimiser (the edge is 2)": ["Multiline", ["^batch_sharpness/generalised$"]],
-    },
-    NOISE: {
-        "Tr D: of one example, of the batch in use": ["Multiline", ["^noise/trace$", "^noise/trace_batch$"]],
-        "noise scale Tr D / |g|^2": ["Multiline", ["^noise/scale$"]],
-        "largest eigenvalues of D": ["Multiline", ["^noise/lambda_"]],
-        "D against H: cosine, fitted slope": ["Multiline", ["^noise/cosine$", "^noise/slope$"]],
-        "tail index of the noise": ["Multiline", ["^noise/tail_index$"]],
-    },
-    FISHER: {
-        "traces": ["Multiline", ["^fisher/trace_"]],
-        "cosines with the true Fisher": ["Multiline", ["^fisher/cosine_true_"]],
-    },
-    LINEAR: {
-        "sharpness and non-uniformity": ["Multiline", ["^linear_stability/(sharpness|non_uniformity)$"]],
-        "growth a step: second moment, typical run": [
-            "Multiline",
-            ["^linear_stability/second_moment_radius$", "^linear_stability/lyapunov$"],
-        ],
-    },
-    "Loss": {"train and test": ["Multiline", ["^train/loss$", "^test/loss$"]]},
-}
-"""The custom-scalars page: TensorBoard cannot otherwise draw two tags in one chart."""
+PRECONDITIONED = "preconditioned lambda_max and its threshold"
 PAGES = {
-    EDGE: "sharpness",
-    SPECTRUM: "spectrum",
-    STOCHASTIC: "batch_sharpness",
-    NOISE: "noise",
-    FISHER: "fisher",
-    LINEAR: "linear_stability",
+    "sharpness": "Edge of stability",
+    "spectrum": "Hessian spectrum",
+    "batch_sharpness": "Edge of stochastic stability",
+    "noise": "Gradient noise",
+    "fisher": "Fisher",
+    "linear_stability": "Linear stability",
+    "": "Loss",
 }
-"""The probe that fills a page; one without a probe is always shown."""
+"""The section of the custom-scalars page that a probe fills; that of no probe is always shown."""
+CHARTS = {
+    "sharpness": {
+        "lambda_max and its threshold": "^sharpness/lambda_max$ ^sharpness/threshold$",
+        PRECONDITIONED: "^sharpness/preconditioned$ ^sharpness/threshold$",
+        "lambda_max / threshold (the edge is 1)": "^sharpness/ratio$",
+        "top eigenvalues": "^sharpness/lambda_",
+    },
+    "spectrum": {
+        "largest eigenvalues and the threshold": "^spectrum/lambda_[0-9]+$ ^sharpness/threshold$",
+        "smallest eigenvalues": "^spectrum/lambda_min_",
+        "trace: Hessian = Gauss-Newton + residual": "^spectrum/(gauss_newton/|residual/)?trace$",
+        "top eigenspace: share of the gradient, overlap": "^spectrum/(gradient_share|overlap)$",
+        "negative mass": "^spectrum/negative_mass$",
+    },
+    "batch_sharpness": {
+        "sharpness along batch gradients and the threshold": (
+            "^batch_sharpness/ratio_of_means$ ^batch_sharpness/mean_of_ratios$ ^sharpness/threshold$"
+        ),
+        "batch sharpness / threshold (the edge is 1)": "^batch_sharpness/ratio$ ^sharpness/ratio$",
+        "generalised, for any optimiser (the edge is 2)": "^batch_sharpness/generalised$",
+    },
+    "noise": {
+        "Tr D: of one example, of the batch in use": "^noise/trace$ ^noise/trace_batch$",
+        "noise scale Tr D / |g|^2": "^noise/scale$",
+        "largest eigenvalues of D": "^noise/lambda_",
+        "D against H: cosine, fitted slope": "^noise/cosine$ ^noise/slope$",
+        "tail index of the noise": "^noise/tail_index$",
+    },
+    "fisher": {"traces": "^fisher/trace_", "cosines with the true Fisher": "^fisher/cosine_true_"},
+    "linear_stability": {
+        "sharpness and non-uniformity": "^linear_stability/(sharpness|non_uniformity)$",
+        "growth a step: second moment, typical run": (
+            "^linear_stability/second_moment_radius$ ^linear_stability/lyapunov$"
+        ),
+    },
+    "": {"train and test": "^train/loss$ ^test/loss$"},
+}
+"""The charts of a section with the tags that each draws, regular expressions: TensorBoard has no other page that draws two
+tags in one chart.
+"""
 
 
 def show_layout(loggers: Iterable[Logger], probes: Iterable[str], *, preconditioned: bool) -> None:
     """Lay out the custom-scalars page of every TensorBoard logger, with the charts that these probes fill."""
-    unused = {name for name, page in PAGES.items() if page not in set(probes)}
-    layout = {name: dict(charts) for name, charts in LAYOUT.items() if name not in unused}
-    if not preconditioned and EDGE in layout:
-        del layout[EDGE][PRECONDITIONED]
+    filled, left_out = {"", *probes}, "" if preconditioned else PRECONDITIONED
+    layout = {
+        PAGES[probe]: {name: ["Multiline", tags.split()] for name, tags in charts.items() if name != left_out}
+        for probe, charts in CHARTS.items()
+        if probe in filled
+    }
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_custom_scalars(layout)

@@ -20,7 +20,8 @@ from pydantic import Field
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity, extract_archive
 
-from lab.data.base import Dataset, Examples, Facts, ImageCard, Images
+from lab.data.base import Dataset, Examples, Facts
+from lab.data.images import ImageCard, Images
 from lab.settings import SettingError, settings
 
 # What torchvision raises when it cannot fetch (OSError covers URLError and no space), or fetched a broken archive.

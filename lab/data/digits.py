@@ -64,7 +64,7 @@ class Digits(DataCard):
             "standardise": "(pixel/16 - per-pixel mean) / one scalar",
             "sha256": short_hash(bunch.data.astype(np.uint8).tobytes() + bunch.target.astype("<i8").tobytes()),
             "statistics": f"all {len(pixels)} images: scalar {scale:.6f}",
-            **told,
         }
+        facts |= told
         test = Split(x[count:], y[count:]) if count < len(y) else None
         return Dataset(Split(x[:count], given), test, names, facts)

@@ -27,7 +27,8 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from lab.data.base import Count, Dataset, Facts, ImageCard, Images, short_hash
+from lab.data.base import Count, Dataset, Facts, short_hash
+from lab.data.images import ImageCard, Images
 from lab.settings import SettingError, settings, usable_cpus
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")

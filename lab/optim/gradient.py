@@ -34,13 +34,8 @@ class BatchGradient:
         chunk_size: int | None,
         seed: int,
     ):
-        self.model, self.criterion, self.optimizer, self.train, self.batches = (
-            model,
-            criterion,
-            optimizer,
-            train,
-            batches,
-        )
+        self.model, self.criterion, self.optimizer = model, criterion, optimizer
+        self.train, self.batches = train, batches
         self.augment, self.chunk_size, self.seed = augment, chunk_size, seed
         self.noise_norm = math.nan
 

@@ -18,7 +18,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
 from typing import IO, Any
@@ -106,8 +106,7 @@ class RunFolder:
 
     def series(self, tag: str) -> tuple[list[int], list[float]]:
         """Steps and values of one tag."""
-        points = [(line["step"], line["value"]) for line in self._lines() if line["tag"] == tag]
-        return [step for step, _ in points], [value for _, value in points]
+        return self.all_series().get(tag, ([], []))
 
     def all_series(self) -> dict[str, tuple[list[int], list[float]]]:
         """Steps and values of every tag, in one pass over the file."""
@@ -177,10 +176,8 @@ class RunFolder:
         if not file.exists():
             return
         for line in file.read_text().splitlines():
-            try:
+            with suppress(json.JSONDecodeError):
                 yield json.loads(line)
-            except json.JSONDecodeError:
-                continue
 
 
 def _step_of(file: Path) -> int:

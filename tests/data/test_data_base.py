@@ -7,16 +7,13 @@ from torch import Tensor
 
 from lab.data.base import (
     Dataset,
-    ImageCard,
-    Images,
     check_batch_size,
     class_balanced,
     class_indices,
-    image_statistics,
     permuted,
     short_hash,
-    standardised,
 )
+from lab.data.images import ImageCard, Images, image_statistics, standardised
 from lab.settings import SettingError
 from lab.streams import stream
 
