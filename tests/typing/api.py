@@ -21,7 +21,7 @@ from lab.models.mlp import Mlp
 from lab.optim.optimizers import Sgd
 from lab.optim.rules import rule_of
 from lab.optim.schedules import Cosine
-from lab.probes.sharpness import SharpnessResult
+from lab.probes.sharpness_result import SharpnessResult
 from lab.results import Eigenpairs, Estimate
 
 
