@@ -1,7 +1,8 @@
 """What a measurement returns: the value, its error, its cost, and whether it may be trusted."""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -173,7 +174,22 @@ class CriticalPoint:
         return self.index / self.vectors.shape[0]
 
 
+def with_errors(pairs: Mapping[str, tuple[float | Tensor, float | Tensor]]) -> dict[str, float]:
+    """Every value by its name, every error as error/name, of (value, error) by name."""
+    values = {name: float(value) for name, (value, _) in pairs.items()}
+    return values | {f"error/{name}": float(error) for name, (_, error) in pairs.items()}
+
+
 def numbered(estimates: Mapping[str, Estimate]) -> dict[str, float]:
-    """Every value by its name, every error as error/name."""
-    values = {name: estimate.value for name, estimate in estimates.items()}
-    return values | {f"error/{name}": estimate.error for name, estimate in estimates.items()}
+    """The same of estimates."""
+    return with_errors({name: (estimate.value, estimate.error) for name, estimate in estimates.items()})
+
+
+def ranked(names: Iterable[str], pairs: Eigenpairs) -> dict[str, float]:
+    """The same of eigenvalues, the first name for the extreme one; as many as both last."""
+    return with_errors(dict(zip(names, zip(pairs.values, pairs.errors, strict=True), strict=False)))
+
+
+def finite(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Those that were measured."""
+    return {name: number for name, number in numbers.items() if math.isfinite(number)}

@@ -11,7 +11,8 @@ from rich.table import Table
 from torch import Tensor
 
 from lab.measure.carry import CheckpointResult
-from lab.probes.critical_point import ENDS, KINDS, Point, index_against_loss
+from lab.probes.critical_point_figure import KINDS, Point, index_against_loss
+from lab.probes.critical_point_result import ENDS
 from lab.run import figures
 from lab.run.folder import RunFolder
 from lab.run.provenance import provenance

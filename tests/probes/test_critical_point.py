@@ -16,7 +16,9 @@ from lab.landscapes.quadratic import Quadratic
 from lab.objective import Decayed, NetworkObjective, Objective
 from lab.points.critical import classify
 from lab.probes.base import Snapshot
-from lab.probes.critical_point import ENDS, KINDS, CriticalPoint, Point, index_against_loss
+from lab.probes.critical_point import CriticalPoint
+from lab.probes.critical_point_figure import KINDS, Point, index_against_loss
+from lab.probes.critical_point_result import ENDS
 
 DOUBLE = torch.float64
 
