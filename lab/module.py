@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lab.data.base import Dataset, Split
 from lab.data.batches import Batches
 from lab.models.losses import Criterion
-from lab.optim.escape import Escape
+from lab.optim.escape import EscapeMethod
 from lab.optim.gradient import BatchGradient
 from lab.optim.noise import GradientNoise
 from lab.run import signals
@@ -66,7 +66,7 @@ class SupervisedModule(pl.LightningModule):
         max_loss: float = math.inf,
         seed: int = 0,
         noise: GradientNoise | None = None,
-        escape: Escape | None = None,
+        escape: EscapeMethod | None = None,
     ):
         super().__init__()
         self.automatic_optimization = False

@@ -14,7 +14,7 @@ from torch import nn
 from lab.data.base import DataCard, Dataset
 from lab.data.batches import Batches
 from lab.models.losses import Criterion
-from lab.optim.escape import Escape, NegativeCurvature
+from lab.optim.escape import EscapeMethod, NegativeCurvature
 from lab.optim.noise import GradientNoise, NoiseCard, Trained
 from lab.optim.optimizers import OptimizerCard
 from lab.optim.schedules import Schedule
@@ -84,7 +84,7 @@ class Parts:
     criterion: Criterion
     optimizer: torch.optim.Optimizer
     noise: GradientNoise | None
-    escape: Escape | None
+    escape: EscapeMethod | None
     total: int
 
     @property

@@ -31,7 +31,7 @@ COUPLED = (optim.SGD, optim.RMSprop, optim.Adam)
 """Optimisers whose weight decay joins the gradient and hence belongs to the loss."""
 
 
-class Escape(Protocol):
+class EscapeMethod(Protocol):
     """What a run asks before every update."""
 
     def look(self, step: int, model: nn.Module, data: Split, optimizer: optim.Optimizer) -> dict[str, float]:
@@ -62,18 +62,18 @@ class NegativeCurvature:
     tol: Annotated[float, Field(gt=0, lt=1, description="wanted error of the eigenvalue over the largest")] = 0.05
     max_matvecs: Annotated[int, Field(gt=0, description="Hessian products at most, each time")] = 50
 
-    def build(self, model: nn.Module, criterion: Criterion, seed: int) -> "SaddleEscape":
+    def build(self, model: nn.Module, criterion: Criterion, seed: int) -> "CurvatureEscape":
         """The escape of a run. Raises SettingError for a model that has no loss over all examples."""
         if has_batch_norm(model):
             raise SettingError(
                 "optimizer/escape=negative_curvature cannot be had with BatchNorm, which trains on statistics of the batch: "
                 "there is no one loss over all examples to escape from; use model.norm=group"
             )
-        return SaddleEscape(self, criterion, seed)
+        return CurvatureEscape(self, criterion, seed)
 
 
 @plain
-class SaddleEscape:
+class CurvatureEscape:
     """`NegativeCurvature` in a run."""
 
     card: NegativeCurvature
@@ -82,7 +82,7 @@ class SaddleEscape:
     start: Tensor | None = None
 
     def look(self, step: int, model: nn.Module, data: Split, optimizer: optim.Optimizer) -> dict[str, float]:
-        """As `Escape.look`: negative_curvature/curvature, and where a step was made length, predicted_drop, actual_drop."""
+        """As `EscapeMethod.look`: negative_curvature/curvature, and where a step was made length, predicted_drop, actual_drop."""
         if step % self.card.every:
             return {}
         with torch.autocast(data.x.device.type, enabled=False):

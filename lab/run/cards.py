@@ -18,6 +18,9 @@ from lab.settings import SettingError
 CURES = {"tuple": "a list, e.g. [1,2]", "integer": "a whole number", "boolean": "true or false"}
 """What pydantic calls a type, in the words of who types a value."""
 
+FORMER = {"lab.optim.noise.Fisher": "fisher"}
+"""Cards of classes that had another name when runs that are still there were made."""
+
 
 def config_dir() -> str:
     """The folder of the cards: beside the package in a checkout, inside it when installed from a wheel."""
@@ -28,7 +31,7 @@ def config_dir() -> str:
 @cache
 def card_names() -> dict[str, str]:
     """The card that stands for a class, e.g. {"lab.optim.optimizers.Sgd": "sgd", ...}."""
-    named = dict[str, str]()
+    named = dict(FORMER)
     for file in Path(config_dir()).glob("**/*.yaml"):
         if target := re.search(r"^_target_: *(\S+)", file.read_text(), flags=re.M):
             named[target[1]] = file.stem

@@ -19,7 +19,7 @@ from lab.noise.likelihood import Softmax
 from lab.objective import NetworkObjective
 from lab.optim.noise import (
     Diagonal,
-    Fisher,
+    FisherNoise,
     GradientNoise,
     HalfDifference,
     HessianSqrt,
@@ -39,7 +39,15 @@ from lab.streams import stream
 
 DOUBLE = torch.float64
 N = 40
-SIZED: list[type[SizedNoise]] = [Isotropic, Diagonal, Minibatch, HalfDifference, SampleWeights, Fisher, HessianSqrt]
+SIZED: list[type[SizedNoise]] = [
+    Isotropic,
+    Diagonal,
+    Minibatch,
+    HalfDifference,
+    SampleWeights,
+    FisherNoise,
+    HessianSqrt,
+]
 OF_EXAMPLES: dict[type[SizedNoise], Callable[[int, float, torch.Generator], Tensor]] = {
     Minibatch: injection.minibatch,
     HalfDifference: injection.half_difference,
@@ -127,7 +135,7 @@ def test_the_joined_backward_pass_adds_the_weighted_sum_of_the_gradients_of_the_
 
 @pytest.mark.parametrize("chunk", [N, 13])
 def test_fisher_noise_is_the_gradient_at_labels_of_the_model(chunk: int, objective: NetworkObjective) -> None:
-    noise, w = built(Fisher(equivalent_batch_size=5), objective.model), objective.weights
+    noise, w = built(FisherNoise(equivalent_batch_size=5), objective.model), objective.weights
     x, _ = data()
     generator, expected = stream(0, "noise", 3), objective.grad(w)
     for part in x.split(chunk):
@@ -145,7 +153,7 @@ def test_the_covariance_of_fisher_noise_is_the_gauss_newton_matrix_over_m(smooth
     objective = NetworkObjective(model, criterion, data())
     w, draws = objective.weights, 40_000
     x, y = data()
-    draw = built(Fisher(equivalent_batch_size=5), model, criterion).draw(0, x, y, lr=0.1)
+    draw = built(FisherNoise(equivalent_batch_size=5), model, criterion).draw(0, x, y, lr=0.1)
     f = model(x)
     rows = [
         torch.stack(
@@ -165,7 +173,7 @@ def test_the_covariance_of_fisher_noise_is_the_gauss_newton_matrix_over_m(smooth
 def test_fisher_noise_of_the_squared_error_is_gaussian_of_covariance_JJ() -> None:
     model, criterion = network(), MeanSquaredErrorCriterion(3)
     objective = NetworkObjective(model, criterion, data())
-    draws = noises(built(Fisher(equivalent_batch_size=5), model, criterion), 1000)
+    draws = noises(built(FisherNoise(equivalent_batch_size=5), model, criterion), 1000)
     trace = float(gauss_newton(objective, objective.weights).dense().trace()) / 5
     squares = draws.square().sum(1)
     assert abs(float(squares.mean()) - trace) < 4 * float(squares.std()) / math.sqrt(1000)
@@ -180,7 +188,7 @@ def test_the_trace_of_the_noise_is_the_one_asked_for(
     card = kind(trace=0.37) if by == "trace" else kind(equivalent_batch_size=4)
     one, w = objective.example_grads(objective.weights), objective.weights
     of_one = float((one - one.mean(0)).square().sum(1).mean())
-    if kind is Fisher:
+    if kind is FisherNoise:
         of_one = float(gauss_newton(objective, w).dense().trace())
     wanted, num = (0.37, 60) if by == "trace" else (of_one / 4, 200)
     if kind is HessianSqrt:  # |n|^2 is a sum over many eigenvectors: a mean of 40 is as Gaussian
@@ -284,9 +292,9 @@ def test_langevin_noise_has_the_stationary_variance_of_the_discrete_step() -> No
     assert abs(float(w.mean())) < 4 * math.sqrt(expected / num)
 
 
-@pytest.mark.parametrize("kind", [Isotropic, Fisher, HessianSqrt], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [Isotropic, FisherNoise, HessianSqrt], ids=lambda kind: kind.name)
 def test_what_needs_no_gradient_of_a_single_example_works_with_batch_norm(kind: type[SizedNoise]) -> None:
-    card = kind(equivalent_batch_size=5) if kind is Fisher else kind(trace=0.1)
+    card = kind(equivalent_batch_size=5) if kind is FisherNoise else kind(trace=0.1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Tr H of so small a network with BatchNorm needs all its products
         draws = noises(built(card, network(batch_norm=True)), 8)
@@ -302,12 +310,12 @@ def refusals() -> Iterator[tuple[NoiseCard, dict[str, object], str]]:
         yield kind(equivalent_batch_size=1), {"batch_size": 1}, "a batch of one example"
     for kind in (Isotropic, HessianSqrt):
         yield kind(equivalent_batch_size=4), bn, "cannot be had with BatchNorm"
-    yield Fisher(trace=0.1), bn, "cannot be had with BatchNorm"
+    yield FisherNoise(trace=0.1), bn, "cannot be had with BatchNorm"
     for each in SIZED:
         yield each(), {}, "needs a size"
         yield each(trace=0.1, equivalent_batch_size=4), {}, "contradict each other"
         yield each(equivalent_batch_size=N + 1), {}, "larger than the 40 examples"
-    yield Fisher(trace=0.1), {"criterion": lambda f, y: f.exp().mean()}, "no known log-likelihood"
+    yield FisherNoise(trace=0.1), {"criterion": lambda f, y: f.exp().mean()}, "no known log-likelihood"
     yield SampleWeights(trace=0.1), {"criterion": lambda f, y: f.square().sum()}, "no mean over examples"
     yield Sgld(), {}, "needs noise.temperature"
 
@@ -328,11 +336,11 @@ def test_dropout_is_refused_where_the_hessian_is_needed() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [HalfDifference, SampleWeights, Fisher], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [HalfDifference, SampleWeights, FisherNoise], ids=lambda kind: kind.name)
 def test_forty_thousand_steps_have_the_covariance(kind: type[SizedNoise], objective: NetworkObjective) -> None:
     draws = noises(built(kind(equivalent_batch_size=5), objective.model), 40_000)
     one, w = objective.example_grads(objective.weights), objective.weights
     centred = one - one.mean(0)
-    expected = (gauss_newton(objective, w).dense() if kind is Fisher else centred.T @ centred / N) / 5
+    expected = (gauss_newton(objective, w).dense() if kind is FisherNoise else centred.T @ centred / N) / 5
     assert float((draws.T @ draws / len(draws) - expected).norm() / expected.norm()) < 0.03
     assert bool((draws.mean(0).abs() < 5 * draws.std(0) / 200).all())

@@ -23,7 +23,7 @@ and gradient are one backward pass. Numbers come from the stream "noise" of (see
 from lab.optim.noise.base import NoiseCard, Trained
 from lab.optim.noise.cards import (
     Diagonal,
-    Fisher,
+    FisherNoise,
     HalfDifference,
     HessianSqrt,
     Isotropic,
@@ -35,7 +35,7 @@ from lab.optim.noise.draw import GradientNoise
 
 __all__ = [
     "Diagonal",
-    "Fisher",
+    "FisherNoise",
     "GradientNoise",
     "HalfDifference",
     "HessianSqrt",

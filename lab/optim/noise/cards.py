@@ -90,7 +90,7 @@ class SampleWeights(FromExamples):
 
 
 @settings()
-class Fisher(SizedNoise):
+class FisherNoise(SizedNoise):
     """Gradients at labels drawn from the model: covariance F/m exactly, F the true Fisher. With trace: F scaled to it.
 
     F = (1/N) sum of J_i' S_i J_i is c times the generalised Gauss-Newton matrix, c = 1 for one label an example
