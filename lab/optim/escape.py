@@ -82,7 +82,7 @@ class CurvatureEscape:
     start: Tensor | None = None
 
     def look(self, step: int, model: nn.Module, data: Split, optimizer: optim.Optimizer) -> dict[str, float]:
-        """As `EscapeMethod.look`: negative_curvature/curvature, and where a step was made length, predicted_drop, actual_drop."""
+        """As `EscapeMethod.look`: negative_curvature/curvature, with a step also length, predicted_drop, actual_drop."""
         if step % self.card.every:
             return {}
         with torch.autocast(data.x.device.type, enabled=False):
