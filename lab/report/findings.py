@@ -44,10 +44,10 @@ def random_labels(cells: Sequence[Cell]) -> str:
         if group[0].overrides.get("data.random_labels") in ("1", "1.0"):
             permuted.append(test)
         said.append(f"{name}: {_number(train)} and {_number(test)}")
-    chance = 1 / len(cells[0].facts["classes"].split(", "))
-    fitted = "Every run fitted its training set" if all(fits) else "Not every run fitted its training set"
-    text = f"Train and test accuracy over the last quarter: {'; '.join(said)}. {fitted}"
+    every = "Every" if all(fits) else "Not every"
+    text = f"Train and test accuracy over the last quarter: {'; '.join(said)}. {every} run fitted its training set"
     if permuted:
+        chance = 1 / len(cells[0].facts["classes"].split(", "))
         at_chance = all(abs(value - chance) <= NEAR_CHANCE for value in permuted)
         text += f"; with all labels permuted test accuracy {'is' if at_chance else 'is not'} at chance ({chance:.2g})"
     return f"{text}."
@@ -58,7 +58,8 @@ def generalization_gap(cells: Sequence[Cell]) -> str:
     said, gaps = [], {}
     for name, group in grouped(cells, ["scaling.budget", "scaling.lr"]).items():
         sizes = sorted({cell.number("data.batch_size") for cell in group})
-        ends = [_last([c for c in group if c.number("data.batch_size") == size]) for size in sizes]
+        batches = [[c for c in group if c.number("data.batch_size") == size] for size in sizes]
+        ends = [_late(batch, "test/accuracy", 0) for batch in batches]
         said.append(
             f"{name}: {', '.join(f'{_number(end)} at {size:g}' for end, size in zip(ends, sizes, strict=True))}"
         )
@@ -89,16 +90,10 @@ def edge_of_stochastic_stability(cells: Sequence[Cell]) -> str:
     text = f"In units of 2/lr, over the last quarter: {'; '.join(said)}."
     if len(tops) > 1 and all(math.isfinite(top) for top in tops):
         ordered = all(a < b for a, b in pairwise(tops))
-        text += (
-            " lambda_max is lower the smaller the batch."
-            if ordered
-            else " lambda_max is not ordered by the batch size."
-        )
+        text += f" lambda_max is {'lower the smaller the batch' if ordered else 'not ordered by the batch size'}."
     if near:
-        text += f" The batch sharpness came to {NEAR_EDGE} x 2/lr or beyond with batches of {' and '.join(near)}."
-    else:
-        text += f" The batch sharpness stayed below {NEAR_EDGE} x 2/lr."
-    return text
+        return f"{text} The batch sharpness came to {NEAR_EDGE} x 2/lr or beyond with batches of {' and '.join(near)}."
+    return f"{text} The batch sharpness stayed below {NEAR_EDGE} x 2/lr."
 
 
 def noise_injection(cells: Sequence[Cell]) -> str:
@@ -124,14 +119,9 @@ def _with_error(mean: float, error: float) -> str:
     return f"{_number(mean)} +- {error:.1g}" if error > 0 else _number(mean)
 
 
-def _late(group: Sequence[Cell], tag: str) -> float:
-    """The mean over the last quarter and over seeds; NaN where all diverged."""
-    return mean_and_error([cell.late(tag, QUARTER) for cell in group])[0]
-
-
-def _last(group: Sequence[Cell]) -> float:
-    """The last test accuracy, averaged over seeds; NaN where all diverged."""
-    return mean_and_error([cell.late("test/accuracy", 0) for cell in group])[0]
+def _late(group: Sequence[Cell], tag: str, share: float = QUARTER) -> float:
+    """The mean over the last share of the run (0: the last value) and over seeds; NaN where all diverged."""
+    return mean_and_error([cell.late(tag, share) for cell in group])[0]
 
 
 def _over_threshold(group: Sequence[Cell], tag: str) -> float:

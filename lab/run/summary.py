@@ -66,7 +66,9 @@ def _of_the_run(summary: Mapping[str, Any]) -> str:
 
 def _trained(summary: Mapping[str, Any]) -> str:
     steps = f"{summary['steps']} step{'s' if summary['steps'] != 1 else ''}"
-    return f"Trained {steps}; loss {_loss(summary)}{_accuracy(summary)}"
+    accuracy = summary["test_accuracy"]
+    tested = "" if accuracy is None else f", test accuracy {accuracy:.3g}"
+    return f"Trained {steps}; loss {_loss(summary)}{tested}"
 
 
 def _too_few(summary: Mapping[str, Any]) -> str:
@@ -81,11 +83,6 @@ def _too_few(summary: Mapping[str, Any]) -> str:
 
 def _loss(summary: Mapping[str, Any]) -> str:
     return f"from {summary['first_loss']:.4g} to {summary['last_loss']:.4g}"
-
-
-def _accuracy(summary: Mapping[str, Any]) -> str:
-    accuracy = summary["test_accuracy"]
-    return "" if accuracy is None else f", test accuracy {accuracy:.3g}"
 
 
 def _start(summary: Mapping[str, Any], sharpness: str, unit: str) -> str:
