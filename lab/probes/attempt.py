@@ -114,25 +114,25 @@ def attempt(probe: Probe, snapshot: Snapshot, bench: "Bench") -> dict[str, Value
             return failure
 
 
-def joined(found: Mapping[str, Value], values: Mapping[str, Value], probe: str) -> dict[str, Value]:
+def joined(before: Mapping[str, Value], values: Mapping[str, Value], probe: str) -> dict[str, Value]:
     """The values of a snapshot with those of one probe more. Raises ValueError where it writes a tag that is there."""
-    if twice := sorted(found.keys() & values.keys()):
+    if twice := sorted(before.keys() & values.keys()):
         raise ValueError(
             f"{twice[0]} is written by probe {probe} and by another one; the tags of a probe begin with its name: "
             f"{probe}/..., error/{probe}/... and cost/{probe}/..."
         )
-    return {**found, **values}
+    return {**before, **values}
 
 
 def findings(probes: Sequence[Probe], values: dict[str, float]) -> list[str]:
     """What the probes say of the last values of a run, by tag."""
-    told = []
+    sentences = []
     for probe in probes:
         try:
-            told.append(probe.finding(values))
+            sentences.append(probe.finding(values))
         except Exception as error:
-            told.append(f"Probe {probe.name} has nothing to say: {type(error).__name__}: {error}")
-    return [sentence for sentence in told if sentence]
+            sentences.append(f"Probe {probe.name} has nothing to say: {type(error).__name__}: {error}")
+    return [sentence for sentence in sentences if sentence]
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -14,12 +14,12 @@ __all__ = ["Cell", "Comparison", "Told", "carry_out"]
 def carry_out(comparison: Comparison, folders: Mapping[Path, Sequence[str]], file: Path, title: str) -> Told:
     """Compare the runs in `folders` (with the overrides of each); leaves `file`.png and `file`.json. Raises SettingError."""
     cells = [Cell.read(folder, overrides) for folder, overrides in folders.items()]
-    told = comparison.compare(cells, title)
-    save(told.figure, Path(f"{file}.png"))
+    outcome = comparison.compare(cells, title)
+    save(outcome.figure, Path(f"{file}.png"))
     runs = [
         {"folder": str(cell.folder.path), "overrides": dict(cell.overrides), "diverged": cell.diverged}
-        | {"values": told.values.get(cell.name, {})}
+        | {"values": outcome.values.get(cell.name, {})}
         for cell in cells
     ]
-    RunFolder(file.parent).write(file.name, {"title": title, "sentence": told.sentence, "runs": runs})
-    return told
+    RunFolder(file.parent).write(file.name, {"title": title, "sentence": outcome.sentence, "runs": runs})
+    return outcome

@@ -30,27 +30,29 @@ class Bars(Comparison):
         labels = [label if len(settings) > 1 else label.partition("=")[2] for label in groups]
         figure = new_figure(1.5 + 3.6 * len(self.tags), 1.6 + 0.42 * len(groups), title)
         row = figure.subplots(1, len(self.tags), sharey=True, squeeze=False)[0]
-        told = []
+        phrases = []
         for axis, tag in zip(row, self.tags, strict=True):
             bars = [mean_and_error([c.late(tag, self.share) for c in group]) for group in groups.values()]
-            said = [number(bar[0], group) for bar, group in zip(bars, groups.values(), strict=True)]
-            self._draw(axis, bars, said)
+            shown = [number(bar[0], group) for bar, group in zip(bars, groups.values(), strict=True)]
+            self._draw(axis, bars, shown)
             axis.set_xlabel(tag)
             errors = [f" +- {error:.1g}" if error > 0 else "" for _, error in bars]
-            told.append(f"{tag}: {', '.join(f'{n}{e} ({x})' for n, e, x in zip(said, errors, labels, strict=True))}")
+            phrases.append(
+                f"{tag}: {', '.join(f'{n}{e} ({x})' for n, e, x in zip(shown, errors, labels, strict=True))}"
+            )
         row[0].set_yticks(range(len(groups)), labels)
         row[0].set_ylabel(", ".join(map(short, settings)))
         row[0].invert_yaxis()
-        sentence = f"Means over the last {100 * self.share:.0f} % of each run. {'; '.join(told)}."
+        sentence = f"Means over the last {100 * self.share:.0f} % of each run. {'; '.join(phrases)}."
         values = {c.name: {t: v for t in self.tags if (v := c.late(t, self.share)) == v} for c in cells}
         return Told(figure, find(self.finding, cells) or sentence, values)
 
-    def _draw(self, axis: Axes, bars: Sequence[tuple[float, float]], said: Sequence[str]) -> None:
+    def _draw(self, axis: Axes, bars: Sequence[tuple[float, float]], shown: Sequence[str]) -> None:
         """A bar for every mean with its error, and its number (or why there is none) at its end."""
         heights = [mean if math.isfinite(mean) else 0.0 for mean, _ in bars]
         errors = [error if math.isfinite(error) else 0.0 for _, error in bars]
         drawn = axis.barh(range(len(bars)), heights, xerr=errors if any(errors) else None, color="C0", alpha=0.85)
-        axis.bar_label(drawn, labels=said, padding=3, fontsize=9)
+        axis.bar_label(drawn, labels=shown, padding=3, fontsize=9)
         axis.margins(x=0.25)
         axis.grid(axis="x", alpha=0.25)
         axis.set_axisbelow(True)

@@ -73,17 +73,17 @@ class Curves(Comparison):
                 scale = dict(zip(*cell.series.get(self.over, ([], [])), strict=True))
                 values = [v / scale[s] for s, v in zip(steps, values, strict=True) if s in scale]
                 steps = [s for s in steps if s in scale]
-            told = f"{label}: {tag}" if label else tag
-            told += " (diverged)" if cell.diverged else ""
-            axis.plot(*binned(steps, values), ls=style, color=color, lw=1.3, label=told)
+            text = f"{label}: {tag}" if label else tag
+            text += " (diverged)" if cell.diverged else ""
+            axis.plot(*binned(steps, values), ls=style, color=color, lw=1.3, label=text)
 
     def _means(self, cells: Sequence[Cell], values: dict[str, dict[str, float]]) -> str:
         settings, divided = differing(cells), f" / {self.over}" if self.over else ""
-        told = [
+        phrases = [
             f"{cell.label(settings) or cell.name}: {', '.join(number(v, [cell]) for v in values[cell.name].values())}"
             for cell in cells
         ]
-        return f"Means over the last quarter of {', '.join(tag + divided for tag in self.tags)}. {'; '.join(told)}."
+        return f"Means over the last quarter of {', '.join(tag + divided for tag in self.tags)}. {'; '.join(phrases)}."
 
 
 def binned(steps: Sequence[int], values: Sequence[float], most: int = 80) -> tuple[list[float], list[float]]:

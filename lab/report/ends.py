@@ -38,7 +38,7 @@ class Ends(Comparison):
         row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         others = differing(cells, but=[self.x, self.panels])
         labels = list(grouped(cells, others))
-        told, lowest = [], 0
+        phrases, lowest = [], 0
         for axis, (name, members) in zip(row, panels.items(), strict=True):
             for label, line in grouped(members, others).items():
                 places = {
@@ -50,7 +50,7 @@ class Ends(Comparison):
                 self._draw(axis, points, lost, label, place)
                 lowest = max(lowest, place + 1 if lost else 0)
                 values = ", ".join(f"{number(points[x][0], at)} ({x:g})" for x, at in places.items())
-                told.append(": ".join(filter(None, (", ".join(filter(None, (name, label))), values))))
+                phrases.append(": ".join(filter(None, (", ".join(filter(None, (name, label))), values))))
             axis.set(xlabel=self.x, title=name or None, xscale="log")
             ticks = sorted({cell.number(self.x) for cell in cells})
             axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -62,7 +62,7 @@ class Ends(Comparison):
         handles = {label: line for axis in row for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
         if any(handles):
             figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-        sentence = find(self.finding, cells) or f"{self.tag} at the end ({short(self.x)}). {'; '.join(told)}."
+        sentence = find(self.finding, cells) or f"{self.tag} at the end ({short(self.x)}). {'; '.join(phrases)}."
         ends = {c.name: {self.tag: c.late(self.tag, 0)} if not c.diverged else {} for c in cells}
         return Told(figure, sentence, ends)
 

@@ -26,26 +26,26 @@ NEAR_EDGE = 0.8
 
 def find(finding: Finding | None, cells: Sequence[Cell]) -> str:
     """The paragraph of that name; "" for None."""
-    told: dict[Finding, Callable[[Sequence[Cell]], str]] = {
+    paragraphs: dict[Finding, Callable[[Sequence[Cell]], str]] = {
         "random_labels": random_labels,
         "generalization_gap": generalization_gap,
         "edge_of_stochastic_stability": edge_of_stochastic_stability,
         "noise_injection": noise_injection,
     }
-    return told[finding](cells) if finding else ""
+    return paragraphs[finding](cells) if finding else ""
 
 
 def random_labels(cells: Sequence[Cell]) -> str:
     """Whether true and permuted labels were fitted, and what of it carried over to the test set."""
-    said, fits, permuted = [], [], []
+    phrases, fits, permuted = [], [], []
     for name, group in grouped(cells, ["data.random_labels", "data.batch_size"]).items():
         train, test = (_late(group, f"{split}/accuracy") for split in ("train", "test"))
         fits.append(train >= FITTED)
         if group[0].overrides.get("data.random_labels") in ("1", "1.0"):
             permuted.append(test)
-        said.append(f"{name}: {_number(train)} and {_number(test)}")
+        phrases.append(f"{name}: {_number(train)} and {_number(test)}")
     every = "Every" if all(fits) else "Not every"
-    text = f"Train and test accuracy over the last quarter: {'; '.join(said)}. {every} run fitted its training set"
+    text = f"Train and test accuracy over the last quarter: {'; '.join(phrases)}. {every} run fitted its training set"
     if permuted:
         chance = 1 / len(cells[0].facts["classes"].split(", "))
         at_chance = all(abs(value - chance) <= NEAR_CHANCE for value in permuted)
@@ -55,16 +55,16 @@ def random_labels(cells: Sequence[Cell]) -> str:
 
 def generalization_gap(cells: Sequence[Cell]) -> str:
     """How far test accuracy falls from the smallest to the largest batch, by budget and learning-rate rule."""
-    said, gaps = [], {}
+    phrases, gaps = [], {}
     for name, group in grouped(cells, ["scaling.budget", "scaling.lr"]).items():
         sizes = sorted({cell.number("data.batch_size") for cell in group})
         batches = [[c for c in group if c.number("data.batch_size") == size] for size in sizes]
         ends = [_late(batch, "test/accuracy", 0) for batch in batches]
-        said.append(
+        phrases.append(
             f"{name}: {', '.join(f'{_number(end)} at {size:g}' for end, size in zip(ends, sizes, strict=True))}"
         )
         gaps[name] = ends[0] - ends[-1]
-    text = f"Test accuracy at the end by batch size: {'; '.join(said)}."
+    text = f"Test accuracy at the end by batch size: {'; '.join(phrases)}."
     epochs, steps = (gaps.get(f"budget={budget}, lr=none", math.nan) for budget in ("epochs", "steps"))
     if math.isfinite(epochs - steps):
         text += (
@@ -79,15 +79,15 @@ def generalization_gap(cells: Sequence[Cell]) -> str:
 def edge_of_stochastic_stability(cells: Sequence[Cell]) -> str:
     """Where lambda_max and the batch sharpness were, in units of the threshold, and in which order."""
     groups = sorted(grouped(cells, ["data.batch_size"]).values(), key=lambda group: group[0].number("data.batch_size"))
-    said, tops, near = [], [], []
+    phrases, tops, near = [], [], []
     for group in groups:
         top, batch = (_over_threshold(group, tag) for tag in ("sharpness/lambda_max", "batch_sharpness/ratio_of_means"))
         tops.append(top)
         size = f"{group[0].number('data.batch_size'):g}"
         if batch >= NEAR_EDGE:
             near.append(size)
-        said.append(f"batches of {size}: lambda_max {_number(top)}, batch sharpness {_number(batch)}")
-    text = f"In units of 2/lr, over the last quarter: {'; '.join(said)}."
+        phrases.append(f"batches of {size}: lambda_max {_number(top)}, batch sharpness {_number(batch)}")
+    text = f"In units of 2/lr, over the last quarter: {'; '.join(phrases)}."
     if len(tops) > 1 and all(math.isfinite(top) for top in tops):
         ordered = all(a < b for a, b in pairwise(tops))
         text += f" lambda_max is {'lower the smaller the batch' if ordered else 'not ordered by the batch size'}."
@@ -99,17 +99,17 @@ def edge_of_stochastic_stability(cells: Sequence[Cell]) -> str:
 def noise_injection(cells: Sequence[Cell]) -> str:
     """Where each noise led, and whether noise of the law of the small batch leads where the small batch does."""
     groups = {name.partition("=")[2]: group for name, group in grouped(cells, ["optimizer/noise"]).items()}
-    told, apart = [], []
+    phrases, apart = [], []
     for tag, name in INJECTED.items():
         if not any(tag in cell.series for cell in cells):
             continue
         ends = {kind: mean_and_error([cell.late(tag, QUARTER) for cell in group]) for kind, group in groups.items()}
-        told.append(f"{name}: {', '.join(f'{_with_error(*end)} ({kind})' for kind, end in ends.items())}")
+        phrases.append(f"{name}: {', '.join(f'{_with_error(*end)} ({kind})' for kind, end in ends.items())}")
         if {"small_batch", "minibatch"} <= {*ends}:
             (one, its), (other, others) = ends["small_batch"], ends["minibatch"]
             if math.hypot(its, others) > 0:
                 apart.append(f"{(other - one) / math.hypot(its, others):+.1f} ({name})")
-    text = f"Over the last quarter, mean +- standard error over seeds. {'; '.join(told)}."
+    text = f"Over the last quarter, mean +- standard error over seeds. {'; '.join(phrases)}."
     if apart:
         text += f" minibatch, which has the law of small_batch, differs from it by {', '.join(apart)} standard errors."
     return text

@@ -139,8 +139,8 @@ def waterfall_figure(measurements: Mapping[int, Arrays]) -> Figure:
         axis.plot(tops, [step] * len(tops), ls="", marker=".", ms=4, color="tab:orange", label=label, clip_on=False)
     if thresholds:
         low, high = min(y for _, y in thresholds), max(y for _, y in thresholds)
-        told = "" if low < right else f" {low:.4g}" if low == high else f" {low:.4g} to {high:.4g}"
-        label = f"{THRESHOLD}{told}" + (", off to the right" if told else "")
+        levels = "" if low < right else f" {low:.4g}" if low == high else f" {low:.4g} to {high:.4g}"
+        label = f"{THRESHOLD}{levels}" + (", off to the right" if levels else "")
         axis.plot(*zip(*((y, t) for t, y in thresholds), strict=True), color="tab:red", ls="--", label=label)
     axis.set(xlabel=EIGENVALUE, ylabel="step (updates)", title="Hessian spectrum through training", xlim=(left, right))
     axis.set_ylim(bottom=max(0.0, _edges(np.array(steps, float))[0]))

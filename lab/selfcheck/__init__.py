@@ -71,13 +71,13 @@ def table(rows: Sequence[Row]) -> Table:
 
 def _rows(check: Check) -> list[Row]:
     """The rows of a check; one that raises is a row that failed, and the rest is still checked."""
-    found: list[Row] = []
+    rows: list[Row] = []
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for row in check():
-                found.append(row)  # noqa: PERF402 (what came before an exception counts)
+                rows.append(row)  # noqa: PERF402 (what came before an exception counts)
     except Exception as error:
         text = " ".join(str(error).split())[:80]
-        found.append(Row(f"{check.__name__.replace('_', ' ')}: {type(error).__name__}: {text}", 0.0, math.nan, 0.0))
-    return found
+        rows.append(Row(f"{check.__name__.replace('_', ' ')}: {type(error).__name__}: {text}", 0.0, math.nan, 0.0))
+    return rows
