@@ -15,6 +15,7 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor, optim
 
 from lab.curvature.stability import UpdateRule
+from lab.objective import at_least_single
 
 ALIKE = 1e-3
 """Factors that differ by less, relative to 1, are one: by more than round-off, by less than matters."""
@@ -136,9 +137,5 @@ def _norms(optimizer: optim.Optimizer) -> Tensor:
     """Euclidean and largest entry of the gradient of every parameter: (2n,) float64 on the host."""
     grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     dense = [g for g in grads if not g.is_sparse and g.numel()]
-    kinds = [torch.linalg.vector_norm(g, order, dtype=_at_least_single(g)) for g in dense for order in (2, math.inf)]
+    kinds = [torch.linalg.vector_norm(at_least_single(g), order) for g in dense for order in (2, math.inf)]
     return torch.stack([norm.double().to(kinds[0].device) for norm in kinds]).cpu() if kinds else torch.zeros(0)
-
-
-def _at_least_single(g: Tensor) -> torch.dtype:
-    return torch.promote_types(g.dtype, torch.float32)

@@ -66,8 +66,9 @@ class RunCallback(pl.Callback):
         for step, curves in pl_module.updates.curves:
             for logger in trainer.loggers:
                 logger.log_metrics(curves, step=step)
-        if pl_module.divergence:
-            self.save_last_finite(pl_module)
+        if pl_module.divergence:  # the module has put back the weights before it
+            state = {"step": pl_module.finite_step, "model": pl_module.model.state_dict()}
+            checkpoints.save(self.folder.checkpoints / "last_finite.ckpt", state)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, SupervisedModule)
@@ -86,19 +87,16 @@ class RunCallback(pl.Callback):
         if isinstance(exception, SystemExit) and isinstance(pl_module, SupervisedModule):
             self.save(trainer, pl_module)
 
-    def evaluate(self, trainer: pl.Trainer, module: SupervisedModule) -> dict[str, float]:
+    def evaluate(self, trainer: pl.Trainer, module: SupervisedModule) -> None:
         """test/loss and test/accuracy of the present weights."""
         if module.test_data is None:
-            return {}
+            return
         with cut_off():
-            values = {
-                f"test/{name}": value
-                for name, value in evaluate(module.model, module.criterion, module.test_data).items()
-            }
+            measured = evaluate(module.model, module.criterion, module.test_data)
+        values = {f"test/{name}": value for name, value in measured.items()}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=module.step)
         self.probes.note(values)
-        return values
 
     def save(self, trainer: pl.Trainer, module: SupervisedModule) -> None:
         """Model, optimiser, probes and phase at the present step, unless the weights have diverged unnoticed so far."""
@@ -115,8 +113,3 @@ class RunCallback(pl.Callback):
         checkpoints.save(self.folder.checkpoints / "last.ckpt", state)
         self.folder.status("running", step=module.step)
         flush(trainer.loggers)
-
-    def save_last_finite(self, module: SupervisedModule) -> None:
-        """The weights before a divergence, which the module has put back."""
-        state = {"step": module.finite_step, "model": module.model.state_dict()}
-        checkpoints.save(self.folder.checkpoints / "last_finite.ckpt", state)

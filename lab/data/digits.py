@@ -54,7 +54,7 @@ class Digits(DataCard):
             )
         require_two_classes(y[:count], self.examples)
         check_batch_size(self.batch_size, count)
-        given, told = self.labels(y[:count])
+        given, label_facts = self.labels(y[:count])
         names = tuple(class_names[i] for i in chosen)
         facts: Facts = {
             "examples": count,
@@ -65,6 +65,6 @@ class Digits(DataCard):
             "sha256": short_hash(bunch.data.astype(np.uint8).tobytes() + bunch.target.astype("<i8").tobytes()),
             "statistics": f"all {len(pixels)} images: scalar {scale:.6f}",
         }
-        facts |= told
+        facts |= label_facts
         test = Split(x[count:], y[count:]) if count < len(y) else None
         return Dataset(Split(x[:count], given), test, names, facts)

@@ -105,19 +105,19 @@ def _list_split(root: Path, split: str) -> _Listing:
     for label, name in enumerate(names):
         folder = root / split / name
         with os.scandir(folder) as entries:
-            found = [e for e in entries if e.name.lower().endswith(EXTENSIONS) and not e.name.startswith(".")]
-        found = sorted((e for e in found if e.is_file()), key=lambda entry: _natural(entry.name))
-        if not found:
+            images = [e for e in entries if e.name.lower().endswith(EXTENSIONS) and not e.name.startswith(".")]
+        images = sorted((e for e in images if e.is_file()), key=lambda entry: _natural(entry.name))
+        if not images:
             raise SettingError(
                 f"data.root={root}: {folder} holds no images ({', '.join(EXTENSIONS)}); fill or remove it"
             )
-        for entry in found:
+        for entry in images:
             stat = entry.stat()
             digest.update(
                 f"{name}/{entry.name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape")
             )
-        files += [entry.path for entry in found]
-        labels += [label] * len(found)
+        files += [entry.path for entry in images]
+        labels += [label] * len(images)
     if not files:
         raise SettingError(
             f"data.root={root}: {root / split} holds no class folders; expected {split}/<class>/<images>"

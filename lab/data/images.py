@@ -81,7 +81,7 @@ class ImageCard(DataCard):
             digest = short_hash(index.numpy().astype("<i8").tobytes())
             facts |= {"subset": "class-balanced", "subset_seed": self.subset_seed, "subset_sha256": digest}
         check_batch_size(self.batch_size, len(y))
-        y, told = self.labels(y)
+        y, label_facts = self.labels(y)
         mean, std = image_statistics(train.pixels, self.standardise)
         test_index, test_y = keep_classes(test.y, chosen) if test is not None else (index[:0], y[:0])
         test_split = None
@@ -95,7 +95,7 @@ class ImageCard(DataCard):
             "standardise": self.standardise,
             "statistics": describe_statistics(self.standardise, mean, std, len(train.y)),
         }
-        facts |= told
+        facts |= label_facts
         return Dataset(Split(standardised(train.pixels, index, mean, std), y), test_split, names, facts)
 
 

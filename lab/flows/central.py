@@ -9,6 +9,7 @@ exactly as much as the gradient pulls towards it: the component of the gradient 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -84,20 +85,19 @@ def central_flow(objective: Objective, w: Tensor, lr: float, steps: int, *, subs
 
 def gradient_flow(objective: Objective, w: Tensor, lr: float, steps: int, *, substeps: int = 1) -> Tensor:
     """Path (steps + 1, P) of dw/dt = -lr grad L, by the same Runge-Kutta substeps."""
-    path = [w]
-    for _ in range(steps):
-        for _ in range(substeps):
-            w = _runge_kutta(objective, w, lr / substeps)
-        path.append(w)
-    return torch.stack(path)
+    return _path(w, steps * substeps, lambda w: _runge_kutta(objective, w, lr / substeps))[::substeps]
 
 
 def gradient_descent(objective: Objective, w: Tensor, lr: float, steps: int) -> Tensor:
     """Path (steps + 1, P) of w <- w - lr grad L."""
+    return _path(w, steps, lambda w: w - lr * objective.grad(w))
+
+
+def _path(w: Tensor, steps: int, step: Callable[[Tensor], Tensor]) -> Tensor:
+    """w and where each of the steps leads: (steps + 1, P)."""
     path = [w]
     for _ in range(steps):
-        w = w - lr * objective.grad(w)
-        path.append(w)
+        path.append(step(path[-1]))
     return torch.stack(path)
 
 

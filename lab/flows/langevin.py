@@ -123,7 +123,8 @@ class Langevin:
             energy_there = self.landscape.energy(there)
             self.landscape.gradient_into(there, slope_there)
             # log q(x|y) - log q(y|x), with q(y|x) = N(x - h grad L(x), 2 h T).
-            gain = squares(move.sub_(slope_there, alpha=self.lr)).div_(-width).add_(squares(noise), alpha=0.5)
+            back = move.sub_(slope_there, alpha=self.lr).square().sum(-1)
+            gain = back.div_(-width).add_(noise.square().sum(-1), alpha=0.5)
             gain.add_(energy, alpha=1 / self.temperature).sub_(energy_there, alpha=1 / self.temperature)
             taken = uniform.uniform_(generator=generator).log_() < gain
             torch.where(taken, energy_there, energy, out=energy)
@@ -142,8 +143,3 @@ def chunk_size(x: Tensor) -> int:
 def noise_like(x: Tensor) -> Tensor:
     """Room for the normal numbers of walkers x (n, P), float32, its coordinates in one piece each."""
     return torch.empty(x.shape[1], len(x), dtype=torch.float32, device=x.device).T
-
-
-def squares(v: Tensor) -> Tensor:
-    """|v|^2 of every row."""
-    return v.square().sum(-1)

@@ -53,10 +53,10 @@ def held_by(
         for group in optimizer.param_groups:
             for p in group["params"]:
                 owners.setdefault(id(p), []).append((optimizer, group))
-    found = [owners.get(id(p), []) for p in params]
-    if any(len(those) > 1 for those in found):
+    owning = [owners.get(id(p), []) for p in params]
+    if any(len(those) > 1 for those in owning):
         raise TypeError("two optimisers hold the same weights: what moves them is the rule of neither")
-    return [those[0] if those else None for those in found]
+    return [those[0] if those else None for those in owning]
 
 
 _STILL = UpdateRule(lr=0.0)

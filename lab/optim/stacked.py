@@ -36,8 +36,8 @@ def stacked(optimizers: Iterable[optim.Optimizer], params: Iterable[Tensor]) -> 
         known = settings.keys() & inspect.signature(type(optimizer)).parameters.keys() - ITS_OWN
         updates = {float(s["step"]) for p in params if (s := optimizer.state.get(p)) and "step" in s}
         if len(updates) > 1:
-            told = ", ".join(f"{number:g}" for number in sorted(updates))
-            raise TypeError(f"some weights have had {told} updates each: replicas count one number for all weights")
+            counts = ", ".join(f"{number:g}" for number in sorted(updates))
+            raise TypeError(f"some weights have had {counts} updates each: replicas count one number for all weights")
 
         def build(stack: list[Tensor]) -> optim.Optimizer:
             built = type(optimizer)(stack, **({name: settings[name] for name in known} | {"lr": lr}))  # type: ignore[call-arg]

@@ -7,14 +7,17 @@ measured again. SIGTERM and Ctrl-C are no failures of a probe, and pass.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from lab.objective import NetworkObjective, Unsound
-from lab.probes.base import Examples, Probe, Snapshot, Value
+from lab.objective import Unsound
+from lab.probes.base import Probe, Snapshot, Value
 from lab.settings import SettingError
+
+if TYPE_CHECKING:
+    from lab.probes.bench import Bench
 
 REFUSALS: tuple[type[Exception], ...] = (SettingError, Unsound)
 """What says that a measurement cannot be had, and its cure: a door refuses the run, a fit goes on without the probe."""
@@ -90,19 +93,10 @@ class Failures:
         self._of = {name: dict(failed) for name, failed in state.items()}
 
 
-class Losses(Protocol):
-    """Whoever makes the losses of a snapshot: chunks of `chunk_size` examples (None: as many as are fast), `objectives` made
-    so far, which are made anew where they are taken away.
-    """
-
-    chunk_size: int | None
-    objectives: dict[Examples, NetworkObjective]
-
-
-def attempt(probe: Probe, snapshot: Snapshot, losses: Losses) -> dict[str, Value] | Failure:
+def attempt(probe: Probe, snapshot: Snapshot, bench: "Bench") -> dict[str, Value] | Failure:
     """probe.measure(snapshot), or why it failed. Chunks that were too large stay small, for what is measured next."""
     devices = [snapshot.w.device] if snapshot.w.device.type == "cuda" else []
-    memory, chunk_size = probe.state_dict(), losses.chunk_size
+    memory, chunk_size = probe.state_dict(), bench.chunk_size
     while True:
         try:
             with torch.random.fork_rng(devices):
@@ -110,35 +104,35 @@ def attempt(probe: Probe, snapshot: Snapshot, losses: Losses) -> dict[str, Value
         except Exception as error:
             failure = Failure(probe.name, snapshot.step, _bare(error), _cure(probe, error))
         probe.load_state_dict(memory)
-        smaller = _halved(losses, snapshot.w) if out_of_memory(failure.error) else None
-        if smaller is None and losses.chunk_size == chunk_size:
+        smaller = _halved(bench, snapshot.w) if out_of_memory(failure.error) else None
+        if smaller is None and bench.chunk_size == chunk_size:
             return failure
-        losses.chunk_size = chunk_size if smaller is None else smaller
-        losses.objectives.clear()
+        bench.chunk_size = chunk_size if smaller is None else smaller
+        bench.objectives.clear()
         snapshot.forget()
         if smaller is None:
             return failure
 
 
-def joined(found: Mapping[str, Value], values: Mapping[str, Value], probe: str) -> dict[str, Value]:
+def joined(before: Mapping[str, Value], values: Mapping[str, Value], probe: str) -> dict[str, Value]:
     """The values of a snapshot with those of one probe more. Raises ValueError where it writes a tag that is there."""
-    if twice := sorted(found.keys() & values.keys()):
+    if twice := sorted(before.keys() & values.keys()):
         raise ValueError(
             f"{twice[0]} is written by probe {probe} and by another one; the tags of a probe begin with its name: "
             f"{probe}/..., error/{probe}/... and cost/{probe}/..."
         )
-    return {**found, **values}
+    return {**before, **values}
 
 
 def findings(probes: Sequence[Probe], values: dict[str, float]) -> list[str]:
     """What the probes say of the last values of a run, by tag."""
-    told = []
+    sentences = []
     for probe in probes:
         try:
-            told.append(probe.finding(values))
+            sentences.append(probe.finding(values))
         except Exception as error:
-            told.append(f"Probe {probe.name} has nothing to say: {type(error).__name__}: {error}")
-    return [sentence for sentence in told if sentence]
+            sentences.append(f"Probe {probe.name} has nothing to say: {type(error).__name__}: {error}")
+    return [sentence for sentence in sentences if sentence]
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -148,13 +142,13 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in NO_MEMORY)
 
 
-def _halved(losses: Losses, w: Tensor) -> int | None:
+def _halved(bench: "Bench", w: Tensor) -> int | None:
     """Half the examples of a chunk; None where it holds one, or where they see each other: it is part of the loss."""
-    made = list(losses.objectives.values())
+    made = list(bench.objectives.values())
     try:
         if any(loss.coupled for loss in made):
             return None
-        chunk = losses.chunk_size or max((loss.chunk_size(w) for loss in made), default=0)
+        chunk = bench.chunk_size or max((loss.chunk_size(w) for loss in made), default=0)
     except Exception:  # it looks at the graph of some examples, for which there is no memory either
         return None
     return chunk // 2 or None

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import torch
+from torch import nn
 
 from lab.curvature.density import density
 from lab.curvature.eigen import lanczos
@@ -13,14 +14,16 @@ from lab.landscapes.double_well import DoubleWell
 from lab.landscapes.quadratic import Quadratic
 from lab.models.losses import CrossEntropy
 from lab.objective import NetworkObjective
-from lab.selfcheck.rows import ROUND_OFF, Row, linear, normal, row_by_row, scaled, small_network
+from lab.selfcheck.rows import ROUND_OFF, Row, normal, row_by_row, small_network
 from lab.streams import stream
 
 
 def hessian_of_linear_regression() -> Iterator[Row]:
     """L = mean of 1/2 |w'x - y|^2 has H = X'X/N, whether the graph of the gradient is kept or rebuilt."""
     x, y = normal("regression", 37, 5), torch.zeros(37, 1).double()
-    loss = NetworkObjective(linear(5, 1), lambda f, y: 0.5 * (f - y).square().sum(1).mean(), (x, y), chunk_size=8)
+    loss = NetworkObjective(
+        nn.Linear(5, 1, bias=False), lambda f, y: 0.5 * (f - y).square().sum(1).mean(), (x, y), chunk_size=8
+    )
     w = normal("regression weights", 5)
     for memory, how in ((2**40, "graph kept"), (0, "graph rebuilt")):
         error = (hessian(loss, w, memory=memory).dense() - x.T @ x / len(x)).abs().max()
@@ -51,7 +54,7 @@ def double_well_saddle() -> Iterator[Row]:
 def gauss_newton_matrix() -> Iterator[Row]:
     """G = H for outputs that are linear in the weights, and G >= 0 where H has negative eigenvalues."""
     x, y = normal("gauss-newton", 30, 4), torch.arange(30) % 3
-    model = NetworkObjective(linear(4, 3), CrossEntropy().build(3), (x, y))
+    model = NetworkObjective(nn.Linear(4, 3, bias=False), CrossEntropy().build(3), (x, y))
     w = normal("gauss-newton weights", model.num_params)
     difference = gauss_newton(model, w).dense() - hessian(model, w).dense()
     yield Row("Gauss-Newton - Hessian of a linear softmax model", 0.0, float(difference.abs().max()), ROUND_OFF)
@@ -73,12 +76,13 @@ def traces() -> Iterator[Row]:
     loss = small_network()
     w = loss.weights.double()
     truth = row_by_row(loss, w)
-    found = hessian_trace(loss, w, method="signs", tol=0.02, generator=stream(0, "trace"))
-    yield Row("Tr H of a tanh network, by random signs", float(truth.trace()), found.value, 4 * found.error)
+    estimate = hessian_trace(loss, w, method="signs", tol=0.02, generator=stream(0, "trace"))
+    yield Row("Tr H of a tanh network, by random signs", float(truth.trace()), estimate.value, 4 * estimate.error)
     phi = density(hessian(loss, w), steps=10, vectors=200, generator=stream(0, "density"))
     yield Row("Tr H from the spectral density", float(truth.trace()), phi.trace.value, 4 * phi.trace.error)
-    square = float(truth.square().sum())
-    yield Row("Tr H^2 from the spectral density", square, *scaled(phi.moment(2), len(w)))
+    square, P = phi.moment(2), len(w)
+    expected = float(truth.square().sum())
+    yield Row("Tr H^2 from the spectral density", expected, P * square.value, 4 * P * square.error)
 
 
 def peer() -> Iterator[Row]:

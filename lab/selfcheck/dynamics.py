@@ -111,9 +111,9 @@ def saddle_escape_by_heavy_ball() -> Iterator[Row]:
     saddle, descent = Quadratic((-0.5, 1.0)), Descent([-0.5], 1e-3, 0.05, momentum=0.9)
     walk, start = Walkers(saddle, descent.lr, 1e-3, descent.momentum), torch.zeros(2).double()
     generator, expected = stream(0, "heavy ball"), descent.time(1.0)
-    found = walk.first_exits(start, lambda x: x[..., 0].abs() > 1, generator, walkers=4000, steps=2000).times
-    tolerance = 4 * float(found.std()) / math.sqrt(len(found))
-    yield Row("escape from a saddle, heavy ball: mean steps", expected.mean, float(found.mean()), tolerance)
+    times = walk.first_exits(start, lambda x: x[..., 0].abs() > 1, generator, walkers=4000, steps=2000).times
+    tolerance = 4 * float(times.std()) / math.sqrt(len(times))
+    yield Row("escape from a saddle, heavy ball: mean steps", expected.mean, float(times.mean()), tolerance)
     kicked = Walkers(saddle, descent.lr, 0.0, descent.momentum).path(
         torch.full((1, 2), 1e-8).double(), generator, steps=90
     )
@@ -127,7 +127,7 @@ def escape_rate() -> Iterator[Row]:
     times = torch.empty(repetitions, 60, dtype=torch.float64).exponential_(generator=generator)
     exits, exposure = (times < 1).sum(1).tolist(), times.clamp(max=1).sum(1).tolist()
     rates = [of_counts(k, watched) for k, watched in zip(exits, exposure, strict=True)]
-    covered = mean([float(found.low <= 1 <= found.high) for found in rates])
+    covered = mean([float(rate.low <= 1 <= rate.high) for rate in rates])
     yield Row("escape rate: coverage of the 95 % interval", 0.954, covered, 4 * math.sqrt(0.954 * 0.046 / repetitions))
 
 

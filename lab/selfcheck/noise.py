@@ -57,6 +57,6 @@ def linear_stability() -> Iterator[Row]:
     a, square = float(h.mean()), float(h.var(correction=0))
     for batch_size in (1, 4):
         factor = batch_factor(len(h), batch_size, "without_replacement")
-        found = mean_square_lr(ExampleCurvature(h.sqrt()[:, None, None]), factor=factor, tol=1e-8)
+        largest = mean_square_lr(ExampleCurvature(h.sqrt()[:, None, None]), factor=factor, tol=1e-8)
         expected = 2 * a / (a * a + factor * square)
-        yield Row(f"largest stable learning rate, batches of {batch_size}", expected, found.value, 1e-6)
+        yield Row(f"largest stable learning rate, batches of {batch_size}", expected, largest.value, 1e-6)

@@ -4,12 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lab.models.losses import CrossEntropy
 from lab.models.mlp import Mlp
 from lab.objective import NetworkObjective
-from lab.results import Estimate
 from lab.streams import stream
 
 ROUND_OFF = 1e-11
@@ -37,10 +36,6 @@ def normal(name: str, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=stream(0, f"selfcheck/{name}"), dtype=torch.float64)
 
 
-def linear(inputs: int, outputs: int) -> nn.Module:
-    return nn.Linear(inputs, outputs, bias=False)
-
-
 def small_network() -> NetworkObjective:
     """A tanh network 5-8-3 on 40 examples in uneven chunks: 75 weights."""
     x, y = normal("network", 40, 5), torch.arange(40) % 3
@@ -53,11 +48,6 @@ def row_by_row(loss: NetworkObjective, w: Tensor) -> Tensor:
     outputs = torch.func.functional_call(loss.model, loss.layout.unflatten(leaf), (loss.x.to(w),))
     (g,) = torch.autograd.grad(loss.criterion(outputs, loss.y), leaf, create_graph=True)
     return torch.stack([torch.autograd.grad(entry, leaf, retain_graph=True)[0] for entry in g])
-
-
-def scaled(estimate: Estimate, factor: float) -> tuple[float, float]:
-    """Measured and tolerance: an estimate of a mean as that of a sum, with four standard errors."""
-    return factor * estimate.value, 4 * factor * estimate.error
 
 
 def mean(values: Sequence[float]) -> float:

@@ -42,7 +42,7 @@ def nothing(*arguments: Any) -> None:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A run with the figures in its folder; the dashboard goes without."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lab.callbacks.probe.show_figure", nothing)
+        patch.setattr("lab.callbacks.probing.show_figure", nothing)
         patch.setattr("lab.train.run.show_figure", nothing)
         return train(tmp_path_factory.mktemp("run") / "whole")
 
@@ -65,7 +65,12 @@ def test_a_run_leaves_an_npz_a_measurement_and_two_figures(whole: RunFolder) -> 
 def test_a_resumed_run_has_all_arrays_and_the_same(
     whole: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for draws in ("callbacks.probe.show_figure", "callbacks.metrics.save", "callbacks.run.save", "train.run.Run._show"):
+    for draws in (
+        "callbacks.probing.show_figure",
+        "callbacks.metrics.save",
+        "callbacks.run.save",
+        "train.run.TrainingRun._show",
+    ):
         monkeypatch.setattr(f"lab.{draws}", nothing)
     folder = train(tmp_path / "resumed", "steps=12")  # its last checkpoint is at step 12
     (folder.path / "status.json").unlink()

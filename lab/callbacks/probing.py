@@ -1,0 +1,169 @@
+"""What the probes have measured so far in a run, and the phase that follows from it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from lab.callbacks.clipping import Clipping
+from lab.callbacks.dashboard import show_figure
+from lab.callbacks.metrics import MetricsLogger
+from lab.curvature.phase import PhaseTracker
+from lab.curvature.stability import UpdateRule
+from lab.probes.attempt import Failures
+from lab.probes.base import Probe
+from lab.probes.bench import Bench
+
+
+class Probing:
+    """Probes on the snapshots of a bench: the last values, the failures, the phase. `ProbeCallback` says when.
+
+    refuses  whether what cannot be measured at all at step 0 (`lab.probes.attempt.REFUSALS`) is raised.
+    """
+
+    def __init__(self, probes: Sequence[Probe], bench: Bench, *, stochastic: bool, refuses: bool):
+        self.probes, self.bench, self.refuses = list(probes), bench, refuses
+        self.tracker, self.clipping, self.failures = PhaseTracker(stochastic=stochastic), Clipping(), Failures()
+        self.formula = "the threshold"
+        self._parts: dict[str, Any] = {"live": bench.live, "clipping": self.clipping, "failures": self.failures}
+        self._parts["audit"] = bench.audited
+        self._latest: dict[str, float] = {}
+        self._waiting: tuple[int, dict[str, Any], UpdateRule | None] | None = None
+        self._said: set[str] = set()
+
+    @property
+    def latest(self) -> Mapping[str, float]:
+        """The last value of every tag."""
+        return self._latest
+
+    def note(self, values: Mapping[str, float]) -> None:
+        """Values of the present step; one that is not finite was not measured, and takes the last one away."""
+        kept = {tag: value for tag, value in self._latest.items() if tag not in values}
+        self._latest = kept | {tag: float(value) for tag, value in values.items() if math.isfinite(value)}
+
+    def due(self, step: int) -> bool:
+        """Whether any probe wants the snapshot of `step`."""
+        return any(probe.due(step) for probe in self.failures.heard(self.probes))
+
+    def measure(
+        self,
+        loggers: Sequence[Logger],
+        step: int,
+        probes: Sequence[Probe],
+        batch: Tensor | None,
+        *,
+        ended: bool = False,
+    ) -> None:
+        """These probes on one snapshot, whose mini-batch has the examples `batch`, then the phase."""
+        self.judge(loggers)
+        if not self._follow(step):
+            return
+        snapshot = self.bench.still(step, batch=batch, ended=ended)
+        values, failures = self.bench.measure(probes, snapshot)
+        for failure in failures:
+            self.say(self.failures.note(failure, self.latest, refuses=self.refuses))
+        if (audit := self.bench.audited.told()) is not None:
+            values |= audit.numbers()
+            for note in audit.notes:
+                tell = rank_zero_warn if "could not decide" in note else rank_zero_info
+                tell(f"the measured loss: {note}")
+        self._log(loggers, step, values)
+        self._waiting = step, values, snapshot.rule
+        if not self.clipping.watched:
+            self.judge(loggers)
+
+    def _follow(self, step: int) -> bool:
+        """See which weights are trained and move now, and forget what is known of others. Whether there are any."""
+        live, before = self.bench.live, self.bench.live.params
+        if self.bench.follow():
+            for probe in self.probes:
+                probe.load_state_dict({})
+            self.note(dict.fromkeys((tag for tag in self._latest if "sharpness/" in tag), math.nan))
+            rank_zero_warn(
+                f"step {step}: the weights that are trained, or move, are others than before ({_size(before)}, now "
+                f"{_size(live.params)} trained): measured anew, and the memories of the probes begin anew"
+            )
+        for text in live.remarks:
+            self.say(text)
+        return bool(live.params)
+
+    def say(self, text: str) -> None:
+        """A warning, once; "" is none."""
+        if text and text not in self._said:
+            self._said.add(text)
+            rank_zero_warn(text)
+
+    def judge(self, loggers: Sequence[Logger]) -> None:
+        """The phase, once it is known what clipping left of the step that was measured; where nothing clips, at once."""
+        if self._waiting is None:
+            return
+        (step, measured, rule), self._waiting = self._waiting, None
+        values, ratio = self.clipping.judged(rule and rule.moving, measured.get("sharpness/ratio", math.nan))
+        if rule is not None:
+            self.formula = self.clipping.formula(rule.moving.formula)
+        self.say(self.clipping.told)
+        if values:
+            self._log(loggers, step, values)
+        if (phase := self.tracker.add_ratio(step, ratio)) is not None:
+            self._log(loggers, step, {"sharpness/phase": float(phase.code)})
+
+    def _log(self, loggers: Sequence[Logger], step: int, values: Mapping[str, Any]) -> None:
+        figures = {tag: value for tag, value in values.items() if isinstance(value, Figure)}
+        arrays = {tag: value for tag, value in values.items() if isinstance(value, Tensor)}
+        numbers = {tag: value for tag, value in values.items() if tag not in figures | arrays}
+        self.note(numbers)
+        scalars = {tag: self._latest[tag] for tag in numbers if tag in self._latest}
+        for logger in loggers:
+            if scalars:
+                logger.log_metrics(scalars, step=step)
+            for tag, figure in figures.items():
+                show_figure(logger, tag, figure, step)
+            if isinstance(logger, MetricsLogger):
+                logger.log_others(arrays, figures, step)
+
+    def summary(self) -> dict[str, Any]:
+        """Phase, entry step, overshoot, level ... of the run so far, and what they are measured in.
+
+        The phase is None where no ratio was measured, as under an optimiser whose threshold is not known. left_out: the
+        weights that do not move, in a sentence; clipped: the share of steps on clipped gradients; None for nothing to say.
+        """
+        compared = [tag for tag in ("sharpness/preconditioned", "sharpness/moved") if tag in self._latest]
+        audit = self.bench.audited.found
+        return self.tracker.summary() | {
+            "quantity": compared[0] if compared else "sharpness/lambda_max",
+            "threshold_formula": self.formula,
+            "left_out": self.bench.live.left_out or None,
+            "clipped": self.clipping.share,
+            "failed_probes": self.failures.counts,
+            "audit": audit.sentence() if audit else None,
+        }
+
+    def notes(self) -> list[str]:
+        """What there is to know of the measured loss, in sentences."""
+        audit = self.bench.audited.found
+        return [f"The measured loss: {note}." for note in audit.notes] if audit else []
+
+    def known(self) -> dict[str, Any]:
+        """What has been measured so far, and the memory of the probes, as tensors and plain values."""
+        return {
+            "phase": self.tracker.state_dict(),
+            "latest": dict(self._latest),
+            "formula": self.formula,
+            **{name: part.state_dict() for name, part in self._parts.items()},
+            "probes": {type(probe).__name__: probe.state_dict() for probe in self.probes},
+        }
+
+    def recall(self, state: Mapping[str, Any]) -> None:
+        """Take it back, the memory of the probes aside."""
+        self.tracker.load_state_dict(state["phase"])
+        self._latest, self.formula = state["latest"], state["formula"]
+        for name, part in self._parts.items():
+            part.load_state_dict(state.get(name, {}))
+
+
+def _size(params: Sequence[Tensor]) -> int:
+    return sum(p.numel() for p in params)
