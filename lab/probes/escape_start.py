@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, optim
 
 from lab.curvature.stability import UpdateRule
-from lab.escape.ensemble import Escape as Verdict
+from lab.escape.ensemble import EnsembleEscape
 from lab.escape.exits import Coordinate, Exit, Growth, LossBarrier, Quench, TopDistance
 from lab.escape.langer import Langer
 from lab.noise.example_curvature import ExampleCurvature, example_curvature
@@ -24,7 +24,7 @@ from lab.settings import SettingError
 from lab.streams import stream
 
 if TYPE_CHECKING:
-    from lab.probes.escape import Escape
+    from lab.probes.escape import EnsembleEscape
 
 ROWS, PRODUCTS = 2000, 5e10
 """Examples times outputs, at most, whose random matrix product is formed; products of weights for their inner products."""
@@ -57,7 +57,7 @@ class Scene:
     """A snapshot, the settings of the measurement, and where its replicas start; what leaving means there."""
 
     here: Snapshot
-    settings: "Escape"
+    settings: "EnsembleEscape"
     start: Start
 
     @property
@@ -117,7 +117,7 @@ class Scene:
         return float(((sides.w - self.start.w) @ u).abs().min()) / 2
 
 
-def begin(here: Snapshot, settings: "Escape") -> Start:
+def begin(here: Snapshot, settings: "EnsembleEscape") -> Start:
     """The point, what it is, and the minimum that fits every example beside it, where there is one."""
     loss = here.loss_on(settings.examples)
     if isinstance(loss, NetworkObjective):
@@ -147,12 +147,12 @@ def begin(here: Snapshot, settings: "Escape") -> Start:
     return Start(objective, w, critical, curvature, rule)
 
 
-def _classify(here: Snapshot, settings: "Escape", objective: Objective, w: Tensor) -> CriticalPoint:
+def _classify(here: Snapshot, settings: "EnsembleEscape", objective: Objective, w: Tensor) -> CriticalPoint:
     draws = stream(here.seed, "escape/critical", here.step)
     return classify(objective, w, gradient_tol=settings.gradient_tol, max_matvecs=settings.max_matvecs, generator=draws)
 
 
-def way_out(start: Start, exit: Quench, found: Verdict) -> Langer | None:
+def way_out(start: Start, exit: Quench, found: EnsembleEscape) -> Langer | None:
     """The saddle on the way to the nearest minimum that replicas went to, in networks small enough for whole Hessians; None
     where the two ends are no minima or no saddle is found between them.
     """
