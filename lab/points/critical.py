@@ -91,9 +91,27 @@ def classify(
     value = float(H.value)
     done = gain <= PLATEAU * abs(value) or length <= PLATEAU * max(1.0, norm(w))
     critical = size <= _rounding(w, value, ends) or (size <= gradient_tol and done)
-    eigen = (ends.values, ends.errors, ends.vectors, ends.tolerance, ends.matvecs + 1, ends.converged)
-    counts = (ends.index, ends.index_exact, ends.nullity, ends.nullity_exact)
-    return CriticalPoint(_kind(ends) if critical else "not critical", value, size, gain, length, *counts, *eigen)
+    return _point(_kind(ends) if critical else "not critical", value, size, gain, length, ends)
+
+
+def _point(kind: Kind, value: float, size: float, gain: float, length: float, ends: KnownSpectrum) -> CriticalPoint:
+    return CriticalPoint(
+        kind,
+        value,
+        size,
+        gain,
+        length,
+        ends.index,
+        ends.index_exact,
+        ends.nullity,
+        ends.nullity_exact,
+        ends.values,
+        ends.errors,
+        ends.vectors,
+        ends.tolerance,
+        ends.matvecs + 1,
+        ends.converged,
+    )
 
 
 def _rounding(w: Tensor, value: float, ends: KnownSpectrum) -> float:

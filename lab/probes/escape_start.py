@@ -24,7 +24,7 @@ from lab.settings import SettingError
 from lab.streams import stream
 
 if TYPE_CHECKING:
-    from lab.probes.escape import EnsembleEscape
+    from lab.probes.escape import Escape
 
 ROWS, PRODUCTS = 2000, 5e10
 """Examples times outputs, at most, whose random matrix product is formed; products of weights for their inner products."""
@@ -57,7 +57,7 @@ class Scene:
     """A snapshot, the settings of the measurement, and where its replicas start; what leaving means there."""
 
     here: Snapshot
-    settings: "EnsembleEscape"
+    settings: "Escape"
     start: Start
 
     @property
@@ -117,7 +117,7 @@ class Scene:
         return float(((sides.w - self.start.w) @ u).abs().min()) / 2
 
 
-def begin(here: Snapshot, settings: "EnsembleEscape") -> Start:
+def begin(here: Snapshot, settings: "Escape") -> Start:
     """The point, what it is, and the minimum that fits every example beside it, where there is one."""
     loss = here.loss_on(settings.examples)
     if isinstance(loss, NetworkObjective):
@@ -147,7 +147,7 @@ def begin(here: Snapshot, settings: "EnsembleEscape") -> Start:
     return Start(objective, w, critical, curvature, rule)
 
 
-def _classify(here: Snapshot, settings: "EnsembleEscape", objective: Objective, w: Tensor) -> CriticalPoint:
+def _classify(here: Snapshot, settings: "Escape", objective: Objective, w: Tensor) -> CriticalPoint:
     draws = stream(here.seed, "escape/critical", here.step)
     return classify(objective, w, gradient_tol=settings.gradient_tol, max_matvecs=settings.max_matvecs, generator=draws)
 
