@@ -16,7 +16,7 @@ from lab.gallery.experiments.kramers import Kramers
 from lab.gallery.experiments.kramers_curvature import KramersCurvature
 from lab.gallery.landscapes.piecewise_parabola import PiecewiseParabola
 from lab.gallery.laws.kramers import Domain, curvature_exponent, log_mean_time, on
-from lab.gallery.laws.nystrom import Chain
+from lab.gallery.laws.nystrom import StepChain
 from lab.gallery.laws.passages import escapes, slopes
 from lab.landscapes.double_well import DoubleWell
 from lab.streams import stream
@@ -58,10 +58,10 @@ def test_quartic_well_in_full() -> None:
         assert agree(rows[f"mean time, B/lr = {b}, lr = 0.01"], well - 3, error)
         process = on(QUARTIC, 1.4 / b)
         exact = math.exp(log_mean_time(process, -1.0, Domain(high=1.0)))
-        assert Chain(process, 0.01, Domain(high=1.0), -1.0).mean_steps() * 0.01 == pytest.approx(exact, rel=0.004)
+        assert StepChain(process, 0.01, Domain(high=1.0), -1.0).mean_steps() * 0.01 == pytest.approx(exact, rel=0.004)
         assert 1.8 < rows[f"well / top, B/lr = {b}, lr = 0.01"].measured < 2.1
     for lr, time in ((0.01, 183.9), (0.05, 185.7), (0.1, 183.6), (0.2, 166.5), (0.4, 114.1)):
-        chain = Chain(on(QUARTIC, 0.07), lr, Domain(high=1.0), -1.0)
+        chain = StepChain(on(QUARTIC, 0.07), lr, Domain(high=1.0), -1.0)
         assert agree(rows[f"mean time, B/lr = 20, lr = {lr:g}"], time - lr * chain.mean_steps() + chain.lifetime, 3.3)
         assert chain.mean_steps() * lr == pytest.approx(time, rel=4 * 0.018)
 
@@ -110,7 +110,7 @@ def test_a_diffusion_that_jumps_is_approached_as_the_root_of_lr(lr: float, publi
     L = PiecewiseParabola(4.0, 1.0, 0.25)
     scale = 4 / curvature_exponent(0.25, 4.0, 1.0, share=L.share, batch_over_lr=1.0)
     process = on(L, lambda at: L.curvature(at) / (2 * scale), cuts=(-L.inflection, L.inflection))
-    time = lr * Chain(process, lr, Domain(high=L.minimum), -L.minimum).mean_steps()
+    time = lr * StepChain(process, lr, Domain(high=L.minimum), -L.minimum).mean_steps()
     assert time == pytest.approx(published, rel=0.006)
     assert time == pytest.approx(walkers, rel=0.04)
 
@@ -124,7 +124,7 @@ def test_slopes_of_log_time_with_curvature_noise_in_full(well: float, top: float
     x, walked = [exponent / each for exponent in (3, 4, 5, 6)], []
     for b in x:
         D = lambda at, b=b: L.curvature(at) / (2 * b)  # noqa: E731
-        chain = Chain(on(L, D, cuts=(-L.inflection, L.inflection)), lr, Domain(high=L.minimum), -L.minimum)
+        chain = StepChain(on(L, D, cuts=(-L.inflection, L.inflection)), lr, Domain(high=L.minimum), -L.minimum)
         p = escapes(
             L,
             chain,

@@ -21,7 +21,8 @@ from lab.curvature.stability import UpdateRule
 from lab.escape.ensemble import Dynamics
 from lab.escape.renormalised import exits, free_lengths, renormalised_growth, root_loss
 from lab.escape.replicas import Replicas
-from lab.escape.saddle import autoregression, growth_factor, kick_growth
+from lab.escape.saddle import growth_factor
+from lab.escape.seen_growth import autoregression, kick_growth
 from lab.noise.example_curvature import ExampleCurvature
 from lab.noise.lyapunov import DECIDED, critical_lr, lyapunov
 from lab.noise.second_moments import mean_square_lr
@@ -138,48 +139,82 @@ def thrown(
     Cost: some 10 random products for the critical learning rate, `replicas` x (`steps` + 2 `budget`) gradients of a batch
     at most, and an eigenvalue for each of them.
     """
-    N, lr = curvature.num_examples, dynamics.lr
-    size = dynamics.batch_size or N
-    sampling: Sampling = dynamics.sampling if dynamics.batch_size else "without_replacement"
-
     seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
-
-    def exponent(at: float, tol: float) -> Estimate:
-        seeds = torch.Generator().manual_seed(seed)  # the same numbers at every lr: a function of it
-        moved = UpdateRule(lr=at, momentum=rule.momentum, dampening=rule.dampening, nesterov=rule.nesterov)
-        return lyapunov(curvature, moved, batch_size=size, sampling=sampling, steps=steps, generator=seeds, tol=tol)
-
-    edge = UpdateRule(lr=1.0, momentum=rule.momentum, dampening=rule.dampening, nesterov=rule.nesterov).threshold
-    full = edge / curvature.sharpness
-    low = full
-    if not rule.momentum:
-        low = mean_square_lr(curvature.top(DIRECTIONS), factor=batch_factor(N, size, sampling), tol=1e-2).value
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # near its zero the exponent is not known any better than to its floor
-        critical = critical_lr(
-            lambda at: exponent(at, DECIDED).value, min(low, 0.95 * full), min(1.3 * low, 1.05 * full)
-        )
-    theory = exponent(lr, 0.05)
+    product = _Product(dynamics, rule, curvature, steps, seed)
+    critical, theory = product.critical(), product.exponent(dynamics.lr, 0.05)
     kicks = torch.randn(replicas, len(w), generator=generator, dtype=torch.float64).to(w)
-    growth, landed, settled = Estimate(math.nan, math.nan, 0, "stays", False), w.new_empty(0), 0
     length, kicked = root_loss(objective, w), w + KICK * kicks
     lengths = free_lengths(dynamics.replicas(objective, kicked, generator), length, steps=budget, until=LEFT)
-    left = exits(lengths, LEFT)
-    times = EscapeTimes(
-        torch.where(left >= 0, left, len(lengths) - 1).double().cpu(),
-        (left >= 0).cpu(),
-        torch.zeros(len(left), dtype=torch.bool),
-    )
-    expected = math.log(LEFT / float(lengths[0].median())) / theory.value if theory.value > 0 else math.inf
+    growth, landed, settled, expected = Estimate(math.nan, math.nan, 0, "stays", False), w.new_empty(0), 0, math.inf
     if theory.value > 0:
+        expected = math.log(LEFT / float(lengths[0].median())) / theory.value
         moved = dynamics.replicas(objective, w + 1e-12 * kicks, generator)
         growth = renormalised_growth(moved, w, length, steps=steps, burn_in=3 * steps // 10)
         moved = dynamics.replicas(objective, w + SHOVE * kicks[: max(2, replicas // 4)], generator)
         moved.run(budget)
         settled = int((length(moved.W) < LEFT).sum())
-        ends = moved.W[moved.W.isfinite().all(dim=1)]
-        tops = [float(lanczos(hessian(objective, end), copies=False).top.values[0]) for end in ends]
-        landed = torch.tensor(tops, dtype=torch.float64) * lr / (critical * curvature.sharpness)
-    return Thrown(
-        lr, dynamics.batch_size, theory, growth, critical, curvature.sharpness, times, expected, landed, settled
-    )
+        landed = _tops(objective, moved.W) * dynamics.lr / (critical * curvature.sharpness)
+    times, sharpness, size = _left_when(lengths), curvature.sharpness, dynamics.batch_size
+    return Thrown(dynamics.lr, size, theory, growth, critical, sharpness, times, expected, landed, settled)
+
+
+@dataclass(frozen=True)
+class _Product:
+    """The linearised steps at a minimum as a random product, by the same random numbers at every learning rate."""
+
+    dynamics: Dynamics
+    rule: UpdateRule
+    curvature: ExampleCurvature
+    steps: int
+    seed: int
+
+    @property
+    def size(self) -> int:
+        return self.dynamics.batch_size or self.curvature.num_examples
+
+    @property
+    def sampling(self) -> Sampling:
+        return self.dynamics.sampling if self.dynamics.batch_size else "without_replacement"
+
+    def at(self, lr: float) -> UpdateRule:
+        """The rule at another learning rate."""
+        rule = self.rule
+        return UpdateRule(lr=lr, momentum=rule.momentum, dampening=rule.dampening, nesterov=rule.nesterov)
+
+    def exponent(self, lr: float, tol: float) -> Estimate:
+        """The Lyapunov exponent, a function of lr."""
+        return lyapunov(
+            self.curvature,
+            self.at(lr),
+            batch_size=self.size,
+            sampling=self.sampling,
+            steps=self.steps,
+            generator=torch.Generator().manual_seed(self.seed),
+            tol=tol,
+        )
+
+    def critical(self) -> float:
+        """The learning rate at which it is zero, searched from the edge of second moments."""
+        full = self.at(1.0).threshold / self.curvature.sharpness
+        low = full
+        if not self.rule.momentum:
+            factor = batch_factor(self.curvature.num_examples, self.size, self.sampling)
+            low = mean_square_lr(self.curvature.top(DIRECTIONS), factor=factor, tol=1e-2).value
+        ends = min(low, 0.95 * full), min(1.3 * low, 1.05 * full)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # near its zero the exponent is not known any better than to its floor
+            return critical_lr(lambda lr: self.exponent(lr, DECIDED).value, *ends)
+
+
+def _left_when(lengths: Tensor) -> EscapeTimes:
+    """When every replica was further away than `LEFT`; lengths (steps + 1, R)."""
+    left = exits(lengths, LEFT)
+    times = torch.where(left >= 0, left, len(lengths) - 1).double().cpu()
+    return EscapeTimes(times, (left >= 0).cpu(), torch.zeros(len(left), dtype=torch.bool))
+
+
+def _tops(objective: Objective, W: Tensor) -> Tensor:
+    """The largest curvature at every row of W that is finite."""
+    ends = W[W.isfinite().all(dim=1)]
+    tops = [float(lanczos(hessian(objective, end), copies=False).top.values[0]) for end in ends]
+    return torch.tensor(tops, dtype=torch.float64)

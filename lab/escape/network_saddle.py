@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lab.escape.renormalised import exits
 from lab.escape.replicas import Replicas
-from lab.escape.saddle import Descent, noise_std
+from lab.escape.saddle import SaddleDescent, noise_std
 from lab.noise.alignment import variances
 from lab.objective import NetworkObjective
 from lab.points.dense import Stationary, stationary
@@ -85,7 +85,7 @@ class NetworkSaddle:
         isotropic: float = 0.0,
         momentum: float = 0.0,
         modes: int = 1,
-    ) -> Descent:
+    ) -> SaddleDescent:
         """The theory of the first `modes` descending directions: noise of mini-batches, of standard deviation `isotropic`
         in every coordinate of the gradient, or of both.
         """
@@ -93,7 +93,7 @@ class NetworkSaddle:
         factor = batch_factor(self.objective.num_examples, batch_size, sampling) if batch_size else 0.0
         batches = noise_std(self.variances[:modes], factor=factor, scale=self.scale, dtype=self.w.dtype)
         noise = (batches.square() + isotropic**2).sqrt()
-        return Descent(self.curvatures[:modes].tolist(), noise.tolist(), lr, momentum)
+        return SaddleDescent(self.curvatures[:modes].tolist(), noise.tolist(), lr, momentum)
 
 
 def follow(

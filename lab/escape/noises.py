@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lab.escape.replicas import Noise
+from lab.escape.replicas import ReplicaNoise
 from lab.objective import Objective
 
 
@@ -25,7 +25,7 @@ def normals(rows: int, columns: int, like: Tensor, generator: torch.Generator) -
 
 
 @dataclass(frozen=True)
-class Isotropic(Noise):
+class IsotropicNoise(ReplicaNoise):
     """Standard deviation `std` in every coordinate of the gradient."""
 
     std: float
@@ -35,21 +35,21 @@ class Isotropic(Noise):
             raise ValueError(f"std={self.std}: expected a number >= 0")
 
     @staticmethod
-    def at_temperature(temperature: float, lr: float) -> "Isotropic":
+    def at_temperature(temperature: float, lr: float) -> "IsotropicNoise":
         """std = sqrt(2 T/lr): the stationary law of small steps is exp(-L/T)/Z."""
-        return Isotropic(math.sqrt(2 * temperature / lr))
+        return IsotropicNoise(math.sqrt(2 * temperature / lr))
 
     @staticmethod
-    def of_trace(trace: float, num_params: int) -> "Isotropic":
+    def of_trace(trace: float, num_params: int) -> "IsotropicNoise":
         """The isotropic noise whose covariance has this trace: std = sqrt(trace/P)."""
-        return Isotropic(math.sqrt(trace / num_params))
+        return IsotropicNoise(math.sqrt(trace / num_params))
 
     def __call__(self, objective: Objective, W: Tensor, generator: torch.Generator) -> Tensor:
         return normals(len(W), W.shape[1], W, generator).mul_(self.std)
 
 
 @dataclass(frozen=True)
-class SampleWeights(Noise):
+class SampleWeightNoise(ReplicaNoise):
     """Gaussian with the covariance D(w)/B of mini-batches at the place where each replica is. Cost: a full gradient."""
 
     batch_size: float
@@ -75,16 +75,16 @@ class SampleWeights(Noise):
 
 
 @dataclass(frozen=True)
-class Frozen(Noise):
+class FrozenNoise(ReplicaNoise):
     """Gaussian of covariance factor factor', for factor (P, k)."""
 
     factor: Tensor
 
     @staticmethod
-    def at(objective: Objective, w: Tensor, batch_size: float) -> "Frozen":
+    def at(objective: Objective, w: Tensor, batch_size: float) -> "FrozenNoise":
         """The covariance D(w)/B of mini-batches at w (P,). Cost and memory: all per-example gradients."""
         g = objective.example_grads(w)
-        return Frozen((g - g.mean(0)).T / math.sqrt(len(g) * batch_size))
+        return FrozenNoise((g - g.mean(0)).T / math.sqrt(len(g) * batch_size))
 
     def __call__(self, objective: Objective, W: Tensor, generator: torch.Generator) -> Tensor:
         return normals(len(W), self.factor.shape[1], W, generator) @ self.factor.to(W).T

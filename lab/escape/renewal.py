@@ -48,30 +48,46 @@ def renewals(
     if burn_in >= steps:
         raise ValueError(f"steps={steps}: expected more than the burn-in of {burn_in}")
     replicas.W[:] = home
-    age = torch.zeros(len(replicas.W), dtype=torch.long)
-    times, kinds, left, replaced = list[Tensor](), list[Tensor](), list[Tensor](), 0
-    found, begun = 0, replicas.step
-    while found < exits and replicas.step - begun < steps:
+    ledger, begun = _Ledger(replicas, burn_in), replicas.step
+    while ledger.exits < exits and replicas.step - begun < steps:
         replicas.run(inspect_every)
-        age += inspect_every
-        W = replicas.W
+        ledger.inspect(rule.outside(replicas.W).cpu(), home, inspect_every)
+        tick(max(ledger.exits / exits, (replicas.step - begun) / steps))
+    return ledger.stays(inspect_every, replicas.step - begun)
+
+
+class _Ledger:
+    """The stays that have ended, and how old those are that have not."""
+
+    def __init__(self, replicas: Replicas, burn_in: int):
+        self.replicas, self.burn_in, self.exits, self.replaced = replicas, burn_in, 0, 0
+        self.age = torch.zeros(len(replicas.W), dtype=torch.long)
+        self.times, self.kinds, self.left = list[Tensor](), list[Tensor](), list[Tensor]()
+
+    def inspect(self, outside: Tensor, home: Tensor, passed: int) -> None:
+        """Who is outside (R,), or not finite, goes home; stays that outlasted the burn-in are counted."""
+        self.age += passed
+        W = self.replicas.W
         failed = ~W.isfinite().all(1).cpu()
-        gone = rule.outside(W).cpu() & ~failed
+        gone = outside & ~failed
         ended = gone | failed
         if bool(ended.any()):
-            counted = ended & (age > burn_in)
-            replaced += int((ended & ~counted).sum())
-            times.append(age[counted] - burn_in)
-            kinds.append(failed[counted])
-            left.append(W[gone & counted].clone())
-            found += int((gone & counted).sum())
+            counted = ended & (self.age > self.burn_in)
+            self.replaced += int((ended & ~counted).sum())
+            self.times.append(self.age[counted] - self.burn_in)
+            self.kinds.append(failed[counted])
+            self.left.append(W[gone & counted].clone())
+            self.exits += int((gone & counted).sum())
             W[ended.to(W.device)] = home
-            age[ended] = 0
-        tick(max(found / exits, (replicas.step - begun) / steps))
-    inside = age > burn_in
-    times.append(age[inside] - burn_in)
-    failed = torch.cat([*kinds, torch.zeros(int(inside.sum()), dtype=torch.bool)])
-    exited = ~failed
-    exited[len(exited) - int(inside.sum()) :] = False
-    watched = EscapeTimes(torch.cat(times).double(), exited, failed, float(inspect_every), float(burn_in), replaced)
-    return Stays(watched, torch.cat([replicas.W[:0], *left]), replicas.W.clone(), replicas.step - begun)
+            self.age[ended] = 0
+
+    def stays(self, inspect_every: int, steps: int) -> Stays:
+        """All of them; those still inside are censored."""
+        inside, W = self.age > self.burn_in, self.replicas.W
+        num_inside = int(inside.sum())
+        times = torch.cat([*self.times, self.age[inside] - self.burn_in]).double()
+        failed = torch.cat([*self.kinds, torch.zeros(num_inside, dtype=torch.bool)])
+        exited = ~failed
+        exited[len(exited) - num_inside :] = False
+        seen = EscapeTimes(times, exited, failed, float(inspect_every), float(self.burn_in), self.replaced)
+        return Stays(seen, torch.cat([W[:0], *self.left]), W.clone(), steps)

@@ -21,7 +21,7 @@ ELEMENTWISE = (optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop)
 MakeOptimizer = Callable[[list[Tensor]], optim.Optimizer]
 
 
-class Noise(Protocol):
+class ReplicaNoise(Protocol):
     """Random numbers added to the gradients: `noise(objective, W, generator)` -> (R, P)."""
 
     def __call__(self, objective: Objective, W: Tensor, generator: torch.Generator) -> Tensor: ...
@@ -68,7 +68,7 @@ class Replicas:
         *,
         batch_size: int | None = None,
         sampling: Sampling = "with_replacement",
-        noise: Noise | None = None,
+        noise: ReplicaNoise | None = None,
         generator: torch.Generator,
     ) -> None:
         if w.dim() != 2 or len(w) == 0 or w.shape[1] != objective.num_params:

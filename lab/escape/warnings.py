@@ -25,7 +25,7 @@ from lab.objective import Decayed, NetworkObjective, Objective
 from lab.results import CriticalPoint
 
 if TYPE_CHECKING:
-    from lab.escape.ensemble import Control, Dynamics, Escape
+    from lab.escape.ensemble import Control, Dynamics, EnsembleEscape
 
 NOISE_DRAWS = 256
 """Gradients of one step that the covariance of the noise is sampled with: standard error of a variance 9 %."""
@@ -47,7 +47,7 @@ ROUNDING = 100.0
 
 
 @dataclass(frozen=True)
-class Saddle:
+class Pass:
     """A pass out of the basin: where (P,), its height above the start, and the unstable direction (P,)."""
 
     w: Tensor
@@ -56,7 +56,7 @@ class Saddle:
 
 
 @dataclass(frozen=True)
-class Place:
+class StartingPoint:
     """The start: what kind of point, how fast it relaxes, how loud the noise is there.
 
     lr            lr (1 - dampening)/(1 - momentum) of the optimiser: what slow motion and temperatures go with
@@ -88,14 +88,13 @@ def examine(
     threshold: float | None = None,
     momentum: float = 0.0,
     dampening: float = 0.0,
-    saddle: Saddle | None = None,
+    saddle: Pass | None = None,
     generator: torch.Generator,
-) -> Place:
+) -> StartingPoint:
     """What is known of the start w (P,). critical: `lab.points.critical.classify` of it. threshold: the largest stable
     sharpness of the optimiser, default 2/lr; momentum, dampening: its own. Cost: `NOISE_DRAWS` gradients of a batch.
     """
     lr, values = dynamics.lr * (1 - dampening) / (1 - momentum), critical.values.double()
-    ringing = -2 / math.log(momentum) if momentum else 0.0
     positive = values > critical.tolerance
     softest = int(torch.where(positive, values, math.inf).argmin()) if bool(positive.any()) else -1
     lambda_min = float(values[softest]) if softest >= 0 else 0.0
@@ -103,16 +102,15 @@ def examine(
     trace = float(noise.double().square().sum(1).mean())
     silent = lr * math.sqrt(trace) <= ROUNDING * torch.finfo(w.dtype).eps * max(1.0, float(w.norm()))
     soft = float((noise @ critical.vectors[:, softest].to(noise)).square().mean()) if softest >= 0 else math.nan
-    temperature = barrier = distance = math.nan
+    barrier = temperature = distance = math.nan
     if saddle is not None:
-        way = saddle.w - w
-        distance, barrier = float(way.norm()), saddle.barrier
-        temperature = lr / 2 * float((noise @ (way / way.norm())).square().mean())
-    return Place(
+        barrier, way = saddle.barrier, saddle.w - w
+        distance, temperature = float(way.norm()), lr / 2 * float((noise @ (way / way.norm())).square().mean())
+    return StartingPoint(
         critical,
         lr,
         lambda_min,
-        max(ringing, 1 / (lr * lambda_min)) if lambda_min > 0 else math.inf,
+        max(-2 / math.log(momentum) if momentum else 0.0, 1 / (lr * lambda_min)) if lambda_min > 0 else math.inf,
         trace,
         soft,
         silent,
@@ -133,7 +131,7 @@ def gradient_noise(objective: Objective, w: Tensor, dynamics: "Dynamics", genera
 # --- why there is no rate ----------
 
 
-def beforehand(place: Place, exit: Exit | None = None) -> Iterator[str]:
+def beforehand(place: StartingPoint, exit: Exit | None = None) -> Iterator[str]:
     """What rules a rate out before anybody has moved, a sentence each."""
     if place.critical.kind == "not critical" and exit is not None and not isinstance(exit, Quench):
         yield (
@@ -162,7 +160,9 @@ def beforehand(place: Place, exit: Exit | None = None) -> Iterator[str]:
         )
 
 
-def reasons(found: "Escape", place: Place, exit: Exit, elsewhere: tuple[int, int] | None) -> Iterator[str]:
+def reasons(
+    found: "EnsembleEscape", place: StartingPoint, exit: Exit, elsewhere: tuple[int, int] | None
+) -> Iterator[str]:
     """Sentences, each of which alone means that no rate exists."""
     yield from beforehand(place, exit)
     exits = int(found.watched.times.exited.sum())
@@ -195,11 +195,26 @@ def _left(run: "Control | None") -> bool:
 # --- what else the reader must know ----------
 
 
-def remarks(found: "Escape", place: Place, exit: Exit, dynamics: "Dynamics", objective: Objective) -> Iterator[str]:
+def remarks(
+    found: "EnsembleEscape", place: StartingPoint, exit: Exit, dynamics: "Dynamics", objective: Objective
+) -> Iterator[str]:
     """Sentences that qualify what was measured."""
-    times, watched = found.watched.times, found.watched
     if exit.warning:
         yield exit.warning
+    yield from _of_times(found)
+    yield from _of_start(found, place, exit)
+    yield from _of_ends(found, place, exit, dynamics, objective)
+    network = objective.inner if isinstance(objective, Decayed) else objective
+    modules = network.modes.modules if isinstance(network, NetworkObjective) else []
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules):
+        yield "BatchNorm keeps its running statistics: what they would do in training is left out"
+    if dynamics.sampling == "epoch" and dynamics.batch_size is not None:
+        yield "the batches of an epoch make up for one another: there is less noise than D/B over many steps"
+
+
+def _of_times(found: "EnsembleEscape") -> Iterator[str]:
+    """What the exits themselves say."""
+    times, watched = found.watched.times, found.watched
     if watched.returned > LOUD:
         yield (
             f"{100 * watched.returned:.0f} % of those that left were inside again at the next inspection: passages of the "
@@ -214,8 +229,12 @@ def remarks(found: "Escape", place: Place, exit: Exit, dynamics: "Dynamics", obj
         yield f"inspections every {times.inspection:g} steps are too far apart for exits this fast"
     rates = [fit for _, fit in found.refits if fit.exits >= FEW]
     if rates and max(r.low for r in rates) > min(r.high for r in rates):
-        said = ", ".join(f"{fit.value:.3g} at {start:.0f}" for start, fit in found.refits if fit.exits)
-        yield f"the rate depends on the burn-in ({said} steps): it is not stationary"
+        fits = ", ".join(f"{fit.value:.3g} at {start:.0f}" for start, fit in found.refits if fit.exits)
+        yield f"the rate depends on the burn-in ({fits} steps): it is not stationary"
+
+
+def _of_start(found: "EnsembleEscape", place: StartingPoint, exit: Exit) -> Iterator[str]:
+    """What the start says."""
     if place.critical.nullity and not isinstance(exit, Quench):
         yield f"{place.critical.nullity} directions are flat: diffusion along them is no escape, and must not move the exit"
     if FINITE_LR < 2 * place.edge <= 2:
@@ -225,6 +244,13 @@ def remarks(found: "Escape", place: Place, exit: Exit, dynamics: "Dynamics", obj
             f"the start is not at rest: gradient descent alone lowers the loss from {found.slow.start:.3g} to "
             f"{found.slow.least:.3g}"
         )
+
+
+def _of_ends(
+    found: "EnsembleEscape", place: StartingPoint, exit: Exit, dynamics: "Dynamics", objective: Objective
+) -> Iterator[str]:
+    """What those that left say."""
+    times, watched, exits = found.watched.times, found.watched, int(found.watched.times.exited.sum())
     if isinstance(exit, Quench) and exit.unconverged:
         yield f"{exit.unconverged} of {exit.quenched} quenches had not come to rest: where they belong is not certain"
     if isinstance(exit, Quench) and exits:
@@ -235,12 +261,6 @@ def remarks(found: "Escape", place: Place, exit: Exit, dynamics: "Dynamics", obj
         change = _noise_there(objective, dynamics, watched.ends[times.exited.to(watched.ends.device)][:8]) / place.noise
         if not 0.5 < change < 2:
             yield f"the noise of the gradient is {change:.2g} times as large outside as at the start: it changes on the way"
-    network = objective.inner if isinstance(objective, Decayed) else objective
-    modules = network.modes.modules if isinstance(network, NetworkObjective) else []
-    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules):
-        yield "BatchNorm keeps its running statistics: what they would do in training is left out"
-    if dynamics.sampling == "epoch" and dynamics.batch_size is not None:
-        yield "the batches of an epoch make up for one another: there is less noise than D/B over many steps"
 
 
 def _same_loss(exit: Quench, W: Tensor) -> tuple[int, int]:

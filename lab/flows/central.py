@@ -26,7 +26,7 @@ TWIN = 1e-6
 
 
 @dataclass(frozen=True)
-class Sharpness:
+class TopCurvature:
     """S = lambda_max at w, its gradient (P,), and that of the loss (P,)."""
 
     value: float
@@ -48,7 +48,7 @@ class CentralFlow:
     variance: Tensor
 
 
-def sharpness(objective: Objective, w: Tensor) -> Sharpness:
+def sharpness(objective: Objective, w: Tensor) -> TopCurvature:
     """S, grad S = u'(grad H)u with the top eigenvector u, and grad L at w (P,).
 
     Cost: a dense Hessian (P products and an eigendecomposition), for P up to a thousand. Raises ValueError where the two
@@ -59,7 +59,7 @@ def sharpness(objective: Objective, w: Tensor) -> Sharpness:
     if len(values) > 1 and values[-1] - values[-2] <= TWIN * values.abs().max():
         raise ValueError(f"the two largest eigenvalues are both {float(values[-1]):.6g}: the sharpness has no gradient")
     u = vectors[:, -1]
-    return Sharpness(float(values[-1]), objective.third(w, u, u), objective.grad(w))
+    return TopCurvature(float(values[-1]), objective.third(w, u, u), objective.grad(w))
 
 
 def central_flow(objective: Objective, w: Tensor, lr: float, steps: int, *, substeps: int = 1) -> CentralFlow:
@@ -101,11 +101,11 @@ def _path(w: Tensor, steps: int, step: Callable[[Tensor], Tensor]) -> Tensor:
     return torch.stack(path)
 
 
-def _variance(here: Sharpness, edge: float) -> float:
+def _variance(here: TopCurvature, edge: float) -> float:
     return max(0.0, here.variance) if here.value >= edge * (1 - 1e-6) else 0.0
 
 
-def _onto(objective: Objective, w: Tensor, edge: float) -> tuple[Tensor, Sharpness]:
+def _onto(objective: Objective, w: Tensor, edge: float) -> tuple[Tensor, TopCurvature]:
     """w, moved along grad S to S = edge where it is beyond, by Newton's method."""
     here = sharpness(objective, w)
     for _ in range(NEWTON):

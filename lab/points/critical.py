@@ -22,7 +22,7 @@ Index against loss: Dauphin et al. 2014 (arXiv 1406.2572).
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
@@ -40,7 +40,7 @@ ROUNDING = 10.0
 
 
 @dataclass(frozen=True)
-class Ends:
+class KnownSpectrum:
     """The known eigenpairs, ascending, and what they say of those that are not."""
 
     values: Tensor
@@ -88,13 +88,15 @@ def classify(
     gain, length = follow(H, size)
     few = len(w) <= max(dense, 2)  # Lanczos wants two ends
     ends = _all(H, tol) if few else _both_ends(H, tol, max_matvecs, generator)
-    largest, value = float(ends.values.abs().max()), float(H.value)
-    epsilon = torch.finfo(w.dtype).eps
-    rounding = ROUNDING * epsilon * (largest * norm(w) + math.sqrt(2 * largest * abs(value)))
+    value = float(H.value)
     done = gain <= PLATEAU * abs(value) or length <= PLATEAU * max(1.0, norm(w))
-    critical = size <= rounding or (size <= gradient_tol and done)
+    critical = size <= _rounding(w, value, ends) or (size <= gradient_tol and done)
+    return _point(_kind(ends) if critical else "not critical", value, size, gain, length, ends)
+
+
+def _point(kind: Kind, value: float, size: float, gain: float, length: float, ends: KnownSpectrum) -> CriticalPoint:
     return CriticalPoint(
-        _kind(ends) if critical else "not critical",
+        kind,
         value,
         size,
         gain,
@@ -112,6 +114,12 @@ def classify(
     )
 
 
+def _rounding(w: Tensor, value: float, ends: KnownSpectrum) -> float:
+    """|g| up to which it cannot be told from zero at the precision of w."""
+    largest = float(ends.values.abs().max())
+    return ROUNDING * torch.finfo(w.dtype).eps * (largest * norm(w) + math.sqrt(2 * largest * abs(value)))
+
+
 def follow(H: Hessian, size: float) -> tuple[float, float]:
     """What a step along -g could take off the loss, and its length: |g|^2/(2h) and |g|/h, h = |Hg|/|g|. Cost: one product.
 
@@ -123,7 +131,7 @@ def follow(H: Hessian, size: float) -> tuple[float, float]:
     return (size**2 / (2 * h), size / h) if h > 0 else (math.inf, math.inf)
 
 
-def _kind(ends: Ends) -> Kind:
+def _kind(ends: KnownSpectrum) -> Kind:
     if ends.index and ends.positive:
         return "saddle"
     if not ends.converged:
@@ -133,7 +141,7 @@ def _kind(ends: Ends) -> Kind:
     return "minimum" if not ends.index and not ends.nullity else "degenerate"
 
 
-def _all(H: LinearOperator, tol: float) -> Ends:
+def _all(H: LinearOperator, tol: float) -> KnownSpectrum:
     """Every eigenvalue; its error is the asymmetry of the products, which is their round-off."""
     matrix = H.dense().double()
     values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
@@ -141,7 +149,7 @@ def _all(H: LinearOperator, tol: float) -> Ends:
     error = float((matrix - matrix.T).norm()) / 2 + torch.finfo(H.dtype).eps * largest * H.size**0.5
     tolerance = max(tol * largest, error)
     index, positive = int((values < -tolerance).sum()), int((values > tolerance).sum())
-    return Ends(
+    return KnownSpectrum(
         values,
         torch.full_like(values, error),
         vectors.to(H.dtype),
@@ -157,23 +165,9 @@ def _all(H: LinearOperator, tol: float) -> Ends:
     )
 
 
-def _both_ends(H: LinearOperator, tol: float, max_matvecs: int, generator: Generator | None) -> Ends:
+def _both_ends(H: LinearOperator, tol: float, max_matvecs: int, generator: Generator | None) -> KnownSpectrum:
     """The largest, and from below all that are negative and the first that is not, as far as the products go."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # said by `index_exact` and `converged`
-        ends = lanczos(H, top=1, bottom=1, tol=tol, max_matvecs=max_matvecs, generator=generator)
-        top, bottom = ends.top, ends.bottom
-        tolerance = tol * float(torch.cat([top.values, bottom.values]).abs().max())
-        matvecs = top.matvecs
-        left = max_matvecs - matvecs
-        if float(bottom.values[0]) < -tolerance and left > 1:
-            upside_down = LinearOperator(H.size, lambda v: -(H @ v), dtype=H.dtype, device=H.device)
-            found = lanczos(upside_down, above=tolerance, tol=tol, max_matvecs=left, generator=generator).top
-            matvecs += found.matvecs
-            if int((found.values > tolerance).sum()) >= 1:
-                bottom = Eigenpairs(
-                    -found.values, found.vectors, found.residuals, found.errors, found.matvecs, found.converged
-                )
+    top, bottom, tolerance, matvecs = _solved(H, tol, max_matvecs, generator)
     known = bottom.values.isfinite()
     lower, count = bottom.values[known], int(known.sum())
     index = int((lower < -tolerance).sum())
@@ -186,7 +180,7 @@ def _both_ends(H: LinearOperator, tol: float, max_matvecs: int, generator: Gener
     if tolerance == 0.0:  # the zero matrix
         index, null, exhausted, beyond = 0, H.size, top.converged, top.converged
     upper = slice(None) if count < H.size else slice(0)
-    return Ends(
+    return KnownSpectrum(
         torch.cat([lower, top.values[upper]]),
         torch.cat([bottom.errors[known], top.errors[upper]]),
         torch.cat([bottom.vectors[:, known], top.vectors[:, upper]], dim=1),
@@ -200,3 +194,22 @@ def _both_ends(H: LinearOperator, tol: float, max_matvecs: int, generator: Gener
         matvecs,
         top.converged and exhausted,
     )
+
+
+def _solved(
+    H: LinearOperator, tol: float, max_matvecs: int, generator: Generator | None
+) -> tuple[Eigenpairs, Eigenpairs, float, int]:
+    """The largest eigenvalue; the lowest, or all below -tolerance where there are some; tolerance; products."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `index_exact` and `converged` say it
+        ends = lanczos(H, top=1, bottom=1, tol=tol, max_matvecs=max_matvecs, generator=generator)
+        top, bottom = ends.top, ends.bottom
+        tolerance = tol * float(torch.cat([top.values, bottom.values]).abs().max())
+        left = max_matvecs - top.matvecs
+        if not (float(bottom.values[0]) < -tolerance and left > 1):
+            return top, bottom, tolerance, top.matvecs
+        upside_down = LinearOperator(H.size, lambda v: -(H @ v), dtype=H.dtype, device=H.device)
+        below = lanczos(upside_down, above=tolerance, tol=tol, max_matvecs=left, generator=generator).top
+    if int((below.values > tolerance).sum()) >= 1:
+        bottom = replace(below, values=-below.values)
+    return top, bottom, tolerance, top.matvecs + below.matvecs

@@ -36,6 +36,9 @@ SOFT = 1e-2
 """mu / (|g|^2 |H|^2 / |g_0|^2) of a step that is trusted: small beside H^2, and falling with |g|^2."""
 
 
+Reason = Literal["zero", "stuck", "unfinished", "rounding"]
+
+
 @dataclass(frozen=True)
 class Found:
     """Where the search ended. w (P,); grad_norm |g| there; norms of g after every step; matvecs products and gradients.
@@ -47,7 +50,7 @@ class Found:
 
     w: Tensor
     grad_norm: float
-    reason: Literal["zero", "stuck", "unfinished", "rounding"]
+    reason: Reason
     alignment: float
     norms: tuple[float, ...]
     matvecs: int
@@ -79,45 +82,66 @@ def find_critical(
     >>> found.reason, bool(found.w.abs().max() < 1e-12)
     ('zero', True)
     """
-    w, norms, products = w.detach().clone(), list[float](), 0
-    trust, factor, alignment, first, epsilon = 1.0, 2.0, math.nan, 0.0, torch.finfo(w.dtype).eps
+    search = _Search(objective, w.detach().clone(), tol, max_matvecs, subspace)
     for _ in range(max_iterations):
-        H = hessian(objective, w)
-        size = norm(H.gradient)
-        first = first or size
-        products += 1
-        norms.append(size)
+        ended = search.look(watch) or search.move()
+        if ended is not None:
+            return ended
+        if search.matvecs >= max_matvecs:
+            break
+    search.grad_norm = norm(objective.grad(search.w))
+    search.norms.append(search.grad_norm)
+    search.matvecs += 1
+    return search.ended("zero" if search.grad_norm <= tol else "unfinished")
+
+
+class _Search:
+    """Where the search is: w, |g| after every step, products and gradients so far, and how far its steps are trusted."""
+
+    def __init__(self, objective: Objective, w: Tensor, tol: float, max_matvecs: int, subspace: int):
+        self.objective, self.w, self.tol = objective, w, tol
+        self.max_matvecs, self.subspace = max_matvecs, subspace
+        self.norms, self.matvecs, self.alignment, self.grad_norm = list[float](), 0, math.nan, math.nan
+        self.trust, self.factor, self.epsilon = 1.0, 2.0, torch.finfo(w.dtype).eps
+
+    def ended(self, reason: Reason) -> Found:
+        return Found(self.w, self.grad_norm, reason, self.alignment, tuple(self.norms), self.matvecs)
+
+    def look(self, watch: Callable[[float], None]) -> Found | None:
+        """The gradient here; the end of the search where it is zero."""
+        self.H = hessian(self.objective, self.w)
+        self.grad_norm = size = norm(self.H.gradient)
+        self.matvecs += 1
+        self.norms.append(size)
         watch(size)
         if not math.isfinite(size):
             raise ValueError("the gradient is not finite: there is no critical point to look for from here")
-        if size <= tol:
-            return Found(w, size, "zero", alignment, tuple(norms), products)
-        newton = _Newton(H, min(subspace, len(w), max_matvecs - products), size * ENOUGH * min(1.0, size / first))
-        products += newton.basis.matvecs
-        alignment = newton.alignment
-        stale = len(norms) > WINDOW and size > SLOW * norms[-1 - WINDOW]
-        if alignment <= STUCK or stale:
-            return Found(w, size, "stuck", alignment, tuple(norms), products)
+        return self.ended("zero") if size <= self.tol else None
+
+    def move(self) -> Found | None:
+        """One step, trusted less until |g| falls as the model says; the end of the search where none is to be had."""
+        size, first = self.grad_norm, self.norms[0]
+        most = min(self.subspace, len(self.w), self.max_matvecs - self.matvecs)
+        newton = _Newton(self.H, most, size * ENOUGH * min(1.0, size / first))
+        self.matvecs += newton.basis.matvecs
+        self.alignment = newton.alignment
+        stale = len(self.norms) > WINDOW and size > SLOW * self.norms[-1 - WINDOW]
+        if self.alignment <= STUCK or stale:
+            return self.ended("stuck")
         base = SOFT * (newton.largest * size / first) ** 2
-        moved = False
-        while not moved:
-            p, left = newton.step(trust * base)
-            if norm(p) <= epsilon * norm(w) or trust > 1e30:
-                resolved = size > ROUNDING * epsilon * newton.largest * max(1.0, norm(w))
-                return Found(w, size, "stuck" if resolved else "rounding", alignment, tuple(norms), products)
-            after = norm(objective.grad(w + p))
-            products += 1
-            promised = size**2 - left**2
+        while True:
+            p, left = newton.step(self.trust * base)
+            if norm(p) <= self.epsilon * norm(self.w) or self.trust > 1e30:
+                resolved = size > ROUNDING * self.epsilon * newton.largest * max(1.0, norm(self.w))
+                return self.ended("stuck" if resolved else "rounding")
+            after, promised = norm(self.objective.grad(self.w + p)), size**2 - left**2
+            self.matvecs += 1
             ratio = (size**2 - after**2) / promised if math.isfinite(after) and promised > 0 else -1.0
             if ratio > 1e-4:
-                w, moved = w + p, True
-                trust, factor = max(1e-12, trust * max(1 / 3, 1 - (2 * ratio - 1) ** 3)), 2.0
-            else:
-                trust, factor = trust * factor, 2 * factor
-        if products >= max_matvecs:
-            break
-    size = norm(objective.grad(w))
-    return Found(w, size, "zero" if size <= tol else "unfinished", alignment, (*norms, size), products + 1)
+                self.w = self.w + p
+                self.trust, self.factor = max(1e-12, self.trust * max(1 / 3, 1 - (2 * ratio - 1) ** 3)), 2.0
+                return None
+            self.trust, self.factor = self.trust * self.factor, 2 * self.factor
 
 
 class _Newton:

@@ -8,16 +8,15 @@ import torch
 from torch import Tensor, optim
 
 from lab.curvature.stability import UpdateRule
-from lab.escape.ensemble import Dynamics
-from lab.escape.ensemble import Escape as Verdict
+from lab.escape.ensemble import Dynamics, EnsembleEscape
 from lab.escape.ensemble import escape as watch
 from lab.escape.exits import Coordinate, Exit, Quench
 from lab.escape.growth import Descending, Thrown, descending, thrown
-from lab.escape.noises import Frozen, Isotropic, SampleWeights
-from lab.escape.replicas import Noise
-from lab.escape.saddle import Departure, Descent, noise_std
+from lab.escape.noises import FrozenNoise, IsotropicNoise, SampleWeightNoise
+from lab.escape.replicas import ReplicaNoise
+from lab.escape.saddle import Departure, SaddleDescent, noise_std
 from lab.escape.survival import per_epoch, per_time
-from lab.escape.warnings import Place, Saddle, beforehand, examine
+from lab.escape.warnings import Pass, StartingPoint, beforehand, examine
 from lab.noise.alignment import variances
 from lab.objective import Decayed
 from lab.probes.escape_start import Scene, Start, at_rest, number, way_out
@@ -44,7 +43,7 @@ class Cell:
     lr: float
     batch_size: int
     total: int
-    found: Verdict | None = None
+    found: EnsembleEscape | None = None
     thrown: Thrown | None = None
     theory: Departure | None = None
     directions: tuple[tuple[Descending, float], ...] = ()
@@ -183,7 +182,7 @@ def cell(scene: Scene, lr: float, size: int) -> Cell:
     return _at_minimum(scene, dynamics, empty, place, draws)
 
 
-def _at_minimum(scene: Scene, dynamics: Dynamics, empty: Cell, place: Place, draws: torch.Generator) -> Cell:
+def _at_minimum(scene: Scene, dynamics: Dynamics, empty: Cell, place: StartingPoint, draws: torch.Generator) -> Cell:
     """Exits from the basin, and the way out over the nearest saddle where one is found."""
     start, exit, lr = scene.start, scene.exit(), empty.lr
     rule = replace(start.rule, lr=lr)
@@ -192,11 +191,11 @@ def _at_minimum(scene: Scene, dynamics: Dynamics, empty: Cell, place: Place, dra
     over = way_out(start, exit, ensemble) if isinstance(exit, Quench) else None
     if over is None:
         return replace(empty, found=ensemble)
-    known = _place(start, dynamics, rule, draws, Saddle(over.saddle.w, over.barrier, over.direction))
+    known = _place(start, dynamics, rule, draws, Pass(over.saddle.w, over.barrier, over.direction))
     reasons = tuple(dict.fromkeys([*ensemble.reasons, *beforehand(known, exit)]))
     theory, noise = math.nan, dynamics.noise
     plain = rule.preconditioner is None and not number(rule.momentum)
-    if plain and isinstance(noise, Isotropic) and not over.refusals(known.temperature):
+    if plain and isinstance(noise, IsotropicNoise) and not over.refusals(known.temperature):
         theory = lr * over.rate(lr * noise.std**2 / 2)
     ensemble = replace(ensemble, reasons=reasons)
     return replace(empty, found=ensemble, barrier=over.barrier, temperature=known.temperature, rate_theory=theory)
@@ -212,7 +211,7 @@ def _at_saddle(scene: Scene, dynamics: Dynamics, empty: Cell, draws: torch.Gener
     vectors, curvatures = point.vectors[:, negative].to(start.w), point.values[negative].double()
     spreads = _spreads(start, dynamics, vectors)
     seen = slice(0, 1) if isinstance(exit, Coordinate) else slice(None)
-    descent = Descent(curvatures[seen].tolist(), spreads[seen].tolist(), dynamics.lr, momentum=momentum)
+    descent = SaddleDescent(curvatures[seen].tolist(), spreads[seen].tolist(), dynamics.lr, momentum=momentum)
     radius = exit.threshold if isinstance(exit, Coordinate) else getattr(exit, "radius", math.nan)
     known = rule.preconditioner is None and not rule.nesterov and not number(rule.dampening)
     theory: Departure | None = descent.time(radius) if known and math.isfinite(radius) else None
@@ -240,10 +239,10 @@ def _watched(
     scene: Scene,
     dynamics: Dynamics,
     exit: Exit,
-    place: Place,
+    place: StartingPoint,
     draws: torch.Generator,
     home: Quench | None = None,
-) -> Verdict:
+) -> EnsembleEscape:
     """Looked at at every step where a saddle is left, 8 times where looking is a quench, else as relaxation allows."""
     settings, start = scene.settings, scene.start
     soon = place.relaxation / 10 if math.isfinite(place.relaxation) else math.inf
@@ -268,8 +267,8 @@ def _watched(
 
 
 def _place(
-    start: Start, dynamics: Dynamics, rule: UpdateRule, draws: torch.Generator, saddle: Saddle | None = None
-) -> Place:
+    start: Start, dynamics: Dynamics, rule: UpdateRule, draws: torch.Generator, saddle: Pass | None = None
+) -> StartingPoint:
     return examine(
         start.objective,
         start.w,
@@ -285,7 +284,7 @@ def _place(
 
 def _spreads(start: Start, dynamics: Dynamics, vectors: Tensor) -> Tensor:
     """Standard deviation of the gradient of one step along the vectors (P, k): (k,) float64."""
-    if isinstance(dynamics.noise, Isotropic):
+    if isinstance(dynamics.noise, IsotropicNoise):
         return torch.full((vectors.shape[1],), dynamics.noise.std, dtype=torch.float64)
     objective, total = start.objective, start.objective.num_examples
     size = getattr(dynamics.noise, "batch_size", None) or dynamics.batch_size
@@ -294,7 +293,7 @@ def _spreads(start: Start, dynamics: Dynamics, vectors: Tensor) -> Tensor:
     inner = objective.inner if isinstance(objective, Decayed) else objective
     scale = float(inner.example_grads(start.w).square().sum(1).mean())
     sampling: Sampling = dynamics.sampling if dynamics.noise is None else "with_replacement"
-    if isinstance(dynamics.noise, Frozen):
+    if isinstance(dynamics.noise, FrozenNoise):
         return noise_std((dynamics.noise.factor.T @ vectors).square().sum(0), factor=1.0, scale=scale)
     assert size is not None
     factor = batch_factor(total, int(size), sampling)
@@ -323,11 +322,11 @@ def _dynamics(scene: Scene, lr: float, size: int) -> Dynamics:
     return Dynamics(make, lr, None, sampling, _noise(scene, size))
 
 
-def _noise(scene: Scene, size: int) -> Noise:
+def _noise(scene: Scene, size: int) -> ReplicaNoise:
     """Of batches of so many examples."""
     if scene.settings.noise == "sample_weights":
-        return SampleWeights(size)
-    frozen = Frozen.at(scene.start.objective, scene.start.w, size)
+        return SampleWeightNoise(size)
+    frozen = FrozenNoise.at(scene.start.objective, scene.start.w, size)
     if scene.settings.noise == "frozen":
         return frozen
-    return Isotropic.of_trace(float(frozen.factor.double().square().sum()), scene.start.objective.num_params)
+    return IsotropicNoise.of_trace(float(frozen.factor.double().square().sum()), scene.start.objective.num_params)

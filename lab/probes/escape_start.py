@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, optim
 
 from lab.curvature.stability import UpdateRule
-from lab.escape.ensemble import Escape as Verdict
+from lab.escape.ensemble import EnsembleEscape
 from lab.escape.exits import Coordinate, Exit, Growth, LossBarrier, Quench, TopDistance
 from lab.escape.langer import Langer
 from lab.noise.example_curvature import ExampleCurvature, example_curvature
@@ -152,7 +152,7 @@ def _classify(here: Snapshot, settings: "Escape", objective: Objective, w: Tenso
     return classify(objective, w, gradient_tol=settings.gradient_tol, max_matvecs=settings.max_matvecs, generator=draws)
 
 
-def way_out(start: Start, exit: Quench, found: Verdict) -> Langer | None:
+def way_out(start: Start, exit: Quench, found: EnsembleEscape) -> Langer | None:
     """The saddle on the way to the nearest minimum that replicas went to, in networks small enough for whole Hessians; None
     where the two ends are no minima or no saddle is found between them.
     """

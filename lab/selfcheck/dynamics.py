@@ -9,7 +9,8 @@ from torch import Tensor
 from lab.curvature.eigen import lanczos
 from lab.curvature.operators import hessian
 from lab.data.digits import Digits
-from lab.escape.saddle import Descent, growth_factor, kick_growth
+from lab.escape.saddle import SaddleDescent, growth_factor
+from lab.escape.seen_growth import kick_growth
 from lab.escape.survival import of_counts
 from lab.escape.walkers import Walkers
 from lab.flows.langevin import Langevin
@@ -108,7 +109,7 @@ def saddle_escape() -> Iterator[Row]:
 
 def saddle_escape_by_heavy_ball() -> Iterator[Row]:
     """Exit times, to four standard errors, and growth by the larger root of z^2 - (1 + b + lr |lambda|) z + b."""
-    saddle, descent = Quadratic((-0.5, 1.0)), Descent([-0.5], 1e-3, 0.05, momentum=0.9)
+    saddle, descent = Quadratic((-0.5, 1.0)), SaddleDescent([-0.5], 1e-3, 0.05, momentum=0.9)
     walk, start = Walkers(saddle, descent.lr, 1e-3, descent.momentum), torch.zeros(2).double()
     generator, expected = stream(0, "heavy ball"), descent.time(1.0)
     times = walk.first_exits(start, lambda x: x[..., 0].abs() > 1, generator, walkers=4000, steps=2000).times

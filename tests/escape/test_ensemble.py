@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn, optim
 
-from lab.escape.ensemble import Dynamics, Escape, escape, fleming_viot
+from lab.escape.ensemble import Dynamics, EnsembleEscape, escape
 from lab.escape.exits import Coordinate, Exit, LossBarrier, Quench
-from lab.escape.noises import Isotropic
+from lab.escape.fleming_viot import fleming_viot
+from lab.escape.noises import IsotropicNoise
 from lab.escape.replicas import Replicas
-from lab.escape.warnings import Saddle, examine
+from lab.escape.warnings import Pass, examine
 from lab.landscapes.base import Landscape
 from lab.landscapes.double_well import DoubleWell
 from lab.landscapes.quadratic import Quadratic
@@ -34,7 +35,7 @@ def point(*x: float) -> Tensor:
 
 
 def thermal(temperature: float, lr: float) -> Dynamics:
-    return Dynamics(sgd, lr, noise=Isotropic.at_temperature(temperature, lr))
+    return Dynamics(sgd, lr, noise=IsotropicNoise.at_temperature(temperature, lr))
 
 
 def well_exit(dimension: int = 2) -> Coordinate:
@@ -47,9 +48,9 @@ def measured(
     start: Tensor,
     dynamics: Dynamics,
     exit: Exit,
-    saddle: Saddle | None = None,
+    saddle: Pass | None = None,
     **settings: object,
-) -> Escape:
+) -> EnsembleEscape:
     place = examine(objective, start, dynamics, classify(objective, start), saddle=saddle, generator=generator(1))
     given: dict = {"replicas": 200, "every": 5, "budget": 4000, "generator": generator(2)} | settings
     return escape(objective, start, dynamics, exit, place, **given)
@@ -129,7 +130,7 @@ def quartic_rate(temperature: float, lr: float, beyond: float) -> float:
 
 def test_the_quartic_well_has_the_rate_of_the_double_quadrature() -> None:
     temperature, lr = 0.07, 0.05
-    saddle = Saddle(point(0.0, 0.0), 0.25, point(1.0, 0.0))
+    saddle = Pass(point(0.0, 0.0), 0.25, point(1.0, 0.0))
     found = measured(
         DoubleWell(), point(-1.0, 0.0), thermal(temperature, lr), well_exit(), saddle, replicas=400, budget=12000
     )
@@ -156,13 +157,13 @@ def test_an_ornstein_uhlenbeck_walk_leaves_an_interval_at_the_rate_of_the_quadra
 # --- where there is no rate ----------
 
 
-def said(found: Escape, words: str) -> None:
+def said(found: EnsembleEscape, words: str) -> None:
     assert found.rate is None
     assert any(words in reason for reason in found.reasons), found.reasons
 
 
 def test_a_barrier_below_two_temperatures_has_no_rate() -> None:
-    saddle = Saddle(point(0.0, 0.0), 0.25, point(1.0, 0.0))
+    saddle = Pass(point(0.0, 0.0), 0.25, point(1.0, 0.0))
     said(measured(DoubleWell(), point(-1.0, 0.0), thermal(0.15, 0.05), well_exit(), saddle), "the barrier 0.25")
 
 
@@ -173,7 +174,7 @@ def test_a_drifting_start_has_no_rate() -> None:
 
 
 def test_soft_modes_have_no_rate() -> None:
-    saddle = Saddle(point(0.0, 0.0), 0.25, point(1.0, 0.0))
+    saddle = Pass(point(0.0, 0.0), 0.25, point(1.0, 0.0))
     well = DoubleWell(stiffness=(0.01,))
     said(measured(well, point(-1.0, 0.0), thermal(0.07, 0.05), well_exit(), saddle, budget=2000), "soft modes")
 
@@ -272,8 +273,8 @@ def test_a_burn_in_ends_with_an_inspection() -> None:
 def test_the_temperature_of_a_start_is_that_of_its_walkers_also_with_momentum(momentum: float) -> None:
     """Var w = T/h along a curvature h: T = lr C/(2 (1 - momentum)), to lr h/2."""
     objective, w, lr = Quadratic((1.0,)), point(0.0), 0.01
-    moved = Dynamics(lambda at: partial(optim.SGD, lr=at, momentum=momentum), lr, noise=Isotropic(1.0))
-    saddle = Saddle(point(1.0), 1.0, point(1.0))
+    moved = Dynamics(lambda at: partial(optim.SGD, lr=at, momentum=momentum), lr, noise=IsotropicNoise(1.0))
+    saddle = Pass(point(1.0), 1.0, point(1.0))
     place = examine(
         objective, w, moved, classify(objective, w), momentum=momentum, saddle=saddle, generator=generator(1)
     )

@@ -10,7 +10,7 @@ from lab.escape.passage import beyond, first_passages
 from lab.escape.survival import kaplan_meier
 from lab.gallery.landscapes.piecewise_parabola import PiecewiseParabola
 from lab.gallery.laws.kramers import Domain, on
-from lab.gallery.laws.nystrom import Chain
+from lab.gallery.laws.nystrom import StepChain
 from lab.landscapes.double_well import DoubleWell
 from lab.streams import stream
 
@@ -41,7 +41,7 @@ def test_every_walker_leaves_when_the_naive_loop_says(curved: bool) -> None:
 
 
 def test_the_mean_time_of_all_is_that_of_the_chain() -> None:
-    chain = Chain(on(LINE, 0.1), 0.1, Domain(high=0.0), -1.0)
+    chain = StepChain(on(LINE, 0.1), 0.1, Domain(high=0.0), -1.0)
     found = first_passages(
         LINE,
         START,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lab.escape.exits import Coordinate
-from lab.escape.noises import Isotropic
+from lab.escape.noises import IsotropicNoise
 from lab.escape.renewal import renewals
 from lab.escape.replicas import Replicas
 from lab.escape.survival import rate
@@ -24,7 +24,7 @@ class Slope(Landscape):
         return -x[..., 0]
 
 
-def replicas(objective: Landscape, count: int, lr: float, noise: Isotropic | None = None) -> Replicas:
+def replicas(objective: Landscape, count: int, lr: float, noise: IsotropicNoise | None = None) -> Replicas:
     start = torch.full((count, 1), 7.0, dtype=torch.float64)  # put home at the start
     make = partial(torch.optim.SGD, lr=lr)
     return Replicas(objective, start, make, noise=noise, generator=torch.Generator().manual_seed(0))
@@ -60,7 +60,7 @@ def test_the_rate_of_a_memoryless_exit_is_found() -> None:
     counts, so the rate is that of a geometric law.
     """
     p = float(torch.distributions.Normal(0.0, 0.5).cdf(torch.tensor(-0.95)))
-    copies = replicas(Quadratic((1.0,)), 400, 1.0, Isotropic(0.5))
+    copies = replicas(Quadratic((1.0,)), 400, 1.0, IsotropicNoise(0.5))
     stays = renewals(copies, RULE, HOME, exits=1500, steps=10_000, inspect_every=5, burn_in=20)
     found = rate(stays.times)
     # An exit is put into the middle of its interval: -log(1 - p) / 5 to order p^2.

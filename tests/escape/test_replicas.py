@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn, optim
 
-from lab.escape.noises import Isotropic
+from lab.escape.noises import IsotropicNoise
 from lab.escape.replicas import Replicas, draws
 from lab.landscapes.quadratic import Quadratic
 from lab.objective import NetworkObjective
@@ -119,7 +119,7 @@ def test_langevin_on_a_quadratic_has_the_variance_of_the_discrete_chain() -> Non
     # x <- (1 - lr h) x + sqrt(2 lr T) xi: variance T / (h (1 - lr h / 2)), exactly.
     h, lr, temperature = torch.tensor([1.0, 3.0], dtype=DOUBLE), 0.2, 0.5
     well = Quadratic(h)
-    noise = Isotropic.at_temperature(temperature, lr)
+    noise = IsotropicNoise.at_temperature(temperature, lr)
     walkers = Replicas(
         well, torch.zeros(4000, 2, dtype=DOUBLE), partial(optim.SGD, lr=lr), noise=noise, generator=generator()
     )

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lab.escape.saddle import Descent, autoregression, growth_factor, kick_growth, log_chi, noise_std
+from lab.escape.saddle import SaddleDescent, growth_factor, log_chi, noise_std
+from lab.escape.seen_growth import autoregression, kick_growth
 
 GAMMA = 0.5772156649015329
 
@@ -15,7 +16,7 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def left(descent: Descent, radius: float, *, walkers: int, seed: int = 0) -> Tensor:
+def left(descent: SaddleDescent, radius: float, *, walkers: int, seed: int = 0) -> Tensor:
     """First steps outside, by moving walkers as torch's SGD moves weights."""
     c, k = torch.tensor(descent.curvatures, dtype=torch.float64), len(descent.curvatures)
     noise, slope, start = (
@@ -40,37 +41,37 @@ def left(descent: Descent, radius: float, *, walkers: int, seed: int = 0) -> Ten
     [(0.1, 0.5, 1e-3, 178.95), (0.05, 1.0, 1e-2, 145.96), (0.2, 1.0, 1e-4, 61.077)],
 )
 def test_one_direction_is_the_closed_form(lr: float, curvature: float, noise: float, expected: float) -> None:
-    found, a = Descent([-curvature], noise, lr).time(1.0), 1 + lr * curvature
+    found, a = SaddleDescent([-curvature], noise, lr).time(1.0), 1 + lr * curvature
     drawn = math.log(1 / (lr * noise)) + 0.5 * math.log(a * a - 1) + (GAMMA + math.log(2)) / 2
     assert found.mean == pytest.approx(drawn / math.log(a) + 0.5, rel=1e-12)
     assert found.mean == pytest.approx(expected, rel=1e-4)
     assert found.std**2 == pytest.approx(math.pi**2 / 8 / math.log(a) ** 2 + 1 / 12, rel=1e-12)
-    weaker = Descent([-curvature], noise / 10, lr).time(1.0)
+    weaker = SaddleDescent([-curvature], noise / 10, lr).time(1.0)
     assert (weaker.mean - found.mean) / math.log(10) == pytest.approx(found.slope, rel=1e-9)
     assert found.slope == pytest.approx(1 / math.log(a), rel=1e-12)
 
 
 @pytest.mark.parametrize(("k", "expected"), [(1, 193.16), (10, 157.60), (100, 133.05)])
 def test_many_equal_directions_leave_sooner(k: int, expected: float) -> None:
-    assert Descent([-1.0] * k, 1e-3, 0.05).time(1.0).mean == pytest.approx(expected, abs=0.005)
+    assert SaddleDescent([-1.0] * k, 1e-3, 0.05).time(1.0).mean == pytest.approx(expected, abs=0.005)
 
 
 @pytest.mark.parametrize(
     "descent",
     [
-        Descent([-0.5], 1e-3, 0.1),
-        Descent([-0.5], 1e-3, 0.05, momentum=0.9),
-        Descent([-1.0, -0.5, -0.2], 1e-3, 0.1),
-        Descent([-1.0, -0.9], [1e-3, 1e-2], 0.1, momentum=0.5),
-        Descent([-1.0], 1e-3, 0.1, gradient=5e-4),
-        Descent([-1.0], 1e-3, 0.1, momentum=0.8, gradient=-5e-4, start=1e-3),
-        Descent([-1.0, -0.4], [0.0, 1e-3], 0.1, momentum=0.5),
-        Descent([-1.0, -0.4], [0.0, 1e-3], 0.1, momentum=0.5, start=[1e-4, 0.0]),
-        Descent([-1.0] * 20, 1e-3, 1.0),
+        SaddleDescent([-0.5], 1e-3, 0.1),
+        SaddleDescent([-0.5], 1e-3, 0.05, momentum=0.9),
+        SaddleDescent([-1.0, -0.5, -0.2], 1e-3, 0.1),
+        SaddleDescent([-1.0, -0.9], [1e-3, 1e-2], 0.1, momentum=0.5),
+        SaddleDescent([-1.0], 1e-3, 0.1, gradient=5e-4),
+        SaddleDescent([-1.0], 1e-3, 0.1, momentum=0.8, gradient=-5e-4, start=1e-3),
+        SaddleDescent([-1.0, -0.4], [0.0, 1e-3], 0.1, momentum=0.5),
+        SaddleDescent([-1.0, -0.4], [0.0, 1e-3], 0.1, momentum=0.5, start=[1e-4, 0.0]),
+        SaddleDescent([-1.0] * 20, 1e-3, 1.0),
     ],
     ids=lambda d: f"k{len(d.curvatures)}-momentum{d.momentum}-gradient{d.gradient}-start{d.start}",
 )
-def test_simulated_walkers_leave_when_theory_says(descent: Descent) -> None:
+def test_simulated_walkers_leave_when_theory_says(descent: SaddleDescent) -> None:
     times = left(descent, 1.0, walkers=4000)
     found = descent.time(1.0)
     # Four standard errors; the spread's from the fourth moment of the times; all noises are below crowding 0.01.
@@ -85,26 +86,26 @@ def test_simulated_walkers_leave_when_theory_says(descent: Descent) -> None:
 
 
 def test_unequal_directions_tend_to_equal_ones() -> None:
-    nearly = Descent([-1.0, -1.0 - 1e-9, -1.0], 1e-3, 0.05).time(1.0)
-    equal = Descent([-1.0] * 3, 1e-3, 0.05).time(1.0)
+    nearly = SaddleDescent([-1.0, -1.0 - 1e-9, -1.0], 1e-3, 0.05).time(1.0)
+    equal = SaddleDescent([-1.0] * 3, 1e-3, 0.05).time(1.0)
     assert (nearly.method, equal.method) == ("quasi-random", "closed form")
     assert nearly.mean == pytest.approx(equal.mean, abs=0.02)
     assert nearly.std == pytest.approx(equal.std, rel=2e-3)
-    alone = Descent([-1.0], 1e-3, 0.05).time(1.0)
-    assert Descent([-1.0, -1e-3], 1e-3, 0.05).time(1.0).mean == pytest.approx(alone.mean, abs=0.05)
+    alone = SaddleDescent([-1.0], 1e-3, 0.05).time(1.0)
+    assert SaddleDescent([-1.0, -1e-3], 1e-3, 0.05).time(1.0).mean == pytest.approx(alone.mean, abs=0.05)
 
 
 def test_without_noise_in_the_descending_directions_it_never_ends() -> None:
-    never = Descent([-1.0, -0.2], 0.0, 0.1).time(0.5)
+    never = SaddleDescent([-1.0, -0.2], 0.0, 0.1).time(0.5)
     assert never.never and math.isinf(never.mean) and str(never) == "never by noise"
-    assert bool((Descent([-1.0], 0.0, 0.1).survival(torch.arange(9), 0.5) == 1).all())
+    assert bool((SaddleDescent([-1.0], 0.0, 0.1).survival(torch.arange(9), 0.5) == 1).all())
     assert bool((noise_std(torch.tensor([2e-31, 0.0]), factor=1 / 16, scale=1.0) == 0).all())
     assert float(noise_std(torch.tensor([2e-31]), factor=1.0)) > 0, "without a scale nothing is called round-off"
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_a_gradient_alone_leaves_at_the_exact_step(momentum: float) -> None:
-    descent = Descent([-0.5], 0.0, 0.1, momentum=momentum, gradient=1e-4)
+    descent = SaddleDescent([-0.5], 0.0, 0.1, momentum=momentum, gradient=1e-4)
     assert float(left(descent, 1.0, walkers=1)) == descent.time(1.0).mean
     assert descent.time(1.0).std == 0
 
@@ -185,14 +186,14 @@ def test_what_was_not_measured_is_not_a_number() -> None:
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda: Descent([], 1.0, 0.1), "one or more, all negative"),
-        (lambda: Descent([-1.0, 0.5], 1.0, 0.1), "all negative"),
-        (lambda: Descent([-1.0], -1.0, 0.1), "noise=-1.0"),
-        (lambda: Descent([-1.0], math.nan, 0.1), "noise=nan"),
-        (lambda: Descent([-1.0], [1.0, 2.0], 0.1), "2 values for 1 descending"),
-        (lambda: Descent([-1.0], 1.0, 0.0), "lr=0.0"),
-        (lambda: Descent([-1.0], 1.0, 0.1, momentum=1.0), "momentum=1.0"),
-        (lambda: Descent([-1.0], 1.0, 0.1).time(0.0), "radius=0.0"),
+        (lambda: SaddleDescent([], 1.0, 0.1), "one or more, all negative"),
+        (lambda: SaddleDescent([-1.0, 0.5], 1.0, 0.1), "all negative"),
+        (lambda: SaddleDescent([-1.0], -1.0, 0.1), "noise=-1.0"),
+        (lambda: SaddleDescent([-1.0], math.nan, 0.1), "noise=nan"),
+        (lambda: SaddleDescent([-1.0], [1.0, 2.0], 0.1), "2 values for 1 descending"),
+        (lambda: SaddleDescent([-1.0], 1.0, 0.0), "lr=0.0"),
+        (lambda: SaddleDescent([-1.0], 1.0, 0.1, momentum=1.0), "momentum=1.0"),
+        (lambda: SaddleDescent([-1.0], 1.0, 0.1).time(0.0), "radius=0.0"),
         (lambda: growth_factor(1.0, lr=0.1), "expected a negative one"),
         (lambda: kick_growth(torch.ones(4, 3)), "6 steps or more"),
         (lambda: autoregression(torch.ones(9, 1), 1.0, generator()), "R >= 2"),

@@ -21,7 +21,7 @@ from lab.gallery.base import Outcome, Surroundings, exact, paragraph, shown
 from lab.gallery.experiments.barrier import LEAST, BarrierExperiment, Budget, MaxSteps, Walkers, exits, mean_times
 from lab.gallery.frame import Arrays, Axes, Figure, caption, law, panels, plain_ticks, points
 from lab.gallery.laws.kramers import Domain, on
-from lab.gallery.laws.nystrom import Chain
+from lab.gallery.laws.nystrom import StepChain
 from lab.gallery.laws.passages import Passages, time_ratio
 from lab.landscapes.double_well import DoubleWell
 from lab.progress import Tick
@@ -87,11 +87,11 @@ class AnisotropicEscape(BarrierExperiment):
         """D along the way out."""
         return float(self.diffusion(kind, stiffness)[0])
 
-    def _chain(self, kind: Kind, stiffness: float) -> Chain:
-        return Chain(on(DoubleWell(()), self.temperature(kind, stiffness)), self.lr, Domain(high=1.0), -1.0)
+    def _chain(self, kind: Kind, stiffness: float) -> StepChain:
+        return StepChain(on(DoubleWell(()), self.temperature(kind, stiffness)), self.lr, Domain(high=1.0), -1.0)
 
     @cached_property
-    def cells(self) -> dict[tuple[Kind, float], Chain]:
+    def cells(self) -> dict[tuple[Kind, float], StepChain]:
         """The chain of x in every cell."""
         return {(kind, k): self._chain(kind, k) for kind in KINDS for k in sorted(self.stiffness)}
 

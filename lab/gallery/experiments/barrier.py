@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from lab.gallery.base import Experiment, Verdict, exact
-from lab.gallery.laws.nystrom import Chain
+from lab.gallery.laws.nystrom import StepChain
 from lab.gallery.laws.passages import Passages, escapes
 from lab.landscapes.base import Landscape
 from lab.progress import Tick
@@ -31,14 +31,14 @@ class BarrierExperiment(Experiment):
     budget: float
     max_steps: int
 
-    def steps(self, chain: Chain, burn_in: float = 0.0) -> float:
+    def steps(self, chain: StepChain, burn_in: float = 0.0) -> float:
         """For how many steps the walkers of a cell are watched, about; burn_in in units of time lr * step."""
         return min(self.max_steps, burn_in / chain.lr + self.budget / chain.rate)
 
     def walk(
         self,
         landscape: Landscape,
-        chain: Chain,
+        chain: StepChain,
         generator: Generator,
         tick: Tick,
         *,

@@ -129,7 +129,8 @@ class EscapeBallistic(Experiment):
             self._cell(around, at, lr, size, edges[size][1], tick) for (size, lr), tick in around.over("growth", grid)
         ]
         landings = [
-            self._landing(around, at, size, *edges[size], tick) for size, tick in around.over("landing", [*sizes, FULL])
+            _landing(self, around, at, size, *edges[size], tick)
+            for size, tick in around.over("landing", [*sizes, FULL])
         ]
         return Ballistic(self, at, cells, landings).outcome()
 
@@ -196,22 +197,6 @@ class EscapeBallistic(Experiment):
         own, common = free_growth(lengths, LEFT)
         return own if self.estimator == "own_exit" else common
 
-    def _landing(
-        self, around: Surroundings, at: Minimum, size: int, critical: float, mean_square: float, tick: Tick
-    ) -> Landing:
-        start = self.landing_at * critical
-        draws = around.stream(f"{self.name}/landing", size)
-        shoves = torch.randn(self.landing_replicas, len(at.w), dtype=at.w.dtype, generator=draws, device=at.w.device)
-        moved = sgd(at, at.w + SHOVE * shoves, start * at.edge, size, draws)
-        for share in range(10):
-            moved.run((share + 1) * self.landing_steps // 10 - share * self.landing_steps // 10)
-            tick((share + 1) / 12)
-        kept = moved.W[moved.W.isfinite().all(1)]
-        tops = [lanczos(hessian(at.objective, w), copies=False).top.values[0] for w in kept]
-        ends = torch.stack(tops).cpu() * start * at.edge / 2 if tops else torch.empty(0, dtype=torch.float64)
-        tick(1.0)
-        return Landing(size, critical, mean_square, start, ends, self.landing_replicas - len(kept))
-
     @staticmethod
     def figure(arrays: Arrays, title: str) -> Figure:
         return draw(arrays, title)
@@ -230,3 +215,20 @@ def _edges(card: EscapeBallistic, seed: int, at: Minimum, size: int) -> tuple[fl
     if not math.isfinite(critical):
         raise SettingError(f"batch_sizes={size}: no critical learning rate was found at this batch size; use another")
     return critical / at.edge, low / at.edge
+
+
+def _landing(
+    card: EscapeBallistic, around: Surroundings, at: Minimum, size: int, critical: float, mean_square: float, tick: Tick
+) -> Landing:
+    start = card.landing_at * critical
+    draws = around.stream(f"{card.name}/landing", size)
+    shoves = torch.randn(card.landing_replicas, len(at.w), dtype=at.w.dtype, generator=draws, device=at.w.device)
+    moved = sgd(at, at.w + SHOVE * shoves, start * at.edge, size, draws)
+    for share in range(10):
+        moved.run((share + 1) * card.landing_steps // 10 - share * card.landing_steps // 10)
+        tick((share + 1) / 12)
+    kept = moved.W[moved.W.isfinite().all(1)]
+    tops = [lanczos(hessian(at.objective, w), copies=False).top.values[0] for w in kept]
+    ends = torch.stack(tops).cpu() * start * at.edge / 2 if tops else torch.empty(0, dtype=torch.float64)
+    tick(1.0)
+    return Landing(size, critical, mean_square, start, ends, card.landing_replicas - len(kept))

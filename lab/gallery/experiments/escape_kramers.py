@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from lab.escape.noises import Isotropic
+from lab.escape.noises import IsotropicNoise
 from lab.escape.renewal import Stays
 from lab.escape.survival import against, kaplan_meier
 from lab.gallery.base import Experiment, Measured, Outcome, Surroundings, Verdict
@@ -83,7 +83,7 @@ class EscapeKramers(Experiment):
                 replicas=self.replicas,
                 exits=self.exits,
                 steps=self.steps + stage.burn_in(self.lr),
-                noise=Isotropic.at_temperature(stage.langer.barrier / x, self.lr),
+                noise=IsotropicNoise.at_temperature(stage.langer.barrier / x, self.lr),
                 tick=tick,
             )
 

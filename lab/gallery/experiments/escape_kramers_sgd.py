@@ -17,9 +17,9 @@ import torch
 from pydantic import Field
 
 from lab.escape.langer import third_minimum
-from lab.escape.noises import Frozen, Isotropic, SampleWeights
+from lab.escape.noises import FrozenNoise, IsotropicNoise, SampleWeightNoise
 from lab.escape.renewal import Stays
-from lab.escape.replicas import Noise
+from lab.escape.replicas import ReplicaNoise
 from lab.escape.survival import Slope, exponentiality, same_rate, slope
 from lab.gallery.base import Experiment, Measured, Outcome, Surroundings, Verdict, about, shown
 from lab.gallery.experiments.kramers_sgd_figure import draw_kinds, draw_line
@@ -110,7 +110,7 @@ class EscapeKramersSgd(Experiment):
         theory = actions(self.case)
         tick(1.0)
 
-        def stay(name: str, tick: Tick, lr: float, batch_size: int | None, noise: Noise | None = None) -> Stays:
+        def stay(name: str, tick: Tick, lr: float, batch_size: int | None, noise: ReplicaNoise | None = None) -> Stays:
             return stage.run(
                 lr,
                 around.stream(f"{self.name}/{name}"),
@@ -285,12 +285,12 @@ class SgdHeld(Measured):
         return words
 
 
-def _noises(stage: Stage, batch_size: int) -> dict[str, Noise]:
+def _noises(stage: Stage, batch_size: int) -> dict[str, ReplicaNoise]:
     """Gaussian noises of the covariance D / B of mini-batches: at every place, of the well everywhere, its trace "
     "alone."""
     trace, size = float(stage.D.trace()), len(stage.D)
     return {
-        FOLLOWING: SampleWeights(batch_size),
-        FROZEN: Frozen.at(stage.objective, stage.well.w, batch_size),
-        ISOTROPIC: Isotropic.of_trace(trace / batch_size, size),
+        FOLLOWING: SampleWeightNoise(batch_size),
+        FROZEN: FrozenNoise.at(stage.objective, stage.well.w, batch_size),
+        ISOTROPIC: IsotropicNoise.of_trace(trace / batch_size, size),
     }

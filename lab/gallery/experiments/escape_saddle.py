@@ -16,7 +16,8 @@ from pydantic import Field
 
 from lab.data.halves import halves_loss
 from lab.escape.network_saddle import NetworkSaddle, follow, left, mean_time
-from lab.escape.saddle import Departure, Descent, autoregression
+from lab.escape.saddle import Departure, SaddleDescent
+from lab.escape.seen_growth import autoregression
 from lab.gallery.base import (
     Experiment,
     Measured,
@@ -200,9 +201,9 @@ class DeadNeuron(Measured):
         value = float(weights * centred @ np.array([run.mean.value for run in batches])) / curvature
         return Estimate(value, curvature**-0.5, 0, "weighted least squares")
 
-    def descent(self, noise: float) -> Descent:
+    def descent(self, noise: float) -> SaddleDescent:
         """Along the first direction, at this noise of the gradient."""
-        return Descent([float(self.saddle.curvatures[0])], noise, self.card.lr, self.card.momentum)
+        return SaddleDescent([float(self.saddle.curvatures[0])], noise, self.card.lr, self.card.momentum)
 
     def rows(self) -> list[Verdict]:
         card, log_z, heavy, runs = self.card, self.log_z, self.card.heavy(), self.runs

@@ -21,7 +21,7 @@ from lab.gallery.base import Measured, Outcome, Surroundings, Verdict, about, ex
 from lab.gallery.experiments.barrier import LEAST, BarrierExperiment, Budget, MaxSteps, Walkers, exits, mean_times
 from lab.gallery.frame import COLORS, Arrays, Axes, Figure, caption, law, panels, plain_ticks, points
 from lab.gallery.laws.kramers import Domain, escape_rate, kramers_time, on
-from lab.gallery.laws.nystrom import Chain
+from lab.gallery.laws.nystrom import StepChain
 from lab.gallery.laws.passages import Passages, slopes, time_ratio, too_few
 from lab.landscapes.double_well import DoubleWell
 from lab.progress import Tick
@@ -79,12 +79,12 @@ class Kramers(BarrierExperiment):
         return LANDSCAPE.barrier / self.temperature(batch_over_lr)
 
     @cached_property
-    def cells(self) -> dict[tuple[float, float], Chain]:
+    def cells(self) -> dict[tuple[float, float], StepChain]:
         """The chain of every (B / lr, lr), left at the other well."""
         return {(b, lr): self.chain(b, lr) for lr in sorted(self.lr) for b in sorted(self.batch_over_lr)}
 
-    def chain(self, batch_over_lr: float, lr: float, end: float = 1.0) -> Chain:
-        return Chain(on(LANDSCAPE, self.temperature(batch_over_lr)), lr, Domain(high=end), -1.0)
+    def chain(self, batch_over_lr: float, lr: float, end: float = 1.0) -> StepChain:
+        return StepChain(on(LANDSCAPE, self.temperature(batch_over_lr)), lr, Domain(high=end), -1.0)
 
     def stages(self) -> dict[str, float]:
         each = PER_STEP * self.walkers + 4e-5
@@ -92,7 +92,7 @@ class Kramers(BarrierExperiment):
         return {"to the other well": each * sum(steps), "to the top": each * sum(steps[: len(self.batch_over_lr)]) / 2}
 
     def simulate(self, around: Surroundings) -> Outcome:
-        def walk(chain: Chain, part: str, i: int, tick: Tick) -> Passages:
+        def walk(chain: StepChain, part: str, i: int, tick: Tick) -> Passages:
             diffusion, draws = float(chain.process.diffusion(torch.zeros(()))), around.stream(f"{self.name}/{part}", i)
             return self.walk(LANDSCAPE, chain, draws, tick, diffusion=diffusion, burn_in=BURN_IN)
 

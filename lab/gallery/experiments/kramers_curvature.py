@@ -24,7 +24,7 @@ from lab.gallery.experiments.barrier import LEAST, BarrierExperiment, Budget, Ma
 from lab.gallery.frame import Arrays, Axes, Figure, caption, law, panels, plain_ticks, points
 from lab.gallery.landscapes.piecewise_parabola import PiecewiseParabola
 from lab.gallery.laws.kramers import Diffusion, Domain, curvature_exponent, escape_rate, kramers_time, on
-from lab.gallery.laws.nystrom import Chain
+from lab.gallery.laws.nystrom import StepChain
 from lab.gallery.laws.passages import Passages, slopes, too_few
 from lab.progress import Tick
 from lab.settings import settings
@@ -102,17 +102,17 @@ class KramersCurvature(BarrierExperiment):
         landscape = self.landscape(well)
         return lambda x: landscape.curvature(x) / (2 * batch_over_lr)
 
-    def chain(self, batch_over_lr: float, well: float, curved: bool) -> Chain:
+    def chain(self, batch_over_lr: float, well: float, curved: bool) -> StepChain:
         end = self.landscape(well).minimum
-        return Chain(self.process(batch_over_lr, well, curved=curved), self.lr, Domain(high=end), -end)
+        return StepChain(self.process(batch_over_lr, well, curved=curved), self.lr, Domain(high=end), -end)
 
     @cached_property
-    def line(self) -> dict[float, Chain]:
+    def line(self) -> dict[float, StepChain]:
         """The well of curvature `well`, at every B / lr."""
         return {b: self.chain(b, self.well, True) for b in sorted(self.batch_over_lr)}
 
     @cached_property
-    def sweep(self) -> dict[tuple[float, bool], Chain]:
+    def sweep(self) -> dict[tuple[float, bool], StepChain]:
         """All wells at the smallest B / lr, with noise of either kind."""
         low = min(self.batch_over_lr)
         return {(h, curved): self.chain(low, h, curved) for curved in KINDS for h in sorted(self.wells)}
@@ -125,7 +125,7 @@ class KramersCurvature(BarrierExperiment):
         }
 
     def simulate(self, around: Surroundings) -> Outcome:
-        def walk(chain: Chain, b: float, well: float, curved: bool, part: str, tick: Tick) -> Passages:
+        def walk(chain: StepChain, b: float, well: float, curved: bool, part: str, tick: Tick) -> Passages:
             draws, diffusion = around.stream(f"{self.name}/{part}"), self._noise(b, well, curved)
             burn_in = RELAXED / min(well, self.top)
             return self.walk(self.landscape(well), chain, draws, tick, diffusion=diffusion, burn_in=burn_in)

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lab.curvature.operators import hessian
-from lab.escape.saddle import Departure, Descent
+from lab.escape.saddle import Departure, SaddleDescent
 from lab.escape.walkers import Walkers
 from lab.gallery.base import Experiment, Outcome, Surroundings, about, exact, paragraph, shown
 from lab.gallery.frame import Arrays, Axes, Figure, caption, law, panels
@@ -69,7 +69,7 @@ class SaddleSteps(Experiment):
     def __post_init__(self) -> None:
         if self.rounding >= self.radius / 10:
             raise ValueError(f"rounding={self.rounding}: expected less than a tenth of radius={self.radius}")
-        crowding = Descent([-1.0], self.noise, self.lr).time(self.radius).crowding
+        crowding = SaddleDescent([-1.0], self.noise, self.lr).time(self.radius).crowding
         if crowding > 0.3:
             raise ValueError(
                 f"noise={self.noise} spreads over {crowding:.0%} of the radius before the instability acts: no escape from "
@@ -77,8 +77,8 @@ class SaddleSteps(Experiment):
             )
 
     def stages(self) -> dict[str, float]:
-        noisy = Descent([-1.0], self.noise, self.lr).time(self.radius)
-        quiet = Descent([-1.0], 0.0, self.lr, start=self.rounding).time(self.radius).mean
+        noisy = SaddleDescent([-1.0], self.noise, self.lr).time(self.radius)
+        quiet = SaddleDescent([-1.0], 0.0, self.lr, start=self.rounding).time(self.radius).mean
         numbers = self.walkers * max(landscape.num_params for landscape, _ in PLACES.values())
         steps = (noisy.mean + 4 * noisy.std) * (1e-4 + 3e-8 * numbers) + 1e-4 * quiet
         return {"along u": 0.2, "ways out": len(PLACES) * steps}
@@ -106,7 +106,7 @@ class SaddleSteps(Experiment):
 
         step = way_down(landscape, saddle)
         length, _, losses = line_search(landscape, saddle, step)
-        noisy = Descent(lambdas, self.noise, self.lr).time(self.radius)
+        noisy = SaddleDescent(lambdas, self.noise, self.lr).time(self.radius)
         times = Walkers(landscape, self.lr, self.noise).first_exits(
             saddle,
             outside,
@@ -122,7 +122,7 @@ class SaddleSteps(Experiment):
             device=saddle.device,
         )
         kick = self.rounding * down @ (down.T @ kick)  # where it can grow
-        quiet = Descent(lambdas, 0.0, self.lr, start=(down.T @ kick).tolist()).time(self.radius)
+        quiet = SaddleDescent(lambdas, 0.0, self.lr, start=(down.T @ kick).tolist()).time(self.radius)
         moved = Centred(landscape, saddle)
         grown = Walkers(moved, self.lr, 0.0).first_exits(
             kick,

@@ -8,9 +8,10 @@ from torch import Tensor, optim
 
 from lab.data.halves import halves_loss
 from lab.escape.network_saddle import NetworkSaddle, follow
-from lab.escape.noises import Isotropic
+from lab.escape.noises import IsotropicNoise
 from lab.escape.replicas import Replicas
-from lab.escape.saddle import Departure, growth_factor, kick_growth
+from lab.escape.saddle import Departure, growth_factor
+from lab.escape.seen_growth import kick_growth
 from lab.gallery.base import Surroundings
 from lab.objective import NetworkObjective
 from lab.points.dense import stationary
@@ -103,7 +104,7 @@ def sgd_runs(
         W,
         lambda w: optim.SGD(w, lr=lr, momentum=momentum),
         batch_size=batch_size or None,
-        noise=Isotropic(noise) if noise else None,
+        noise=IsotropicNoise(noise) if noise else None,
         generator=draws,
     )
 

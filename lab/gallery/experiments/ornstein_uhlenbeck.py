@@ -148,7 +148,7 @@ class OrnsteinUhlenbeck(Experiment):
         plain = self._settled(around, "SGD and its running mean", C, decay=self.decay)
         ball = self._settled(around, "heavy ball", C, momentum=self.momentum)
         batches = _mini_batches(self, around)
-        valley = around.each("a valley", KINDS, lambda kind, tick: self._in_valley(around, kind, tick))
+        valley = around.each("a valley", KINDS, lambda kind, tick: _in_valley(self, around, kind, tick))
         climbs = around.each("climbing out", KINDS, lambda kind, tick: self._climb(around, kind, tick))
         heavy_tailed = _without_variance(self, around, around.stage("noise without a variance"))
         return Settlings(
@@ -169,18 +169,6 @@ class OrnsteinUhlenbeck(Experiment):
             momentum=momentum,
             decay=decay,
             tick=around.stage(part),
-        )
-
-    def _in_valley(self, around: Surroundings, kind: str, tick: Tick) -> Settled:
-        generator, h = around.stream(f"{self.name}/valley/{kind}"), self.V.to(around.device)
-        size = self.valley_noise(kind).sqrt().to(h)
-        return settle(
-            lambda w: h * w + size * _like(w, generator),
-            torch.zeros(max(100, self.walkers // 2), len(h), dtype=h.dtype, device=around.device),
-            lr=self.valley_lr,
-            relaxation=relaxation(torch.diag(h), lr=self.valley_lr),
-            looks=1,
-            tick=tick,
         )
 
     def _climb(self, around: Surroundings, kind: str, tick: Tick) -> tuple[Tensor, Estimate]:
@@ -241,3 +229,16 @@ def _without_variance(card: OrnsteinUhlenbeck, around: Surroundings, tick: Tick)
         looks=card.looks,
         tick=tick,
     ).w
+
+
+def _in_valley(card: OrnsteinUhlenbeck, around: Surroundings, kind: str, tick: Tick) -> Settled:
+    generator, h = around.stream(f"{card.name}/valley/{kind}"), card.V.to(around.device)
+    size = card.valley_noise(kind).sqrt().to(h)
+    return settle(
+        lambda w: h * w + size * _like(w, generator),
+        torch.zeros(max(100, card.walkers // 2), len(h), dtype=h.dtype, device=around.device),
+        lr=card.valley_lr,
+        relaxation=relaxation(torch.diag(h), lr=card.valley_lr),
+        looks=1,
+        tick=tick,
+    )

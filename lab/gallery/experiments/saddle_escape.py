@@ -15,7 +15,8 @@ from torch import Generator, Tensor
 
 from lab.curvature.operators import hessian
 from lab.escape.passage import Outside
-from lab.escape.saddle import Departure, Descent, autoregression, growth_factor, kick_growth
+from lab.escape.saddle import Departure, SaddleDescent, growth_factor
+from lab.escape.seen_growth import autoregression, kick_growth
 from lab.escape.walkers import Walkers
 from lab.gallery.base import (
     Experiment,
@@ -42,7 +43,7 @@ SECONDS_PER_STEP, SECONDS_PER_NUMBER = 1.5e-4, 3.5e-8
 
 
 @settings()
-class SaddleEscape(Experiment):
+class SaddleDepartures(Experiment):
     """How long does SGD stay at a saddle? Exit times against their law, and saddles that noise can never leave.
 
     The time grows as log(1/noise) / log(1 + lr |lambda|): the slope, the spread pi / (sqrt(8) log(1 + lr |lambda|)) and the
@@ -92,11 +93,11 @@ class SaddleEscape(Experiment):
     def half_way(self) -> float:
         return HALF_WAY * math.sqrt(self.curvature)
 
-    def descent(self, noise: float, directions: int = 1) -> Descent:
-        return Descent([-self.curvature] * directions, noise, self.lr, self.momentum)
+    def descent(self, noise: float, directions: int = 1) -> SaddleDescent:
+        return SaddleDescent([-self.curvature] * directions, noise, self.lr, self.momentum)
 
     def stages(self) -> dict[str, float]:
-        def seconds(descent: Descent, numbers: int) -> float:
+        def seconds(descent: SaddleDescent, numbers: int) -> float:
             steps = descent.time(self.radius).mean
             return (
                 SECONDS_PER_STEP * (steps + 12 * descent.time(self.radius).std) + SECONDS_PER_NUMBER * numbers * steps
@@ -193,7 +194,7 @@ def _origin(landscape: Landscape, generator: Generator) -> Tensor:
     return torch.zeros(landscape.num_params, dtype=torch.float64, device=generator.device)
 
 
-def _without_noise_downwards(card: SaddleEscape, around: Surroundings, tick: Tick) -> float:
+def _without_noise_downwards(card: SaddleDepartures, around: Surroundings, tick: Tick) -> float:
     """The furthest that |x_-| comes in the time in which the weakest noise has let everybody go."""
     saddle, generator = (
         Saddle(card.dimension, 1, card.curvature, card.curvature, 0.0),

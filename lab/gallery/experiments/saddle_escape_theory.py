@@ -21,7 +21,7 @@ from lab.noise.settling import average
 from lab.results import Estimate
 
 if TYPE_CHECKING:
-    from lab.gallery.experiments.saddle_escape import SaddleEscape
+    from lab.gallery.experiments.saddle_escape import SaddleDepartures
 CROWDED = 0.03
 """Above it the law is compared as the approximation that it is: it is 0.1 % early at twice that."""
 KICK, KICK_GROWS, KICKED = 1e-8, 1e4, 16
@@ -33,7 +33,7 @@ class LeftSaddles(Measured):
     downwards; the kicked network and the growth rates.
     """
 
-    card: "SaddleEscape"
+    card: "SaddleDepartures"
     left: dict[float, Tensor]
     many: dict[int, Tensor]
     furthest: float

@@ -27,7 +27,7 @@ from lab.gallery.experiments.stability_radius_linear import linear_stability
 from lab.gallery.experiments.stability_radius_theory import ExactStay, Stayed
 from lab.gallery.frame import Arrays, Figure
 from lab.gallery.laws.kramers import Domain, log_mean_time, on
-from lab.gallery.laws.nystrom import Chain
+from lab.gallery.laws.nystrom import StepChain
 from lab.landscapes.quadratic import Quadratic
 from lab.progress import Tick
 from lab.results import EscapeTimes
@@ -130,8 +130,8 @@ class StabilityRadius(Experiment):
 
     # --- exact ----------
 
-    def _chain(self, kind: Kind, h: float, radius: float) -> Chain:
-        return Chain(on(Quadratic((h,)), self._diffusion(kind, h)), self.lr, Domain(-radius, radius), 0.0)
+    def _chain(self, kind: Kind, h: float, radius: float) -> StepChain:
+        return StepChain(on(Quadratic((h,)), self._diffusion(kind, h)), self.lr, Domain(-radius, radius), 0.0)
 
     def _exact(self, kind: Kind, h: float) -> ExactStay:
         process, domain = on(Quadratic((h,)), self._diffusion(kind, h)), Domain(-self.radius, self.radius)

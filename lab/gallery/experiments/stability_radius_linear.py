@@ -23,7 +23,7 @@ TINY = np.finfo(float).tiny
 
 
 @dataclass(frozen=True)
-class LinearStability:
+class GrowthEdges:
     """Learning rates at the edge of mean square, of typical runs and of the full batch; growth over a grid, and measured."""
 
     edges: np.ndarray
@@ -35,7 +35,7 @@ class LinearStability:
     seen: np.ndarray
 
 
-def linear_stability(examples: tuple[float, ...], batch_size: int, around: Surroundings) -> LinearStability:
+def linear_stability(examples: tuple[float, ...], batch_size: int, around: Surroundings) -> GrowthEdges:
     """Edges and growth for batches of `batch_size` out of examples of these curvatures."""
     h = np.array(examples)
     batches = np.array([np.mean(batch) for batch in combinations(h, batch_size)])
@@ -52,7 +52,7 @@ def linear_stability(examples: tuple[float, ...], batch_size: int, around: Surro
     tried = np.array([0.5 * square, 0.9 * square, 0.5 * (square + edge), 1.1 * edge])
     seen = _growth(curvature, batch_size, tried, around)
     ends = np.isfinite(seen).all(1)  # where a batch maps everything to zero there is no growth to compare
-    return LinearStability(
+    return GrowthEdges(
         edges=np.array([square, edge, 2 / a]),
         grid=grid,
         mean_square=np.array([0.5 * math.log(in_plane(a, s, lr=float(lr), factor=factor) + TINY) for lr in grid]),

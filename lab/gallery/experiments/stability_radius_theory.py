@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lab.gallery.base import Measured, Verdict, exact, shown
 from lab.gallery.experiments.stability_radius_figure import KINDS, NAMES, Kind
-from lab.gallery.experiments.stability_radius_linear import LinearStability
+from lab.gallery.experiments.stability_radius_linear import GrowthEdges
 from lab.noise.settling import average
 from lab.results import EscapeTimes, Estimate
 
@@ -40,7 +40,7 @@ class Stayed(Measured):
     laws: dict[tuple[Kind, float], ExactStay]
     times: dict[tuple[Kind, float], EscapeTimes]
     reached: dict[Kind, Tensor]
-    linear: LinearStability
+    linear: GrowthEdges
 
     @cached_property
     def radii(self) -> dict[tuple[Kind, float], Estimate]:

@@ -16,7 +16,7 @@ from lab.data.halves import halves_loss
 from lab.escape.exits import Coordinate
 from lab.escape.langer import Langer
 from lab.escape.renewal import Stays, renewals
-from lab.escape.replicas import Noise, Replicas
+from lab.escape.replicas import ReplicaNoise, Replicas
 from lab.gallery.laws.action import (
     POINTS,
     Action,
@@ -127,7 +127,7 @@ class Stage:
         exits: int,
         steps: int,
         batch_size: int | None = None,
-        noise: Noise | None = None,
+        noise: ReplicaNoise | None = None,
         tick: Tick = silent,
     ) -> Stays:
         """Replicas of SGD in the well, until `exits` have left it or `steps` are made. Raises SettingError where these are

@@ -26,7 +26,7 @@ from lab.gallery.base import (
     with_error,
 )
 from lab.gallery.frame import Arrays, Axes, Figure, caption, law, panels
-from lab.gallery.walks.lattice import Ends, FreeWalk, Kind, wander
+from lab.gallery.walks.lattice import FreeWalk, Kind, WalkEnds, wander
 from lab.gallery.walks.shares import components, cosines, first_order_share, limit_shares, mean_share, walk_shares
 from lab.progress import Tick
 from lab.results import Estimate
@@ -105,7 +105,7 @@ class Wandered(Measured):
 
     card: WalkDimensions
     walk: FreeWalk
-    ends: Ends
+    ends: WalkEnds
     shares: dict[int, torch.Tensor]
     one: torch.Tensor
 

@@ -18,7 +18,7 @@ from lab.gallery.base import Experiment, Measured, Outcome, Surroundings, Verdic
 from lab.gallery.frame import Arrays, Axes, Figure, caption, law, panels, points
 from lab.gallery.walks.chords import ChordWalk
 from lab.gallery.walks.graphs import HUB, Walk, glued_polygons
-from lab.gallery.walks.wander import Occupation, Walkers
+from lab.gallery.walks.wander import GraphWalkers, Visits
 from lab.progress import Tick
 from lab.results import Estimate
 from lab.settings import settings
@@ -74,7 +74,7 @@ class WalkPolygons(Experiment):
     def simulate(self, around: Surroundings) -> Outcome:
         walk, part = Walk(glued_polygons(self.k, self.m)), "walkers on polygons"
         visits = self._visits(walk, around.stream(f"{self.name}/occupation"), around.stage(part))
-        returning = Walkers(walk, around.stream(f"{self.name}/returns"))
+        returning = GraphWalkers(walk, around.stream(f"{self.name}/returns"))
         back = returning.first_returns(HUB, walkers=self.returns, tick=around.stage("returns to the crossing"))
 
         def refined(m: int, tick: Tick) -> tuple[Estimate, Estimate]:
@@ -92,8 +92,8 @@ class WalkPolygons(Experiment):
         chords = around.each("chord steps", sorted(self.chord_steps), by_chords)
         return Visited(self, walk, visits, back.double().cpu(), fine, chords).outcome()
 
-    def _visits(self, walk: Walk, generator: torch.Generator, tick: Tick) -> Occupation:
-        return Walkers(walk, generator).occupation(walkers=self.walkers, steps=self.steps, tick=tick)
+    def _visits(self, walk: Walk, generator: torch.Generator, tick: Tick) -> Visits:
+        return GraphWalkers(walk, generator).occupation(walkers=self.walkers, steps=self.steps, tick=tick)
 
     @staticmethod
     def figure(arrays: Arrays, title: str) -> Figure:
@@ -109,7 +109,7 @@ class Visited(Measured):
 
     card: WalkPolygons
     walk: Walk
-    visits: Occupation
+    visits: Visits
     back: torch.Tensor
     refined: dict[int, tuple[Estimate, Estimate]]
     chords: dict[float, Estimate]

@@ -39,7 +39,7 @@ ITERATIONS, TOL = 1000, 1e-12
 
 
 @dataclass(frozen=True)
-class Chain:
+class StepChain:
     """The steps of `process` at one lr inside `domain`; start says in which well.
 
     Raises SettingError where noise is so fine that more than LARGEST points are needed, or where steps overshoot so far that

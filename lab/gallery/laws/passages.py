@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from lab.escape.passage import beyond, first_passages
 from lab.escape.survival import Slope, after, of_counts, rate, slope
-from lab.gallery.laws.nystrom import Chain
+from lab.gallery.laws.nystrom import StepChain
 from lab.landscapes.base import Landscape
 from lab.progress import Tick, silent
 from lab.results import EscapeTimes, Estimate, Rate
@@ -27,7 +27,7 @@ class Passages:
     times as simulated from the start; settled the same after the burn-in, at their own rate; rate of these, per step.
     """
 
-    chain: Chain
+    chain: StepChain
     times: EscapeTimes
     settled: EscapeTimes
     rate: Rate
@@ -66,7 +66,7 @@ def time_ratio(slow: Passages, fast: Passages) -> Estimate:
 
 def escapes(
     landscape: Landscape,
-    chain: Chain,
+    chain: StepChain,
     start: Tensor,
     *,
     diffusion: float | Callable[[Tensor], Tensor],

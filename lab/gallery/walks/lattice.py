@@ -90,7 +90,7 @@ def steps(walk: FreeWalk, walkers: int, count: int, generator: Generator) -> Ten
 
 
 @dataclass(frozen=True)
-class Ends:
+class WalkEnds:
     """Where walkers are: ends (walkers, d) after the last step; mean_square, error (t,) of |x|^2 at `times` (t,) steps."""
 
     ends: Tensor
@@ -118,7 +118,7 @@ class Ends:
         return cosines[cosines.isfinite()]
 
 
-def wander(walk: FreeWalk, generator: Generator, *, walkers: int, times: Tensor, tick: Tick = silent) -> Ends:
+def wander(walk: FreeWalk, generator: Generator, *, walkers: int, times: Tensor, tick: Tick = silent) -> WalkEnds:
     """Where `walkers` are after the numbers of steps in `times` (t,), ascending, the last of which is walk.n.
 
     Cost: walkers x n steps of d numbers, in chunks; memory one chunk and the ends. Positions on the lattice are exact in
@@ -142,7 +142,7 @@ def wander(walk: FreeWalk, generator: Generator, *, walkers: int, times: Tensor,
         ends.append(x)
     mean, square = sums / walkers
     error = ((square - mean**2).clamp(min=0) / (walkers - 1)).sqrt()
-    return Ends(torch.cat(ends), times, mean, error)
+    return WalkEnds(torch.cat(ends), times, mean, error)
 
 
 def _moved(walk: FreeWalk, x: Tensor, generator: Generator) -> Tensor:

@@ -21,7 +21,7 @@ GROUPS = 40
 
 
 @dataclass(frozen=True)
-class Occupation:
+class Visits:
     """How often walkers were seen at every node.
 
     visits (groups, n) float64: the share of time that each group of independent walkers spent at each node.
@@ -43,7 +43,7 @@ class Occupation:
         return Estimate(float(each.mean()), float(each.std() / len(each) ** 0.5), 0, "walkers")
 
 
-class Walkers:
+class GraphWalkers:
     """Walkers on the graph of `walk`, on the device of `generator`, from which they draw."""
 
     def __init__(self, walk: Walk, generator: Generator):
@@ -65,7 +65,7 @@ class Walkers:
         ends = torch.randint(len(self.neighbours), (walkers,), generator=self.generator, device=self.degrees.device)
         return self.neighbours[ends]
 
-    def occupation(self, *, walkers: int, steps: int, start: object = None, tick: Tick = silent) -> Occupation:
+    def occupation(self, *, walkers: int, steps: int, start: object = None, tick: Tick = silent) -> Visits:
         """Where `walkers` are over `steps` steps, the start not counted; start None: drawn from the stationary law.
 
         From the stationary law the expected shares are pi after any number of steps; from a node they approach it like
@@ -87,7 +87,7 @@ class Walkers:
                 at = self.moved(at)
                 counts.index_add_(0, mine * n + at, ones)
                 tick((first + len(mine) * (step + 1) / steps) / walkers)
-        return Occupation(counts.view(groups, n).double() / (sizes * steps)[:, None])
+        return Visits(counts.view(groups, n).double() / (sizes * steps)[:, None])
 
     def first_returns(self, node: object, *, walkers: int, tick: Tick = silent) -> Tensor:
         """(walkers,) int64 steps until each walker that starts at `node` is there again.

@@ -7,7 +7,7 @@ import torch
 
 from lab.escape.survival import exponentiality, of_counts, slope
 from lab.gallery.laws.kramers import Domain, on
-from lab.gallery.laws.nystrom import Chain
+from lab.gallery.laws.nystrom import StepChain
 from lab.gallery.laws.passages import escapes, slopes, too_few
 from lab.landscapes.double_well import DoubleWell
 from lab.streams import stream
@@ -17,7 +17,7 @@ START = torch.tensor([-1.0])
 
 
 def test_the_settled_rate_is_that_of_the_chain_and_exponential_with_two_thirds_censored() -> None:
-    chain = Chain(on(LINE, 0.07), 0.2, Domain(high=1.0), -1.0)
+    chain = StepChain(on(LINE, 0.07), 0.2, Domain(high=1.0), -1.0)
     found = escapes(
         LINE,
         chain,
@@ -35,7 +35,7 @@ def test_the_settled_rate_is_that_of_the_chain_and_exponential_with_two_thirds_c
 
 
 def test_directions_that_do_not_act_on_each_other_leave_as_the_line_does() -> None:
-    chain = Chain(on(LINE, 0.1), 0.1, Domain(high=1.0), -1.0)
+    chain = StepChain(on(LINE, 0.1), 0.1, Domain(high=1.0), -1.0)
     found = escapes(
         DoubleWell((3.0, 0.5)),
         chain,
@@ -54,7 +54,7 @@ def test_directions_that_do_not_act_on_each_other_leave_as_the_line_does() -> No
 def test_slopes_measured_and_exact_have_the_same_weights() -> None:
     x, found = [14.0, 20.0], []
     for b in x:
-        chain = Chain(on(LINE, 1.4 / b), 0.4, Domain(high=1.0), -1.0)
+        chain = StepChain(on(LINE, 1.4 / b), 0.4, Domain(high=1.0), -1.0)
         found.append(
             escapes(
                 LINE, chain, START, diffusion=1.4 / b, walkers=500, budget=1.0, burn_in=5.0, max_steps=10_000,
@@ -69,7 +69,7 @@ def test_slopes_measured_and_exact_have_the_same_weights() -> None:
 
 
 def test_cells_in_which_too_few_left_are_counted_in_one_sentence() -> None:
-    chain = Chain(on(LINE, 0.1), 0.1, Domain(high=1.0), -1.0)
+    chain = StepChain(on(LINE, 0.1), 0.1, Domain(high=1.0), -1.0)
     few, enough = (
         escapes(
             LINE, chain, START, diffusion=0.1, walkers=walkers, budget=1.0, burn_in=5.0, max_steps=10_000,

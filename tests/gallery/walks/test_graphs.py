@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lab.gallery.walks.graphs import HUB, Walk, glued_polygons
-from lab.gallery.walks.wander import Walkers
+from lab.gallery.walks.wander import GraphWalkers
 from lab.streams import stream
 
 POLYGONS = [(2, 10), (3, 8), (4, 7)]
@@ -88,7 +88,7 @@ def test_slips_are_told() -> None:
         glued_polygons(2, 2)
     with pytest.raises(ValueError, match="node zebra is not in the graph"):
         Walk(nx.path_graph(3)).number("zebra")
-    walkers = Walkers(Walk(nx.path_graph(3)), stream(0, "test"))
+    walkers = GraphWalkers(Walk(nx.path_graph(3)), stream(0, "test"))
     with pytest.raises(ValueError, match="at least 2 walkers"):
         walkers.occupation(walkers=1, steps=5)
 
@@ -102,7 +102,7 @@ def test_nearby_corners_are_counted_on_all_arms() -> None:
 def test_a_step_reaches_every_neighbour_equally_and_nothing_else() -> None:
     graph = nx.Graph([("b", "a"), ("b", "c"), ("b", "d"), ("d", "a")])
     walk = Walk(graph)
-    walkers = Walkers(walk, stream(0, "test"))
+    walkers = GraphWalkers(walk, stream(0, "test"))
     for node in graph:
         reached = walkers.moved(torch.full((30_000,), walk.number(node)))
         counts = np.bincount(reached, minlength=4)
@@ -117,7 +117,7 @@ def test_a_step_reaches_every_neighbour_equally_and_nothing_else() -> None:
 def test_walkers_are_at_the_crossing_k_times_as_often(k: int, m: int) -> None:
     """F1 at a tenth of its size: 500 walkers x 1000 steps; the full size is the slow test."""
     walk = Walk(glued_polygons(k, m))
-    seen = Walkers(walk, stream(0, "test")).occupation(walkers=500, steps=1000)
+    seen = GraphWalkers(walk, stream(0, "test")).occupation(walkers=500, steps=1000)
     z = (seen.shares() - torch.from_numpy(walk.stationary())) / seen.errors()
     assert float(z.abs().max()) < SIGMAS
     assert float(z.square().mean()) > 0.2, "the standard errors are far too large"
@@ -128,9 +128,9 @@ def test_walkers_are_at_the_crossing_k_times_as_often(k: int, m: int) -> None:
 
 def test_walkers_from_the_crossing_of_even_polygons_are_home_only_at_even_steps() -> None:
     walk = Walk(glued_polygons(2, 4))
-    odd = Walkers(walk, stream(0, "test")).occupation(walkers=50, steps=1, start=HUB)
+    odd = GraphWalkers(walk, stream(0, "test")).occupation(walkers=50, steps=1, start=HUB)
     assert float(odd.shares()[HUB]) == 0.0
-    times = Walkers(walk, stream(0, "test")).first_returns(HUB, walkers=1000)
+    times = GraphWalkers(walk, stream(0, "test")).first_returns(HUB, walkers=1000)
     assert set((times % 2).tolist()) == {0}
 
 
@@ -138,7 +138,7 @@ def test_walkers_from_the_crossing_of_even_polygons_are_home_only_at_even_steps(
 def test_walkers_come_back_after_m_steps_on_average(k: int, m: int) -> None:
     """F1, Kac: tolerance 1.5 %, and 4.5 standard errors; every walker is followed until it is back, so no bias."""
     walk = Walk(glued_polygons(k, m))
-    times = Walkers(walk, stream(0, "test")).first_returns(HUB, walkers=50_000).double()
+    times = GraphWalkers(walk, stream(0, "test")).first_returns(HUB, walkers=50_000).double()
     error = float(times.std()) / 50_000**0.5
     assert abs(float(times.mean()) - m) < min(4.5 * error, 0.015 * m)
     survival = walk.return_survival(HUB, 20)
@@ -149,17 +149,17 @@ def test_walkers_come_back_after_m_steps_on_average(k: int, m: int) -> None:
 def test_more_walkers_than_a_chunk_are_all_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lab.gallery.walks.wander.CHUNK", 7)
     walk, told = Walk(glued_polygons(2, 5)), list[float]()
-    seen = Walkers(walk, stream(0, "test")).occupation(walkers=45, steps=30, tick=told.append)
+    seen = GraphWalkers(walk, stream(0, "test")).occupation(walkers=45, steps=30, tick=told.append)
     assert float(seen.shares().sum()) == pytest.approx(1, abs=1e-12)
     assert told == sorted(told)
     assert told[-1] == 1.0
-    assert len(Walkers(walk, stream(0, "test")).first_returns(HUB, walkers=45)) == 45
+    assert len(GraphWalkers(walk, stream(0, "test")).first_returns(HUB, walkers=45)) == 45
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("k", "m"), POLYGONS)
 def test_the_mass_ratio_is_k_within_one_percent_at_full_size(k: int, m: int) -> None:
     """F1: 2000 walkers x 3000 steps."""
-    seen = Walkers(Walk(glued_polygons(k, m)), stream(0, "test")).occupation(walkers=2000, steps=3000)
+    seen = GraphWalkers(Walk(glued_polygons(k, m)), stream(0, "test")).occupation(walkers=2000, steps=3000)
     shares = seen.shares()
     assert float(shares[HUB] / shares[1:].mean()) == pytest.approx(k, rel=0.01)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from lab.gallery.walks.lattice import Ends, FreeWalk, Kind, steps, wander
+from lab.gallery.walks.lattice import FreeWalk, Kind, WalkEnds, steps, wander
 from lab.streams import stream
 
 
@@ -122,7 +122,7 @@ def test_chunks_of_walkers_make_one_sample(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_walk_at_the_origin_has_no_angle() -> None:
     ends = torch.tensor([[0.0, 0], [1, 0], [1, 0], [1, 1], [2, 0]])
-    cosines = Ends(ends, torch.tensor([2]), torch.zeros(1), torch.zeros(1)).cosines()
+    cosines = WalkEnds(ends, torch.tensor([2]), torch.zeros(1), torch.zeros(1)).cosines()
     assert cosines.tolist() == pytest.approx([0.5**0.5])
 
 
