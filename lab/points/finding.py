@@ -35,6 +35,8 @@ ENOUGH = 0.1
 SOFT = 1e-2
 """mu / (|g|^2 |H|^2 / |g_0|^2) of a step that is trusted: small beside H^2, and falling with |g|^2."""
 
+Reason = Literal["zero", "stuck", "unfinished", "rounding"]
+
 
 @dataclass(frozen=True)
 class Found:
@@ -47,7 +49,7 @@ class Found:
 
     w: Tensor
     grad_norm: float
-    reason: Literal["zero", "stuck", "unfinished", "rounding"]
+    reason: Reason
     alignment: float
     norms: tuple[float, ...]
     matvecs: int
@@ -79,45 +81,69 @@ def find_critical(
     >>> found.reason, bool(found.w.abs().max() < 1e-12)
     ('zero', True)
     """
-    w, norms, products = w.detach().clone(), list[float](), 0
-    trust, factor, alignment, first, epsilon = 1.0, 2.0, math.nan, 0.0, torch.finfo(w.dtype).eps
+    search = _Search(objective, w.detach().clone(), tol, subspace, max_matvecs)
     for _ in range(max_iterations):
-        H = hessian(objective, w)
+        if (reason := search.iterate(watch)) is not None:
+            return search.ended(reason)
+        if search.matvecs >= max_matvecs:
+            break
+    search.norms.append(norm(objective.grad(search.w)))
+    search.matvecs += 1
+    return search.ended("zero" if search.norms[-1] <= tol else "unfinished")
+
+
+class _Search:
+    """Where a search is: w, |g| of every step, products and gradients `matvecs`, and mu over its base, `trust`."""
+
+    def __init__(self, objective: Objective, w: Tensor, tol: float, subspace: int, max_matvecs: int):
+        self.objective, self.w, self.tol = objective, w, tol
+        self.subspace, self.max_matvecs = min(subspace, len(w)), max_matvecs
+        self.norms, self.matvecs, self.alignment = list[float](), 0, math.nan
+        self.trust, self.factor = 1.0, 2.0
+
+    def ended(self, reason: Reason) -> Found:
+        return Found(self.w, self.norms[-1], reason, self.alignment, tuple(self.norms), self.matvecs)
+
+    def iterate(self, watch: Callable[[float], None]) -> Reason | None:
+        """One step; or the reason why there is none."""
+        H, norms = hessian(self.objective, self.w), self.norms
         size = norm(H.gradient)
-        first = first or size
-        products += 1
+        self.matvecs += 1
         norms.append(size)
         watch(size)
         if not math.isfinite(size):
             raise ValueError("the gradient is not finite: there is no critical point to look for from here")
-        if size <= tol:
-            return Found(w, size, "zero", alignment, tuple(norms), products)
-        newton = _Newton(H, min(subspace, len(w), max_matvecs - products), size * ENOUGH * min(1.0, size / first))
-        products += newton.basis.matvecs
-        alignment = newton.alignment
-        stale = len(norms) > WINDOW and size > SLOW * norms[-1 - WINDOW]
-        if alignment <= STUCK or stale:
-            return Found(w, size, "stuck", alignment, tuple(norms), products)
-        base = SOFT * (newton.largest * size / first) ** 2
-        moved = False
-        while not moved:
-            p, left = newton.step(trust * base)
-            if norm(p) <= epsilon * norm(w) or trust > 1e30:
-                resolved = size > ROUNDING * epsilon * newton.largest * max(1.0, norm(w))
-                return Found(w, size, "stuck" if resolved else "rounding", alignment, tuple(norms), products)
-            after = norm(objective.grad(w + p))
-            products += 1
+        if size <= self.tol:
+            return "zero"
+        if self.matvecs >= self.max_matvecs:
+            return "unfinished"
+        enough = size * ENOUGH * min(1.0, size / norms[0])
+        newton = _Newton(H, min(self.subspace, self.max_matvecs - self.matvecs), enough)
+        self.matvecs += newton.basis.matvecs
+        self.alignment = newton.alignment
+        if self.alignment <= STUCK or (len(norms) > WINDOW and size > SLOW * norms[-1 - WINDOW]):
+            return "stuck"
+        if self._moved(newton, size):
+            return None
+        resolved = size > ROUNDING * torch.finfo(self.w.dtype).eps * newton.largest * max(1.0, norm(self.w))
+        return "stuck" if resolved else "rounding"
+
+    def _moved(self, newton: "_Newton", size: float) -> bool:
+        """Take the step of the first mu at which |g| falls as it should; False where steps are lost in the rounding of w."""
+        base = SOFT * (newton.largest * size / self.norms[0]) ** 2
+        while True:
+            p, left = newton.step(self.trust * base)
+            if norm(p) <= torch.finfo(self.w.dtype).eps * norm(self.w) or self.trust > 1e30:
+                return False
+            after = norm(self.objective.grad(self.w + p))
+            self.matvecs += 1
             promised = size**2 - left**2
             ratio = (size**2 - after**2) / promised if math.isfinite(after) and promised > 0 else -1.0
             if ratio > 1e-4:
-                w, moved = w + p, True
-                trust, factor = max(1e-12, trust * max(1 / 3, 1 - (2 * ratio - 1) ** 3)), 2.0
-            else:
-                trust, factor = trust * factor, 2 * factor
-        if products >= max_matvecs:
-            break
-    size = norm(objective.grad(w))
-    return Found(w, size, "zero" if size <= tol else "unfinished", alignment, (*norms, size), products + 1)
+                self.w = self.w + p
+                self.trust, self.factor = max(1e-12, self.trust * max(1 / 3, 1 - (2 * ratio - 1) ** 3)), 2.0
+                return True
+            self.trust, self.factor = self.trust * self.factor, 2 * self.factor
 
 
 class _Newton:
