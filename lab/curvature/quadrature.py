@@ -77,9 +77,7 @@ class Recurrence:
             image = image.sub(v, alpha=alpha[-1])
             if beta:
                 image.sub_(basis.rows[-2], alpha=beta[-1])
-            self._scale = max(self._scale, abs(alpha[-1]), norm(image))
-            v = self._semi_orthogonal(image)
-            length = norm(v)
+            v, length = self._semi_orthogonal(image, abs(alpha[-1]))
             if length <= ROUND_OFF * torch.finfo(v.dtype).eps * self._scale:
                 break
             beta.append(length)
@@ -92,19 +90,22 @@ class Recurrence:
         idle = self.steps - len(alpha)
         return torch.cat([theta, theta[-1:].expand(idle)]), torch.cat([s[0] ** 2, torch.zeros(idle).to(s)])
 
-    def _semi_orthogonal(self, image: Tensor) -> Tensor:
-        """The image (P,), with its overlaps subtracted where one is too large, or one of the vector before was."""
+    def _semi_orthogonal(self, image: Tensor, alpha: float) -> tuple[Tensor, float]:
+        """The image (P,), its overlaps subtracted where one is too large, or one of the vector before was; its length."""
+        length = norm(image)
+        self._scale = max(self._scale, alpha, length)
         if self._measured:  # a step ago, with room for this one
             self._measured = False
-            return image
-        length, overlaps = norm(image), self.basis.rows @ image  # (n,)
+            return image, length
+        overlaps = self.basis.rows @ image  # (n,)
         worst = float(overlaps.abs().max())
         self._measured = length > 0 and worst * (2 * self._scale / length) ** 2 <= self.limit * length
         fault = worst > self.limit * length
         if fault or self._clean_next:
             image = self._cleaned(image, overlaps)
+            length = norm(image)
         self._clean_next = fault and not self._clean_next
-        return image
+        return image, length
 
     def _cleaned(self, v: Tensor, overlaps: Tensor | None = None) -> Tensor:
         """v (P,) without its components along the basis; again where most of it was taken away."""

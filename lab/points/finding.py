@@ -35,7 +35,6 @@ ENOUGH = 0.1
 SOFT = 1e-2
 """mu / (|g|^2 |H|^2 / |g_0|^2) of a step that is trusted: small beside H^2, and falling with |g|^2."""
 
-
 Reason = Literal["zero", "stuck", "unfinished", "rounding"]
 
 
@@ -82,65 +81,68 @@ def find_critical(
     >>> found.reason, bool(found.w.abs().max() < 1e-12)
     ('zero', True)
     """
-    search = _Search(objective, w.detach().clone(), tol, max_matvecs, subspace)
+    search = _Search(objective, w.detach().clone(), tol, subspace, max_matvecs)
     for _ in range(max_iterations):
-        ended = search.look(watch) or search.move()
-        if ended is not None:
-            return ended
+        if (reason := search.iterate(watch)) is not None:
+            return search.ended(reason)
         if search.matvecs >= max_matvecs:
             break
-    search.grad_norm = norm(objective.grad(search.w))
-    search.norms.append(search.grad_norm)
+    search.norms.append(norm(objective.grad(search.w)))
     search.matvecs += 1
-    return search.ended("zero" if search.grad_norm <= tol else "unfinished")
+    return search.ended("zero" if search.norms[-1] <= tol else "unfinished")
 
 
 class _Search:
-    """Where the search is: w, |g| after every step, products and gradients so far, and how far its steps are trusted."""
+    """Where a search is: w, |g| of every step, products and gradients `matvecs`, and mu over its base, `trust`."""
 
-    def __init__(self, objective: Objective, w: Tensor, tol: float, max_matvecs: int, subspace: int):
+    def __init__(self, objective: Objective, w: Tensor, tol: float, subspace: int, max_matvecs: int):
         self.objective, self.w, self.tol = objective, w, tol
-        self.max_matvecs, self.subspace = max_matvecs, subspace
-        self.norms, self.matvecs, self.alignment, self.grad_norm = list[float](), 0, math.nan, math.nan
-        self.trust, self.factor, self.epsilon = 1.0, 2.0, torch.finfo(w.dtype).eps
+        self.subspace, self.max_matvecs = min(subspace, len(w)), max_matvecs
+        self.norms, self.matvecs, self.alignment = list[float](), 0, math.nan
+        self.trust, self.factor = 1.0, 2.0
 
     def ended(self, reason: Reason) -> Found:
-        return Found(self.w, self.grad_norm, reason, self.alignment, tuple(self.norms), self.matvecs)
+        return Found(self.w, self.norms[-1], reason, self.alignment, tuple(self.norms), self.matvecs)
 
-    def look(self, watch: Callable[[float], None]) -> Found | None:
-        """The gradient here; the end of the search where it is zero."""
-        self.H = hessian(self.objective, self.w)
-        self.grad_norm = size = norm(self.H.gradient)
+    def iterate(self, watch: Callable[[float], None]) -> Reason | None:
+        """One step; or the reason why there is none."""
+        H, norms = hessian(self.objective, self.w), self.norms
+        size = norm(H.gradient)
         self.matvecs += 1
-        self.norms.append(size)
+        norms.append(size)
         watch(size)
         if not math.isfinite(size):
             raise ValueError("the gradient is not finite: there is no critical point to look for from here")
-        return self.ended("zero") if size <= self.tol else None
-
-    def move(self) -> Found | None:
-        """One step, trusted less until |g| falls as the model says; the end of the search where none is to be had."""
-        size, first = self.grad_norm, self.norms[0]
-        most = min(self.subspace, len(self.w), self.max_matvecs - self.matvecs)
-        newton = _Newton(self.H, most, size * ENOUGH * min(1.0, size / first))
+        if size <= self.tol:
+            return "zero"
+        if self.matvecs >= self.max_matvecs:
+            return "unfinished"
+        enough = size * ENOUGH * min(1.0, size / norms[0])
+        newton = _Newton(H, min(self.subspace, self.max_matvecs - self.matvecs), enough)
         self.matvecs += newton.basis.matvecs
         self.alignment = newton.alignment
-        stale = len(self.norms) > WINDOW and size > SLOW * self.norms[-1 - WINDOW]
-        if self.alignment <= STUCK or stale:
-            return self.ended("stuck")
-        base = SOFT * (newton.largest * size / first) ** 2
+        if self.alignment <= STUCK or (len(norms) > WINDOW and size > SLOW * norms[-1 - WINDOW]):
+            return "stuck"
+        if self._moved(newton, size):
+            return None
+        resolved = size > ROUNDING * torch.finfo(self.w.dtype).eps * newton.largest * max(1.0, norm(self.w))
+        return "stuck" if resolved else "rounding"
+
+    def _moved(self, newton: "_Newton", size: float) -> bool:
+        """Take the step of the first mu at which |g| falls as it should; False where steps are lost in the rounding of w."""
+        base = SOFT * (newton.largest * size / self.norms[0]) ** 2
         while True:
             p, left = newton.step(self.trust * base)
-            if norm(p) <= self.epsilon * norm(self.w) or self.trust > 1e30:
-                resolved = size > ROUNDING * self.epsilon * newton.largest * max(1.0, norm(self.w))
-                return self.ended("stuck" if resolved else "rounding")
-            after, promised = norm(self.objective.grad(self.w + p)), size**2 - left**2
+            if norm(p) <= torch.finfo(self.w.dtype).eps * norm(self.w) or self.trust > 1e30:
+                return False
+            after = norm(self.objective.grad(self.w + p))
             self.matvecs += 1
+            promised = size**2 - left**2
             ratio = (size**2 - after**2) / promised if math.isfinite(after) and promised > 0 else -1.0
             if ratio > 1e-4:
                 self.w = self.w + p
                 self.trust, self.factor = max(1e-12, self.trust * max(1 / 3, 1 - (2 * ratio - 1) ** 3)), 2.0
-                return None
+                return True
             self.trust, self.factor = self.trust * self.factor, 2 * self.factor
 
 

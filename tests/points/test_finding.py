@@ -82,6 +82,12 @@ def test_a_search_that_is_cut_short_says_so() -> None:
         find_critical(Factorisation(), torch.tensor([torch.inf, 1.0], dtype=DOUBLE))
 
 
+@pytest.mark.parametrize("most", [1, 2, 5, 6])
+def test_a_search_without_products_for_a_step_is_unfinished_not_stuck(most: int) -> None:
+    found = find_critical(Factorisation(), torch.tensor([0.3, -0.2], dtype=DOUBLE), tol=1e-12, max_matvecs=most)
+    assert found.reason == "unfinished" and found.matvecs <= most + 2  # a trial, and the last gradient
+
+
 def test_a_search_never_raises_the_gradient_norm_and_tells_of_it() -> None:
     told = list[float]()
     found = find_critical(DeepLinear((2.0, 1.0), depth=3), normal(12, 4), watch=told.append)
