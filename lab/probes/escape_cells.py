@@ -1,8 +1,8 @@
-"""One learning rate and batch size of an escape measurement: what its replicas do, and the theory beside it."""
+"""What the replicas of an escape measurement do at one learning rate and batch size, and the theory beside it."""
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, optim
@@ -12,155 +12,30 @@ from lab.escape.ensemble import Dynamics
 from lab.escape.ensemble import Escape as Verdict
 from lab.escape.ensemble import escape as watch
 from lab.escape.exits import Coordinate, Exit, Quench
-from lab.escape.growth import Descending, Thrown, descending, thrown
+from lab.escape.growth import Descending, descending, thrown
 from lab.escape.noises import Frozen, Isotropic, SampleWeights
 from lab.escape.replicas import Noise
 from lab.escape.saddle import Departure, Descent, noise_std
-from lab.escape.survival import per_epoch, per_time
 from lab.escape.warnings import Place, Saddle, beforehand, examine
 from lab.noise.alignment import variances
 from lab.objective import Decayed
+from lab.probes.escape_cell import EscapeCell
 from lab.probes.escape_start import Scene, Start, at_rest, number, way_out
-from lab.results import EscapeTimes, Rate
 from lab.sampling import Sampling, batch_factor
 from lab.settings import SettingError
-from lab.streams import stream
-
-COLUMNS = (
-    *("lr", "batch_size", "replicas", "exits", "rate", "rate_low", "rate_high", "mean_time", "mean_time_error"),
-    *("time_theory", "lyapunov", "lyapunov_error", "growth", "growth_error", "critical_lr", "landed"),
-)
-"""Of the array escape/sweep; times in steps, rates per step, NaN where there is none."""
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One learning rate and batch size (0: all of `total` examples). found: the ensemble; thrown: at a minimum that fits;
-    theory: of the exit from a saddle; directions: growth there, and the spread of the gradient of a step. reasons: why
-    there is no rate, where nobody was watched because that was known before. barrier, temperature: height of the saddle to
-    the nearest minimum beyond, and the noise on the way to it; rate_theory: Langer's, per step, under isotropic noise.
-    """
-
-    lr: float
-    batch_size: int
-    total: int
-    found: Verdict | None = None
-    thrown: Thrown | None = None
-    theory: Departure | None = None
-    directions: tuple[tuple[Descending, float], ...] = ()
-    reasons: tuple[str, ...] = ()
-    barrier: float = math.nan
-    temperature: float = math.nan
-    rate_theory: float = math.nan
-
-    @property
-    def name(self) -> str:
-        return f"lr {self.lr:.3g}, batch {self.batch_size or 'full'}"
-
-    @property
-    def rate(self) -> Rate | None:
-        """Per step; None where there is none."""
-        return self.found.rate if self.found else None
-
-    @property
-    def watched(self) -> bool:
-        """Whether any replicas were; not where it was known before that all would do the same."""
-        return self.found is not None or self.thrown is not None
-
-    @property
-    def times(self) -> EscapeTimes:
-        """When replicas left, from the end of the burn-in; from the kick at a minimum that fits."""
-        if self.thrown is not None:
-            return self.thrown.times
-        if self.found is not None:
-            return self.found.watched.times
-        nobody = torch.zeros(2, dtype=torch.bool)
-        return EscapeTimes(nobody.double(), nobody, nobody)
-
-    @property
-    def mean_time(self) -> tuple[float, float]:
-        """Mean and standard error where all left, else NaN: the mean of those that did is no mean."""
-        out = self.times.exited
-        if not bool(out.all()) or len(out) < 2:
-            return math.nan, math.nan
-        return float(self.times.times.mean()), float(self.times.times.std()) / math.sqrt(len(out))
-
-    @property
-    def per_epoch(self) -> float:
-        """Steps in a pass through the data."""
-        return self.total / self.batch_size if self.batch_size else 1.0
-
-    def numbers(self) -> dict[str, float]:
-        """By quantity; NaN where nothing was measured."""
-        values = dict[str, float]()
-        if self.watched:
-            values |= {"exits": float(self.times.exited.sum())}
-            values |= {"failures": float(self.times.failed.sum())}
-        rate, (average, error) = self.rate, self.mean_time
-        if rate is not None:
-            units = {"": rate, "_per_time": per_time(rate, self.lr), "_per_epoch": per_epoch(rate, self.per_epoch)}
-            for unit, in_it in units.items():
-                named = {"rate": in_it.value, "rate_low": in_it.low, "rate_high": in_it.high}
-                values |= {f"{name}{unit}": number for name, number in named.items()}
-        if math.isfinite(self.barrier):
-            values |= {"barrier": self.barrier, "rate_theory": self.rate_theory}
-        if self.theory is not None or self.thrown is not None:
-            values |= {"time": average, "error/time": error}
-        if self.theory is not None and not self.theory.never:
-            values |= {"time_theory": self.theory.mean}
-        if self.directions:
-            first, spread = self.directions[0]
-            values |= {
-                "growth": first.noisy.value,
-                "error/growth": first.noisy.error,
-                "growth_kick": first.kick.value,
-                "growth_theory": first.theory,
-                "noise_along": spread,
-            }
-        if self.thrown is not None:
-            values |= {
-                "growth": self.thrown.growth.value,
-                "error/growth": self.thrown.growth.error,
-                "growth_theory": self.thrown.exponent.value,
-                "critical_lr": self.thrown.critical,
-                "landed": mean(self.thrown.landed),
-            }
-        return values
-
-    def row(self) -> list[float]:
-        """In the order of `COLUMNS`."""
-        rate, gone = self.rate, self.thrown
-        return [
-            *(self.lr, self.batch_size),
-            *((len(self.times.times), float(self.times.exited.sum())) if self.watched else (0, math.nan)),
-            *((rate.value, rate.low, rate.high) if rate else (math.nan,) * 3),
-            *self.mean_time,
-            self.theory.mean if self.theory else gone.expected if gone else math.nan,
-            *(
-                (gone.exponent.value, gone.exponent.error, gone.growth.value, gone.growth.error)
-                if gone
-                else (math.nan,) * 4
-            ),
-            *((gone.critical, mean(gone.landed)) if gone else (math.nan,) * 2),
-        ]
-
-
-def mean(x: Tensor) -> float:
-    """NaN of nothing."""
-    return float(x.mean()) if len(x) else math.nan
-
-
-def cell(scene: Scene, lr: float, size: int) -> Cell:
+def replicate(scene: Scene, lr: float, size: int) -> EscapeCell:
     """What replicas at this learning rate and batch size do. Raises SettingError where there are too few examples."""
     settings, here, start = scene.settings, scene.here, scene.start
     total = start.objective.num_examples or 0
     if size > total and (settings.sampling or here.sampling) != "with_replacement":
+        cure = "use fewer, or probe.escape.sampling=with_replacement"
         raise SettingError(
-            f"probe.escape.batch_sizes: {size} is more than the {total} examples of the probe set; use fewer, or "
-            "probe.escape.sampling=with_replacement"
+            f"probe.escape.batch_sizes: {size} is more than the {total} examples of the probe set; {cure}"
         )
-    draws = stream(here.seed, f"escape/{lr:.6g}/{size}", here.step)
-    dynamics, empty = _dynamics(scene, lr, size), Cell(lr, size, total)
+    draws = here.stream(f"escape/{lr:.6g}/{size}")
+    dynamics, empty = _dynamics(scene, lr, size), EscapeCell(lr, size, total)
     if start.saddle:
         return _at_saddle(scene, dynamics, empty, draws)
     rule = replace(start.rule, lr=lr)
@@ -183,7 +58,9 @@ def cell(scene: Scene, lr: float, size: int) -> Cell:
     return _at_minimum(scene, dynamics, empty, place, draws)
 
 
-def _at_minimum(scene: Scene, dynamics: Dynamics, empty: Cell, place: Place, draws: torch.Generator) -> Cell:
+def _at_minimum(
+    scene: Scene, dynamics: Dynamics, empty: EscapeCell, place: Place, draws: torch.Generator
+) -> EscapeCell:
     """Exits from the basin, and the way out over the nearest saddle where one is found."""
     start, exit, lr = scene.start, scene.exit(), empty.lr
     rule = replace(start.rule, lr=lr)
@@ -191,7 +68,7 @@ def _at_minimum(scene: Scene, dynamics: Dynamics, empty: Cell, place: Place, dra
     ensemble = _watched(scene, dynamics, exit, place, draws, home)
     over = way_out(start, exit, ensemble) if isinstance(exit, Quench) else None
     if over is None:
-        return replace(empty, found=ensemble)
+        return replace(empty, ensemble=ensemble)
     known = _place(start, dynamics, rule, draws, Saddle(over.saddle.w, over.barrier, over.direction))
     reasons = tuple(dict.fromkeys([*ensemble.reasons, *beforehand(known, exit)]))
     theory, noise = math.nan, dynamics.noise
@@ -199,10 +76,10 @@ def _at_minimum(scene: Scene, dynamics: Dynamics, empty: Cell, place: Place, dra
     if plain and isinstance(noise, Isotropic) and not over.refusals(known.temperature):
         theory = lr * over.rate(lr * noise.std**2 / 2)
     ensemble = replace(ensemble, reasons=reasons)
-    return replace(empty, found=ensemble, barrier=over.barrier, temperature=known.temperature, rate_theory=theory)
+    return replace(empty, ensemble=ensemble, barrier=over.barrier, temperature=known.temperature, rate_theory=theory)
 
 
-def _at_saddle(scene: Scene, dynamics: Dynamics, empty: Cell, draws: torch.Generator) -> Cell:
+def _at_saddle(scene: Scene, dynamics: Dynamics, empty: EscapeCell, draws: torch.Generator) -> EscapeCell:
     """Growth and exit times against the linear theory, in the directions in which the exit looks; the theory is that of
     SGD and heavy ball, others have none.
     """
@@ -233,7 +110,7 @@ def _at_saddle(scene: Scene, dynamics: Dynamics, empty: Cell, draws: torch.Gener
         )
     ensemble = _watched(scene, dynamics, exit, place, draws)
     directions = tuple(zip(grown, spreads.tolist(), strict=False))
-    return replace(empty, found=ensemble, theory=theory, directions=directions)
+    return replace(empty, ensemble=ensemble, theory=theory, directions=directions)
 
 
 def _watched(
