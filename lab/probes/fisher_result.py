@@ -117,9 +117,9 @@ def history_row(step: int, parts: Mapping[str, Tensor]) -> Tensor:
 def side_by_side(
     compared: Comparison, units: Tensor, traces: Mapping[str, Estimate], ends: Mapping[str, Extremes], eps: float
 ) -> dict[str, Tensor]:
-    """All numbers by kind, float64, in the order of `MATRICES`; NaN where there is none. compared: matrices over their `units`.
+    """All numbers by kind, float64, in the order of `MATRICES`; NaN where there is none.
 
-    Of two traces that with the smaller error; that of the sampled Fisher is over its labels.
+    compared: of the matrices over their `units`. Of two traces that with the smaller error; that of the sampled Fisher is over its labels.
     Cosines with a difference of matrices that is round-off are none.
     """
     arrays = {"traces": units * compared.traces, "trace_errors": units * compared.trace_errors}

@@ -1,7 +1,6 @@
 """The pictures of the gradient noise: along eigenvectors of H, by eigenvalue, and of drawn batches against Lemma 1."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -9,17 +8,15 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lab.noise.covariance import Spectrum
+from lab.probes.noise_along import NoiseAlong
 from lab.run.figures import CURVATURE
 from lab.sampling import SAMPLINGS, batch_factor, cross_factor
-
-if TYPE_CHECKING:
-    from lab.probes.noise_result import NoiseAlong
 
 COLORS = {"with_replacement": "tab:blue", "without_replacement": "tab:orange", "epoch": "tab:green"}
 MARKS = {"with_replacement": "o", "without_replacement": "s", "epoch": "^"}
 
 
-def alignment_figure(noise: "NoiseAlong", title: str) -> Figure:
+def alignment_figure(noise: NoiseAlong, title: str) -> Figure:
     """The variance of the noise along eigenvectors of H against their curvature, with the fitted slope and the theory.
 
     On logarithmic axes, so that the small curvature of negative directions shows: lines through the origin are parallel.
@@ -62,9 +59,8 @@ def eigenvalue_figure(spectrum: Spectrum, title: str) -> Figure:
     if np.isfinite(rank):
         axis.axvline(rank, color="tab:orange", lw=1.2, ls="--", label=f"effective rank {rank:.3g}")
     axis.axvline(spectrum.rank_bound, color="0.5", lw=1.2, ls=":", label="largest rank possible")
-    axis.set(
-        xlabel="index", ylabel=r"eigenvalue (gradient$^2$)", title=f"{title}; top {_shares(values, spectrum.trace)}"
-    )
+    title = f"{title}; top {_shares(values, spectrum.trace)}"
+    axis.set(xlabel="index", ylabel=r"eigenvalue (gradient$^2$)", title=title)
     axis.grid(alpha=0.25)
     axis.legend(loc="lower left", frameon=False, fontsize=9)
     return figure
@@ -80,10 +76,8 @@ def draws_figure(draws: Mapping[str, Tensor], title: str) -> Figure:
     N, sizes = int(draws["examples"]), draws["sizes"].numpy()
     variance, cross = ((draws[name], draws[f"{name}_error"]) for name in ("variance", "cross"))
     m = np.unique(np.geomspace(1, sizes.max(), 60).round().astype(int))
-    above.loglog(
-        m, [batch_factor(N, int(i), "with_replacement") for i in m], "-", color="tab:blue", label="theory: 1/m"
-    )
-    without = [batch_factor(N, int(i), "without_replacement") for i in m]
+    replaced, without = ([batch_factor(N, int(i), s) for i in m] for s in ("with_replacement", "without_replacement"))
+    above.loglog(m, replaced, "-", color="tab:blue", label="theory: 1/m")
     above.loglog(m, without, "--", color="tab:orange", label="theory: (N - m) / (m (N - 1))")
     _points(above, sizes, *variance, np.ones((len(SAMPLINGS), len(sizes))))
     above.set(ylabel=r"$E\,|g_B-g|^2$ / Tr D", title=title)
@@ -98,9 +92,8 @@ def draws_figure(draws: Mapping[str, Tensor], title: str) -> Figure:
     low, high = below.get_ylim()
     below.set_ylim(low - 0.6 * (high - low), high)  # room for the legend
     above.legend(loc="lower left", fontsize=8.5, frameon=False)
-    below.legend(
-        *(part[:2] for part in below.get_legend_handles_labels()), loc="lower left", fontsize=8.5, frameon=False
-    )
+    lines = (part[:2] for part in below.get_legend_handles_labels())
+    below.legend(*lines, loc="lower left", fontsize=8.5, frameon=False)
     for axis in (above, middle, below):
         axis.grid(alpha=0.25)
     return figure
