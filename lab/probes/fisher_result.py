@@ -119,8 +119,8 @@ def side_by_side(
 ) -> dict[str, Tensor]:
     """All numbers by kind, float64, in the order of `MATRICES`; NaN where there is none.
 
-    compared: of the matrices over their `units`. Of two traces that with the smaller error; that of the sampled Fisher is over its labels.
-    Cosines with a difference of matrices that is round-off are none.
+    compared: of the matrices over their `units`. Of two traces that with the smaller error, which is over its labels for the
+    sampled Fisher. Cosines with a difference of matrices that is round-off are none.
     """
     arrays = {"traces": units * compared.traces, "trace_errors": units * compared.trace_errors}
     arrays["trace_errors"][MATRICES.index("sampled")] = math.nan

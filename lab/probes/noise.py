@@ -36,8 +36,7 @@ from lab.noise.tails import excess_kurtosis, extreme_index, gaussianity, tail_in
 from lab.objective import CHUNK_BYTES, NetworkObjective, Objective
 from lab.params import layout
 from lab.probes.base import Count, Every, Memory, Plan, Probe, ProbeSet, Share, Snapshot, knob, measures, quantities
-from lab.probes.noise_along import NoiseAlong
-from lab.probes.noise_result import NoiseResult, in_words
+from lab.probes.noise_result import NoiseAlong, NoiseResult, in_words
 from lab.results import Estimate, numbered
 from lab.sampling import SAMPLINGS, Sampling, batch_factor, cross_factor
 from lab.settings import SettingError

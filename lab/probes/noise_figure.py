@@ -1,6 +1,7 @@
 """The pictures of the gradient noise: along eigenvectors of H, by eigenvalue, and of drawn batches against Lemma 1."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -8,15 +9,17 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lab.noise.covariance import Spectrum
-from lab.probes.noise_along import NoiseAlong
 from lab.run.figures import CURVATURE
 from lab.sampling import SAMPLINGS, batch_factor, cross_factor
+
+if TYPE_CHECKING:
+    from lab.probes.noise_result import NoiseAlong
 
 COLORS = {"with_replacement": "tab:blue", "without_replacement": "tab:orange", "epoch": "tab:green"}
 MARKS = {"with_replacement": "o", "without_replacement": "s", "epoch": "^"}
 
 
-def alignment_figure(noise: NoiseAlong, title: str) -> Figure:
+def alignment_figure(noise: "NoiseAlong", title: str) -> Figure:
     """The variance of the noise along eigenvectors of H against their curvature, with the fitted slope and the theory.
 
     On logarithmic axes, so that the small curvature of negative directions shows: lines through the origin are parallel.

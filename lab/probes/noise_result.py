@@ -7,11 +7,36 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from lab.noise.alignment import Alignment
 from lab.noise.covariance import Spectrum
-from lab.probes.noise_along import NoiseAlong
+from lab.noise.slope import Along
 from lab.probes.noise_figure import alignment_figure, draws_figure, eigenvalue_figure
 from lab.results import Estimate, Result, finite, numbered, ranked, with_errors
 from lab.sampling import SAMPLINGS
+
+
+@dataclass(frozen=True)
+class NoiseAlong:
+    """The noise along eigenvectors u of H.
+
+    curvature (k,) = u'Hu, those of the top first; variance u'Du of the same u, with the slope fitted to the top; theory the
+    slope expected, NaN for none; mean Tr D/P, that of all directions; alignment Tr(HD) and the cosine of H and D; matvecs
+    Hessian products spent.
+    """
+
+    curvature: Tensor
+    variance: Along
+    theory: float
+    mean: float
+    alignment: Alignment
+    matvecs: int
+
+    def numbers(self) -> dict[str, float]:
+        down, along = int(self.curvature.argmin()), self.variance
+        numbers = with_errors({"slope": (along.slope, along.slope_error)}) | {"slope_theory": self.theory}
+        if bool(self.curvature[-1] < 0):
+            numbers |= with_errors({"downhill": (along.variance[down], along.error[down])})
+        return numbers | numbered({"alignment": self.alignment.trace, "cosine": self.alignment.cosine})
 
 
 @dataclass(frozen=True)
