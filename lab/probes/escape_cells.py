@@ -7,7 +7,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor, optim
 
-from lab.curvature.stability import UpdateRule
 from lab.escape.ensemble import Dynamics
 from lab.escape.ensemble import Escape as Verdict
 from lab.escape.ensemble import escape as watch
@@ -18,6 +17,7 @@ from lab.escape.replicas import Noise
 from lab.escape.saddle import Departure, Descent, noise_std
 from lab.escape.warnings import Place, Saddle, beforehand, examine
 from lab.noise.alignment import variances
+from lab.noise.example_curvature import ExampleCurvature
 from lab.objective import Decayed
 from lab.probes.escape_cell import EscapeCell
 from lab.probes.escape_start import Scene, Start, at_rest, number, way_out
@@ -27,137 +27,125 @@ from lab.settings import SettingError
 
 def replicate(scene: Scene, lr: float, size: int) -> EscapeCell:
     """What replicas at this learning rate and batch size do. Raises SettingError where there are too few examples."""
-    settings, here, start = scene.settings, scene.here, scene.start
-    total = start.objective.num_examples or 0
+    settings, here, total = scene.settings, scene.here, scene.start.objective.num_examples or 0
     if size > total and (settings.sampling or here.sampling) != "with_replacement":
-        cure = "use fewer, or probe.escape.sampling=with_replacement"
-        raise SettingError(
-            f"probe.escape.batch_sizes: {size} is more than the {total} examples of the probe set; {cure}"
-        )
-    draws = here.stream(f"escape/{lr:.6g}/{size}")
-    dynamics, empty = _dynamics(scene, lr, size), EscapeCell(lr, size, total)
-    if start.saddle:
-        return _at_saddle(scene, dynamics, empty, draws)
-    rule = replace(start.rule, lr=lr)
-    if start.curvature is not None and rule.preconditioner is None and settings.noise == "minibatch":
-        out = thrown(
-            start.objective,
-            start.w,
-            replace(dynamics, make=at_rest(rule)),
-            rule,
-            start.curvature,
-            replicas=settings.replicas,
-            steps=settings.growth_steps,
-            budget=settings.budget,
-            generator=draws,
-        )
-        return replace(empty, thrown=out)
-    place = _place(start, dynamics, rule, draws)
+        what = f"probe.escape.batch_sizes: {size} is more than the {total} examples of the probe set"
+        raise SettingError(f"{what}; use fewer, or probe.escape.sampling=with_replacement")
+    replicas = _Replicas(scene, lr, size)
+    if scene.start.saddle:
+        return replicas.at_saddle()
+    if scene.start.curvature is not None and replicas.rule.preconditioner is None and settings.noise == "minibatch":
+        return replicas.at_fit(scene.start.curvature)
+    place = replicas.place()
     if place.silent:  # all replicas would do the same
-        return replace(empty, reasons=tuple(beforehand(place)))
-    return _at_minimum(scene, dynamics, empty, place, draws)
+        return replace(replicas.empty, reasons=tuple(beforehand(place)))
+    return replicas.at_minimum(place)
 
 
-def _at_minimum(
-    scene: Scene, dynamics: Dynamics, empty: EscapeCell, place: Place, draws: torch.Generator
-) -> EscapeCell:
-    """Exits from the basin, and the way out over the nearest saddle where one is found."""
-    start, exit, lr = scene.start, scene.exit(), empty.lr
-    rule = replace(start.rule, lr=lr)
-    home = None if exit.costly or scene.exit_name == "linear" else scene.home()
-    ensemble = _watched(scene, dynamics, exit, place, draws, home)
-    over = way_out(start, exit, ensemble) if isinstance(exit, Quench) else None
-    if over is None:
-        return replace(empty, ensemble=ensemble)
-    known = _place(start, dynamics, rule, draws, Saddle(over.saddle.w, over.barrier, over.direction))
-    reasons = tuple(dict.fromkeys([*ensemble.reasons, *beforehand(known, exit)]))
-    theory, noise = math.nan, dynamics.noise
-    plain = rule.preconditioner is None and not number(rule.momentum)
-    if plain and isinstance(noise, Isotropic) and not over.refusals(known.temperature):
-        theory = lr * over.rate(lr * noise.std**2 / 2)
-    ensemble = replace(ensemble, reasons=reasons)
-    return replace(empty, ensemble=ensemble, barrier=over.barrier, temperature=known.temperature, rate_theory=theory)
+class _Replicas:
+    """The replicas of one cell, in each of the places where they may start."""
 
+    def __init__(self, scene: Scene, lr: float, size: int):
+        self.scene, self.settings, self.start = scene, scene.settings, scene.start
+        self.rule, self.dynamics = replace(self.start.rule, lr=lr), _dynamics(scene, lr, size)
+        self.empty = EscapeCell(lr, size, self.start.objective.num_examples or 0)
+        self.draws = scene.here.stream(f"escape/{lr:.6g}/{size}")
 
-def _at_saddle(scene: Scene, dynamics: Dynamics, empty: EscapeCell, draws: torch.Generator) -> EscapeCell:
-    """Growth and exit times against the linear theory, in the directions in which the exit looks; the theory is that of
-    SGD and heavy ball, others have none.
-    """
-    exit, start, settings = scene.exit(), scene.start, scene.settings
-    point, rule, momentum = start.critical, start.rule, number(start.rule.momentum)
-    negative = slice(0, min(point.index, settings.directions))
-    vectors, curvatures = point.vectors[:, negative].to(start.w), point.values[negative].double()
-    spreads = _spreads(start, dynamics, vectors)
-    seen = slice(0, 1) if isinstance(exit, Coordinate) else slice(None)
-    descent = Descent(curvatures[seen].tolist(), spreads[seen].tolist(), dynamics.lr, momentum=momentum)
-    radius = exit.threshold if isinstance(exit, Coordinate) else getattr(exit, "radius", math.nan)
-    known = rule.preconditioner is None and not rule.nesterov and not number(rule.dampening)
-    theory: Departure | None = descent.time(radius) if known and math.isfinite(radius) else None
-    place = _place(start, dynamics, replace(rule, lr=dynamics.lr), draws)
-    grown: list[Descending] = []
-    if known:
-        grown = descending(
+    def at_fit(self, curvature: ExampleCurvature) -> EscapeCell:
+        """Thrown out of a minimum that fits every example, or not."""
+        out = thrown(
+            self.start.objective,
+            self.start.w,
+            replace(self.dynamics, make=at_rest(self.rule)),
+            self.rule,
+            curvature,
+            replicas=self.settings.replicas,
+            steps=self.settings.growth_steps,
+            budget=self.settings.budget,
+            generator=self.draws,
+        )
+        return replace(self.empty, thrown=out)
+
+    def at_minimum(self, place: Place) -> EscapeCell:
+        """Exits from the basin, and the way out over the nearest saddle where there is one."""
+        exit, lr, noise = self.scene.exit(), self.dynamics.lr, self.dynamics.noise
+        home = None if exit.costly or self.scene.exit_name == "linear" else self.scene.home()
+        ensemble = self.watched(exit, place, home)
+        over = way_out(self.start, exit, ensemble) if isinstance(exit, Quench) else None
+        if over is None:
+            return replace(self.empty, ensemble=ensemble)
+        known = self.place(Saddle(over.saddle.w, over.barrier, over.direction))
+        reasons = tuple(dict.fromkeys([*ensemble.reasons, *beforehand(known, exit)]))
+        cell = replace(self.empty, ensemble=replace(ensemble, reasons=reasons))
+        plain = self.rule.preconditioner is None and not number(self.rule.momentum)
+        if plain and isinstance(noise, Isotropic) and not over.refusals(known.temperature):
+            cell = replace(cell, rate_theory=lr * over.rate(lr * noise.std**2 / 2))
+        return replace(cell, barrier=over.barrier, temperature=known.temperature)
+
+    def at_saddle(self) -> EscapeCell:
+        """Growth and exit times against the linear theory, in the directions in which the exit looks; the theory is that of
+        SGD and heavy ball, others have none.
+        """
+        exit, start, settings, rule = self.scene.exit(), self.start, self.settings, self.rule
+        point, momentum, one = start.critical, number(rule.momentum), isinstance(exit, Coordinate)
+        negative = slice(0, min(point.index, settings.directions))
+        vectors, curvatures = point.vectors[:, negative].to(start.w), point.values[negative].double()
+        spreads, seen = _spreads(start, self.dynamics, vectors), slice(0, 1) if one else slice(None)
+        descent = Descent(curvatures[seen].tolist(), spreads[seen].tolist(), self.dynamics.lr, momentum=momentum)
+        radius = exit.threshold if isinstance(exit, Coordinate) else getattr(exit, "radius", math.nan)
+        known = rule.preconditioner is None and not rule.nesterov and not number(rule.dampening)
+        theory: Departure | None = descent.time(radius) if known and math.isfinite(radius) else None
+        place, grown = self.place(), list[Descending]()
+        if known:
+            grown = descending(
+                start.objective,
+                start.w,
+                self.dynamics,
+                curvatures,
+                vectors,
+                momentum=momentum,
+                radius=radius if math.isfinite(radius) else 1.0,
+                replicas=settings.replicas,
+                steps=settings.budget,
+                generator=self.draws,
+            )
+        ensemble, directions = self.watched(exit, place), tuple(zip(grown, spreads.tolist(), strict=False))
+        return replace(self.empty, ensemble=ensemble, theory=theory, directions=directions)
+
+    def watched(self, exit: Exit, place: Place, home: Quench | None = None) -> Verdict:
+        """Looked at at every step where a saddle is left, 8 times where looking is a quench, else as relaxation allows."""
+        settings, start = self.settings, self.start
+        soon = place.relaxation / 10 if math.isfinite(place.relaxation) else math.inf
+        every = settings.budget // 8 if exit.costly else max(1, int(min(soon, settings.budget // 50)))
+        return watch(
             start.objective,
             start.w,
-            dynamics,
-            curvatures,
-            vectors,
-            momentum=momentum,
-            radius=radius if math.isfinite(radius) else 1.0,
+            self.dynamics,
+            exit,
+            place,
             replicas=settings.replicas,
-            steps=settings.budget,
-            generator=draws,
+            every=1 if start.saddle and not exit.costly else every,
+            budget=settings.budget,
+            burn_in=0 if start.saddle else settings.burn_in,
+            stop=1.0 if start.saddle else 0.9,
+            controls=settings.controls and not start.saddle,
+            home=home,
+            generator=self.draws,
         )
-    ensemble = _watched(scene, dynamics, exit, place, draws)
-    directions = tuple(zip(grown, spreads.tolist(), strict=False))
-    return replace(empty, ensemble=ensemble, theory=theory, directions=directions)
 
-
-def _watched(
-    scene: Scene,
-    dynamics: Dynamics,
-    exit: Exit,
-    place: Place,
-    draws: torch.Generator,
-    home: Quench | None = None,
-) -> Verdict:
-    """Looked at at every step where a saddle is left, 8 times where looking is a quench, else as relaxation allows."""
-    settings, start = scene.settings, scene.start
-    soon = place.relaxation / 10 if math.isfinite(place.relaxation) else math.inf
-    every = settings.budget // 8 if exit.costly else max(1, int(min(soon, settings.budget // 50)))
-    if start.saddle and not exit.costly:
-        every = 1
-    return watch(
-        start.objective,
-        start.w,
-        dynamics,
-        exit,
-        place,
-        replicas=settings.replicas,
-        every=every,
-        budget=settings.budget,
-        burn_in=0 if start.saddle else settings.burn_in,
-        stop=1.0 if start.saddle else 0.9,
-        controls=settings.controls and not start.saddle,
-        home=home,
-        generator=draws,
-    )
-
-
-def _place(
-    start: Start, dynamics: Dynamics, rule: UpdateRule, draws: torch.Generator, saddle: Saddle | None = None
-) -> Place:
-    return examine(
-        start.objective,
-        start.w,
-        dynamics,
-        start.critical,
-        threshold=rule.threshold if rule.plain else math.inf,
-        momentum=number(rule.momentum),
-        dampening=number(rule.dampening),
-        saddle=saddle,
-        generator=draws,
-    )
+    def place(self, saddle: Saddle | None = None) -> Place:
+        """What is known before anybody moves, with the saddle of the way out where that is known."""
+        return examine(
+            self.start.objective,
+            self.start.w,
+            self.dynamics,
+            self.start.critical,
+            threshold=self.rule.threshold if self.rule.plain else math.inf,
+            momentum=number(self.rule.momentum),
+            dampening=number(self.rule.dampening),
+            saddle=saddle,
+            generator=self.draws,
+        )
 
 
 def _spreads(start: Start, dynamics: Dynamics, vectors: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from matplotlib.figure import Figure
@@ -24,6 +25,7 @@ class EscapeResult(Result):
     () where the weights are not finite. exit: the criterion by which they left.
     """
 
+    blank: ClassVar[str] = "the weights are not finite: there is nothing to draw"
     start: Start | None
     cells: tuple[EscapeCell, ...]
     exit: str
@@ -45,14 +47,9 @@ class EscapeResult(Result):
             return ""
         return sentences(self.start.critical, self.cells, fits=self.start.curvature is not None, kind=self.exit)
 
-    def figure(self, when: str = "") -> Figure:
-        """Who is still inside, and the sweep beside theory."""
-        if self.start is None:
-            raise ValueError("the weights are not finite: there is nothing to draw")
-        return escape_figure(self.cells, f"escape{when}")
-
     def figures(self, when: str = "") -> dict[str, Figure]:
-        return {} if self.start is None else {"survival": self.figure(when)}
+        """Who is still inside, and the sweep beside theory."""
+        return {} if self.start is None else {"survival": escape_figure(self.cells, f"escape{when}")}
 
     def arrays(self) -> dict[str, Tensor]:
         """sweep: a row for every cell, with the columns of `lab.probes.escape_cell.COLUMNS`."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from matplotlib.figure import Figure
@@ -30,6 +31,7 @@ class FisherResult(Result):
     history  rows of what `training_figure` draws, one a measurement, this one last; None before the first.
     """
 
+    blank: ClassVar[str] = "the network has diverged: there are no matrices to draw"
     parts: Mapping[str, Tensor]
     ends: Mapping[str, Extremes]
     others: Mapping[str, float]
@@ -58,17 +60,12 @@ class FisherResult(Result):
     def sentence(self) -> str:
         return in_words(self.numbers(), self.history) or "Fisher against Hessian: not measured, for it is not finite."
 
-    def figure(self, when: str = "") -> Figure:
-        """The cosines of all pairs as a table, traces and largest eigenvalues beside it."""
-        if not self.parts:
-            raise ValueError("the network has diverged: there are no matrices to draw")
-        return matrices_figure(self.parts, f"Fisher against Hessian{when}")
-
     def figures(self, when: str = "") -> dict[str, Figure]:
+        """The cosines of all pairs as a table, traces and largest eigenvalues beside it; from the second on their course."""
         if not self.parts or self.history is None:
             return {}
         course = {"training": training_figure(self.history)} if len(self.history) > 1 else {}
-        return {"matrices": self.figure(when)} | course
+        return {"matrices": matrices_figure(self.parts, f"Fisher against Hessian{when}")} | course
 
     def arrays(self) -> dict[str, Tensor]:
         return dict(self.parts)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -51,6 +52,7 @@ class NoiseResult(Result):
     draws     what the drawn batches showed, for S sizes: arrays (S,) and (3, S) in units of Tr D, rows as `SAMPLINGS`.
     """
 
+    blank: ClassVar[str] = "there is no gradient noise here: nothing to draw"
     trace: Estimate
     scale: Estimate | None
     spectrum: Spectrum | None
@@ -70,17 +72,11 @@ class NoiseResult(Result):
     def sentence(self) -> str:
         return in_words(self.numbers()) or "Gradient noise: not measured, for it is not finite."
 
-    def figure(self, when: str = "") -> Figure:
-        """The noise against the curvature, where H was looked at, else its eigenvalues. Raises ValueError without noise."""
-        if not (figures := self.figures(when)):
-            raise ValueError("there is no gradient noise here: nothing to draw")
-        return next(iter(figures.values()))
-
     def figures(self, when: str = "") -> dict[str, Figure]:
+        """The noise against the curvature, where H was looked at; its eigenvalues; the drawn batches."""
         figures: dict[str, Figure] = {}
         if self.along is not None:
-            title = f"gradient noise along eigenvectors of the Hessian{when}"
-            figures["along"] = alignment_figure(self.along, title)
+            figures["along"] = alignment_figure(self.along, f"gradient noise along eigenvectors of the Hessian{when}")
         if self.spectrum is not None:
             figures["spectrum"] = eigenvalue_figure(self.spectrum, f"gradient noise of one example{when}")
         if self.draws:

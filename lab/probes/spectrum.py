@@ -111,6 +111,7 @@ class SpectrumResult(Result):
     matvecs         products spent, draws of the trace, and one for the gradient.
     """
 
+    blank: ClassVar[str] = "the Hessian is not finite here: there is no spectrum to draw"
     top: Eigenpairs
     bottom: Eigenpairs
     density: SpectralDensity
@@ -153,14 +154,10 @@ class SpectrumResult(Result):
         arrays |= {name: torch.tensor(x, dtype=torch.float64) for name, x in numbers.items() if x is not None}
         return arrays | {"top": self.top.values, "bottom": self.bottom.values}
 
-    def figure(self, when: str = "") -> Figure:
-        """Density and number of eigenvalues; the threshold 2/lr (or its kin) beside them."""
-        if not (arrays := self.arrays()):
-            raise ValueError("the Hessian is not finite here: there is no spectrum to draw")
-        return spectrum_figure({name: array.cpu().numpy() for name, array in arrays.items()}, f"Hessian spectrum{when}")
-
     def figures(self, when: str = "") -> dict[str, Figure]:
-        return {"density": self.figure(when)} if math.isfinite(self.density.bulk_edge) else {}
+        """Density and number of eigenvalues; the threshold 2/lr (or its kin) beside them."""
+        arrays = {name: array.cpu().numpy() for name, array in self.arrays().items()}
+        return {"density": spectrum_figure(arrays, f"Hessian spectrum{when}")} if arrays else {}
 
     def costs(self) -> dict[str, float]:
         return {"matvecs": float(self.matvecs)}
