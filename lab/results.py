@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Tensor
 
@@ -18,6 +18,8 @@ class Result(ABC):
     In numbers() a standard error or a bound of the error stands beside its quantity x as error/x; NaN means "not measured".
     """
 
+    blank: ClassVar[str] = "there is nothing to draw"
+
     @abstractmethod
     def numbers(self) -> dict[str, float]:
         """Every quantity by its name, with its error."""
@@ -26,9 +28,14 @@ class Result(ABC):
     def sentence(self) -> str:
         """What was found, in one plain sentence, for somebody who sees nothing else."""
 
-    @abstractmethod
     def figure(self, when: str = "") -> "Figure":
-        """The picture of it; `when` is added to its title, e.g. ", step 130"."""
+        """The picture of it, by default the first that a run logs; `when` is added to its title, e.g. ", step 130".
+
+        Raises ValueError where there is none, with the reason `blank`.
+        """
+        if not (figures := self.figures(when)):
+            raise ValueError(self.blank)
+        return next(iter(figures.values()))
 
     def figures(self, when: str = "") -> "dict[str, Figure]":
         """The pictures that a run logs, by name."""

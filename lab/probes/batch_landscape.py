@@ -18,10 +18,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import repeat
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from lab.curvature.eigen import lanczos
@@ -29,15 +29,12 @@ from lab.curvature.operators import gauss_newton
 from lab.noise.batch_minima import BatchLosses, BatchMinima, descend, draw_batches, leave_one_out, one_by_one
 from lab.noise.clusters import Cloud, cloud, clusters
 from lab.objective import NetworkObjective
-from lab.probes.base import Every, Memory, Plan, Probe, ProbeSet, Snapshot, measures
-from lab.results import Result
+from lab.probes.base import Count, Every, Memory, Plan, Probe, ProbeSet, Snapshot, knob, measures, quantities
+from lab.probes.batch_landscape_figure import landscape_figure
+from lab.results import Result, finite
 from lab.sampling import Sampling
 from lab.settings import SettingError
 from lab.settings import settings as card
-from lab.streams import stream
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 FULL_BATCH = 32
 """Examples in a batch where training uses all of them in each step."""
@@ -63,22 +60,17 @@ class BatchLandscape(Probe):
 
     every: Every = 500
     examples: ProbeSet = "auto"
-    batches: Annotated[int, Field(gt=1, description="number of batches")] = 24
+    batches: Annotated[int, knob("number of batches", gt=1)] = 24
     batch_size: Annotated[
-        Annotated[int, Field(gt=0)] | Literal["auto"],
-        Field(description="examples in each | auto: as in training (32 where full), at most half of the probe set"),
+        Count | Literal["auto"],
+        knob("examples in each | auto: as in training (32 where full), at most half of the probe set"),
     ] = "auto"
-    steps: Annotated[int, Field(gt=0, description="descent steps on each batch, and on all examples")] = 100
+    steps: Annotated[Count, knob("descent steps on each batch, and on all examples")] = 100
     leave_out: Annotated[
-        int, Field(ge=0, description="examples left out in turn, where the minimum of all was reached; 0: none")
+        int, knob("examples left out in turn, where the minimum of all was reached; 0: none", ge=0)
     ] = 8
-    damping: Annotated[
-        float,
-        Field(ge=0, description="in units of the top Gauss-Newton eigenvalue; flatter directions are not shifted"),
-    ] = 1e-3
-    max_matvecs: Annotated[
-        int, Field(gt=0, description="Gauss-Newton products allowed per example left out (each 1 to 2 gradients)")
-    ] = 100
+    damping: Annotated[float, knob("in top Gauss-Newton eigenvalues; flatter directions are not shifted", ge=0)] = 1e-3
+    max_matvecs: Annotated[Count, knob("Gauss-Newton products allowed per example left out (1 to 2 gradients)")] = 100
 
     def require(self, plan: Plan) -> None:
         """Also where a probe set has no different batches of the size asked for."""
@@ -100,8 +92,7 @@ class BatchLandscape(Probe):
         )
 
     def finding(self, values: dict[str, float]) -> str:
-        of = {tag.replace("batch_landscape/", "", 1): value for tag, value in values.items()}
-        return _words(of, self.batches, self.steps)
+        return _words(quantities(self.name, values), self.batches, self.steps)
 
 
 @dataclass(frozen=True)
@@ -128,14 +119,12 @@ class BatchLandscapeResult(Result):
         why = "descent leads nowhere from these weights" if self.quantities else "the weights are not finite"
         return _words(self.quantities, self.batches, self.steps) or f"Batch landscape: {why}."
 
-    def figure(self, when: str = "") -> "Figure":
+    def figure(self, when: str = "") -> Figure:
         """The minima in their first two principal components, the losses along the segments, and how far things lie."""
-        from lab.probes.batch_landscape_figure import landscape_figure
-
         batches = f"{self.batches} batches of {self.quantities.get('batch_size', 0):.0f}"
         return landscape_figure(self.tensors, self.quantities, batches + when)
 
-    def figures(self, when: str = "") -> "dict[str, Figure]":
+    def figures(self, when: str = "") -> dict[str, Figure]:
         return {"picture": self.figure(when)} if self.quantities else {}
 
     def arrays(self) -> dict[str, Tensor]:
@@ -151,12 +140,10 @@ def batch_landscape(here: Snapshot, settings: BatchLandscape, memory: Memory) ->
     >>> round(batch_landscape(loss, leave_out=4, damping=0.0).numbers()["leave_one_out"], 4)  # 1, 1/3, 1/3, 1
     0.6667
     """
-    loss, w = here.loss_on(settings.examples), here.w
-    if not isinstance(loss, NetworkObjective):
-        raise SettingError(f"probe=[batch_landscape]: {type(loss).__name__} has no examples; it measures networks")
+    loss, w = here.network(settings.examples, settings.name), here.w
     if not bool(w.isfinite().all()):
         return BatchLandscapeResult({}, {}, settings.batches, settings.steps)
-    loss, num, draw = loss.with_running_statistics(), len(loss.x), stream(here.seed, "batch_landscape", here.step)
+    loss, num, draw = loss.with_running_statistics(), len(loss.x), here.stream("batch_landscape")
     settings.require_batches(num, here.sampling)
     auto = min(here.batch_size or FULL_BATCH, num // 2)
     batch_size = auto if settings.batch_size == "auto" else settings.batch_size
@@ -167,7 +154,7 @@ def batch_landscape(here: Snapshot, settings: BatchLandscape, memory: Memory) ->
     full, points = whole.weights[0], cloud(parts.weights)
     groups = clusters(points, draw)
     tensors = _segments(loss, losses, full, parts.weights)
-    quantities = _numbers(w, full, points, parts, tensors) | {
+    numbers = _numbers(w, full, points, parts, tensors) | {
         "silhouette": groups.silhouette,
         "silhouette_null": groups.null,
         "clusters": float(groups.count),
@@ -177,12 +164,12 @@ def batch_landscape(here: Snapshot, settings: BatchLandscape, memory: Memory) ->
         "as_in_training": float(batch_size == here.batch_size),
         "left_out": 0.0,
     }
-    if quantities["reached_full"]:
+    if numbers["reached_full"]:
         shifted, shifts = _shifts(loss, w, full, settings, draw)
-        quantities, tensors = quantities | shifted, shifts | tensors
+        numbers, tensors = numbers | shifted, shifts | tensors
     tensors |= {"minima": points.coordinates[:, :2], "labels": torch.tensor(groups.labels)}
     tensors["start_and_full"] = torch.stack([points.project(w), points.project(full)])
-    return BatchLandscapeResult(quantities, tensors, settings.batches, settings.steps)
+    return BatchLandscapeResult(numbers, tensors, settings.batches, settings.steps)
 
 
 def _segments(loss: NetworkObjective, losses: BatchLosses, full: Tensor, minima: Tensor) -> dict[str, Tensor]:
@@ -237,44 +224,47 @@ def _shifts(
     }, {"shifts": shifts}
 
 
-def _words(quantities: Mapping[str, float], batches: int, steps: int) -> str:
+def _words(numbers: Mapping[str, float], batches: int, steps: int) -> str:
     """Where the minima lie, or the ends of descents, whether they cluster, what they cost; "" where nothing was measured."""
-    of = {name: value for name, value in quantities.items() if math.isfinite(value)}
-    if "spread" not in of or not (of.get("travelled", 0) > 0 and of.get("moved", 0) > 0):
+    numbers = finite(numbers)
+    if "spread" not in numbers or not (numbers.get("travelled", 0) > 0 and numbers.get("moved", 0) > 0):
         return ""
     own, at_own = "has its own minimum", "at its own minimum"
-    if not of["reached"]:
+    if not numbers["reached"]:
         own, at_own = f"leads elsewhere in {steps} descent steps", "where its own descent ends"
     whole, at_whole = "the minimum of all examples", "at the minimum of all"
-    if not of["reached_full"]:
+    if not numbers["reached_full"]:
         whole, at_whole = f"where {steps} descent steps on all examples end", "where the descent on all ends"
-    text = f"Each batch of {of['batch_size']:.0f} {own}"
-    if not of["as_in_training"]:
+    text = f"Each batch of {numbers['batch_size']:.0f} {own}"
+    if not numbers["as_in_training"]:
         text += " (training draws none of this size: they were drawn for the measurement)"
-    text += f": the {batches} lie {of['distance']:.2g} from {whole} and {of['travelled']:.2g} from "
-    text += f"the run (root mean square){_shape(of)}"
-    gain, price = of.get("gain", math.nan), of.get("price", math.nan)
+    text += f": the {batches} lie {numbers['distance']:.2g} from {whole} and {numbers['travelled']:.2g} from "
+    text += f"the run (root mean square){_shape(numbers)}"
+    gain, price = numbers.get("gain", math.nan), numbers.get("price", math.nan)
     if gain > 0:
         text += f". The loss of a batch is {gain:.2g} lower {at_own} than {at_whole}"
     if price > 0:
-        there = "at the minimum of a batch" if of["reached"] else "where the descent on a batch ends"
+        there = "at the minimum of a batch" if numbers["reached"] else "where the descent on a batch ends"
         text += f". The loss of all examples is {price:.2g} higher {there} than {at_whole}"
-    if of["reached_full"] and of["left_out"] and of.get("leave_one_out_residual", math.inf) <= SMALL:
-        text += f". Leaving one example out moves the minimum of all by {of['leave_one_out']:.2g}"
-        text += f" (mean of {of['left_out']:.0f})" if of["left_out"] > 1 else ""
+    if numbers["reached_full"] and numbers["left_out"] and numbers.get("leave_one_out_residual", math.inf) <= SMALL:
+        text += f". Leaving one example out moves the minimum of all by {numbers['leave_one_out']:.2g}"
+        text += f" (mean of {numbers['left_out']:.0f})" if numbers["left_out"] > 1 else ""
     for name, ending in (("a batch", ""), ("all", "_full")):
-        if not of[f"reached{ending}"] and f"gradient_left{ending}" in of:
-            text += f". No minimum of {name} was reached: {of[f'gradient_left{ending}']:.1g} of its gradient is left"
+        if not numbers[f"reached{ending}"] and f"gradient_left{ending}" in numbers:
+            text += (
+                f". No minimum of {name} was reached: {numbers[f'gradient_left{ending}']:.1g} of its gradient is left"
+            )
     return text + "."
 
 
-def _shape(of: dict[str, float]) -> str:
+def _shape(numbers: dict[str, float]) -> str:
     """How the points are spread, in words."""
     text = ""
-    if "dimension" in of:
-        directions = f"{of['dimension']:.0f}"
+    if "dimension" in numbers:
+        directions = f"{numbers['dimension']:.0f}"
         text = f", spread over {directions} direction" + ("" if directions == "1" else "s")
-    if "silhouette" in of:
-        shape = "one cloud" if of["clusters"] < 2 else f"{of['clusters']:.0f} clusters"
-        text += f" as {shape} (silhouette {of['silhouette']:.2g}, a Gaussian cloud up to {of['silhouette_null']:.2g})"
+    if "silhouette" in numbers:
+        count, level, null = (numbers[name] for name in ("clusters", "silhouette", "silhouette_null"))
+        shape = "one cloud" if count < 2 else f"{count:.0f} clusters"
+        text += f" as {shape} (silhouette {level:.2g}, a Gaussian cloud up to {null:.2g})"
     return text

@@ -18,15 +18,13 @@ Andreyev and Beneventano 2024 (arXiv 2412.20553): mean_of_ratios in the text, bo
 
 import math
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.curvature.operators import Hessian, hessian
+from lab.curvature.operators import Hessian
 from lab.curvature.stability import UpdateRule
 from lab.data.batches import different
 from lab.noise.batch_curvature import (
@@ -40,15 +38,10 @@ from lab.noise.batch_curvature import (
 )
 from lab.noise.ratios import FEWEST, PILOT, Bootstrapped, bootstrapped, mean_of_ratios, needed, ratio_of_means
 from lab.objective import Objective
-from lab.probes.base import Every, Memory, Probe, ProbeSet, Snapshot, measures
-from lab.probes.batch_sharpness_words import FULL, beside, figures, place
-from lab.results import Result
+from lab.probes.base import Every, Memory, Probe, ProbeSet, Share, Snapshot, continued, knob, measures
+from lab.probes.batch_sharpness_result import BatchSharpnessResult, beside, place, rounded
 from lab.settings import SettingError
 from lab.settings import settings as card
-from lab.streams import stream
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 CLOSE = (0.8, 1.25)
 """What counts as near 1 where gni might be taken for a sign of the edge."""
@@ -83,19 +76,14 @@ class BatchSharpness(Probe):
     name: ClassVar[str] = "batch_sharpness"
 
     every: Every = 101
-    rse: Annotated[
-        float, Field(gt=0, lt=1, description="relative standard error wanted; a pilot of 8 batches decides how many")
-    ] = 0.05
-    max_batches: Annotated[int, Field(gt=1, description="batches of the estimate at most; up to 16: no pilot")] = 400
-    batches: Annotated[
-        Annotated[int, Field(gt=1)] | None, Field(description="a fixed number of batches instead of rse")
-    ] = None
+    rse: Annotated[Share, knob("relative standard error wanted; a pilot of 8 batches decides how many")] = 0.05
+    max_batches: Annotated[int, knob("batches of the estimate at most; up to 16 there is no pilot", gt=1)] = 400
+    batches: Annotated[Annotated[int, Field(gt=1)] | None, knob("a fixed number of batches instead of rse")] = None
     gni_batches: Annotated[
-        int, Field(ge=0, description="batches for gni, each one Hessian product of the probe set; 0: not measured")
+        int, knob("batches for gni, each a Hessian product of the probe set; 0: not measured", ge=0)
     ] = 20
     lambda_batches: Annotated[
-        int,
-        Field(ge=0, description="batches for lambda_max, 10 to 25 Hessian products of a batch each; 0: not measured"),
+        int, knob("batches for lambda_max, at 10 to 25 products of a batch; 0: not measured", ge=0)
     ] = 0
     examples: ProbeSet = "auto"
 
@@ -104,68 +92,6 @@ class BatchSharpness(Probe):
         steps = "batch_sharpness/generalised" in values
         text = place(self._memory.get("history"), steps, "cost/batch_sharpness/batches" in values)
         return text and text + beside(values, steps)
-
-
-@dataclass(frozen=True)
-class BatchSharpnessResult(Result):
-    """Curvatures of the loss of batches along their steps.
-
-    estimates  ratio_of_means and mean_of_ratios; generalised where the step is known and not -lr g; lambda_max and gni where
-               they were measured.
-    lr         that of plain SGD, with the edge of ratio_of_means at 2/lr; None for any other optimiser.
-    batches    drawn for the first three, pilot included; 0: the whole set, which has no error.
-    matvecs    Hessian products of the probe set; None where none was made.
-    history    (n, 3): step, ratio or half of generalised, and loss, of this measurement and all before.
-    """
-
-    estimates: Mapping[str, Bootstrapped]
-    lr: float | None
-    batches: int
-    matvecs: int | None
-    history: Tensor = field(repr=False)
-    warned: Memory = field(repr=False)
-
-    def numbers(self) -> dict[str, float]:
-        numbers = {name: estimate.value for name, estimate in self.estimates.items()}
-        for name, estimate in self.estimates.items() if self.batches else ():
-            numbers |= {f"error/{name}": estimate.error, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-        return numbers | ({} if self.lr is None else {"ratio": numbers["ratio_of_means"] * self.lr / 2})
-
-    def sentence(self) -> str:
-        if text := place(self.history, "generalised" in self.estimates, self.batches > 0):
-            return f"{text}."
-        mean, what = self.estimates["ratio_of_means"], "Batch sharpness (ratio of means)"
-        what += (
-            f" is {mean.value:.4g} +- {mean.error:.1g}"
-            if self.batches
-            else f", here {FULL[False]}, is {mean.value:.4g}"
-        )
-        return f"{what}; no optimiser is known: measure lab.Bench(model, loss, (x, y), optimizer, batch_size=32).snapshot()."
-
-    def figure(self, when: str = "") -> "Figure":
-        """The curvatures with their intervals, beside 2/lr where that is their edge."""
-        from matplotlib.figure import Figure
-
-        from lab.run.figures import CURVATURE
-
-        figure = Figure(figsize=(6, 3), layout="constrained")
-        axis, names = figure.subplots(), [name for name in self.estimates if name != "generalised"]
-        for row, each in enumerate(self.estimates[name] for name in names):
-            reach = [[each.value - each.low], [each.high - each.value]]
-            axis.errorbar(each.value, row, xerr=reach if self.batches else None, fmt="o", color="C0", capsize=4)
-        if self.lr:
-            axis.axvline(2 / self.lr, color="tab:red", ls="--", label="2/lr")
-            axis.legend(frameon=False)
-        axis.set_yticks(range(len(names)), names)
-        axis.set(xlabel=f"curvature ({CURVATURE})", title=f"batch sharpness{when}", ylim=(len(names) - 0.5, -0.5))
-        return figure
-
-    def costs(self) -> dict[str, float]:
-        costs = {"batches": self.batches or None, "matvecs": self.matvecs}
-        return {name: float(cost) for name, cost in costs.items() if cost is not None}
-
-    def memory(self) -> Memory:
-        return {"history": self.history, **self.warned}
 
 
 @measures(BatchSharpness)
@@ -184,14 +110,14 @@ def batch_sharpness(here: Snapshot, settings: BatchSharpness, memory: Memory) ->
         ratio = estimates["ratio_of_means"].value * lr / 2
         interaction = estimates["gni"].value * lr / 2 if "gni" in estimates else math.nan
         if CLOSE[0] <= interaction <= CLOSE[1] and not CLOSE[0] <= ratio <= CLOSE[1]:
-            batches.doubts["gni"] = GNI.format(figures(interaction), figures(ratio))
+            batches.doubts["gni"] = GNI.format(rounded(interaction), rounded(ratio))
     for about, text in batches.doubts.items():
         if f"warned/{about}" not in memory:
             warnings.warn(text, stacklevel=2)
     warned = {key: flag for key, flag in memory.items() if key.startswith("warned/")}
     warned |= {f"warned/{about}": torch.tensor(True) for about in batches.doubts}
-    past = [row for row in memory.get("history", torch.empty(0, 3)).tolist() if row[0] < here.step]
-    history = torch.tensor([*past, (here.step, ratio, batches.loss())], dtype=torch.float64)
+    row = torch.tensor((here.step, ratio, batches.loss()), dtype=torch.float64)
+    history = continued(memory.get("history"), row)
     return BatchSharpnessResult(estimates, lr, batches.num, batches.matvecs, history, warned)
 
 
@@ -206,9 +132,14 @@ class _Batches:
         self.num, self.doubts = 0, dict[str, str]()
         self.matvecs: int | None = None
 
+    @property
+    def H(self) -> Hessian:
+        """That of the probe set."""
+        return self.here.hessian(self.settings.examples)
+
     def whole(self) -> dict[str, Bootstrapped]:
         """One batch, that of all examples: directional sharpness, and the same along the step."""
-        H, w, none = self._hessian(), self.here.w, torch.Generator()
+        H, w, none = self.H, self.here.w, torch.Generator()
         directional = bootstrapped(ratio_of_means, along_gradient(H), none)
         estimates = {"ratio_of_means": directional, "mean_of_ratios": directional}
         if self.direction is not None:
@@ -219,13 +150,13 @@ class _Batches:
 
     def drawn(self) -> dict[str, Bootstrapped]:
         """All estimates over fresh batches; those that decide on the number of batches take no part in them."""
-        settings, generator, pilot = self.settings, self._stream(), 0
+        settings, generator, pilot = self.settings, self.here.stream("batch_sharpness"), 0
         wanted = settings.batches or settings.max_batches
         if not settings.batches and wanted > FEWEST:
             pilot = PILOT
             wanted = needed(ratio_of_means, self._forms(pilot, generator)[-1], settings.rse, settings.max_batches)
         gradients, *steps = self._forms(wanted, generator)
-        self.num, resample = pilot + wanted, self._stream("/bootstrap")
+        self.num, resample = pilot + wanted, self.here.stream("batch_sharpness/bootstrap")
         estimates = {
             "ratio_of_means": (decisive := bootstrapped(ratio_of_means, gradients, resample)),
             "mean_of_ratios": bootstrapped(mean_of_ratios, gradients, resample),
@@ -249,7 +180,7 @@ class _Batches:
         """The mean over batches of the top eigenvalue of their own Hessian."""
         if not self.settings.lambda_batches:
             return {}
-        loss, generator = self.here.loss_on("all"), self._stream("/lambda_max")
+        loss, generator = self.here.loss_on("all"), self.here.stream("batch_sharpness/lambda_max")
         tops = top_of_batches(loss, self.here.w, self._draw(loss, self.settings.lambda_batches, generator), generator)
         return {"lambda_max": bootstrapped(mean_of_ratios, BatchForms(tops, torch.ones_like(tops)), generator)}
 
@@ -261,21 +192,16 @@ class _Batches:
         if loss.num_examples is not None and size > loss.num_examples:
             self.doubts["examples"] = TOO_FEW.format(size, loss.num_examples)
             return {}
-        generator, self.matvecs = self._stream("/gni"), count
+        generator, self.matvecs = self.here.stream("batch_sharpness/gni"), count
         batches = self._draw(loss, count, generator)
-        forms = gradient_noise_interaction(loss, self._hessian(), self.here.w, batches)
+        forms = gradient_noise_interaction(loss, self.H, self.here.w, batches)
         return {"gni": bootstrapped(ratio_of_means, forms, generator)}
 
     def loss(self) -> float:
         """L(w) of the probe set."""
         if self.settings.gni_batches or self.here.batch_size is None:
-            return float(self._hessian().value)
+            return float(self.H.value)
         return float(self.here.loss_on(self.settings.examples).value(self.here.w))
-
-    def _hessian(self) -> Hessian:
-        """That of the probe set, shared with the other probes of the step."""
-        here, examples = self.here, self.settings.examples
-        return here.once(("hessian", examples), lambda: hessian(here.loss_on(examples), here.w))
 
     def _draw(self, loss: Objective, count: int, generator: torch.Generator) -> Tensor:
         """`count` batches (count, m) out of the examples of `loss`, each drawn as in training."""
@@ -285,9 +211,6 @@ class _Batches:
         if self.here.sampling == "with_replacement":
             return torch.randint(num, (count, size), generator=generator)
         return torch.stack([different(num, min(size, num), generator) for _ in range(count)])
-
-    def _stream(self, name: str = "") -> torch.Generator:
-        return stream(self.here.seed, f"batch_sharpness{name}", self.here.step)
 
 
 def _plain(rule: UpdateRule) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -29,6 +29,7 @@ class CriticalPointResult(Result):
     past    the points of the run by step, (4,) each: loss, index fraction, place of the kind in KINDS, index exact.
     """
 
+    blank: ClassVar[str] = "the weights are not finite: there is no point to draw"
     point: results.CriticalPoint | None
     search: Found | None
     moved: float
@@ -63,18 +64,15 @@ class CriticalPointResult(Result):
     def sentence(self) -> str:
         return in_words(self.numbers(), self.settings)
 
-    def figure(self, when: str = "") -> Figure:
-        """The known eigenvalues in order, with error bars, and the band that is not told from zero."""
-        if self.point is None:
-            raise ValueError("the weights are not finite: there is no point to draw")
-        return eigenvalue_figure(self.point, when.removeprefix(", "))
-
     def figures(self, when: str = "") -> dict[str, Figure]:
+        """The known eigenvalues in order; index against loss of the points so far."""
         if self.point is None:
             return {}
         dots = [Point(*dot.tolist()) for dot in self.past.values()]
         several = {"index_against_loss": index_against_loss(dots, f"{len(dots)} points of the run")}
-        return (several if len(dots) > 1 else {}) | {"eigenvalues": self.figure(when)}
+        return {"eigenvalues": eigenvalue_figure(self.point, when.removeprefix(", "))} | (
+            several if len(dots) > 1 else {}
+        )
 
     def arrays(self) -> dict[str, Tensor]:
         return {} if self.point is None else {"hessian_eigenvalues": self.point.values}

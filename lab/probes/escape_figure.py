@@ -2,27 +2,21 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from lab.escape.survival import kaplan_meier, per_time
-from lab.probes.escape_cells import Cell, mean
-from lab.probes.escape_words import sweep_slope
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from lab.escape.survival import Slope, kaplan_meier, per_time, slope
+from lab.probes.escape_cell import EscapeCell, mean
 
 COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:olive")
 
 
-def figure(cells: Sequence[Cell], title: str) -> "Figure":
+def escape_figure(cells: Sequence[EscapeCell], title: str) -> Figure:
     """Left: who is still inside, on a logarithmic axis, with the line of the fitted rate. Right: the sweep, with theory."""
-    from matplotlib.figure import Figure
-
-    drawn = Figure(figsize=(12, 5), layout="constrained")
-    left, right = drawn.subplots(1, 2)
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    left, right = figure.subplots(1, 2)
     shown = cells[: len(COLORS)]
     for cell, color in zip(shown, COLORS, strict=False):
         _curve(left, cell, color)
@@ -43,10 +37,20 @@ def figure(cells: Sequence[Cell], title: str) -> "Figure":
         _sweep(right, cells)
     for axis in (left, right):
         axis.grid(alpha=0.25)
-    return drawn
+    return figure
 
 
-def _curve(axis: "Axes", cell: Cell, color: str) -> None:
+def sweep_slope(cells: Sequence[EscapeCell]) -> Slope | None:
+    """log of the mean escape time in units of lr * step against B/lr; None where fewer than two points have a rate."""
+    kept = [
+        (cell.batch_size / cell.lr, per_time(cell.rate, cell.lr)) for cell in cells if cell.rate and cell.rate.exits
+    ]
+    if len({x for x, _ in kept}) < 2:
+        return None
+    return slope([x for x, _ in kept], [rate for _, rate in kept])
+
+
+def _curve(axis: Axes, cell: EscapeCell, color: str) -> None:
     curve = kaplan_meier(cell.times)
     end = float(cell.times.times.max())
     t = torch.cat([torch.zeros(1), curve.times, torch.tensor([end])])
@@ -62,7 +66,7 @@ def _curve(axis: "Axes", cell: Cell, color: str) -> None:
         axis.axvline(cell.theory.mean, color=color, ls=":", lw=1)
 
 
-def _growth(axis: "Axes", cells: Sequence[Cell]) -> None:
+def _growth(axis: Axes, cells: Sequence[EscapeCell]) -> None:
     """Growth of the network against the exponent; how sharp it is where it ends is written beside the point."""
     out = [(cell, cell.thrown) for cell in cells if cell.thrown and cell.thrown.exponent.value > 0]
     stay = [(cell, cell.thrown) for cell in cells if cell.thrown and not cell.thrown.exponent.value > 0]
@@ -72,11 +76,11 @@ def _growth(axis: "Axes", cells: Sequence[Cell]) -> None:
     for cell, gone in out:
         color = colors[cell.name]
         x, y = gone.exponent, gone.growth
-        told = cell.name
+        label = cell.name
         if len(gone.landed):
-            told += f": then at {mean(gone.landed):.2f} of the critical sharpness"
-            told += f" ({gone.settled} of {len(gone.landed)} at rest again)"
-        axis.errorbar(x.value, y.value, y.error, x.error, "o", color=color, ms=6, label=told)
+            label += f": then at {mean(gone.landed):.2f} of the critical sharpness"
+            label += f" ({gone.settled} of {len(gone.landed)} at rest again)"
+        axis.errorbar(x.value, y.value, y.error, x.error, "o", color=color, ms=6, label=label)
     if stay:
         text = "stable, exponent below 0:\n" + "\n".join(
             f"{cell.name}: {int(gone.times.exited.sum())} of {len(gone.times.exited)} left" for cell, gone in stay
@@ -87,7 +91,7 @@ def _growth(axis: "Axes", cells: Sequence[Cell]) -> None:
     axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)
 
 
-def _saddle(axis: "Axes", cells: Sequence[Cell]) -> None:
+def _saddle(axis: Axes, cells: Sequence[EscapeCell]) -> None:
     known = [(cell, *cell.mean_time) for cell in cells if cell.theory and not cell.theory.never]
     known = [(cell, average, error) for cell, average, error in known if math.isfinite(average)]
     ends = [cell.theory.mean for cell, _, _ in known if cell.theory] or [1.0]
@@ -102,7 +106,7 @@ def _saddle(axis: "Axes", cells: Sequence[Cell]) -> None:
     axis.legend(fontsize=8, frameon=False, loc="lower right")
 
 
-def _sweep(axis: "Axes", cells: Sequence[Cell]) -> None:
+def _sweep(axis: Axes, cells: Sequence[EscapeCell]) -> None:
     known = [cell for cell in cells if cell.rate and cell.rate.exits]
     for cell, color in zip(cells, COLORS * len(cells), strict=False):
         if cell in known:

@@ -21,7 +21,6 @@ from lab.points.string import find_pass
 from lab.probes.base import Snapshot
 from lab.results import CriticalPoint
 from lab.settings import SettingError
-from lab.streams import stream
 
 if TYPE_CHECKING:
     from lab.probes.escape import Escape
@@ -68,18 +67,9 @@ class Scene:
         """The basin of the start: where gradient descent from it comes to rest. Once a snapshot."""
 
         def rest() -> Quench:
-            found = quench(
-                self.start.objective,
-                self.start.w[None],
-                tol=self.settings.gradient_tol,
-                max_steps=self.settings.quench_steps,
-            )
-            return Quench(
-                self.start.objective,
-                found.w[0],
-                steps=self.settings.quench_steps,
-                gradient_tolerance=self.settings.gradient_tol,
-            )
+            loss, tol, steps = self.start.objective, self.settings.gradient_tol, self.settings.quench_steps
+            bottom = quench(loss, self.start.w[None], tol=tol, max_steps=steps)
+            return Quench(loss, bottom.w[0], steps=steps, gradient_tolerance=tol)
 
         return replace(self.here.once(("escape/home", self.settings.examples), rest))
 
@@ -107,14 +97,10 @@ class Scene:
         if not self.start.saddle:
             raise SettingError(f"probe.escape.radius: exit={self.exit_name} needs one where there is no saddle")
         u = self.start.critical.vectors[:, 0].to(self.start.w)
-        kick = KICK * max(1.0, float(self.start.w.norm())) * u
-        sides = quench(
-            self.start.objective,
-            torch.stack([self.start.w + kick, self.start.w - kick]),
-            tol=self.settings.gradient_tol,
-            max_steps=self.settings.quench_steps,
-        )
-        return float(((sides.w - self.start.w) @ u).abs().min()) / 2
+        w, tol, steps = self.start.w, self.settings.gradient_tol, self.settings.quench_steps
+        kick = KICK * max(1.0, float(w.norm())) * u
+        sides = quench(self.start.objective, torch.stack([w + kick, w - kick]), tol=tol, max_steps=steps)
+        return float(((sides.w - w) @ u).abs().min()) / 2
 
 
 def begin(here: Snapshot, settings: "Escape") -> Start:
@@ -148,18 +134,18 @@ def begin(here: Snapshot, settings: "Escape") -> Start:
 
 
 def _classify(here: Snapshot, settings: "Escape", objective: Objective, w: Tensor) -> CriticalPoint:
-    draws = stream(here.seed, "escape/critical", here.step)
-    return classify(objective, w, gradient_tol=settings.gradient_tol, max_matvecs=settings.max_matvecs, generator=draws)
+    tol, most, draws = settings.gradient_tol, settings.max_matvecs, here.stream("escape/critical")
+    return classify(objective, w, gradient_tol=tol, max_matvecs=most, generator=draws)
 
 
-def way_out(start: Start, exit: Quench, found: EnsembleEscape) -> Langer | None:
+def way_out(start: Start, exit: Quench, ensemble: EnsembleEscape) -> Langer | None:
     """The saddle on the way to the nearest minimum that replicas went to, in networks small enough for whole Hessians; None
     where the two ends are no minima or no saddle is found between them.
     """
-    out = found.watched.times.exited.to(start.w.device)
+    out = ensemble.watched.times.exited.to(start.w.device)
     if start.critical.kind != "minimum" or len(start.w) > LARGEST or not bool(out.any()):
         return None
-    ends = exit.ends(found.watched.ends[out][:LOOKED_AT])
+    ends = exit.ends(ensemble.watched.ends[out][:LOOKED_AT])
     there = ends.w[ends.converged & exit.elsewhere(ends.w)]
     if not len(there):
         return None
@@ -178,10 +164,8 @@ def at_rest(rule: UpdateRule) -> Callable[[float], Callable[[list[Tensor]], opti
     """SGD as the rule has it, at rest, without decay."""
 
     def make(lr: float) -> Callable[[list[Tensor]], optim.Optimizer]:
-        b, d = number(rule.momentum), number(rule.dampening)
-        return lambda stack: optim.SGD(
-            stack, lr=lr, momentum=b, dampening=d if b else 0.0, nesterov=bool(rule.nesterov)
-        )
+        b, d, nesterov = number(rule.momentum), number(rule.dampening), bool(rule.nesterov)
+        return lambda stack: optim.SGD(stack, lr=lr, momentum=b, dampening=d if b else 0.0, nesterov=nesterov)
 
     return make
 

@@ -20,7 +20,6 @@ from time import perf_counter
 from typing import Annotated, ClassVar
 
 import torch
-from pydantic import Field
 
 from lab.curvature.eigen import Extremes, lanczos
 from lab.curvature.operators import gauss_newton, hessian
@@ -30,12 +29,24 @@ from lab.noise.covariance import covariance
 from lab.noise.fisher import sampled_fisher, true_fisher
 from lab.objective import CHUNK_BYTES, NetworkObjective, Objective
 from lab.params import layout
-from lab.probes.base import Every, Memory, Plan, Probe, ProbeSet, Snapshot, measures, quantities
-from lab.probes.fisher_matrices import Matrices
-from lab.probes.fisher_result import MATRICES, FisherResult, continued, in_words, side_by_side
+from lab.probes.base import (
+    Count,
+    Every,
+    Memory,
+    Plan,
+    Probe,
+    ProbeSet,
+    Share,
+    Snapshot,
+    continued,
+    knob,
+    measures,
+    quantities,
+)
+from lab.probes.fisher_matrices import MATRICES, Matrices
+from lab.probes.fisher_result import FisherResult, history_row, in_words, side_by_side
 from lab.settings import SettingError
 from lab.settings import settings as card
-from lab.streams import stream
 
 FEW, AFFORDABLE = 32, CHUNK_BYTES // 4
 """examples=auto: as many as the graph of a gradient stays below so many bytes with, but so many at least."""
@@ -72,27 +83,18 @@ class Fisher(Probe):
     name: ClassVar[str] = "fisher"
 
     every: Every = 130
-    k: Annotated[
-        int,
-        Field(gt=0, description="number of largest eigenvalues of each matrix; more of them sharpen the cosines too"),
-    ] = 3
-    tol: Annotated[
-        float,
-        Field(
-            gt=0, lt=1, description="wanted error of an eigenvalue, relative to the largest |eigenvalue| of its matrix"
-        ),
-    ] = 1e-2
-    max_matvecs: Annotated[int, Field(gt=3, description="products allowed per eigensolve (each about a gradient)")] = (
-        200
+    k: Annotated[Count, knob("largest eigenvalues of each matrix; more of them sharpen the cosines too")] = 3
+    tol: Annotated[Share, knob("wanted error of an eigenvalue, relative to the largest |eigenvalue| of its matrix")] = (
+        1e-2
     )
+    max_matvecs: Annotated[int, knob("products allowed per eigensolve (each about one gradient)", gt=3)] = 200
     vectors: Annotated[
-        int,
-        Field(ge=FEWEST, description="random vectors for cosines, distances and norms: errors fall as 1/sqrt(vectors)"),
+        int, knob("random vectors of cosines, distances, norms: errors ~ 1/sqrt(vectors)", ge=FEWEST)
     ] = 20
-    draws: Annotated[int, Field(gt=0, description="labels drawn per example for the sampled Fisher")] = 1
+    draws: Annotated[Count, knob("labels drawn per example for the sampled Fisher")] = 1
     examples: Annotated[
         ProbeSet,
-        Field(description="probe set: all | n (class-balanced, fixed) | auto: all up to 5000, else 2000, or fewer"),
+        knob("probe set: all | n (class-balanced, fixed) | auto: all up to 5000, else 2000; fewer in large models"),
     ] = "auto"
 
     def require(self, plan: Plan) -> None:
@@ -100,11 +102,9 @@ class Fisher(Probe):
         super().require(plan)
         num_weights = layout(plan.model).size
         if self.max_matvecs < (fewest := min(self.k + 1, num_weights)):
-            raise SettingError(
-                f"probe.fisher.max_matvecs={self.max_matvecs} is too few for probe.fisher.k={self.k} in a model of "
-                f"{num_weights} weights; use probe.fisher.k={self.max_matvecs - 1} or less, or "
-                f"probe.fisher.max_matvecs={fewest} or more"
-            )
+            few = f"probe.fisher.max_matvecs={self.max_matvecs} is too few for probe.fisher.k={self.k}"
+            cure = f"probe.fisher.k={self.max_matvecs - 1} or less, or probe.fisher.max_matvecs={fewest} or more"
+            raise SettingError(f"{few} in a model of {num_weights} weights; use {cure}")
 
     def finding(self, values: dict[str, float]) -> str:
         return in_words(quantities(self.name, values), self._memory.get("history"))
@@ -123,7 +123,7 @@ def fisher(here: Snapshot, settings: Fisher, memory: Memory) -> FisherResult:
     (7.0, 1.0)
     """
     try:
-        matrices = _matrices(here, settings, told="history" in memory)
+        matrices = _matrices(here, settings, warned="history" in memory)
     except (TypeError, ValueError) as error:
         raise SettingError(f"probe=[fisher]: {error}") from None
     history = memory["history"].cpu() if "history" in memory else None
@@ -132,9 +132,9 @@ def fisher(here: Snapshot, settings: Fisher, memory: Memory) -> FisherResult:
     spent = matrices.matvecs  # of a Hessian that other probes use too
     ends = _eigenpairs(matrices, here, settings)
     basis = torch.cat([end.start for end in ends.values()], dim=1)
-    draw = stream(here.seed, "fisher/vectors", here.step)
+    draw = here.stream("fisher/vectors")
     compared = compare(matrices.products, here.w, basis=basis, vectors=settings.vectors, generator=draw)
-    traces = matrices.traces(stream(here.seed, "fisher/traces", here.step))
+    traces = matrices.traces(here.stream("fisher/traces"))
     parts = side_by_side(compared, matrices.units, traces, ends, torch.finfo(here.w.dtype).eps)
     others = {
         "examples": float(len(matrices.objective.x)),
@@ -142,27 +142,29 @@ def fisher(here: Snapshot, settings: Fisher, memory: Memory) -> FisherResult:
         "scale": matrices.true.likelihood.scale,
         "converged": float(all(end.top.converged and end.bottom.converged for end in ends.values())),
     }
-    return FisherResult(parts, ends, others, matrices.matvecs - spent, continued(history, here.step, parts))
+    return FisherResult(
+        parts, ends, others, matrices.matvecs - spent, continued(history, history_row(here.step, parts))
+    )
 
 
-def _matrices(here: Snapshot, settings: Fisher, *, told: bool) -> Matrices | None:
-    """The matrices; None where the outputs are not finite. A long measurement is told of, unless it has been."""
+def _matrices(here: Snapshot, settings: Fisher, *, warned: bool) -> Matrices | None:
+    """The matrices; None where the outputs are not finite. A long measurement is warned of, unless it was before."""
     examples, w = settings.examples, here.w
     loss = _network(here.loss_on(examples))
     if examples == "auto" and (fit := max(FEW, AFFORDABLE // loss.bytes_per_example(w))) < len(loss.x):
         examples, loss = fit, _network(here.loss_on(fit))
     begin = perf_counter()
     value, _ = loss.value_and_grad(w)
-    if not told:
-        _say(perf_counter() - begin, len(loss.x), settings)
+    if not warned:
+        _warn_of_cost(perf_counter() - begin, len(loss.x), settings)
     if not bool(value.isfinite()):
         return None
     if loss.batch_statistics:
         loss = loss.with_running_statistics()
         H = hessian(loss, w)
     else:
-        H = here.once(("hessian", examples), lambda: hessian(loss, w))
-    labels = stream(here.seed, "fisher/labels", here.step)
+        H = here.hessian(examples)
+    labels = here.stream("fisher/labels")
     sampled = sampled_fisher(loss, w, generator=labels, draws=settings.draws)
     return Matrices(loss, w, true_fisher(loss, w), sampled, covariance(loss, w), gauss_newton(loss, w), H)
 
@@ -173,23 +175,21 @@ def _network(loss: Objective) -> NetworkObjective:
     return loss
 
 
-def _say(seconds: float, num: int, settings: Fisher) -> None:
+def _warn_of_cost(seconds: float, num: int, settings: Fisher) -> None:
     """Warn of a measurement that will take long, given the seconds of a gradient."""
     vectors = 5 * (settings.vectors + len(MATRICES) * settings.k)
     solves = len(MATRICES) + 1  # a product of the residual is two
     low, high = (GRADIENTS * seconds * (vectors + solves * each) for each in (4 * settings.k, settings.max_matvecs))
     if low >= LONG:
-        warnings.warn(
-            f"probe=[fisher]: a measurement on {num} examples takes {low:.0f} to {high:.0f} s, {len(MATRICES)} matrices at "
-            f"{seconds:.2g} s a gradient; smaller probe.fisher.examples, .vectors and .max_matvecs are cheaper",
-            stacklevel=2,
-        )
+        long = f"a measurement on {num} examples takes {low:.0f} to {high:.0f} s, {len(MATRICES)} matrices at "
+        cure = "smaller probe.fisher.examples, .vectors and .max_matvecs are cheaper"
+        warnings.warn(f"probe=[fisher]: {long}{seconds:.2g} s a gradient; {cure}", stacklevel=2)
 
 
 def _eigenpairs(matrices: Matrices, here: Snapshot, settings: Fisher) -> dict[str, Extremes]:
     """The k largest of every matrix, and the smallest of those that may be indefinite."""
     ends = {}
-    for name, operator in matrices.all(stream(here.seed, "fisher/blind", here.step)).items():
+    for name, operator in matrices.all(here.stream("fisher/blind")).items():
         bottom = int(name in ("hessian", "residual") and operator.size > 1)
         ends[name] = lanczos(
             operator,
@@ -197,6 +197,6 @@ def _eigenpairs(matrices: Matrices, here: Snapshot, settings: Fisher) -> dict[st
             bottom=bottom,
             tol=settings.tol,
             max_matvecs=settings.max_matvecs,
-            generator=stream(here.seed, f"fisher/eigen/{name}", here.step),
+            generator=here.stream(f"fisher/eigen/{name}"),
         )
     return ends

@@ -19,10 +19,10 @@ from lab.noise.fisher import ScoreFisher, TrueFisher
 from lab.noise.likelihood import Likelihood
 from lab.noise.size import trace
 from lab.objective import NetworkObjective
-from lab.probes.fisher_figures import MATRICES
 from lab.results import Estimate
 from lab.streams import random_signs
 
+MATRICES = ("true", "sampled", "empirical", "covariance", "gauss_newton", "hessian", "residual")
 BLIND = 100
 """A difference of matrices is nothing but round-off where its norm is below so many eps of theirs."""
 TRACE_TOL = 0.01
@@ -74,32 +74,32 @@ class Matrices:
     def all(self, generator: torch.Generator) -> dict[str, LinearOperator]:
         """An operator for every matrix; R only where it is more than round-off."""
         R = difference(self.hessian, self.gauss_newton)
-        found = dict(zip(MATRICES, (*self.five[:3], self.noise, *self.five[3:], R), strict=True))
+        operators = dict(zip(MATRICES, (*self.five[:3], self.noise, *self.five[3:], R), strict=True))
         z = random_signs((len(self.w),), self.w, generator)
         if norm(R @ z) <= BLIND * torch.finfo(z.dtype).eps * norm(self.hessian @ z):
-            del found["residual"]
-        return found
+            del operators["residual"]
+        return operators
 
     def traces(self, generator: torch.Generator) -> dict[str, Estimate]:
         """Those that records of the layers give: exact but for H and R, which are where outputs are piecewise linear."""
         D = trace(self.objective, self.w)
-        found = {"empirical": Estimate(D.mean_square, 0.0, 1, "exact")}
-        found["covariance"] = Estimate(D.value, D.round_off, D.matvecs, D.method)
+        traces = {"empirical": Estimate(D.mean_square, 0.0, 1, "exact")}
+        traces["covariance"] = Estimate(D.value, D.round_off, D.matvecs, D.method)
         with suppress(TypeError, ValueError), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the error of Tr H is reported; no setting of this probe would change it
             anatomy = take_apart(self.objective, self.w)  # else the traces are those of the random vectors: TypeError
             few = self.true.num_outputs <= MOST_OUTPUTS
             error = self._label_error(anatomy, generator) if few else math.nan
-            found["sampled"] = replace(self.sampled.trace(self.w), error=error)
+            traces["sampled"] = replace(self.sampled.trace(self.w), error=error)
             if few:
-                found |= {"true": self.true.trace(self.w), "gauss_newton": gauss_newton_trace(self.objective, self.w)}
+                traces |= {"true": self.true.trace(self.w), "gauss_newton": gauss_newton_trace(self.objective, self.w)}
             if few and anatomy.piecewise_linear:  # R has no diagonal
-                found |= {"hessian": found["gauss_newton"], "residual": Estimate(0.0, 0.0, 0, "exact")}
-                return found
-            found["hessian"] = H = hessian_trace(self.objective, self.w, tol=TRACE_TOL, generator=generator)
+                traces |= {"hessian": traces["gauss_newton"], "residual": Estimate(0.0, 0.0, 0, "exact")}
+                return traces
+            traces["hessian"] = H = hessian_trace(self.objective, self.w, tol=TRACE_TOL, generator=generator)
             if few:
-                found["residual"] = Estimate(H.value - found["gauss_newton"].value, H.error, 0, "difference")
-        return found
+                traces["residual"] = Estimate(H.value - traces["gauss_newton"].value, H.error, 0, "difference")
+        return traces
 
     def _label_error(self, anatomy: Anatomy, generator: torch.Generator) -> float:
         """Standard error of the trace of the sampled Fisher: it is the mean of |J_n's|^2 over examples and labels drawn."""

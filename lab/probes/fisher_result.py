@@ -3,19 +3,17 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from lab.curvature.eigen import Extremes
 from lab.noise.comparison import Comparison
-from lab.probes.fisher_figures import MATRICES, REMEMBERED, matrices_figure, remembered, training_figure
-from lab.probes.fisher_matrices import BLIND
-from lab.results import Estimate, Result
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from lab.probes.fisher_figure import REMEMBERED, matrices_figure, remembered, training_figure
+from lab.probes.fisher_matrices import BLIND, MATRICES
+from lab.results import Estimate, Result, with_errors
 
 SMALL = 0.1
 """Standard error of the sampled trace over the true one up to which it is a yardstick."""
@@ -33,6 +31,7 @@ class FisherResult(Result):
     history  rows of what `training_figure` draws, one a measurement, this one last; None before the first.
     """
 
+    blank: ClassVar[str] = "the network has diverged: there are no matrices to draw"
     parts: Mapping[str, Tensor]
     ends: Mapping[str, Extremes]
     others: Mapping[str, float]
@@ -56,23 +55,17 @@ class FisherResult(Result):
                 pairs[f"lambda_min_{name}"] = pair
         if parts:
             pairs["residual_share"] = parts["share"], parts["share_error"]
-        numbers = {name: float(value) for name, (value, _) in pairs.items()}
-        return numbers | {f"error/{name}": float(error) for name, (_, error) in pairs.items()} | dict(self.others)
+        return with_errors(pairs) | dict(self.others)
 
     def sentence(self) -> str:
         return in_words(self.numbers(), self.history) or "Fisher against Hessian: not measured, for it is not finite."
 
-    def figure(self, when: str = "") -> "Figure":
-        """The cosines of all pairs as a table, traces and largest eigenvalues beside it."""
-        if not self.parts:
-            raise ValueError("the network has diverged: there are no matrices to draw")
-        return matrices_figure(self.parts, f"Fisher against Hessian{when}")
-
-    def figures(self, when: str = "") -> "dict[str, Figure]":
+    def figures(self, when: str = "") -> dict[str, Figure]:
+        """The cosines of all pairs as a table, traces and largest eigenvalues beside it; from the second on their course."""
         if not self.parts or self.history is None:
             return {}
         course = {"training": training_figure(self.history)} if len(self.history) > 1 else {}
-        return {"matrices": self.figure(when)} | course
+        return {"matrices": matrices_figure(self.parts, f"Fisher against Hessian{when}")} | course
 
     def arrays(self) -> dict[str, Tensor]:
         return dict(self.parts)
@@ -113,38 +106,39 @@ def in_words(numbers: Mapping[str, float], history: Tensor | None) -> str:
     )
 
 
-def continued(history: Tensor | None, step: int, parts: Mapping[str, Tensor]) -> Tensor:
-    """One row more; rows from this step on are those of a run that was cut off, and go."""
-    row = torch.cat([torch.tensor([float(step)]), *(parts[name].flatten() for name in REMEMBERED)])[None]
-    before = row[:0] if history is None else history
-    return torch.cat([before[before[:, 0] < step].to(row), row])
+def history_row(step: int, parts: Mapping[str, Tensor]) -> Tensor:
+    """What `training_figure` draws of this measurement."""
+    return torch.cat([torch.tensor([float(step)]), *(parts[name].flatten() for name in REMEMBERED)])
 
 
 def side_by_side(
-    found: Comparison, units: Tensor, traces: Mapping[str, Estimate], ends: Mapping[str, Extremes], eps: float
+    compared: Comparison, units: Tensor, traces: Mapping[str, Estimate], ends: Mapping[str, Extremes], eps: float
 ) -> dict[str, Tensor]:
-    """All numbers by kind, float64, in the order of `MATRICES`; NaN where there is none. found: matrices over their `units`.
+    """All numbers by kind, float64, in the order of `MATRICES`; NaN where there is none.
 
-    Of two traces that with the smaller error; that of the sampled Fisher is over its labels.
-    Cosines with a difference of matrices that is round-off are none.
+    compared: of the matrices over their `units`. Of two traces that with the smaller error, which is over its labels for the
+    sampled Fisher. Cosines with a difference of matrices that is round-off are none.
     """
-    arrays = {"traces": units * found.traces, "trace_errors": units * found.trace_errors}
+    arrays = {"traces": units * compared.traces, "trace_errors": units * compared.trace_errors}
     arrays["trace_errors"][MATRICES.index("sampled")] = math.nan
     for i, name in enumerate(MATRICES):
         if name in traces and (name == "sampled" or traces[name].error <= float(arrays["trace_errors"][i])):
             arrays["traces"][i], arrays["trace_errors"][i] = traces[name].value, traces[name].error
-    arrays |= {"norms": units * found.norms, "norm_errors": units * found.norm_errors}
-    arrays |= {"cosines": found.cosines.clone(), "cosine_errors": found.cosine_errors.clone()}
+    arrays |= {"norms": units * compared.norms, "norm_errors": units * compared.norm_errors}
+    arrays |= {"cosines": compared.cosines.clone(), "cosine_errors": compared.cosine_errors.clone()}
     for part, whole in (("residual", "hessian"), ("covariance", "empirical")):
         i = MATRICES.index(part)
-        if not float(found.norms[i]) > BLIND * eps * float(found.norms[MATRICES.index(whole)]):
+        if not float(compared.norms[i]) > BLIND * eps * float(compared.norms[MATRICES.index(whole)]):
             for each in (arrays["cosines"], arrays["cosine_errors"]):
                 each[i], each[:, i] = math.nan, math.nan
     true, G, H = (MATRICES.index(name) for name in ("true", "gauss_newton", "hessian"))
-    arrays |= {"distances": found.distances[:, true], "distance_errors": found.distance_errors[:, true]}
-    arrays |= {"share": found.distances[G, H], "share_error": found.distance_errors[G, H]}
+    arrays |= {"distances": compared.distances[:, true], "distance_errors": compared.distance_errors[:, true]}
+    arrays |= {"share": compared.distances[G, H], "share_error": compared.distance_errors[G, H]}
     num, k = len(MATRICES), max(len(end.top.values) for end in ends.values())
-    arrays |= {"top": found.traces.new_full((num, k), math.nan), "bottom": found.traces.new_full((num,), math.nan)}
+    arrays |= {
+        "top": compared.traces.new_full((num, k), math.nan),
+        "bottom": compared.traces.new_full((num,), math.nan),
+    }
     for name, end in ends.items():
         arrays["top"][MATRICES.index(name), : len(end.top.values)] = end.top.values
         if len(end.bottom.values):

@@ -13,24 +13,20 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from pydantic import Field
 
 from lab.noise.example_curvature import ExampleCurvature, example_curvature
 from lab.noise.lyapunov import DECIDED, LinearSteps, critical_lr, lyapunov, sign, uniform_step
 from lab.noise.second_moments import in_plane, mean_square_bound, mean_square_lr, plane_lr, second_moment_radius
-from lab.objective import NetworkObjective
-from lab.probes.base import Every, Memory, Probe, Snapshot, measures
-from lab.results import Estimate, Result
-from lab.settings import SettingError
+from lab.probes.base import Count, Every, Memory, Probe, Snapshot, knob, measures, quantities
+from lab.results import Estimate, Result, finite, numbered
+from lab.run.figures import CURVATURE
 from lab.settings import settings as card
-from lab.streams import stream
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 RADIUS_TOL, LR_TOL = 1e-2, 1e-3
 """Wanted error of the second-moment radius, and relative one of its critical learning rate."""
@@ -59,23 +55,15 @@ class LinearStability(Probe):
     every: Every = 500
     examples: Annotated[
         Annotated[int, Field(gt=1)] | Literal["all"],
-        Field(description="probe set: n (class-balanced, fixed; stands for the training set) | all; cost ~ its cube"),
+        knob("probe set: n (class-balanced, fixed; stands for the training set) | all; cost ~ its cube"),
     ] = 100
-    directions: Annotated[
-        int, Field(gt=0, description="top Gauss-Newton eigenvectors used; fewer than its rank make the values too low")
-    ] = 300
-    steps: Annotated[
-        int, Field(gt=3, description="steps of the random product; up to 10 times more while its error is above 5 %")
-    ] = 400
-    replicas: Annotated[
-        int, Field(gt=1, description="random vectors it is applied to; its error falls as 1/sqrt(replicas steps)")
-    ] = 32
-    critical: Annotated[
-        bool, Field(description="also the learning rate at which the exponent passes through zero (5 times the cost)")
-    ] = True
+    directions: Annotated[Count, knob("top Gauss-Newton eigenvectors; fewer than its rank: values too low")] = 300
+    steps: Annotated[int, knob("of the random product; up to 10 times more while its error is above 5 %", gt=3)] = 400
+    replicas: Annotated[int, knob("random vectors it is applied to; error ~ 1/sqrt(replicas steps)", gt=1)] = 32
+    critical: Annotated[bool, knob("also the learning rate where the exponent is zero (5 times the cost)")] = True
 
     def finding(self, values: dict[str, float]) -> str:
-        return _words({tag.replace("linear_stability/", "", 1): value for tag, value in values.items()})
+        return _words(quantities(self.name, values))
 
 
 @dataclass(frozen=True)
@@ -98,14 +86,10 @@ class LinearStabilityResult(Result):
     def sentence(self) -> str:
         return _words(self.quantities) or "Linear stability: the weights are not finite."
 
-    def figure(self, when: str = "") -> "Figure":
+    def figure(self, when: str = "") -> Figure:
         """The plane with the boundary of (lr, B), that of full batches, the run's point, and the critical points on its ray:
         there all curvatures grow together, which is the same as a growing learning rate.
         """
-        from matplotlib.figure import Figure
-
-        from lab.run.figures import CURVATURE
-
         figure = Figure(figsize=(7, 5), layout="constrained")
         axis, title = figure.subplots(), f"linear stability{when}"
         a, s = (self.quantities.get(name, math.nan) for name in ("sharpness", "non_uniformity"))
@@ -123,7 +107,7 @@ class LinearStabilityResult(Result):
         figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
         return figure
 
-    def figures(self, when: str = "") -> "dict[str, Figure]":
+    def figures(self, when: str = "") -> dict[str, Figure]:
         return {"plane": self.figure(when)} if self.quantities else {}
 
 
@@ -140,20 +124,17 @@ def linear_stability(here: Snapshot, settings: LinearStability, memory: Memory) 
     >>> round(numbers["sharpness"], 4), round(numbers["non_uniformity"], 4)
     (10.0, 8.0)
     """
-    loss = here.loss_on(settings.examples)
-    if not isinstance(loss, NetworkObjective):
-        raise SettingError(f"probe=[linear_stability]: {type(loss).__name__} has no examples; it measures networks")
+    loss = here.network(settings.examples, settings.name)
     if not bool(here.w.isfinite().all()):
         return LinearStabilityResult({})
     loss = loss.with_running_statistics()
     rule, scale, preconditioned = (None, None, False) if here.rule is None else uniform_step(here.rule, here.w)
     p = None if here.rule is None else here.rule.preconditioner
-    training = (
-        None if rule is None else LinearSteps.of(rule, here.batch_size, here.sampling, here.num_train, len(loss.x))
-    )
+    num = len(loss.x)
+    training = None if rule is None else LinearSteps.of(rule, here.batch_size, here.sampling, here.num_train, num)
     replaced = training is not None and here.sampling == "epoch" and training.sampling == "with_replacement"
     curvature = example_curvature(loss, here.w, scale=scale)
-    quantities = {
+    numbers = {
         "region": float(training is not None),
         "preconditioned": float(preconditioned),
         "before_first_update": float(p is not None and bool(p.isnan().any())),
@@ -163,9 +144,9 @@ def linear_stability(here: Snapshot, settings: LinearStability, memory: Memory) 
         "non_uniformity": curvature.non_uniformity,
     }
     if training is not None:
-        draws = partial(stream, here.seed, "linear_stability", here.step)
-        quantities |= _stability(curvature, training, settings, draws)
-    return LinearStabilityResult(quantities, training, here.batch_size)
+        draws = partial(here.stream, "linear_stability")
+        numbers |= _stability(curvature, training, settings, draws)
+    return LinearStabilityResult(numbers, training, here.batch_size)
 
 
 def _stability(
@@ -184,14 +165,12 @@ def _stability(
 
     typical = exponent(lr)
     stable = {-1: 1.0, 0: math.nan, 1: 0.0}[sign(typical)]  # NaN: undecided
-    quantities = {"lyapunov": typical.value, "error/lyapunov": typical.error, "stable": stable}
+    numbers = numbered({"lyapunov": typical}) | {"stable": stable}
     full = low = lr * training.rule.threshold / a
     if training.plain:
         radius = second_moment_radius(seen, lr=lr, factor=factor, decay=decay, tol=RADIUS_TOL)
         low = mean_square_lr(seen, factor=factor, decay=decay, tol=LR_TOL).value
-        quantities |= {
-            "second_moment_radius": radius.value,
-            "error/second_moment_radius": radius.error,
+        numbers |= numbered({"second_moment_radius": radius}) | {
             "stable_mean_square": float(lr <= low),
             "critical_lr_mean_square": low,
             "bound": mean_square_bound(curvature, lr=lr, factor=factor, decay=decay),
@@ -202,44 +181,45 @@ def _stability(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # near its zero the exponent is not known any better than to `FLOOR`
             edge = critical_lr(lambda at: exponent(at, DECIDED).value, low, 1.05 * full)
-        quantities |= {"critical_lr": edge, "ratio": lr / edge}
-    return quantities
+        numbers |= {"critical_lr": edge, "ratio": lr / edge}
+    return numbers
 
 
-def _words(quantities: Mapping[str, float]) -> str:
+def _words(numbers: Mapping[str, float]) -> str:
     """What typical runs do, and what the stricter conditions say of them; "" where nothing was measured."""
-    of = {name: value for name, value in quantities.items() if math.isfinite(value)}
-    if "sharpness" not in of:
+    numbers = finite(numbers)
+    if "sharpness" not in numbers:
         return ""
-    if not of["sharpness"] > 0:
+    if not numbers["sharpness"] > 0:
         return "Linear stability: the loss has no curvature at these weights, so no learning rate is critical."
-    kind = "preconditioned " if of["preconditioned"] else ""
-    block = ", both of the weights that move" if of.get("part_moves") else ""
-    where = f"{kind}sharpness {of['sharpness']:.3g}, {kind}non-uniformity {of['non_uniformity']:.3g}{block}"
-    if of["before_first_update"] or not of["region"]:
-        first, unknown = (
-            "there is no preconditioner before the first update",
-            "no linear update rule is known for this optimiser",
-        )
-        return f"Linear stability: {where}; {first if of['before_first_update'] else unknown}, hence no region."
-    stable = of.get("stable", math.nan)
+    kind = "preconditioned " if numbers["preconditioned"] else ""
+    block = ", both of the weights that move" if numbers.get("part_moves") else ""
+    where = f"{kind}sharpness {numbers['sharpness']:.3g}, {kind}non-uniformity {numbers['non_uniformity']:.3g}{block}"
+    if numbers["before_first_update"] or not numbers["region"]:
+        why = "no linear update rule is known for this optimiser"
+        why = "there is no preconditioner before the first update" if numbers["before_first_update"] else why
+        return f"Linear stability: {where}; {why}, hence no region."
+    stable = numbers.get("stable", math.nan)
     verdict = "of undecided stability" if math.isnan(stable) else "stable" if stable else "unstable"
     text = f"Linear stability ({where}): typical runs are {verdict} here"
-    if "lyapunov" in of:
-        text += f", Lyapunov exponent {of['lyapunov']:.2g} +- {of.get('error/lyapunov', math.nan):.1g} a step"
-    if of["epochs_replaced"]:
+    if "lyapunov" in numbers:
+        text += f", Lyapunov exponent {numbers['lyapunov']:.2g} +- {numbers.get('error/lyapunov', math.nan):.1g} a step"
+    if numbers["epochs_replaced"]:
         text += " for batches drawn with replacement from the probe set (that of epochs is lower)"
-    if "ratio" in of:
-        text += f", lr = {of['ratio']:.3g} x the critical {of['critical_lr']:.3g}"
-    if "second_moment_radius" in of:
-        fate, side = "stay bounded" if of["stable_mean_square"] else "explode", "in" if of["in_plane"] <= 1 else "out"
-        text += f"; their second moments {fate} (radius {of['second_moment_radius']:.4g})"
+    if "ratio" in numbers:
+        text += f", lr = {numbers['ratio']:.3g} x the critical {numbers['critical_lr']:.3g}"
+    if "second_moment_radius" in numbers:
+        fate, side = (
+            "stay bounded" if numbers["stable_mean_square"] else "explode",
+            "in" if numbers["in_plane"] <= 1 else "out",
+        )
+        text += f"; their second moments {fate} (radius {numbers['second_moment_radius']:.4g})"
         text += f", and the point lies {side}side the region of Wu, Ma and E"
     return text + "."
 
 
 def _region(
-    axis: "Axes", training: LinearSteps, quantities: Mapping[str, float], right: float, top: float
+    axis: Axes, training: LinearSteps, quantities: Mapping[str, float], right: float, top: float
 ) -> tuple[float, float]:
     """Draw where steps are stable, and the edges on the ray of the run; the reach of the axes, at least (right, top)."""
     a, s = quantities["sharpness"], quantities["non_uniformity"]

@@ -19,7 +19,7 @@ from inspect import signature
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor
 
 from lab.curvature.eigen import lanczos
@@ -35,13 +35,12 @@ from lab.noise.slope import along, expected_slope
 from lab.noise.tails import excess_kurtosis, extreme_index, gaussianity, tail_index
 from lab.objective import CHUNK_BYTES, NetworkObjective, Objective
 from lab.params import layout
-from lab.probes.base import Every, Memory, Plan, Probe, ProbeSet, Snapshot, measures, quantities
+from lab.probes.base import Count, Every, Memory, Plan, Probe, ProbeSet, Share, Snapshot, knob, measures, quantities
 from lab.probes.noise_result import NoiseAlong, NoiseResult, in_words
 from lab.results import Estimate, numbered
 from lab.sampling import SAMPLINGS, Sampling, batch_factor, cross_factor
 from lab.settings import SettingError
 from lab.settings import settings as card
-from lab.streams import stream
 
 EIGEN_TOL = 1e-2
 """Wanted error of the eigenvalues of H relative to the largest. u'Hu and u'Du are exact for the computed vectors."""
@@ -70,25 +69,20 @@ class Noise(Probe):
     name: ClassVar[str] = "noise"
 
     every: Every = 130
-    k: Annotated[int, Field(gt=0, description="number of top eigenvalues of D to log")] = 5
+    k: Annotated[Count, knob("number of top eigenvalues of D to log")] = 5
     examples: ProbeSet = "auto"
     hessian: Annotated[
         bool | Literal["auto"],
-        Field(description="also Tr(HD), cos(D, H), u'Du (some 100 products): true | false | auto: MLPs"),
+        knob("also Tr(HD), cos(D, H), u'Du along eigenvectors u of H (some 100 products): true | false | auto: MLPs"),
     ] = "auto"
-    pairs: Annotated[int, Field(gt=0, description="eigenvectors of H at each end of its spectrum")] = 5
-    tol: Annotated[float, Field(gt=0, lt=1, description="wanted error of Tr(HD) and of the cosine, relative")] = 0.05
+    pairs: Annotated[Count, knob("eigenvectors of H at each end of its spectrum")] = 5
+    tol: Annotated[Share, knob("wanted error of Tr(HD) and of the cosine, relative")] = 0.05
     max_matvecs: Annotated[
-        int, Field(gt=20, description="Hessian products allowed for the eigenvectors, as many for Tr(HD) and for |H|_F")
+        int, knob("Hessian products for the eigenvectors, for Tr(HD) and for |H|_F, each", gt=20)
     ] = 200
-    directions: Annotated[
-        int, Field(gt=0, description="random directions along which the noise is tested for being Gaussian")
-    ] = 10
-    layers: Annotated[bool, Field(description="also the trace of every parameter's block of D")] = False
-    draws: Annotated[
-        int,
-        Field(ge=0, description="epochs of mini-batches drawn for each size and sampling, against Lemma 1; 0: none"),
-    ] = 0
+    directions: Annotated[Count, knob("random directions along which the noise is tested for being Gaussian")] = 10
+    layers: Annotated[bool, knob("also the trace of every parameter's block of D")] = False
+    draws: Annotated[int, knob("epochs of mini-batches for each size and sampling, against Lemma 1; 0: none", ge=0)] = 0
 
     @model_validator(mode="after")
     def _consistent(self) -> "Noise":
@@ -101,10 +95,9 @@ class Noise(Probe):
         super().require(plan)
         examples, most = plan.examples(self.examples), signature(lanczos).parameters["max_matvecs"].default
         if examples > GRAM_EXAMPLES and most < min(self.k, examples - 1, layout(plan.model).size):
-            raise SettingError(
-                f"probe.noise.k={self.k} takes more than the {most} products allowed for a probe set of {examples} "
-                f"examples; use probe.noise.k={most} or less, or probe.noise.examples={GRAM_EXAMPLES} or less"
-            )
+            cure = f"use probe.noise.k={most} or less, or probe.noise.examples={GRAM_EXAMPLES} or less"
+            allowed = f"the {most} products allowed for a probe set of {examples} examples"
+            raise SettingError(f"probe.noise.k={self.k} takes more than {allowed}; {cure}")
 
     def affords_hessian(self, loss: Objective, w: Tensor) -> bool:
         """Whether H is to be looked at."""
@@ -128,12 +121,12 @@ def noise(here: Snapshot, settings: Noise, memory: Memory) -> NoiseResult:
     size, scale, others = _size(here, settings, loss, D)
     bound = min((loss.num_examples or 0) - 1, len(here.w))
     if bound >= 1 and size.value > 0:
-        draw = stream(here.seed, "noise/rank", here.step)
+        draw = here.stream("noise/rank")
         spectrum = eigenvalues(loss, here.w, min(settings.k, bound), generator=draw)
     others |= _tails(here, settings, D) | ({"running_statistics": 1.0} if running else {})
     if spectrum is not None and settings.affords_hessian(loss, here.w):
-        key = ("hessian", settings.examples, "running statistics") if running else ("hessian", settings.examples)
-        H = here.once(key, lambda: hessian(loss, here.w))
+        key = ("hessian", settings.examples, "running statistics")
+        H = here.once(key, lambda: hessian(loss, here.w)) if running else here.hessian(settings.examples)
         against = _against(here, settings, H, loss, D, spectrum)
     ratios, draws = _drawn(here, loss, size.value, settings.draws) if settings.draws else ({}, {})
     return NoiseResult(size, scale, spectrum, against, others | ratios, draws)
@@ -143,18 +136,18 @@ def _size(
     here: Snapshot, settings: Noise, loss: Objective, D: Covariance
 ) -> tuple[Estimate, Estimate | None, dict[str, float]]:
     """Tr D of one example, the noise scale, and the numbers of the batch in use, where training is known."""
-    found, n, m = trace(loss, here.w), loss.num_examples or 0, here.batch_size
+    whole, n, m = trace(loss, here.w), loss.num_examples or 0, here.batch_size
     N = here.num_train or n
-    size = Estimate(0.0 if found.value <= found.round_off else found.value, found.error, found.matvecs, found.method)
+    size = Estimate(0.0 if whole.value <= whole.round_off else whole.value, whole.error, whole.matvecs, whole.method)
     # A probe set of n out of N examples has a noise of its own: |g|^2 of it is too large by `excess` on average.
-    share, grad_norm, scale = batch_factor(max(n, N), n, "without_replacement"), norm(found.gradient), None
+    share, grad_norm, scale = batch_factor(max(n, N), n, "without_replacement"), norm(whole.gradient), None
     excess = share * size.value
     if (rest := grad_norm**2 - excess) > 0:
-        variance = float(D.variances(found.gradient[:, None])[0])  # g'Dg
+        variance = float(D.variances(whole.gradient[:, None])[0])  # g'Dg
         relative = math.hypot(size.error / size.value if size.value else 0.0, _spread(share, variance, excess) / rest)
         scale = Estimate(size.value / rest, size.value / rest * relative, 0, "ratio")
     others = {"grad_norm": grad_norm}
-    others |= {f"trace.{name}": part for name, part in found.by_parameter.items()} if settings.layers else {}
+    others |= {f"trace.{name}": part for name, part in whole.by_parameter.items()} if settings.layers else {}
     if m is None and here.num_train is None:
         return size, scale, others
     factor = 0.0 if m is None else batch_factor(N, m, here.sampling)
@@ -169,7 +162,7 @@ def _tails(here: Snapshot, settings: Noise, D: Covariance) -> dict[str, float]:
     examples, P = D.examples, D.size
     if examples.num_examples < FEWEST:
         return {}
-    generator = stream(here.seed, "noise/tails", here.step)
+    generator = here.stream("noise/tails")
     g = examples.gradient()
     z = torch.randn(P, settings.directions, generator=generator, dtype=torch.float32).to(g) / math.sqrt(P)
     projected = examples.along(z)
@@ -192,7 +185,7 @@ def _against(
     before, w, P, limit = H.matvecs, here.w, H.size, settings.max_matvecs
     pairs = min(settings.pairs, P // 2) or 1
     bottom = min(pairs, P - pairs)
-    generator = stream(here.seed, "noise/hessian", here.step)
+    generator = here.stream("noise/hessian")
     ends = lanczos(H, top=pairs, bottom=bottom, tol=EIGEN_TOL, max_matvecs=limit, copies=False, generator=generator)
     bends = torch.cat([ends.top.values > 0, ends.bottom.values < 0])  # the others are no top, or not negative
     if not bool(bends.any()):
@@ -200,9 +193,9 @@ def _against(
     curvature = torch.cat([ends.top.values, ends.bottom.values])[bends]
     vectors = torch.cat([ends.top.vectors, ends.bottom.vectors], dim=1)[:, bends]
     variance = along(D.examples, vectors, curvature, fitted=len(ends.top.values))
-    theory = expected_slope(loss, w, generator=stream(here.seed, "noise/theory", here.step))
+    theory = expected_slope(loss, w, generator=here.stream("noise/theory"))
     squares = Interval(spectrum.squares, spectrum.squares_error, math.inf) if spectrum.squares > 0 else None
-    draw = stream(here.seed, "noise/alignment", here.step)
+    draw = here.stream("noise/alignment")
     both = alignment(H, D, squares=squares, tol=settings.tol, generator=draw, max_matvecs=limit)
     return NoiseAlong(curvature, variance, theory, spectrum.trace / P, both, H.matvecs - before)
 
@@ -220,7 +213,7 @@ def _drawn(here: Snapshot, loss: Objective, whole: float, epochs: int) -> tuple[
     numbers = torch.full((4, len(SAMPLINGS), len(sizes)), math.nan, dtype=torch.float64)
     for i, sampling in enumerate(SAMPLINGS):
         for j, m in enumerate(sizes):
-            seed = stream(here.seed, f"noise/draws/{sampling}/{m}", here.step).initial_seed()
+            seed = here.stream(f"noise/draws/{sampling}/{m}").initial_seed()
             moments = [batch_moments(loss, here.w, index) for index in _epochs(N, m, sampling, seed, max(2, epochs))]
             units = torch.tensor(moments, dtype=torch.float64) / whole
             numbers[:2, i, j] = units.mean(0)

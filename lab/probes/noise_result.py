@@ -3,18 +3,17 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from lab.noise.alignment import Alignment
 from lab.noise.covariance import Spectrum
 from lab.noise.slope import Along
-from lab.results import Estimate, Result, numbered
+from lab.probes.noise_figure import alignment_figure, draws_figure, eigenvalue_figure
+from lab.results import Estimate, Result, finite, numbered, ranked, with_errors
 from lab.sampling import SAMPLINGS
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -34,10 +33,10 @@ class NoiseAlong:
     matvecs: int
 
     def numbers(self) -> dict[str, float]:
-        down, found = int(self.curvature.argmin()), self.variance
-        numbers = {"slope": found.slope, "error/slope": found.slope_error, "slope_theory": self.theory}
+        down, along = int(self.curvature.argmin()), self.variance
+        numbers = with_errors({"slope": (along.slope, along.slope_error)}) | {"slope_theory": self.theory}
         if bool(self.curvature[-1] < 0):
-            numbers |= {"downhill": float(found.variance[down]), "error/downhill": float(found.error[down])}
+            numbers |= with_errors({"downhill": (along.variance[down], along.error[down])})
         return numbers | numbered({"alignment": self.alignment.trace, "cosine": self.alignment.cosine})
 
 
@@ -53,6 +52,7 @@ class NoiseResult(Result):
     draws     what the drawn batches showed, for S sizes: arrays (S,) and (3, S) in units of Tr D, rows as `SAMPLINGS`.
     """
 
+    blank: ClassVar[str] = "there is no gradient noise here: nothing to draw"
     trace: Estimate
     scale: Estimate | None
     spectrum: Spectrum | None
@@ -62,30 +62,21 @@ class NoiseResult(Result):
 
     def numbers(self) -> dict[str, float]:
         numbers = numbered({"trace": self.trace} | ({} if self.scale is None else {"scale": self.scale}))
-        if (found := self.spectrum) is not None:
-            names = ["lambda_max", *(f"lambda_{i}" for i in range(2, len(found.pairs.values) + 1))]
-            numbers |= dict(zip(names, found.pairs.values.tolist(), strict=True))
-            numbers |= {f"error/{name}": float(error) for name, error in zip(names, found.pairs.errors, strict=True)}
-            numbers |= {"effective_rank": found.effective_rank, "error/effective_rank": found.effective_rank_error}
-            numbers |= {"rank_bound": float(found.rank_bound)}
+        if (spectrum := self.spectrum) is not None:
+            names = ["lambda_max", *(f"lambda_{i}" for i in range(2, len(spectrum.pairs.values) + 1))]
+            numbers |= ranked(names, spectrum.pairs)
+            numbers |= with_errors({"effective_rank": (spectrum.effective_rank, spectrum.effective_rank_error)})
+            numbers |= {"rank_bound": float(spectrum.rank_bound)}
         return numbers | ({} if self.along is None else self.along.numbers()) | dict(self.others)
 
     def sentence(self) -> str:
         return in_words(self.numbers()) or "Gradient noise: not measured, for it is not finite."
 
-    def figure(self, when: str = "") -> "Figure":
-        """The noise against the curvature, where H was looked at, else its eigenvalues. Raises ValueError without noise."""
-        if not (figures := self.figures(when)):
-            raise ValueError("there is no gradient noise here: nothing to draw")
-        return next(iter(figures.values()))
-
-    def figures(self, when: str = "") -> "dict[str, Figure]":
-        from lab.probes.noise_figures import alignment_figure, draws_figure, eigenvalue_figure
-
+    def figures(self, when: str = "") -> dict[str, Figure]:
+        """The noise against the curvature, where H was looked at; its eigenvalues; the drawn batches."""
         figures: dict[str, Figure] = {}
         if self.along is not None:
-            title = f"gradient noise along eigenvectors of the Hessian{when}"
-            figures["along"] = alignment_figure(self.along, title)
+            figures["along"] = alignment_figure(self.along, f"gradient noise along eigenvectors of the Hessian{when}")
         if self.spectrum is not None:
             figures["spectrum"] = eigenvalue_figure(self.spectrum, f"gradient noise of one example{when}")
         if self.draws:
@@ -106,7 +97,7 @@ class NoiseResult(Result):
 
 def in_words(numbers: Mapping[str, float]) -> str:
     """Size of the noise, what it has to do with H, and whether the draws bear Lemma 1 out; of what is finite."""
-    numbers = {name: number for name, number in numbers.items() if math.isfinite(number)}
+    numbers = finite(numbers)
     if "trace" not in numbers:
         return ""
     words = [_size_in_words(numbers)]

@@ -12,24 +12,23 @@ The known eigenpairs are taken out of the density, so it is exact at the ends an
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from matplotlib.figure import Figure
+from pydantic import model_validator
 from torch import Tensor
 
 from lab.curvature.density import SpectralDensity
 from lab.curvature.stability import UpdateRule
 from lab.params import Layout, layout
-from lab.probes.base import Every, Memory, Plan, Probe, ProbeSet, Snapshot, measures
+from lab.probes.base import Count, Every, Memory, Plan, Probe, ProbeSet, Share, Snapshot, knob, measures
 from lab.probes.sharpness import PER_SOLVE
 from lab.probes.spectrum_blocks import Blocks, eigenvalues
 from lab.results import Eigenpairs, Estimate, Result, numbered
+from lab.run.figures import spectrum_figure
 from lab.settings import SettingError
 from lab.settings import settings as card
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 QUANTITIES = ("frobenius", "negative_mass", "effective_rank", "outliers")
 """Numbers that come from the density, with their errors."""
@@ -55,36 +54,22 @@ class Spectrum(Probe):
     name: ClassVar[str] = "spectrum"
 
     every: Every = 130
-    k: Annotated[int, Field(gt=0, description="number of largest eigenpairs")] = 10
-    bottom: Annotated[int, Field(ge=0, description="number of smallest eigenpairs")] = 10
-    tol: Annotated[
-        float,
-        Field(
-            gt=0, lt=1, description="wanted error of an eigenvalue, relative to the largest |eigenvalue|, at both ends"
-        ),
-    ] = 1e-2
-    max_matvecs: Annotated[
-        int, Field(gt=3, description="Hessian products allowed per eigensolve (each about 1.1 gradients)")
-    ] = 400
-    steps: Annotated[
-        int, Field(gt=1, description="Lanczos steps per random vector: the density resolves 1/steps of the range")
-    ] = 80
-    vectors: Annotated[
-        int, Field(gt=0, description="random vectors of the density: errors fall as 1/sqrt(vectors)")
-    ] = 3
+    k: Annotated[Count, knob("number of largest eigenpairs")] = 10
+    bottom: Annotated[int, knob("number of smallest eigenpairs", ge=0)] = 10
+    tol: Annotated[Share, knob("wanted error of an eigenvalue, relative to the largest |eigenvalue|, at both ends")] = (
+        1e-2
+    )
+    max_matvecs: Annotated[int, knob("Hessian products allowed per eigensolve (each about 1.1 gradients)", gt=3)] = 400
+    steps: Annotated[int, knob("Lanczos steps per random vector: the density resolves 1/steps of the range", gt=1)] = 80
+    vectors: Annotated[Count, knob("random vectors of the density; its errors fall as 1/sqrt(vectors)")] = 3
     examples: ProbeSet = "auto"
     parameters: Annotated[
-        str, Field(description="glob of parameter names, as in *.weight: the Hessian in these alone, the others held")
+        str, knob("glob of parameter names, as in *.weight: the Hessian in these, all others held")
     ] = "*"
-    split: Annotated[bool, Field(description="also H = Gauss-Newton + residual: eigenvalues and traces of both")] = (
-        False
-    )
-    layers: Annotated[bool, Field(description="also the largest eigenvalue and the trace of each layer's block")] = (
-        False
-    )
+    split: Annotated[bool, knob("also H = Gauss-Newton + residual: top eigenvalues and traces of both")] = False
+    layers: Annotated[bool, knob("also the largest eigenvalue and the trace of every layer's block")] = False
     engine: Annotated[
-        Literal["lab", "pyhessian"],
-        Field(description="lab | pyhessian (eigenvalues, trace and density of that package)"),
+        Literal["lab", "pyhessian"], knob("lab | pyhessian (eigenvalues, trace and density of that package)")
     ] = "lab"
 
     @model_validator(mode="after")
@@ -126,6 +111,7 @@ class SpectrumResult(Result):
     matvecs         products spent, draws of the trace, and one for the gradient.
     """
 
+    blank: ClassVar[str] = "the Hessian is not finite here: there is no spectrum to draw"
     top: Eigenpairs
     bottom: Eigenpairs
     density: SpectralDensity
@@ -168,16 +154,10 @@ class SpectrumResult(Result):
         arrays |= {name: torch.tensor(x, dtype=torch.float64) for name, x in numbers.items() if x is not None}
         return arrays | {"top": self.top.values, "bottom": self.bottom.values}
 
-    def figure(self, when: str = "") -> "Figure":
+    def figures(self, when: str = "") -> dict[str, Figure]:
         """Density and number of eigenvalues; the threshold 2/lr (or its kin) beside them."""
-        from lab.run.figures import spectrum_figure
-
-        if not (arrays := self.arrays()):
-            raise ValueError("the Hessian is not finite here: there is no spectrum to draw")
-        return spectrum_figure({name: array.cpu().numpy() for name, array in arrays.items()}, f"Hessian spectrum{when}")
-
-    def figures(self, when: str = "") -> "dict[str, Figure]":
-        return {"density": self.figure(when)} if math.isfinite(self.density.bulk_edge) else {}
+        arrays = {name: array.cpu().numpy() for name, array in self.arrays().items()}
+        return {"density": spectrum_figure(arrays, f"Hessian spectrum{when}")} if arrays else {}
 
     def costs(self) -> dict[str, float]:
         return {"matvecs": float(self.matvecs)}

@@ -14,15 +14,14 @@ from torch import Tensor
 
 from lab.curvature.density import SpectralDensity, density
 from lab.curvature.eigen import Extremes, lanczos
-from lab.curvature.operators import Hessian, LinearOperator, difference, gauss_newton, hessian, restricted
+from lab.curvature.operators import LinearOperator, difference, gauss_newton, restricted
 from lab.curvature.trace import gauss_newton_trace, hessian_trace, trace
 from lab.layers.anatomy import take_apart
 from lab.objective import Objective
 from lab.params import Layout
 from lab.probes.base import Snapshot
-from lab.results import Eigenpairs, Estimate, numbered
+from lab.results import Eigenpairs, Estimate, numbered, ranked
 from lab.settings import SettingError
-from lab.streams import stream
 
 if TYPE_CHECKING:
     from lab.probes.spectrum import Spectrum
@@ -39,7 +38,7 @@ class Blocks:
     def __init__(self, here: Snapshot, settings: "Spectrum"):
         self.here, self.settings = here, settings
         self.loss = here.loss_on(settings.examples)
-        self.H: Hessian = here.once(("hessian", settings.examples), lambda: hessian(self.loss, here.w))
+        self.H = here.hessian(settings.examples)
         self.places = None if settings.parameters == "*" else settings.select(_layout(self.loss))
         self.layered = self.loss if self.places is None else None
         """The loss, where the layers of its network tell traces."""
@@ -53,7 +52,7 @@ class Blocks:
         return v if self.places is None else v[self.places.to(v.device)]
 
     def draw(self, what: str) -> torch.Generator:
-        return stream(self.here.seed, f"spectrum/{what}", self.here.step)
+        return self.here.stream(f"spectrum/{what}")
 
     def solve(self, operator: LinearOperator, top: int, bottom: int, what: str) -> Extremes:
         tol, most = self.settings.tol, self.settings.max_matvecs
@@ -118,11 +117,9 @@ class Blocks:
                 warnings.simplefilter("ignore")
                 if self.layered is not None:
                     take_apart(self.layered, self.here.w)
-                    by_layers = hessian_trace(
-                        self.layered, self.here.w, tol=TRACE_TOL, generator=draw, operator=operator
-                    )
-                    ways.append(by_layers)
-                    spent = max(0, by_layers.matvecs - (operator.matvecs - before))
+                    loss, w = self.layered, self.here.w
+                    ways.append(hessian_trace(loss, w, tol=TRACE_TOL, generator=draw, operator=operator))
+                    spent = max(0, ways[-1].matvecs - (operator.matvecs - before))
             if not ways[-1].error <= TRACE_TOL * abs(ways[-1].value):
                 ways.append(by_products(operator, known, draw, most=self.settings.max_matvecs))
         best = min((way for way in ways if math.isfinite(way.error)), key=lambda way: way.error, default=there)
@@ -156,10 +153,7 @@ def by_products(
 
 def eigenvalues(name: str, pairs: Eigenpairs) -> dict[str, float]:
     """name_1, name_2 .. with their errors."""
-    numbers = dict[str, float]()
-    for i, (value, error) in enumerate(zip(pairs.values.tolist(), pairs.errors.tolist(), strict=True), 1):
-        numbers |= {f"{name}_{i}": value, f"error/{name}_{i}": error}
-    return numbers
+    return ranked([f"{name}_{i + 1}" for i in range(len(pairs.values))], pairs)
 
 
 def _joined(ends: Extremes) -> Eigenpairs | None:

@@ -16,7 +16,7 @@ from lab.noise.fisher import sampled_fisher, true_fisher
 from lab.objective import NetworkObjective
 from lab.probes.base import Examples, Plan, Snapshot
 from lab.probes.fisher import Fisher, fisher
-from lab.probes.fisher_figures import MATRICES
+from lab.probes.fisher_matrices import MATRICES
 from lab.settings import SettingError
 from lab.streams import stream
 

@@ -1,24 +1,20 @@
 """The pictures of the Fisher probe, drawn from its arrays: all matrices at one step, and their course through training."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from lab.probes.fisher_matrices import MATRICES
+from lab.run.figures import CURVATURE
 
-MATRICES = ("true", "sampled", "empirical", "covariance", "gauss_newton", "hessian", "residual")
 NAMES = (
-    "true Fisher F",
-    "sampled Fisher",
-    "empirical Fisher",
-    "covariance D",
-    "Gauss-Newton G",
-    "Hessian H",
-    "residual H - G",
+    *("true Fisher F", "sampled Fisher", "empirical Fisher", "covariance D"),
+    *("Gauss-Newton G", "Hessian H", "residual H - G"),
 )
 COLORS = ("black", "tab:olive", "tab:orange", "tab:red", "tab:gray", "tab:blue", "tab:green")
 REMEMBERED = ("traces", "trace_errors", "cosines", "cosine_errors")
@@ -34,19 +30,18 @@ CURVES: dict[str, dict[str, Any]] = {
 """How the curves are drawn, what lies under another first; R is the gap of H and G."""
 
 
-def matrices_figure(arrays: Mapping[str, Tensor], title: str) -> "Figure":
-    """The cosines of all pairs as a table in color; beside every row its trace and its largest eigenvalue."""
-    from matplotlib.figure import Figure
-
+def matrices_figure(arrays: Mapping[str, Tensor], title: str) -> Figure:
+    """The cosines of all pairs as a table in colour; beside every row its trace and its largest eigenvalue."""
     figure = Figure(figsize=(12, 4.8), layout="constrained")
     table, traces, tops = figure.subplots(1, 3, width_ratios=(7, 4, 4))
     cosines, errors = arrays["cosines"].numpy(), arrays["cosine_errors"].numpy()
     image = table.imshow(np.where(np.isfinite(cosines), cosines, 0), cmap="RdBu_r", vmin=-1, vmax=1)
     for i, j in np.ndindex(cosines.shape):
-        text = _rounded(float(cosines[i, j]), float(errors[i, j]))
-        table.text(
-            j, i, text, ha="center", va="center", fontsize=9, color="white" if abs(cosines[i, j]) > 0.6 else "black"
+        text, color = (
+            _rounded(float(cosines[i, j]), float(errors[i, j])),
+            "white" if abs(cosines[i, j]) > 0.6 else "black",
         )
+        table.text(j, i, text, ha="center", va="center", fontsize=9, color=color)
     rows = range(len(MATRICES))
     table.set_yticks(rows, NAMES)
     table.set_xticks(rows, NAMES, rotation=35, ha="right", rotation_mode="anchor")
@@ -62,13 +57,8 @@ def matrices_figure(arrays: Mapping[str, Tensor], title: str) -> "Figure":
     return figure
 
 
-def training_figure(history: Tensor) -> "Figure":
+def training_figure(history: Tensor) -> Figure:
     """Traces above, cosines with the true Fisher below, over the steps; rows of `history` as of `REMEMBERED`."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogFormatter
-
-    from lab.run.figures import CURVATURE
-
     figure = Figure(figsize=(8, 7), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     steps, past = history[:, 0].numpy(), {name: part.numpy() for name, part in remembered(history).items()}
@@ -80,8 +70,8 @@ def training_figure(history: Tensor) -> "Figure":
     drawn = past["traces"][:, [MATRICES.index(name) for name in CURVES]]
     above.set(yscale="log" if (drawn > 0).all() else "symlog", ylabel=f"trace ({CURVATURE})")
     above.set_title("Fisher against Hessian through training", fontsize=11)
-    above.yaxis.set_major_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
-    above.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+    for set_formatter in (above.yaxis.set_major_formatter, above.yaxis.set_minor_formatter):
+        set_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
     below.set(xlabel="step (updates)", ylabel="cosine with the true Fisher")
     for axis in (above, below):
         axis.grid(alpha=0.25)
@@ -97,10 +87,8 @@ def remembered(history: Tensor) -> dict[str, Tensor]:
     return {name: part if part.shape[1] == num else part.unflatten(1, (num, num)) for name, part in parts.items()}
 
 
-def _bars(axis: "Axes", values: np.ndarray, errors: np.ndarray | None, name: str) -> None:
+def _bars(axis: Axes, values: np.ndarray, errors: np.ndarray | None, name: str) -> None:
     """Horizontal bars beside the rows of the table, their numbers written at the end."""
-    from lab.run.figures import CURVATURE
-
     rows = range(len(values))
     axis.barh(rows, values, xerr=errors, color=COLORS, alpha=0.75, height=0.65)
     axis.axvline(0, color="0.3", lw=0.8)

@@ -62,9 +62,8 @@ def eigenvalue_figure(spectrum: Spectrum, title: str) -> Figure:
     if np.isfinite(rank):
         axis.axvline(rank, color="tab:orange", lw=1.2, ls="--", label=f"effective rank {rank:.3g}")
     axis.axvline(spectrum.rank_bound, color="0.5", lw=1.2, ls=":", label="largest rank possible")
-    axis.set(
-        xlabel="index", ylabel=r"eigenvalue (gradient$^2$)", title=f"{title}; top {_shares(values, spectrum.trace)}"
-    )
+    title = f"{title}; top {_shares(values, spectrum.trace)}"
+    axis.set(xlabel="index", ylabel=r"eigenvalue (gradient$^2$)", title=title)
     axis.grid(alpha=0.25)
     axis.legend(loc="lower left", frameon=False, fontsize=9)
     return figure
@@ -80,10 +79,8 @@ def draws_figure(draws: Mapping[str, Tensor], title: str) -> Figure:
     N, sizes = int(draws["examples"]), draws["sizes"].numpy()
     variance, cross = ((draws[name], draws[f"{name}_error"]) for name in ("variance", "cross"))
     m = np.unique(np.geomspace(1, sizes.max(), 60).round().astype(int))
-    above.loglog(
-        m, [batch_factor(N, int(i), "with_replacement") for i in m], "-", color="tab:blue", label="theory: 1/m"
-    )
-    without = [batch_factor(N, int(i), "without_replacement") for i in m]
+    replaced, without = ([batch_factor(N, int(i), s) for i in m] for s in ("with_replacement", "without_replacement"))
+    above.loglog(m, replaced, "-", color="tab:blue", label="theory: 1/m")
     above.loglog(m, without, "--", color="tab:orange", label="theory: (N - m) / (m (N - 1))")
     _points(above, sizes, *variance, np.ones((len(SAMPLINGS), len(sizes))))
     above.set(ylabel=r"$E\,|g_B-g|^2$ / Tr D", title=title)
@@ -98,9 +95,8 @@ def draws_figure(draws: Mapping[str, Tensor], title: str) -> Figure:
     low, high = below.get_ylim()
     below.set_ylim(low - 0.6 * (high - low), high)  # room for the legend
     above.legend(loc="lower left", fontsize=8.5, frameon=False)
-    below.legend(
-        *(part[:2] for part in below.get_legend_handles_labels()), loc="lower left", fontsize=8.5, frameon=False
-    )
+    lines = (part[:2] for part in below.get_legend_handles_labels())
+    below.legend(*lines, loc="lower left", fontsize=8.5, frameon=False)
     for axis in (above, middle, below):
         axis.grid(alpha=0.25)
     return figure

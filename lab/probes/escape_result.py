@@ -1,49 +1,83 @@
-"""What an escape measurement found, in sentences."""
+"""What the measurement of escape returns, and the words for it."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
 
 from lab.escape.growth import Thrown
 from lab.escape.saddle import Departure
-from lab.escape.survival import Slope, per_epoch, per_time, slope, words
+from lab.escape.survival import per_epoch, per_time, words
 from lab.noise.lyapunov import sign
-from lab.probes.escape_cells import Cell, mean
-from lab.results import CriticalPoint
+from lab.probes.escape_cell import EscapeCell, mean
+from lab.probes.escape_figure import escape_figure, sweep_slope
+from lab.probes.escape_start import Start
+from lab.results import CriticalPoint, Result
 
 
-def sweep_slope(cells: Sequence[Cell]) -> Slope | None:
-    """log of the mean escape time in units of lr * step against B/lr; None where fewer than two points have a rate."""
-    kept = [
-        (cell.batch_size / cell.lr, per_time(cell.rate, cell.lr)) for cell in cells if cell.rate and cell.rate.exits
-    ]
-    if len({x for x, _ in kept}) < 2:
-        return None
-    return slope([x for x, _ in kept], [rate for _, rate in kept])
+@dataclass(frozen=True)
+class EscapeResult(Result):
+    """Where the replicas started, and what they did for each learning rate and batch size of the sweep (`cells`); None and
+    () where the weights are not finite. exit: the criterion by which they left.
+    """
+
+    blank: ClassVar[str] = "the weights are not finite: there is nothing to draw"
+    start: Start | None
+    cells: tuple[EscapeCell, ...]
+    exit: str
+
+    def numbers(self) -> dict[str, float]:
+        """Those of the first cell: the run's own, unless a sweep was asked for. NaN where nothing was measured."""
+        if self.start is None:
+            return {}
+        point = self.start.critical
+        return {
+            "index": float(point.index),
+            "index_exact": float(point.index_exact),
+            "loss": point.value,
+            "grad_norm": point.grad_norm,
+        } | self.cells[0].numbers()
+
+    def sentence(self) -> str:
+        if self.start is None:
+            return ""
+        return sentences(self.start.critical, self.cells, fits=self.start.curvature is not None, kind=self.exit)
+
+    def figures(self, when: str = "") -> dict[str, Figure]:
+        """Who is still inside, and the sweep beside theory."""
+        return {} if self.start is None else {"survival": escape_figure(self.cells, f"escape{when}")}
+
+    def arrays(self) -> dict[str, Tensor]:
+        """sweep: a row for every cell, with the columns of `lab.probes.escape_cell.COLUMNS`."""
+        if self.start is None:
+            return {}
+        return {"sweep": torch.tensor([cell.row() for cell in self.cells], dtype=torch.float64)}
 
 
-def sentences(point: CriticalPoint, cells: Sequence[Cell], *, fits: bool, kind: str) -> str:
+def sentences(point: CriticalPoint, cells: Sequence[EscapeCell], *, fits: bool, kind: str) -> str:
     """What was found, in plain sentences."""
-    said = [_place(point, cells, fits, kind)]
+    text = [_place(point, fits, kind)]
     for cell in cells:
-        if cell.thrown is not None:
-            said.append(f"{cell.name}: {_thrown(cell, cell.thrown)}.")
-        elif cell.theory is not None:
-            said.append(f"{cell.name}: {_left(cell, cell.theory)}.")
-        else:
-            said.append(f"{cell.name}: {_rate(cell)}.")
+        gone, theory = cell.thrown, cell.theory
+        outcome = _thrown(cell, gone) if gone else _left(cell, theory) if theory else _rate(cell)
+        text.append(f"{cell.name}: {outcome}.")
     fitted = sweep_slope(cells)
     if fitted is not None:
         curved = f"; a straight line is excluded (p = {fitted.p:.1g})" if fitted.p < 1e-2 else ""
-        said.append(
+        text.append(
             f"log escape time against B/lr has the slope {fitted.value:.3g} [{fitted.low:.3g}, {fitted.high:.3g}] over "
             f"{fitted.points} points{curved}."
         )
-    remarks = dict.fromkeys(warning for cell in cells if cell.found for warning in cell.found.warnings)
-    said += [f"Note: {remark}." for remark in remarks]
-    return " ".join(said)
+    remarks = dict.fromkeys(warning for cell in cells if cell.ensemble for warning in cell.ensemble.warnings)
+    text += [f"Note: {remark}." for remark in remarks]
+    return " ".join(text)
 
 
-def _place(point: CriticalPoint, cells: Sequence[Cell], fits: bool, kind: str) -> str:
+def _place(point: CriticalPoint, fits: bool, kind: str) -> str:
     where = {"not critical": "no critical point", "undetermined": "a critical point of unknown kind"}.get(
         point.kind, f"a {point.kind}" if point.kind != "degenerate" else "a degenerate critical point"
     )
@@ -55,7 +89,7 @@ def _place(point: CriticalPoint, cells: Sequence[Cell], fits: bool, kind: str) -
     return text + f"), exits by {kind}."
 
 
-def _thrown(cell: Cell, gone: Thrown) -> str:
+def _thrown(cell: EscapeCell, gone: Thrown) -> str:
     exponent = f"Lyapunov exponent {gone.exponent.value:.3g} +- {gone.exponent.error:.1g} a step"
     exponent += "" if sign(gone.exponent) else ", of undecided sign"
     left, R = int(gone.times.exited.sum()), len(gone.times.exited)
@@ -74,7 +108,7 @@ def _thrown(cell: Cell, gone: Thrown) -> str:
     return text
 
 
-def _left(cell: Cell, theory: Departure) -> str:
+def _left(cell: EscapeCell, theory: Departure) -> str:
     average, error = cell.mean_time
     left, R = int(cell.times.exited.sum()), len(cell.times.exited)
     if theory.never and left == 0:
@@ -92,22 +126,22 @@ def _left(cell: Cell, theory: Departure) -> str:
     return text
 
 
-def _rate(cell: Cell) -> str:
-    found = cell.found
-    if found is None:
+def _rate(cell: EscapeCell) -> str:
+    verdict = cell.ensemble
+    if verdict is None:
         return f"no rate: {'; '.join(cell.reasons)}"
-    left, R = int(cell.times.exited.sum()), len(cell.times.exited)
+    left, R, steps = int(cell.times.exited.sum()), len(cell.times.exited), float(cell.times.times.max())
     way = ""
     if math.isfinite(cell.barrier):
         way = f"; the nearest minimum beyond lies over a barrier of {cell.barrier:.4g}, the noise on the way is "
         way += f"{cell.temperature:.3g}"
-    if found.rate is None:
-        return f"no rate: {'; '.join(found.reasons)} ({left} of {R} left in {float(cell.times.times.max()):.0f} steps){way}"
+    if verdict.rate is None:
+        return f"no rate: {'; '.join(verdict.reasons)} ({left} of {R} left in {steps:.0f} steps){way}"
     if math.isfinite(cell.rate_theory):
         way += f", and Langer's rate {cell.rate_theory:.3g} per step"
-    text = words(found.rate)
-    if found.rate.exits:
-        others = (per_time(found.rate, cell.lr), per_epoch(found.rate, cell.per_epoch))
+    text = words(verdict.rate)
+    if verdict.rate.exits:
+        others = (per_time(verdict.rate, cell.lr), per_epoch(verdict.rate, cell.per_epoch))
         text += "".join(f", {rate.value:.3g} per {rate.unit}" for rate in others)
-        text += f"; p = {found.shape.p:.2g} for one rate" if math.isfinite(found.shape.p) else ""
+        text += f"; p = {verdict.shape.p:.2g} for one rate" if math.isfinite(verdict.shape.p) else ""
     return text + way
