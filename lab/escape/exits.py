@@ -129,10 +129,10 @@ class Quench(Exit):
 
     def ends(self, W: Tensor) -> Quenched:
         """Where gradient descent from the rows of W leads."""
-        found = quench(self.objective, W, lr=self.lr, tol=self.gradient_tolerance, max_steps=self.steps)
-        self.unconverged += int((~found.converged & found.values.isfinite()).sum())
+        ends = quench(self.objective, W, lr=self.lr, tol=self.gradient_tolerance, max_steps=self.steps)
+        self.unconverged += int((~ends.converged & ends.values.isfinite()).sum())
         self.quenched += len(W)
-        return found
+        return ends
 
     def outside(self, W: Tensor) -> Tensor:
         return self.elsewhere(self.ends(W).w)

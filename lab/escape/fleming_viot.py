@@ -120,9 +120,9 @@ class _Crowd:
             if bool(alive.any()):
                 out[alive] = self.exit.outside(W[alive])
         else:
-            found = self.exit.outside(W)
-            out = alive & found
-            self.back += int((self.last & ~found & W.isfinite().all(1)).sum())
+            outside = self.exit.outside(W)
+            out = alive & outside
+            self.back += int((self.last & ~outside & W.isfinite().all(1)).sum())
             self.seen_again += int(self.last.sum())
             self.last = out
         self.ends[out] = W[out]

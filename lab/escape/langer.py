@@ -77,23 +77,23 @@ class Langer:
         labels: where replicas of a thermal run went, by a converged quench (`Quenched.labels` with the well as 0 and the
         minimum beyond as 1): any other minimum among them refutes the picture of two wells.
         """
-        said = []
+        sentences = []
         lowest = float(self.well.eigenvalues[0])
         spread, way = math.sqrt(temperature / lowest), self.distance
         if spread > SOFT * way:
-            said.append(
+            sentences.append(
                 f"the softest direction of the well (curvature {lowest:.2g}) spreads over sqrt(T / lambda_min) = "
                 f"{spread:.2g}, more than {SOFT} of the way to the saddle, {way:.2g}: the well is no bowl"
             )
         if self.barrier < LEAST_BARRIER * temperature:
-            said.append(f"the barrier is {self.barrier / temperature:.2g} T only: replicas leave without waiting")
+            sentences.append(f"the barrier is {self.barrier / temperature:.2g} T only: replicas leave without waiting")
         if self.back < BACK * self.barrier:
-            said.append(
+            sentences.append(
                 f"the barrier back is {self.back / self.barrier:.2g} times that forth, less than {BACK:g}: replicas return "
                 "before they are seen"
             )
-        said += third_minimum(labels) if labels is not None else []
-        return said
+        sentences += third_minimum(labels) if labels is not None else []
+        return sentences
 
     @property
     def direction(self) -> Tensor:
@@ -104,10 +104,10 @@ class Langer:
 
 def third_minimum(labels: Tensor) -> list[str]:
     """A sentence, if a converged quench ended in other minima than the two (0 and 1), or did not converge."""
-    said = []
+    sentences = []
     other, lost = int((labels == -1).sum()), int((labels == -2).sum())
     if other:
-        said.append(f"the converged quench found {other} of {len(labels)} replicas in a third minimum")
+        sentences.append(f"the converged quench found {other} of {len(labels)} replicas in a third minimum")
     if lost:
-        said.append(f"the quench of {lost} of {len(labels)} replicas did not converge")
-    return said
+        sentences.append(f"the quench of {lost} of {len(labels)} replicas did not converge")
+    return sentences

@@ -60,12 +60,12 @@ def first_passages(
         raise ValueError("the walkers start outside: expected a start inside")
     root = torch.ones_like(start) if scale is None else scale.sqrt()
     chunks = [min(CHUNK, walkers - begin) for begin in range(0, walkers, CHUNK)]
-    found = []
+    chunked = []
     for i, size in enumerate(chunks):
         walk = _Walk(landscape, outside, lr, diffusion, root, momentum, generator)
         part = lambda share, i=i: tick((i + share) / len(chunks))  # noqa: E731
-        found.append(walk.run(start.expand(size, -1).clone(), max_steps, part))
-    times, exited, failed = (torch.cat(parts) for parts in zip(*found, strict=True))
+        chunked.append(walk.run(start.expand(size, -1).clone(), max_steps, part))
+    times, exited, failed = (torch.cat(parts) for parts in zip(*chunked, strict=True))
     return EscapeTimes(times, exited, failed, inspection=1.0)
 
 

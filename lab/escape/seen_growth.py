@@ -56,11 +56,11 @@ def autoregression(
     counts.scatter_add_(1, drawn, torch.ones_like(counts))
     counts = torch.cat([torch.ones_like(counts[:1]), counts])
     roots = _largest_roots((counts @ squares).unflatten(1, (order, order)), counts @ products)
-    found = roots.log()
-    if not bool(found[0].isfinite()):
+    growths = roots.log()
+    if not bool(growths[0].isfinite()):
         return Estimate(math.nan, math.nan, 0, f"AR({order})", False)
-    again = found[1:]
-    return Estimate(float(found[0]), float(again[again.isfinite()].std()), 0, f"AR({order})")
+    again = growths[1:]
+    return Estimate(float(growths[0]), float(again[again.isfinite()].std()), 0, f"AR({order})")
 
 
 def _largest_roots(squares: Tensor, products: Tensor) -> Tensor:

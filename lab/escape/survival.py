@@ -34,8 +34,8 @@ def rate(times: EscapeTimes, *, level: float = 0.95) -> Rate:
 
     >>> left = torch.tensor([True, True, False, False])
     >>> times = EscapeTimes(torch.tensor([10.0, 30.0, 40.0, 40.0]), left, torch.zeros(4, dtype=torch.bool))
-    >>> found = rate(times)
-    >>> round(found.value, 6), round(found.low, 6), round(found.high, 6)
+    >>> events = rate(times)
+    >>> round(events.value, 6), round(events.low, 6), round(events.high, 6)
     (0.016667, 0.002018, 0.060206)
     """
     _check(times, level)
@@ -56,32 +56,36 @@ def of_counts(exits: int, exposure: float, *, level: float = 0.95, unit: str = "
     return Rate(exits / exposure, low, high, exits, exposure, level, unit)
 
 
-def per_time(found: Rate, lr: float) -> Rate:
+def per_time(events: Rate, lr: float) -> Rate:
     """The same per unit of time lr * step, in which rates of different learning rates are compared."""
-    return _in_units(found, lr, "lr * step")
+    return _in_units(events, lr, "lr * step")
 
 
-def per_epoch(found: Rate, steps_per_epoch: float) -> Rate:
+def per_epoch(events: Rate, steps_per_epoch: float) -> Rate:
     """The same per pass through the data."""
-    return _in_units(found, 1 / steps_per_epoch, "epoch")
+    return _in_units(events, 1 / steps_per_epoch, "epoch")
 
 
-def _in_units(found: Rate, units: float, unit: str) -> Rate:
+def _in_units(events: Rate, units: float, unit: str) -> Rate:
     """units: how many of the new ones an old one is."""
-    scaled = {name: getattr(found, name) / units for name in ("value", "low", "high")}
-    return replace(found, **scaled, exposure=found.exposure * units, unit=unit)
+    scaled = {name: getattr(events, name) / units for name in ("value", "low", "high")}
+    return replace(events, **scaled, exposure=events.exposure * units, unit=unit)
 
 
-def words(found: Rate) -> str:
+def words(events: Rate) -> str:
     """A rate as one says it: never a number where nothing was seen.
 
     >>> words(of_counts(0, 1000.0)), words(of_counts(64, 4000.0))
     ('below 0.0030 per step (95 %; no exit in 1e+03)', '0.0160 [0.0123, 0.0204] per step (64 exits)')
     """
-    if not found.exits:
-        return f"below {found.high:#.2g} per {found.unit} ({100 * found.level:g} %; no exit in {found.exposure:.3g})"
-    plural = "s" if found.exits > 1 else ""
-    return f"{found.value:#.3g} [{found.low:#.3g}, {found.high:#.3g}] per {found.unit} ({found.exits} exit{plural})"
+    if not events.exits:
+        return (
+            f"below {events.high:#.2g} per {events.unit} ({100 * events.level:g} %; no exit in {events.exposure:.3g})"
+        )
+    plural = "s" if events.exits > 1 else ""
+    return (
+        f"{events.value:#.3g} [{events.low:#.3g}, {events.high:#.3g}] per {events.unit} ({events.exits} exit{plural})"
+    )
 
 
 def after(times: EscapeTimes, start: float) -> EscapeTimes:

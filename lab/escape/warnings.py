@@ -161,31 +161,31 @@ def beforehand(place: StartingPoint, exit: Exit | None = None) -> Iterator[str]:
 
 
 def reasons(
-    found: "EnsembleEscape", place: StartingPoint, exit: Exit, elsewhere: tuple[int, int] | None
+    seen: "EnsembleEscape", place: StartingPoint, exit: Exit, elsewhere: tuple[int, int] | None
 ) -> Iterator[str]:
     """Sentences, each of which alone means that no rate exists."""
     yield from beforehand(place, exit)
-    exits = int(found.watched.times.exited.sum())
-    mean = 1 / found.fit.value if exits else math.inf
-    if _left(found.slow) and exits:
-        yield f"without noise, at a tenth of the learning rate, it leaves as well (step {found.slow.left:.0f}): drift"  # type: ignore[union-attr]
-    elif _left(found.quiet) and exits:
-        yield f"without noise it leaves as well, at step {found.quiet.left:.0f}"  # type: ignore[union-attr]
+    exits = int(seen.watched.times.exited.sum())
+    mean = 1 / seen.fit.value if exits else math.inf
+    if _left(seen.slow) and exits:
+        yield f"without noise, at a tenth of the learning rate, it leaves as well (step {seen.slow.left:.0f}): drift"  # type: ignore[union-attr]
+    elif _left(seen.quiet) and exits:
+        yield f"without noise it leaves as well, at step {seen.quiet.left:.0f}"  # type: ignore[union-attr]
     if elsewhere is not None and elsewhere[0]:
         yield (
             f"{elsewhere[0]} of {elsewhere[1]} replicas counted inside lie in another minimum: the basin has more than two "
             "states on the way out"
         )
-    if found.watched.emptied:
+    if seen.watched.emptied:
         yield "all replicas had left during the burn-in, before they came to rest inside"
     elif mean < SLOW * place.relaxation and not place.critical.index:
         known = (
             f"{place.relaxation:.3g} steps" if math.isfinite(place.relaxation) else "unknown, no curvature is positive"
         )
         yield f"escape takes {mean:.3g} steps, relaxation inside {known}: what they leave is no stationary law"
-    if found.shape.p < UNLIKELY:
-        when = "too early" if found.shape.early > 0 else "too late"
-        yield f"the times are not exponential (p = {found.shape.p:.1g}: {when} for one rate)"
+    if seen.shape.p < UNLIKELY:
+        when = "too early" if seen.shape.early > 0 else "too late"
+        yield f"the times are not exponential (p = {seen.shape.p:.1g}: {when} for one rate)"
 
 
 def _left(run: "Control | None") -> bool:
@@ -196,14 +196,14 @@ def _left(run: "Control | None") -> bool:
 
 
 def remarks(
-    found: "EnsembleEscape", place: StartingPoint, exit: Exit, dynamics: "Dynamics", objective: Objective
+    seen: "EnsembleEscape", place: StartingPoint, exit: Exit, dynamics: "Dynamics", objective: Objective
 ) -> Iterator[str]:
     """Sentences that qualify what was measured."""
     if exit.warning:
         yield exit.warning
-    yield from _of_times(found)
-    yield from _of_start(found, place, exit)
-    yield from _of_ends(found, place, exit, dynamics, objective)
+    yield from _of_times(seen)
+    yield from _of_start(seen, place, exit)
+    yield from _of_ends(seen, place, exit, dynamics, objective)
     network = objective.inner if isinstance(objective, Decayed) else objective
     modules = network.modes.modules if isinstance(network, NetworkObjective) else []
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules):
@@ -212,9 +212,9 @@ def remarks(
         yield "the batches of an epoch make up for one another: there is less noise than D/B over many steps"
 
 
-def _of_times(found: "EnsembleEscape") -> Iterator[str]:
+def _of_times(seen: "EnsembleEscape") -> Iterator[str]:
     """What the exits themselves say."""
-    times, watched = found.watched.times, found.watched
+    times, watched = seen.watched.times, seen.watched
     if watched.returned > LOUD:
         yield (
             f"{100 * watched.returned:.0f} % of those that left were inside again at the next inspection: passages of the "
@@ -225,32 +225,32 @@ def _of_times(found: "EnsembleEscape") -> Iterator[str]:
         yield f"{failed} of {len(times.times)} replicas diverged: counted as exits of their own kind, not in the rate"
     if 0 < exits < FEW:
         yield f"{exits} exits are few: the interval is honest, and wide"
-    if exits and found.fit.value * times.inspection > 0.5:
+    if exits and seen.fit.value * times.inspection > 0.5:
         yield f"inspections every {times.inspection:g} steps are too far apart for exits this fast"
-    rates = [fit for _, fit in found.refits if fit.exits >= FEW]
+    rates = [fit for _, fit in seen.refits if fit.exits >= FEW]
     if rates and max(r.low for r in rates) > min(r.high for r in rates):
-        fits = ", ".join(f"{fit.value:.3g} at {start:.0f}" for start, fit in found.refits if fit.exits)
+        fits = ", ".join(f"{fit.value:.3g} at {start:.0f}" for start, fit in seen.refits if fit.exits)
         yield f"the rate depends on the burn-in ({fits} steps): it is not stationary"
 
 
-def _of_start(found: "EnsembleEscape", place: StartingPoint, exit: Exit) -> Iterator[str]:
+def _of_start(seen: "EnsembleEscape", place: StartingPoint, exit: Exit) -> Iterator[str]:
     """What the start says."""
     if place.critical.nullity and not isinstance(exit, Quench):
         yield f"{place.critical.nullity} directions are flat: diffusion along them is no escape, and must not move the exit"
     if FINITE_LR < 2 * place.edge <= 2:
         yield f"lr lambda_max is {2 * place.edge:.2g}: compare with the discrete-time chain, not with the diffusion"
-    if found.slow is not None and found.slow.least < found.slow.start * 0.9 and place.critical.kind == "not critical":
+    if seen.slow is not None and seen.slow.least < seen.slow.start * 0.9 and place.critical.kind == "not critical":
         yield (
-            f"the start is not at rest: gradient descent alone lowers the loss from {found.slow.start:.3g} to "
-            f"{found.slow.least:.3g}"
+            f"the start is not at rest: gradient descent alone lowers the loss from {seen.slow.start:.3g} to "
+            f"{seen.slow.least:.3g}"
         )
 
 
 def _of_ends(
-    found: "EnsembleEscape", place: StartingPoint, exit: Exit, dynamics: "Dynamics", objective: Objective
+    seen: "EnsembleEscape", place: StartingPoint, exit: Exit, dynamics: "Dynamics", objective: Objective
 ) -> Iterator[str]:
     """What those that left say."""
-    times, watched, exits = found.watched.times, found.watched, int(found.watched.times.exited.sum())
+    times, watched, exits = seen.watched.times, seen.watched, int(seen.watched.times.exited.sum())
     if isinstance(exit, Quench) and exit.unconverged:
         yield f"{exit.unconverged} of {exit.quenched} quenches had not come to rest: where they belong is not certain"
     if isinstance(exit, Quench) and exits:

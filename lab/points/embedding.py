@@ -98,15 +98,15 @@ def dead_neuron(
     def mean(incoming: Tensor) -> Tensor:
         return residual.T @ torch.tanh(x @ incoming[:-1] + incoming[-1]) / len(x)
 
-    found = least_squares(
+    solution = least_squares(
         lambda v: mean(torch.from_numpy(v)).numpy(), start.double().numpy(), xtol=1e-15, ftol=1e-15, gtol=1e-15
     )
-    left = float(mean(torch.from_numpy(found.x)).norm())
+    left = float(mean(torch.from_numpy(solution.x)).norm())
     if not left <= tol:
         raise ValueError(
             f"no dead neuron was found from this start: {left:.2g} is left of the gradient; try another start"
         )
-    return torch.from_numpy(found.x)
+    return torch.from_numpy(solution.x)
 
 
 def output_slopes(objective: NetworkObjective, w: Tensor) -> Tensor:

@@ -72,13 +72,13 @@ def least_step(objective: NetworkObjective, w: Tensor) -> Tensor:
 
 def _wanted(objective: NetworkObjective, w: Tensor) -> Tensor:
     """d (N, K): the change of the outputs of every example that Newton's method asks for."""
-    found = []
+    steps = []
     for weight, outputs, loss in objective.composition(w.detach()):
         f = outputs.detach().reshape(round(weight * len(objective.x)), -1).requires_grad_()
         slope = objective.slope(loss(f.reshape(outputs.shape)), f)
         rows = [torch.autograd.grad(column.sum(), f, retain_graph=True)[0] for column in slope.unbind(1)]
-        found.append(-(torch.linalg.pinv(torch.stack(rows, 1), hermitian=True) @ slope.detach()[:, :, None])[:, :, 0])
-    return torch.cat(found)
+        steps.append(-(torch.linalg.pinv(torch.stack(rows, 1), hermitian=True) @ slope.detach()[:, :, None])[:, :, 0])
+    return torch.cat(steps)
 
 
 def jacobian(objective: NetworkObjective, w: Tensor) -> Tensor:

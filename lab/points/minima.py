@@ -86,7 +86,7 @@ def find_minima(
     """
     like = torch.empty(0, dtype=torch.float64, device=generator.device)
     W = spread * torch.randn(restarts, objective.num_params, generator=generator, dtype=like.dtype, device=like.device)
-    found: list[Stationary] = []
+    distinct: list[Stationary] = []
     counts: list[int] = []
     lost = 0
     for w in descend(objective, W, tol=tol):
@@ -94,14 +94,14 @@ def find_minima(
         if not is_minimum(point, tol):
             lost += 1
             continue
-        known = place_of(point, found, symmetry)
+        known = place_of(point, distinct, symmetry)
         if known is None:
-            found.append(point)
+            distinct.append(point)
             counts.append(1)
         else:
             counts[known] += 1
-    order = sorted(range(len(found)), key=lambda i: found[i].value)
-    return Minima(tuple(found[i] for i in order), tuple(counts[i] for i in order), lost)
+    order = sorted(range(len(distinct)), key=lambda i: distinct[i].value)
+    return Minima(tuple(distinct[i] for i in order), tuple(counts[i] for i in order), lost)
 
 
 def is_minimum(point: Stationary, tol: float) -> bool:

@@ -83,8 +83,10 @@ def quench(
     while True:
         under_way = (~done & W.isfinite().all(1)).nonzero()[:, 0]
         if len(under_way):
-            arrived, found = polish(objective, W[under_way], tol) if small else _arrived(objective, W[under_way], tol)
-            W[under_way] = torch.where(arrived[:, None], found, W[under_way])
+            arrived, polished = (
+                polish(objective, W[under_way], tol) if small else _arrived(objective, W[under_way], tol)
+            )
+            W[under_way] = torch.where(arrived[:, None], polished, W[under_way])
             done[under_way] = arrived
         tick(max(float(done.double().mean()), steps / max_steps))
         if bool((done | ~W.isfinite().all(1)).all()) or steps >= max_steps:

@@ -115,41 +115,41 @@ class AnisotropicEscape(BarrierExperiment):
                 scale=scale.to(draws.device, torch.float32),
             )
 
-        ks, found = sorted(self.stiffness), dict[tuple[Kind, float], Passages]()
+        ks, walked = sorted(self.stiffness), dict[tuple[Kind, float], Passages]()
         for kind in KINDS:
-            found |= {(kind, k): walk(kind, k, tick) for k, tick in around.over(f"{kind} noise", ks)}
-        pairs = {k: (found["aligned", k], found["isotropic", k]) for k in ks}
+            walked |= {(kind, k): walk(kind, k, tick) for k, tick in around.over(f"{kind} noise", ks)}
+        pairs = {k: (walked["aligned", k], walked["isotropic", k]) for k in ks}
         ratios = [
             exact(f"aligned / isotropic, k = {k:g}", a.exact / i.exact, time_ratio(a, i))
             for k, (a, i) in pairs.items()
             if a.measured and i.measured
         ]
         return Outcome(
-            self._finding(found),
-            [*mean_times({f"{kind}, k = {k:g}": p for (kind, k), p in found.items()}), *ratios],
-            self._arrays(found, ks),
-            exits({f"{kind}_{k:g}": p for (kind, k), p in found.items()}),
+            self._finding(walked),
+            [*mean_times({f"{kind}, k = {k:g}": p for (kind, k), p in walked.items()}), *ratios],
+            self._arrays(walked, ks),
+            exits({f"{kind}_{k:g}": p for (kind, k), p in walked.items()}),
         )
 
-    def _arrays(self, found: dict[tuple[Kind, float], Passages], ks: list[float]) -> dict[str, object]:
+    def _arrays(self, walked: dict[tuple[Kind, float], Passages], ks: list[float]) -> dict[str, object]:
         grid = np.geomspace(ks[0], ks[-1], 25)
         return {
             "stiffness": ks,
-            "times": [[found[kind, k].point for k in ks] for kind in KINDS],
-            "at_least": [[self.lr / found[kind, k].rate.high for k in ks] for kind in KINDS],
+            "times": [[walked[kind, k].point for k in ks] for kind in KINDS],
+            "at_least": [[self.lr / walked[kind, k].rate.high for k in ks] for kind in KINDS],
             "grid": grid,
             "exact": [[self._chain(kind, k).lifetime for k in grid] for kind in KINDS],
             "diffusion": [[self.diffusion(kind, k)[:2] for k in (ks[0], ks[-1])] for kind in KINDS],
             "dimension": self.dimension,
         }
 
-    def _finding(self, found: dict[tuple[Kind, float], Passages]) -> str:
+    def _finding(self, walked: dict[tuple[Kind, float], Passages]) -> str:
         sentences = [
             f"{self.walkers} walkers in each cell, a double well in {self.dimension} dimensions, noise of the trace "
             f"{self.trace:g} in all"
         ]
         for k in (min(self.stiffness), max(self.stiffness)):
-            a, i = found["aligned", k], found["isotropic", k]
+            a, i = walked["aligned", k], walked["isotropic", k]
             where = "flatter than" if k < WELL else "sharper than" if k > WELL else "as sharp as"
             sentences.append(
                 f"where the other directions are {where} the way out ({k:g}, {WELL:g}), escape takes {_time(a)} with noise "

@@ -146,15 +146,15 @@ class EscapeBallistic(Experiment):
         for share in range(10):
             run.run((share + 1) * self.training_steps // 10 - share * self.training_steps // 10)
             tick((share + 1) / 11)
-        found = interpolate(objective, run.W[0])
-        if not found.converged:
+        fit = interpolate(objective, run.W[0])
+        if not fit.converged:
             raise SettingError(
-                f"training_steps={self.training_steps}: Gauss-Newton steps from there end at loss {found.loss:.2g}, "
+                f"training_steps={self.training_steps}: Gauss-Newton steps from there end at loss {fit.loss:.2g}, "
                 "not at a minimum that fits every example; train longer or use more hidden neurons"
             )
         tick(1.0)
-        curvature = example_curvature(objective, found.w)
-        return Minimum(objective, found.w, found.loss, curvature, root_loss(objective, found.w))
+        curvature = example_curvature(objective, fit.w)
+        return Minimum(objective, fit.w, fit.loss, curvature, root_loss(objective, fit.w))
 
     def _cell(
         self, around: Surroundings, at: Minimum, lr: float, size: int, mean_square: float, tick: Tick

@@ -200,10 +200,10 @@ class LangerHeld(Measured):
 
 def _reasons(barriers: list[float], refused: list[list[str]]) -> str:
     """Every reason once, with the measurements it holds for unless it holds for all."""
-    said = {
+    where = {
         reason: [x for x, no in zip(barriers, refused, strict=True) if reason in no] for no in refused for reason in no
     }
-    ordered = sorted(said.items(), key=lambda item: -len(item[1]))
+    ordered = sorted(where.items(), key=lambda item: -len(item[1]))
     return "; ".join(
         reason if len(at) == len(barriers) else f"at dL/T = {', '.join(f'{x:g}' for x in at)} {reason}"
         for reason, at in ordered

@@ -244,6 +244,7 @@ def _draw_survival(axis: Axes, arrays: Arrays) -> None:
 
 def _draw_line(axis: Axes, arrays: Arrays) -> None:
     x, grid = arrays["batch_over_lr"], arrays["grid"]
+    axis.set_yscale("log")
     law(axis, grid, arrays["continuous"], "theory, lr to 0 (quadrature)", ls="-")
     law(axis, grid, arrays["asymptote"], "Kramers' asymptote", "0.5", ls=":", lw=1.3)
     for i, lr in enumerate(arrays["lr"]):
@@ -253,12 +254,13 @@ def _draw_line(axis: Axes, arrays: Arrays) -> None:
     points(axis, x, arrays["top_times"], label="to the top", marker="^", mfc="none", ms=6)
     law(axis, x, arrays["top_exact"], color=COLORS[0], lw=1)
     title = "log time is a straight line in B / lr"
-    axis.set(xlabel="B / lr", ylabel="mean time (lr * step)", yscale="log")
+    axis.set(xlabel="B / lr", ylabel="mean time (lr * step)")
     caption(axis, title, "upper left", small=8)
 
 
 def _draw_finite(axis: Axes, arrays: Arrays) -> None:
     lr = arrays["lr"]
+    axis.set_xscale("log")
     for j, b in enumerate(arrays["batch_over_lr"]):
         color, limit = COLORS[j % len(COLORS)], arrays["continuous_at"][j]
         law(axis, arrays["fine_lr"], arrays["fine"][j] / limit, color=color, lw=1)
@@ -266,6 +268,6 @@ def _draw_finite(axis: Axes, arrays: Arrays) -> None:
         points(axis, beside, arrays["times"][:, j] / limit, color, f"B/lr = {b:g}")
     axis.axhline(1, color="tab:red", lw=1.2, label="lr to 0")
     title = "finite learning rate (dashed: exact chain)"
-    axis.set(xlabel="learning rate", ylabel="mean time / that for lr to 0", xscale="log")
+    axis.set(xlabel="learning rate", ylabel="mean time / that for lr to 0")
     caption(axis, title, "lower left")
     plain_ticks(axis, lr)

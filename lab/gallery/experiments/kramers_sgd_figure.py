@@ -59,13 +59,13 @@ def _times(axis: Axes, x: np.ndarray, rates: np.ndarray, color: str, mark: str, 
 def draw_kinds(axis: Axes, arrays: Arrays) -> None:
     """Rates of four noises of equal trace beside each other; hatched where replicas do not wait."""
     names = ["SGD, mini-batches", *(str(kind) for kind in arrays["kinds"])]
-    found, places = np.vstack([arrays["middle"][None, 1:], arrays["kind_rates"]]), np.arange(len(names))[::-1]
-    seen = np.isfinite(found[:, 1])
-    least, most = (found[seen, 1].min(), found[seen, 2].max()) if seen.any() else (0.1, 1.0)
+    rates, places = np.vstack([arrays["middle"][None, 1:], arrays["kind_rates"]]), np.arange(len(names))[::-1]
+    seen = np.isfinite(rates[:, 1])
+    least, most = (rates[seen, 1].min(), rates[seen, 2].max()) if seen.any() else (0.1, 1.0)
     axis.set_xscale("log")
     axis.set_xlim(least / 4, most * 6)
     colors = ("tab:blue", "tab:red", "0.55", "0.75")
-    for y, (v, low, high), color, counted, loose in zip(places, found, colors, seen, arrays["hasty"], strict=True):
+    for y, (v, low, high), color, counted, loose in zip(places, rates, colors, seen, arrays["hasty"], strict=True):
         if counted:
             look = {"color": "none", "edgecolor": "0.4", "hatch": "///"} if loose else {"color": color, "alpha": 0.75}
             axis.barh(y, v, 0.6, **look)

@@ -122,12 +122,12 @@ class LabelNoise(Experiment):
 
     def _down(self, times: np.ndarray, around: Surroundings) -> list[Estimate]:
         generator, sgd, at = around.stream(f"{self.name}/valley"), FactorSGD(self.lr, self.std), 0
-        x, found = torch.tensor([[self.start, 0.0]], device=around.device).repeat(self.walkers, 1), []
+        x, means = torch.tensor([[self.start, 0.0]], device=around.device).repeat(self.walkers, 1), []
         for n in times.tolist():
             sgd.run(x, n - at, generator)
-            found.append(average(x[:, 0].double()))
+            means.append(average(x[:, 0].double()))
             at = n
-        return found
+        return means
 
     def _growth(self, scale: float, generator: torch.Generator) -> Estimate:
         """Mean growth of log|a + b| a step, from a place where the noise is all there is."""
@@ -154,15 +154,15 @@ class LabelNoise(Experiment):
 
     def _paths(self, around: Surroundings) -> np.ndarray:
         """A trajectory (noises, MOVES, 2) under each noise from one place."""
-        found = []
+        paths = []
         for noise in NOISES:
             x = self.half_width * torch.tensor([[0.8, 0.55]], device=around.device)
             dynamics, generator, path = self._dynamics(noise), around.stream(f"{self.name}/path {noise}"), [x.clone()]
             for _ in range(MOVES - 1):
                 dynamics.run(x, max(1, self.steps // (2 * MOVES)), generator)
                 path.append(x.clone())
-            found.append(torch.cat(path).cpu().numpy())
-        return np.stack(found)
+            paths.append(torch.cat(path).cpu().numpy())
+        return np.stack(paths)
 
     @staticmethod
     def figure(arrays: Arrays, title: str) -> Figure:

@@ -201,8 +201,8 @@ def _mini_batches(card: OrnsteinUhlenbeck, around: Surroundings) -> tuple[Settle
     x = x @ torch.linalg.eigh(x.T @ x)[1].flip(1)
     lr = card.edge * mean_square_lr(ExampleCurvature(x[:, None, :]), factor=1 / card.batch_size).value
     problem, generator = Regression(x, y, card.batch_size, lr), around.stream(f"{card.name}/batches")
-    found = problem.settle(card.walkers, generator, looks=card.looks, tick=around.stage(part))
-    return found, Regression(x.cpu(), y.cpu(), card.batch_size, lr)
+    settled = problem.settle(card.walkers, generator, looks=card.looks, tick=around.stage(part))
+    return settled, Regression(x.cpu(), y.cpu(), card.batch_size, lr)
 
 
 def _covariance(card: OrnsteinUhlenbeck, around: Surroundings) -> Tensor:

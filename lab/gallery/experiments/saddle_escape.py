@@ -157,10 +157,10 @@ class SaddleDepartures(Experiment):
     ) -> Tensor:
         """Of walkers from 0, followed until all have left: one in 10^12 stays for 28 / log z beyond the mean."""
         steps = math.ceil(expected.mean + 28 / self.log_z)
-        found = self.sgd(landscape, noise).first_exits(
+        exits = self.sgd(landscape, noise).first_exits(
             _origin(landscape, generator), outside, generator, walkers=self.walkers, steps=steps, tick=tick
         )
-        return found.times
+        return exits.times
 
     def _growth(self, around: Surroundings, tick: Tick) -> tuple[Tensor, Estimate, Estimate]:
         """|x_-| (steps + 1, KICKED) of a deep linear network kicked off the saddle at which one of three singular values is

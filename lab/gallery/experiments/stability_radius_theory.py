@@ -50,8 +50,8 @@ class Stayed(Measured):
 
     def mean(self, case: tuple[Kind, float]) -> Estimate:
         """Mean time to leave in units of lr x step: time watched over exits, which is the mean where all have left."""
-        found = self.times[case]
-        t, gone = self.card.lr * found.times, int(found.exited.sum())
+        exits = self.times[case]
+        t, gone = self.card.lr * exits.times, int(exits.exited.sum())
         if gone < len(t):
             value = float(t.sum()) / gone if gone >= LEAST else math.nan
             return Estimate(value, value / math.sqrt(max(1, gone)), 0, "censored")
@@ -122,9 +122,9 @@ class Stayed(Measured):
         )
 
 
-def _left(found: EscapeTimes) -> Estimate:
-    n = len(found.times)
-    share = float(found.exited.double().mean())
+def _left(exits: EscapeTimes) -> Estimate:
+    n = len(exits.times)
+    share = float(exits.exited.double().mean())
     return Estimate(share, math.sqrt(share * (1 - share) / n), 0, "walkers")
 
 

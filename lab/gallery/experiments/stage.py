@@ -165,8 +165,8 @@ class Stage:
     def ends(self, stays: list[Stays], tick: Tick = silent) -> tuple[Quenched, Tensor]:
         """Where those that left and those that were still inside go by a converged quench, and which of `minima` it is."""
         points = torch.cat([part for stay in stays for part in (stay.left, stay.inside)])
-        found = quench(self.objective, points[points.isfinite().all(1)], tick=tick)
-        return found, found.labels(self.minima, self.symmetry)
+        ends = quench(self.objective, points[points.isfinite().all(1)], tick=tick)
+        return ends, ends.labels(self.minima, self.symmetry)
 
     def words(self) -> str:
         """The stage in two sentences."""
@@ -196,20 +196,20 @@ def set_stage(name: CaseName) -> Stage:
     objective, symmetry = Decayed(network, case.decay), hidden_neurons(network)
     well, beyond = _pair(objective, symmetry, case)
     beyond = stationary(objective, nearest(beyond.w, well.w, symmetry))
-    found = find_pass(objective, well.w, beyond.w)
-    if found.saddle is None:
-        raise ValueError(f"no saddle between the minima of {name}: {found.failure}")
+    over = find_pass(objective, well.w, beyond.w)
+    if over.saddle is None:
+        raise ValueError(f"no saddle between the minima of {name}: {over.failure}")
     D = example_covariance(objective)(well.w[None])[0]
-    return Stage(case, objective, symmetry, Langer(well, found.saddle, beyond), found.string, found.values, D)
+    return Stage(case, objective, symmetry, Langer(well, over.saddle, beyond), over.string, over.values, D)
 
 
 def _pair(objective: Objective, symmetry: Symmetry, case: Case) -> tuple[Stationary, Stationary]:
     """The two minima of the case, from as many random starts as it takes."""
     known: dict[float, Stationary] = {}
     for part in range(ROUNDS):
-        found = find_minima(objective, stream(0, "escape/minima", part), restarts=RESTARTS, symmetry=symmetry)
+        minima = find_minima(objective, stream(0, "escape/minima", part), restarts=RESTARTS, symmetry=symmetry)
         for loss in (case.well, case.beyond):
-            near = [point for point in found.points if abs(point.value - loss) < NEAR]
+            near = [point for point in minima.points if abs(point.value - loss) < NEAR]
             if near:
                 known[loss] = near[0]
         if len(known) == 2:

@@ -44,8 +44,8 @@ def rate_in_words(stay: Stays, seen: Rate, barrier: str = "") -> str:
     if not hasty(stay):
         return words(seen)
     why = f"NO RATE ({barrier}: no barrier; " if barrier else "NO RATE ("
-    said = f"{why}{early} of {early + late} stays end within the burn-in"
-    return f"{said}, later ones {seen.value:.2g} per {seen.unit})" if seen.exits else f"{said})"
+    sentence = f"{why}{early} of {early + late} stays end within the burn-in"
+    return f"{sentence}, later ones {seen.value:.2g} per {seen.unit})" if seen.exits else f"{sentence})"
 
 
 def bars(rates: list[Rate]) -> np.ndarray:

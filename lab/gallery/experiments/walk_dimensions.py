@@ -244,10 +244,10 @@ def _draw_shell(axis: Axes, arrays: Arrays) -> None:
 
 
 def _draw_components(axis: Axes, arrays: Arrays) -> None:
-    found, n = arrays["components"], int(arrays["n"])
-    limit, t = cosines(n + 1, found.shape[1]).numpy(), np.arange(n + 1)
+    walk, n = arrays["components"], int(arrays["n"])
+    limit, t = cosines(n + 1, walk.shape[1]).numpy(), np.arange(n + 1)
     for i, color in enumerate(("tab:blue", "tab:green")):
-        axis.plot(t, found[:, i], color=color, lw=1, label=f"component {i + 1} of one walk")
+        axis.plot(t, walk[:, i], color=color, lw=1, label=f"component {i + 1} of one walk")
         label = "theory, many dimensions: cosines" if i == 0 else None
         law(axis, t, limit[:, i], label)
     axis.set(xlabel="step of the walk", ylabel="component (root mean square 1)", ylim=(-2, 3.4))

@@ -152,11 +152,11 @@ def _log_lifetime(process: Diffusion, domain: Domain, start: float) -> float:
         image = green.apply(log_f)
         # Rayleigh quotient in the measure m, in which the operator is symmetric.
         norm = green.rule.log_whole(2 * log_f + green.log_speed)
-        found = float(green.rule.log_whole(log_f + image + green.log_speed) - norm)
-        if abs(found - before) < TOL * max(1.0, abs(found)):
+        log_rate = float(green.rule.log_whole(log_f + image + green.log_speed) - norm)
+        if abs(log_rate - before) < TOL * max(1.0, abs(log_rate)):
             break
-        log_f, before = image - image.max(), found
-    return found
+        log_f, before = image - image.max(), log_rate
+    return log_rate
 
 
 def reach(process: Diffusion, start: float, side: int) -> float:

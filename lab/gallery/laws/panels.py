@@ -74,10 +74,10 @@ def panels(low: float, high: float, change: Callable[[Tensor], Tensor], *, cuts:
     grid = np.unique([*np.linspace(low, high, LEAST + 1), *(c for c in cuts if low < c < high)])
     edges = torch.from_numpy(grid)
     while True:
-        found = Panels(edges)
-        steep = (2 * found.half * change(found.nodes).abs()).amax(1) > 1
+        rule = Panels(edges)
+        steep = (2 * rule.half * change(rule.nodes).abs()).amax(1) > 1
         if not bool(steep.any()):
-            return found
+            return rule
         if len(edges) + int(steep.sum()) > MOST:
             raise ValueError(
                 f"more than {MOST} panels from {low:g} to {high:g}: expected a milder barrier or more noise"
