@@ -67,6 +67,8 @@ sphinx_gallery_conf = {
     "gallery_dirs": "examples",
     "filename_pattern": r"[\\/]\w+\.py$",
     "abort_on_example_error": True,
+    "image_scrapers": ("matplotlib", "shown_figures"),
+    "ignore_repr_types": r"matplotlib",
     "download_all_examples": False,
     "write_computation_times": False,
     "min_reported_time": 1e9,

@@ -9,6 +9,7 @@ against the threshold of the optimiser that you use. Training itself does not ch
 # %%
 # This is yours: any module, any loader, any optimiser.
 
+import csv
 import logging
 from pathlib import Path
 from tempfile import mkdtemp
@@ -80,8 +81,6 @@ print(f"sharpness / threshold at the end: {probe.tracker.ratio:.2f}")
 
 # %%
 # And in a picture.
-
-import csv  # noqa: E402
 
 with (Path(logger.log_dir) / "metrics.csv").open() as file:
     rows = [row for row in csv.DictReader(file) if row.get("sharpness/lambda_max")]

@@ -13,6 +13,8 @@ import torch
 from sklearn.datasets import load_digits
 
 from lab import fisher, noise, sharpness, spectrum
+from lab.curvature.eigen import lanczos
+from lab.curvature.operators import gauss_newton, hessian
 from lab.objective import NetworkObjective
 
 torch.manual_seed(0)
@@ -38,7 +40,8 @@ objective = NetworkObjective(model, torch.nn.functional.cross_entropy, (x, y))
 
 result = sharpness(objective, k=3)
 print(result.sentence())
-print(result.numbers())
+for name, value in result.numbers().items():
+    print(f"{name:22} {value:.4g}")
 
 # %%
 # The whole spectrum
@@ -70,10 +73,7 @@ result.figure()
 # %%
 # Below these functions lie operators for any symmetric matrix that you can only multiply with.
 
-from lab.curvature.eigen import lanczos  # noqa: E402
-from lab.curvature.operators import gauss_newton, hessian  # noqa: E402
-
 w = objective.weights
 for name, operator in (("H", hessian(objective, w)), ("Gauss-Newton", gauss_newton(objective, w))):
     top = lanczos(operator, top=2).top
-    print(name, [f"{value:.3f} +- {error:.0e}" for value, error in zip(top.values, top.errors, strict=True)])
+    print(name, top.values.tolist())

@@ -40,10 +40,9 @@ class Updates:
 class SupervisedModule(pl.LightningModule):
     """Trains `model` on `dataset.train` by `optimizer`, whose learning rate at step t is its initial one times factor(t).
 
-    batches     which examples make the batch of a step.
     agenda      the chunks of the run and the steps whose training curves are logged.
     factor      learning-rate multiplier of a step.
-    augment, chunk_size  see `lab.optim.gradient`.
+    batches, augment, chunk_size  see `lab.optim.gradient`.
     max_loss    a larger loss counts as divergence, as does one that is not finite: training stops, the weights before
                 update `finite_step`, the last with a good loss, are put back, `divergence` says why. The loss that the
                 last update leaves is looked at too.

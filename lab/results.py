@@ -1,7 +1,8 @@
 """What a measurement returns: the value, its error, its cost, and whether it may be trusted."""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -143,7 +144,7 @@ class CriticalPoint:
     kind           minimum, saddle, maximum, degenerate (zero eigenvalues and no opposite signs: the Hessian does not tell),
                    "not critical" (the gradient does not vanish; the rest then describes the Hessian there), or
                    undetermined (the eigensolve did not converge, and its bounds leave the kind open).
-    value          L(w); gradient_norm |g|; gain, length: what a step along -g could take off the loss at the curvature it
+    value          L(w); grad_norm |g|; gain, length: what a step along -g could take off the loss at the curvature it
                    meets there, |g|^2/(2h), h = |Hg|/|g|, and how long that step would be, |g|/h (inf where h = 0).
     index          number of eigenvalues below -tolerance, nullity of those within tolerance of zero; at least so many where
                    index_exact, nullity_exact are False.
@@ -153,7 +154,7 @@ class CriticalPoint:
 
     kind: Kind
     value: float
-    gradient_norm: float
+    grad_norm: float
     gain: float
     length: float
     index: int
@@ -173,7 +174,22 @@ class CriticalPoint:
         return self.index / self.vectors.shape[0]
 
 
+def with_errors(pairs: Mapping[str, tuple[float | Tensor, float | Tensor]]) -> dict[str, float]:
+    """Every value by its name, every error as error/name, of (value, error) by name."""
+    values = {name: float(value) for name, (value, _) in pairs.items()}
+    return values | {f"error/{name}": float(error) for name, (_, error) in pairs.items()}
+
+
 def numbered(estimates: Mapping[str, Estimate]) -> dict[str, float]:
-    """Every value by its name, every error as error/name."""
-    values = {name: estimate.value for name, estimate in estimates.items()}
-    return values | {f"error/{name}": estimate.error for name, estimate in estimates.items()}
+    """The same of estimates."""
+    return with_errors({name: (estimate.value, estimate.error) for name, estimate in estimates.items()})
+
+
+def ranked(names: Iterable[str], pairs: Eigenpairs) -> dict[str, float]:
+    """The same of eigenvalues, the first name for the extreme one; as many as both last."""
+    return with_errors(dict(zip(names, zip(pairs.values, pairs.errors, strict=True), strict=False)))
+
+
+def finite(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Those that were measured."""
+    return {name: number for name, number in numbers.items() if math.isfinite(number)}

@@ -210,7 +210,7 @@ MEASURE_SLIPS = [
     ("checkpoint=w.pt model=mlp model.widths=[10000000000000000]", "not enough memory"),
     ("-m checkpoint=w.pt model=mlp", "has no sweeps; give a glob"),
     ("checkpoint=w.pt model=mlp --run", "--run: of Hydra's"),
-    ("checkpoint=w.pt model=mlp --config-dir x", "--help and --cfg job"),
+    ("checkpoint=w.pt model=mlp --config-dir x", "--config-dir=x: there is no such folder"),
     ("checkpoint=w.pt model=mlp foo", GRAMMAR),
     ("checkpoint=w.pt model=mlp model.widths=[32", GRAMMAR),
     ("checkpoint=w.pt model=mlp data=mnist", "data=mnist does not exist; expected one of cifar10"),

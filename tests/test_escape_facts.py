@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from lab.gallery.base import Experiment, Surroundings, Verdict
 from lab.gallery.experiments.anisotropic_escape import AnisotropicEscape
-from lab.gallery.experiments.base import Comparison, Experiment, Surroundings
 from lab.gallery.experiments.kramers import Kramers
 from lab.gallery.experiments.kramers_curvature import KramersCurvature
 from lab.gallery.landscapes.piecewise_parabola import PiecewiseParabola
@@ -24,7 +24,7 @@ from lab.streams import stream
 QUARTIC = DoubleWell(())
 
 
-def found(experiment: Experiment) -> dict[str, Comparison]:
+def found(experiment: Experiment) -> dict[str, Verdict]:
     """Its comparisons, by name, after they have been held to 4 standard errors."""
     around = Surroundings(0, torch.device("cpu"), lambda part: experiment.stages()[part] and (lambda share: None))
     outcome = experiment.simulate(around)
@@ -33,7 +33,7 @@ def found(experiment: Experiment) -> dict[str, Comparison]:
     return {c.quantity: c for c in outcome.comparisons}
 
 
-def agree(measured: Comparison, value: float, error: float) -> bool:
+def agree(measured: Verdict, value: float, error: float) -> bool:
     """With a published number and its standard error, to 4 of both."""
     return abs(measured.measured - value) < 4 * math.hypot(measured.error, error)
 

@@ -26,7 +26,7 @@ from lab.curvature.operators import hessian
 from lab.data.digits import Digits
 from lab.data.image_folder import ImageFolder
 from lab.measure import main as measure_main
-from lab.measure.progress import Progress
+from lab.measure.progress import MatvecProgress
 from lab.measure.target import Target
 from lab.models.losses import CrossEntropy
 from lab.models.mlp import Mlp
@@ -415,7 +415,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_progress_tells_what_how_far_and_how_long_still(now: list[float]) -> None:
     done = 0
     console = Console(file=io.StringIO(), width=200)
-    with Progress("sharpness of w.pt", 20, 90.0, lambda: done, console=console) as progress:
+    with MatvecProgress("sharpness of w.pt", 20, 90.0, lambda: done, console=console) as progress:
         assert progress.text() == "sharpness of w.pt: about 90 s"
         done, now[0] = 5, 4.0
         assert progress.text() == "sharpness of w.pt: 5 of about 20 products, 12 s to go"
@@ -427,7 +427,7 @@ def test_progress_tells_what_how_far_and_how_long_still(now: list[float]) -> Non
 def test_progress_of_what_nobody_can_foretell_tells_the_time_spent(now: list[float]) -> None:
     done = 0
     console = Console(file=io.StringIO(), width=200)
-    with Progress("noise of w.pt", 0, 0.0, lambda: done, console=console) as progress:
+    with MatvecProgress("noise of w.pt", 0, 0.0, lambda: done, console=console) as progress:
         assert progress.text() == "noise of w.pt: 1 s so far"
         done, now[0] = 7, 3.0
         assert progress.text() == "noise of w.pt: 7 products, 3 s so far"

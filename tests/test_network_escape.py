@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from lab.gallery.experiments.base import Experiment, Outcome, Surroundings
+from lab.gallery.base import Experiment, Outcome, Surroundings
 from lab.gallery.experiments.escape_ballistic import EscapeBallistic
 from lab.gallery.experiments.escape_saddle import EscapeSaddle
 from lab.gallery.experiments.escape_split import EscapeSplit

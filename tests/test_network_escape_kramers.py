@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lab.escape.survival import against, per_time, rate, same_rate, slope
-from lab.gallery.experiments.base import Outcome, Surroundings
+from lab.gallery.base import Outcome, Surroundings
 from lab.gallery.experiments.escape_kramers import EscapeKramers
 from lab.gallery.experiments.escape_kramers_sgd import EscapeKramersSgd
 from lab.gallery.experiments.stage import actions, set_stage
@@ -46,7 +46,7 @@ def test_the_stage_has_the_known_barrier_curvature_and_prefactor() -> None:
     assert [round(point.value, 4) for point in set_stage("K2").minima] == [0.4245, 0.4055]
     assert float(this.well.eigenvalues[0]) == pytest.approx(0.0289, abs=1e-4)
     assert float(this.well.eigenvalues[-1]) == pytest.approx(2.40, abs=0.01)
-    assert this.saddle.gradient_norm < 1e-14 and this.saddle.index == 1
+    assert this.saddle.grad_norm < 1e-14 and this.saddle.index == 1
     assert this.refusals(this.barrier / 4) == []
 
 

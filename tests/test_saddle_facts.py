@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from lab.gallery.experiments.base import Comparison, Outcome, Surroundings
+from lab.gallery.base import Outcome, Surroundings, Verdict
 from lab.run.cards import config_dir
 from lab.simulate.settings import read_settings
 
@@ -20,7 +20,7 @@ def simulate(name: str, seed: int = 0, **settings: Any) -> Outcome:
     return experiment.simulate(around)
 
 
-def rows(outcome: Outcome) -> dict[str, Comparison]:
+def rows(outcome: Outcome) -> dict[str, Verdict]:
     return {c.quantity: c for c in outcome.comparisons}
 
 

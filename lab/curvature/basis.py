@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lab.curvature.operators import LinearOperator
+from lab.curvature.linear import LinearOperator
 from lab.curvature.vectors import COLUMNS, dot, dots, norm
 
 ROOM = 64
@@ -69,10 +69,11 @@ class Rows:
 
 
 class Basis(Rows):
-    """Q, T = `t` and C = `c`; `matvecs` products of A so far, `finite` unless one was not.
+    """Q, T = `t`, and C = `c` followed by as many columns for the lengths of what was dropped as round-off; `matvecs`
+    products of A so far, `finite` unless one was not.
 
-    >>> A = LinearOperator(3, lambda v: torch.tensor([3.0, 2.0, 1.0]) * v, dtype=torch.float32, device=torch.device("cpu"))
-    >>> basis = Basis(A)
+    >>> from lab.curvature.linear import of_matrix
+    >>> basis = Basis(of_matrix(torch.tensor([3.0, 2.0, 1.0])))
     >>> basis.begin(torch.tensor([1.0, 1.0, 0.0]))
     True
     >>> for _ in range(2):
@@ -87,7 +88,7 @@ class Basis(Rows):
         self.t = torch.zeros(0, 0, dtype=torch.float64)
         self.c = torch.zeros(0, 0, dtype=torch.float64)
         self._last = 0  # where the block begins that was multiplied last
-        self._largest = 0.0  # column of T, a lower bound of |A|
+        self._largest = 0.0  # length of a column of T, a lower bound of |A|
 
     @property
     def following(self) -> Tensor:
@@ -100,26 +101,20 @@ class Basis(Rows):
         count = len(self.following)
         return torch.cat([self.t, self.c[:, :count].T]) if len(self.t) else self.t.new_zeros(count, 0)
 
-    def outside(self, v: Tensor, begin: int = 0) -> tuple[Tensor, Tensor]:
-        """v (P,) or (k, P) less its components along the rows from `begin` on, and these: (n,) or (k, n), float64."""
-        rows = self.rows[begin:]
+    def outside(self, v: Tensor, begin: int = 0, end: int | None = None) -> tuple[Tensor, Tensor]:
+        """v (P,) or (k, P) less its components along the rows begin .. end, and these: (n,) or (k, n), float64."""
+        rows = self.rows[begin:end]
         inside = dot(rows, v) if v.dim() == 1 else dots(rows, v).T  # (n,) or (k, n)
         return v - inside.to(v.dtype) @ rows, inside.cpu()
 
     def begin(self, v: Tensor) -> bool:
         """What v / |v| (P,) has outside of Q into N; False where v is zero, not finite, or in Q up to round-off."""
-        v = v.to(self._memory)
-        left = 1.0
-        for _ in range(2):
-            length = norm(v)
-            if not 0 < length < math.inf:
-                return False
-            v, _ = self.outside(v / length)
-            left *= norm(v)
-        if left > torch.finfo(v.dtype).eps ** 0.5 and len(self) < self.operator.size:
-            self.append(v / norm(v))
-            return True
-        return False
+        v, before = v.to(self._memory), len(self)
+        length = norm(v)
+        if 0 < length < math.inf:
+            outside, _ = self.outside(v / length)
+            self.absorb(outside[None], torch.finfo(v.dtype).eps ** 0.5, math.inf)
+        return len(self) > before
 
     def expand(self) -> None:
         """Multiply N, which becomes part of Q_m; the new N is an orthonormal basis of what the images have outside of Q."""
@@ -172,11 +167,13 @@ class Basis(Rows):
         self.finite = bool(t.isfinite().all())
 
     def rotate(self, s: Tensor) -> None:
-        """The first k rows become the vectors s'Q_m of s (m, k), piece by piece: no second basis is held."""
-        s = s.T.to(self._memory)
+        """Q_m becomes the vectors s'Q_m of s (m, k), k <= m, piece by piece: no second basis is held. N stays."""
+        s, count, following = s.T.to(self._memory), s.shape[1], self.following.clone()
         for begin in range(0, self.operator.size, COLUMNS):
             piece = slice(begin, begin + COLUMNS)
-            self._memory[: len(s), piece] = s @ self._memory[: s.shape[1], piece]
+            self._memory[:count, piece] = s @ self._memory[: s.shape[1], piece]
+        self.truncate(count)
+        self.append(following)
 
 
 def ritz(t: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,8 +26,8 @@ class Chain:
     until it turns out not to be near enough. Without, and where the operator changes so smoothly that they are easy, block
     Lanczos from where the last two solves point (`predicted`). matvecs: products of coarse operators, in all.
 
-    >>> A = LinearOperator(100, lambda v: torch.arange(100.0) * v, dtype=torch.float32, device=torch.device("cpu"))
-    >>> chain = Chain()
+    >>> from lab.curvature.operators import of_matrix
+    >>> A, chain = of_matrix(torch.arange(100.0)), Chain()
     >>> cold, warm = chain.solve(A).top, chain.solve(A).top
     >>> round(cold.values.item(), 1), round(warm.values.item(), 1), warm.matvecs < cold.matvecs
     (99.0, 99.0, True)

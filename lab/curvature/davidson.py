@@ -67,6 +67,11 @@ def learned(coarse: LinearOperator, basis: Tensor, images: Tensor, *, top: int =
     """The knowledge in images (P, k) = A basis (P, k), the `top` wanted ones first, e.g. `Extremes.kept`.
 
     Cost: a product of `coarse` a vector, of the first `carried(P)`.
+
+    >>> from lab.curvature.operators import of_matrix
+    >>> learned(of_matrix(torch.tensor([2.0, 1.0])), torch.eye(2)[:, :1], torch.tensor([[3.0], [0.0]])).differences
+    tensor([[1.],
+            [0.]])
     """
     most = carried(coarse.size)
     basis, images = basis[:, :most], images[:, :most]
@@ -102,6 +107,12 @@ def davidson(
     by it; memory 2 P numbers for each of these. Where `coarse` is not near enough, or of no use in so small a space, or
     memory for it is short, block Lanczos on `operator` has the last word, and the knowledge is None. As there: one warning
     where not converged, NaN where a product is not finite. Raises ValueError for operators of two sizes.
+
+    >>> from lab.curvature.operators import of_matrix
+    >>> h = 0.95 ** torch.arange(200.0)
+    >>> pairs, known = davidson(of_matrix(h), of_matrix(1.01 * h))
+    >>> round(pairs.values.item(), 3), pairs.matvecs < 5
+    (1.0, True)
     """
     if operator.size != coarse.size:
         raise ValueError(f"a coarse operator on {coarse.size} entries for one on {operator.size}: expected the same")

@@ -187,7 +187,12 @@ def density(
 def smoothed(
     nodes: Tensor, weights: Tensor, *, sigma: float, grid: int, size: int, matvecs: int = 0
 ) -> SpectralDensity:
-    """The density of Gauss `weights` (vectors, n) at `nodes` (vectors, n), smoothed, with the spread over the vectors."""
+    """The density of Gauss `weights` (vectors, n) at `nodes` (vectors, n), smoothed, with the spread over the vectors.
+
+    >>> phi = smoothed(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 0.5]]), sigma=0.1, grid=100, size=2)
+    >>> round(torch.trapezoid(phi.values, phi.grid).item(), 4)
+    1.0
+    """
     low, high = float(nodes.min()) - SPAN * sigma, float(nodes.max()) + SPAN * sigma
     x = torch.linspace(0, 1, grid, dtype=torch.float64) * (high - low) + low  # (grid,)
     bumps = torch.exp(-0.5 * ((x[:, None, None] - nodes) / sigma) ** 2) / (math.sqrt(2 * math.pi) * sigma)

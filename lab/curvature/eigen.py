@@ -69,8 +69,8 @@ def lanczos(
     Not converged within `max_matvecs`: one warning, `converged=False`, and NaN for pairs there was no room for. A product
     that is not finite makes every value NaN. Raises ValueError for what cannot be.
 
-    >>> A = LinearOperator(3, lambda v: torch.tensor([5.0, 1.0, -9.0]) * v, dtype=torch.float32, device=torch.device("cpu"))
-    >>> ends = lanczos(A, top=1, bottom=1)
+    >>> from lab.curvature.operators import of_matrix
+    >>> ends = lanczos(of_matrix(torch.tensor([5.0, 1.0, -9.0])), top=1, bottom=1)
     >>> round(ends.top.values.item(), 4), round(ends.bottom.values.item(), 4)
     (5.0, -9.0)
     """

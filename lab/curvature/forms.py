@@ -10,6 +10,7 @@ n vectors have n (n - 1)/2 such squares, small where the forms are, so that the 
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -90,10 +91,10 @@ class Forms:
         while True:
             while len(self) < min(wanted, most):
                 self.add(*draw())
-            found = self.interval().plus(exact)
-            if found.within(tol) or len(self) >= most or not math.isfinite(found.value):
-                return found
-            wanted = max(len(self) + 1, math.ceil(1.1 * min(3 * len(self), found.needed(len(self), tol))))
+            mean = self.interval().plus(exact)
+            if mean.within(tol) or len(self) >= most or not math.isfinite(mean.value):
+                return mean
+            wanted = max(len(self) + 1, math.ceil(1.1 * min(3 * len(self), mean.needed(len(self), tol))))
 
     def interval(self) -> Interval:
         """The mean with its error; `freedom` is d. Of three or more vectors."""
@@ -118,6 +119,17 @@ class Forms:
             spread = float(left.double().pow(4).mean()) - 1
             more = max(0.0, spread * float((diagonals.double() / num).square().sum()))
         return ((products + products.T) / 2).fill_diagonal_(0), more
+
+
+def warned(estimate: Estimate, name: str, tol: float) -> Estimate:
+    """The estimate, with one warning where it is not converged."""
+    if not estimate.converged:
+        warnings.warn(
+            f"{name} not converged: {estimate.value:g} +- {estimate.error:.1g} by {estimate.method} after "
+            f"{estimate.matvecs} products or draws, wanted an error of {tol:g} of it; raise max_matvecs or tol",
+            stacklevel=3,
+        )
+    return estimate
 
 
 def _skewed(freedom: float) -> float:

@@ -21,8 +21,8 @@ from lab.curvature.stopping import Cycle, Evidence
 from lab.curvature.vectors import norm
 
 COPIES = 2
-"""Random start vectors when more than one pair is wanted at an end, so that an eigenvalue and its copy are told apart; one
-more is drawn whenever as many copies have been seen as vectors were drawn."""
+"""Random start vectors when more than one pair is wanted at an end, so that an eigenvalue and its copy both show; one more
+is drawn whenever as many copies have been seen as vectors were drawn."""
 NEAR = 0.02
 """Pairs of a coarse operator handed on beside the wanted ones: those within this of them, relative to the largest."""
 
@@ -136,9 +136,6 @@ class Krylov(Basis):
         count, following = len(self.theta), len(self.following)
         kept = [i for i in range(count) if i < upper or i >= count - lower]
         self.rotate(self.s[:, kept])
-        self.truncate(len(kept))
-        for i in range(following):
-            self.append(self._memory[count + i])
         now = self.evidence.now
         now.c = now.c[:, :following]
         self.evidence.past.append(now)
@@ -192,6 +189,9 @@ def _prepare(space: Krylov, goal: Goal, start: Tensor | None) -> float:
 def cluster_errors(theta: Tensor, norms: Tensor) -> Tensor:
     """Errors of Ritz values (m,), descending, from their residuals: min(|r_i|, sum of |r|^2 / gap below a cluster 0..j that
     holds i), the least over j.
+
+    >>> cluster_errors(torch.tensor([5.0, 1.0]), torch.tensor([0.2, 0.0]))
+    tensor([0.0100, 0.0000])
     """
     errors, squares = norms.clone(), norms.square().cumsum(0)
     for j in range(len(theta) - 1):

@@ -141,8 +141,8 @@ def hutchinson(probes: Probes, tol: float, most: int, forms: Forms | None = None
         s, image = probes.draw(1)
         return s[:, 0], image[:, 0]
 
-    found = forms.until(draw, probes.offset, tol, most - probes.spent + len(forms))
-    return found.estimate(tol, probes.spent, "hutchinson")
+    mean = forms.until(draw, probes.offset, tol, most - probes.spent + len(forms))
+    return mean.estimate(tol, probes.spent, "hutchinson")
 
 
 def hutch_plus_plus(probes: Probes, tol: float, most: int) -> Estimate:
@@ -159,10 +159,10 @@ def hutch_plus_plus(probes: Probes, tol: float, most: int) -> Estimate:
         forms = Forms(signs=True)
         for g, product in zip(G.T, image.T, strict=True):
             forms.add(g, product)
-        found = forms.interval().plus(float(probes.captured.trace()) + probes.offset)
+        mean = forms.interval().plus(float(probes.captured.trace()) + probes.offset)
         num = min(G.shape[1] // 2 + 1, (most - probes.spent) // 3)
-        if (found.within(tol) and len(forms) >= FEWEST_PROBES) or num < 1:
-            return found.estimate(tol, probes.spent, "hutch++")
+        if (mean.within(tol) and len(forms) >= FEWEST_PROBES) or num < 1:
+            return mean.estimate(tol, probes.spent, "hutch++")
 
 
 def xtrace(probes: Probes, tol: float, most: int) -> Estimate:
@@ -172,10 +172,10 @@ def xtrace(probes: Probes, tol: float, most: int) -> Estimate:
         probes.sketch(num)
         if probes.low_rank:
             return probes.exact("xtrace")
-        found = _left_out(probes)
+        mean = _left_out(probes)
         num = min(probes.S.shape[1] // 2 + 1, (most - probes.spent) // 2)
-        if (found.within(tol) and probes.S.shape[1] >= FEWEST_PROBES) or num < 1:
-            return found.estimate(tol, probes.spent, "xtrace")
+        if (mean.within(tol) and probes.S.shape[1] >= FEWEST_PROBES) or num < 1:
+            return mean.estimate(tol, probes.spent, "xtrace")
 
 
 def _left_out(probes: Probes) -> Interval:
@@ -194,8 +194,8 @@ def _left_out(probes: Probes) -> Interval:
     inside = W - normal * (normal * W).sum(0)  # (1 - r r') Q's, column by column
     through = _inner(probes.Z, S)  # Q'A s
     rest = _inner(S, probes.Y).diagonal() - 2 * (inside * through).sum(0) + (inside * (H @ inside)).sum(0)
-    found = interval((H.trace() - (normal * (H @ normal)).sum(0) + rest)[:, None] + probes.offset)
-    return Interval(found.value, found.error * CORRELATED / (1 - Q.shape[1] / len(Q)), found.freedom)
+    mean = interval((H.trace() - (normal * (H @ normal)).sum(0) + rest)[:, None] + probes.offset)
+    return Interval(mean.value, mean.error * CORRELATED / (1 - Q.shape[1] / len(Q)), mean.freedom)
 
 
 def interval(draws: Tensor) -> Interval:
@@ -219,10 +219,10 @@ def widening(freedom: float) -> float:
 def sampled(sample: Callable[[int], Tensor], draws: Tensor, tol: float, most: int, method: str) -> Estimate:
     """`sample(m)` gives m more draws (m, n), beside the first `draws`, until the error is small or `most` are drawn."""
     while True:
-        found, num = interval(draws), len(draws)
-        if found.within(tol) or num >= most or not math.isfinite(found.value):
-            return found.estimate(tol, num, method)
-        more = math.ceil(1.1 * min(found.needed(num, tol), 3 * num)) - num  # 10 % more than needed by a rough error
+        mean, num = interval(draws), len(draws)
+        if mean.within(tol) or num >= most or not math.isfinite(mean.value):
+            return mean.estimate(tol, num, method)
+        more = math.ceil(1.1 * min(mean.needed(num, tol), 3 * num)) - num  # 10 % more than needed by a rough error
         draws = torch.cat([draws, sample(min(max(1, more), most - num))])
 
 

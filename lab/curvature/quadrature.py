@@ -27,7 +27,8 @@ def gauss_rules(
     The k `known` eigenvalues are nodes of weight 1/P, and the vectors random in the complement of their eigenvectors.
     Cost: steps x vectors products; memory (k + steps) P numbers.
 
-    >>> A = LinearOperator(2, lambda v: torch.tensor([1.0, 3.0]) * v, dtype=torch.float32, device=torch.device("cpu"))
+    >>> from lab.curvature.operators import of_matrix
+    >>> A = of_matrix(torch.tensor([1.0, 3.0]))
     >>> nodes, weights = gauss_rules(A, 2, 5, None, torch.Generator().manual_seed(0))
     >>> nodes[0].round(decimals=5).tolist(), weights.shape
     ([1.0, 3.0], torch.Size([5, 2]))
@@ -69,7 +70,8 @@ class Recurrence:
             image = self.operator @ v  # (P,)
             alpha.append(float(dot(v[None], image)))
             if not math.isfinite(alpha[-1]):
-                return torch.full((self.steps,), math.nan).double(), torch.full((self.steps,), math.nan).double()
+                nothing = torch.full((self.steps,), math.nan, dtype=torch.float64)
+                return nothing, nothing
             if len(alpha) == self.steps:
                 break
             image = image.sub(v, alpha=alpha[-1])

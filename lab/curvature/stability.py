@@ -43,6 +43,10 @@ class UpdateRule:
     lr, momentum b, dampening, nesterov: of the step. coupled_decay c joins the gradient, decoupled_decay d shrinks the
     weights by lr d. preconditioner p (P,) divides the step; None is the identity. Coefficients are numbers, or vectors
     (P,) where weights differ in them: by their parameter groups, or their optimisers. A weight that does not move has lr 0.
+
+    >>> rule = UpdateRule(lr=0.1, momentum=0.9)
+    >>> round(rule.threshold, 6), rule.formula
+    (38.0, '(1+b) x 2/lr')
     """
 
     lr: Coefficient

@@ -44,18 +44,14 @@ OVERLAP = 0.1
 that had moved by 1 % of the top 4 solves missed one, of 1000 that had moved by 5 % two did, by 3.4 tolerances at most."""
 
 
-def _none() -> Tensor:
-    return torch.zeros(0, 0, dtype=torch.float64)
-
-
 @dataclass
 class Cycle:
     """The part of a search up to a restart: T (m, m), C (m, c), and E: the rows of Q that were the N of the cycle before, or
     the given start vectors, and the coordinates in Q of each random vector drawn. closed: there is no N, Q is invariant.
     """
 
-    t: Tensor = field(default_factory=_none)
-    c: Tensor = field(default_factory=_none)
+    t: Tensor = field(init=False)
+    c: Tensor = field(init=False)
     begun: list[int] = field(default_factory=list)
     random: list[Tensor] = field(default_factory=list)
     closed: bool = False

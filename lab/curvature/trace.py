@@ -11,7 +11,6 @@ pooling, BatchNorm in eval mode) the rest of H has no diagonal and Tr H = Tr G e
 """
 
 import math
-import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Literal
@@ -19,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lab.curvature.forms import FEWEST_FREEDOM
+from lab.curvature.forms import FEWEST_FREEDOM, warned
 from lab.curvature.operators import LinearOperator, hessian, projected
 from lab.curvature.probing import (
     Probes,
@@ -83,7 +82,7 @@ def trace(
     if known is not None:
         probes.operator = projected(operator, known.vectors, complement=True)
         probes.offset = float(known.values.sum())  # Ritz values: exactly the trace in the span of the vectors
-    return _warned(solvers[method](probes, tol, max_matvecs), tol)
+    return warned(solvers[method](probes, tol, max_matvecs), "trace", tol)
 
 
 @with_gradients
@@ -100,7 +99,7 @@ def hessian_trace(
     """Tr H(w), the trace of the Hessian of `objective`.
 
     method     "signs": random signs at the pre-activations, at least two draws (see `lab.layers.anatomy`); for networks
-               of Linear, Conv2d, BatchNorm (eval), GroupNorm, LayerNorm, each used once, and any functions between.
+               of the layers known to `lab.layers.kinds`, each used once, and any functions between.
                "gauss_newton": Tr G, which is Tr H where outputs are piecewise linear in pre-activations; from two draws
                of random signs at the outputs, or exact where as many backward passes as outputs are no dearer.
                "hutchinson", "hutch++", "xtrace": products with the Hessian, as in `trace`; for any objective.
@@ -138,12 +137,12 @@ def hessian_trace(
     generator = generator or torch.Generator(w.device).manual_seed(0)
     few_outputs = anatomy.num_outputs <= MOST_OUTPUTS
     if method == "gauss_newton" or (method == "auto" and anatomy.piecewise_linear and few_outputs):
-        return _warned(_gauss_newton(anatomy, w, tol, max_matvecs, generator), tol)
+        return warned(_gauss_newton(anatomy, w, tol, max_matvecs, generator), "trace", tol)
     draws = partial(_sign_draws, anatomy, w, generator)
     few = draws(2)
     if method == "auto" and w.numel() <= min(max_matvecs, interval(few).needed(2, tol)):
-        return _warned(diagonal(Probes(H(), generator)), tol)
-    return _warned(sampled(draws, few, tol, max_matvecs, "signs"), tol)
+        return warned(diagonal(Probes(H(), generator)), "trace", tol)
+    return warned(sampled(draws, few, tol, max_matvecs, "signs"), "trace", tol)
 
 
 @with_gradients
@@ -153,7 +152,7 @@ def gauss_newton_trace(objective: Objective, w: Tensor) -> Estimate:
     Any criterion that is a mean over examples, convex in the outputs f or not. Cost: K backward passes with per-example
     norms (`matvecs`; K - 1 for the softmax, whose output Hessian is singular). For ten classes together 1.3 gradients on
     a 3072-200-200-10 MLP, 7 on ResNet-20. K is all that the network puts out for an example: 1 of (N,), T K of (N, T, K).
-    Networks that are more than Linear, Conv2d and the norms: K passes as of `lab.layers.examples`, which form the gradients
+    Networks with other layers, or layers used twice: K passes as of `lab.layers.examples`, which form the gradients
     of single examples where no layer tells of them, dear for wide layers.
     Raises TypeError without a network, ValueError for train-mode BatchNorm or a criterion that is no mean over examples.
     """
@@ -234,13 +233,3 @@ def output_curvature(criterion: Callable[[Tensor], Tensor], outputs: Tensor, num
     sizes = values.abs().sum(0)
     values = values * (sizes > 1e-13 * sizes.sum())
     return values.to(outputs.dtype), vectors.to(outputs.dtype)
-
-
-def _warned(found: Estimate, tol: float) -> Estimate:
-    if not found.converged:
-        warnings.warn(
-            f"trace not converged: {found.value:g} +- {found.error:.1g} by {found.method} after {found.matvecs} products or "
-            f"draws, wanted an error of {tol:g} of it; raise max_matvecs or tol",
-            stacklevel=3,
-        )
-    return found

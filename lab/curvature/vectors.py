@@ -31,12 +31,21 @@ def norm(v: Tensor) -> float:
 
 
 def dot(rows: Tensor, v: Tensor) -> Tensor:
-    """rows (m, P) times v (P,): (m,) float64."""
+    """rows (m, P) times v (P,): (m,) float64.
+
+    >>> dot(torch.tensor([[1.0, 2.0]]), torch.tensor([3.0, 4.0]))
+    tensor([11.], dtype=torch.float64)
+    """
     return dots(rows, v[None])[:, 0]
 
 
 def dots(rows: Tensor, vectors: Tensor) -> Tensor:
-    """rows (m, P) times vectors (k, P): every inner product, (m, k) float64."""
+    """rows (m, P) times vectors (k, P): every inner product, (m, k) float64.
+
+    >>> dots(torch.eye(2), torch.tensor([[3.0, 4.0]]))
+    tensor([[3.],
+            [4.]], dtype=torch.float64)
+    """
     total = torch.zeros(len(rows), len(vectors), dtype=torch.float64, device=rows.device)
     for begin in range(0, rows.shape[1], COLUMNS):
         piece = slice(begin, begin + COLUMNS)

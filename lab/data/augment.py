@@ -1,6 +1,6 @@
 """Random crop and horizontal flip, the standard augmentation of CIFAR training, for a whole batch at once.
 
-Each image is zero-padded by `padding` on every side (zero is the mean colour of standardised images), a window of the
+Each image is zero-padded by `padding` on every side (zero is the mean color of standardised images), a window of the
 original size is cut at a uniform offset in 0..2*padding per axis, and the window is mirrored with probability 1/2.
 Source: He et al. (2015), "Deep Residual Learning", section 4.2.
 """

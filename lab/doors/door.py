@@ -7,7 +7,7 @@ from typing import Any
 
 from hydra.types import RunMode
 
-from lab.doors.grid import Grid, first_of, named
+from lab.doors.grid import Grid, first_of, named, search
 from lab.doors.pages import show
 from lab.doors.request import Request, cards_at_hand, composed
 from lab.doors.words import Override, Words, search_path
@@ -41,7 +41,7 @@ class Door:
         fixed = [*search_path(words), *(str(o.input_line) for o in words.parsed if o.is_hydra_override())]
         typed = [override for override in words.parsed if not override.is_hydra_override()]
         with cards_at_hand(words.config_dir):
-            first = composed(self.config, [*fixed, *map(first_of, typed)])
+            first = composed(self.config, [*fixed, *first_of(typed)])
             if not (words.several or first.hydra.mode == RunMode.MULTIRUN) or words.single:
                 _require_one(words.parsed)
                 request = Request.of(composed(self.config, words.overrides) if _sweeps(typed) else first)
@@ -49,6 +49,9 @@ class Door:
                 self.run(request)
                 return None
             _require_many(words.parsed)
+            if first.hydra.runtime.choices["hydra/sweeper"] != "basic":
+                search(first, typed, self.run)
+                return None
             grid = Grid.of(self.config, first, typed, fixed)
             self._look(grid.cells)
             grid.make(self.run)

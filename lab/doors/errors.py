@@ -32,9 +32,7 @@ def one_line_errors(door: str, unknown: Unknown = lambda name: None) -> Iterator
     except BrokenPipeError:  # nobody reads on, as after `| head`; what is left is not written again when Python ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(PIPE)
-    except (SettingError, HydraException, OmegaConfBaseException, ValueError, OSError) as error:
-        if type(error) is ValueError and "Config group override" not in str(error):  # Hydra's, for optimizer=null
-            raise
+    except (SettingError, HydraException, OmegaConfBaseException, OSError) as error:
         if type(error).__module__ == "builtins" and isinstance(error, OSError) and Path(error.filename or ".").exists():
             raise  # not a run folder that cannot be made
         print(f"error: {explain(error, door, unknown)}", file=sys.stderr)
@@ -54,12 +52,8 @@ def explain(error: Exception, door: str, unknown: Unknown) -> str:
         return unknown(name) or _unknown_setting(name, door)
     if match := re.search(r"Could not (?:find|load) '([^']+)'", text):
         return _unknown_card(match[1], door)
-    if "Config group override" in text:
-        return _no_card_name()
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename} cannot be written ({error.strerror}); choose another hydra.run.dir"
-    if "override_grammar" in text:
-        return f"{_malformed(text)}; expected setting=value, e.g. optimizer.lr=0.1 model.widths=[32,32]"
     return text
 
 
@@ -71,25 +65,6 @@ def near(word: str, known: list[str], *, prefix: str = "") -> str:
     """
     close = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {prefix}{close[0]}?" if close else ""
-
-
-def _malformed(text: str) -> str:
-    """What Hydra's parser could not read; it names the override in some cases and only the position in others."""
-    text = text.partition(" See https://hydra.cc")[0]
-    if whole := re.search(r"Error parsing override '([^']*)'", text):
-        return f"{whole[1]} cannot be read"
-    doubtful = [argument for argument in sys.argv[1:] if re.search(r"[\[({'\"]|^[^=]*$", argument)]
-    return f"{' '.join(doubtful) or 'an override'} cannot be read ({text})"
-
-
-def _no_card_name() -> str:
-    """Which group was given something that is no name; Hydra does not say."""
-    for word in sys.argv[1:]:
-        group, _, value = word.lstrip("+").partition("=")
-        if group and choices(group) and value not in choices(group) and not value.startswith("["):
-            known = "a list, e.g. probe=[]" if group == "probe" else f"one of {', '.join(choices(group))}"
-            return f"{group}={value} is not the name of a card; expected {known}"
-    return "a group was not given the name of a card; expected e.g. optimizer=sgd, or for probes a list, e.g. probe=[]"
 
 
 def _unknown_card(path: str, door: str) -> str:

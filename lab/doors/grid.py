@@ -9,7 +9,7 @@ import io
 import itertools
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -118,10 +118,7 @@ class Grid:
 
     def _launched(self, run: Any) -> list[Failure]:
         """By a launcher of Hydra, whose workers compose each cell for themselves."""
-        context = HydraContext(GlobalHydra.instance().config_loader(), Callback())  # type: ignore[arg-type]
-        launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=context, task_function=partial(launched, run), config=self.config
-        )
+        launcher = Plugins.instance().instantiate_launcher(config=self.config, **_plugged(run))
         size = self.config.hydra.sweeper.get("max_batch_size") or len(self.cells)
         failures = list[Failure]()
         for begin in range(0, len(self.cells), size):
@@ -155,9 +152,23 @@ def named(error: SettingError, cell: Request) -> SettingError:
     return SettingError(f"{cell.folder.name}: {error}".replace("another hydra.run.dir", "another hydra.sweep.dir"))
 
 
-def first_of(override: Override) -> str:
-    """The override with the first of its values."""
-    return _values(override)[0] if override.is_discrete_sweep() else str(override.input_line)
+def search(config: DictConfig, typed: Sequence[Override], run: Any) -> None:
+    """Runs that a sweeper of Hydra chooses, e.g. by what the runs before them returned. `config`: without the axes."""
+    with read_write(config.hydra):
+        config.hydra.overrides.task = [override.input_line for override in typed]
+    Plugins.instance().instantiate_sweeper(config=config, **_plugged(run)).sweep(list(config.hydra.overrides.task))
+
+
+def _plugged(run: Any) -> dict[str, Any]:
+    """What a plugin of Hydra is given beside the configuration."""
+    context = HydraContext(GlobalHydra.instance().config_loader(), Callback())  # type: ignore[arg-type]
+    return {"hydra_context": context, "task_function": partial(launched, run)}
+
+
+def first_of(overrides: Iterable[Override]) -> list[str]:
+    """The overrides with the first of their values; those are left out that have a range in place of values."""
+    kept = [override for override in overrides if override.is_discrete_sweep() or not override.is_sweep_override()]
+    return [_values(o)[0] if o.is_sweep_override() else str(o.input_line) for o in kept]
 
 
 def _values(override: Override) -> list[str]:

@@ -18,8 +18,8 @@ def memory_told() -> Iterator[None]:
         if not out_of_memory(error):
             raise
         text = " ".join(str(error).split())
-        found = re.search(r"allocate ([\d.]+) (\w+)", text)
-        size = f" (for {_readable(float(found[1]), found[2])} more)" if found else ""
+        match = re.search(r"allocate ([\d.]+) (\w+)", text)
+        size = f" (for {_readable(float(match[1]), match[2])} more)" if match else ""
         raise SettingError(
             f"not enough memory{size}; use a smaller model, data.batch_size or "
             "examples of a probe, or set trainer.chunk_examples"

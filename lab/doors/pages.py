@@ -29,7 +29,19 @@ PAGE_WIDTH = 112
 
 
 def show(config: str, words: Sequence[str]) -> None:
-    """The page that a flag among the words asks for (--help, --cfg job, ...), by Hydra itself."""
+    """The page that a flag among the words asks for (--help, --cfg job, ...), by Hydra itself; --help beside the name of a
+    card, as in optimizer=adam or probe=[sharpness,noise], shows that card: every setting with its text, range and default.
+    """
+    typed = [
+        (group, name)
+        for word in words
+        for group, _, names in [word.partition("=")]
+        for name in names.strip("[]").split(",")
+    ]
+    cards = [file for group, name in typed if (file := Path(config_dir()) / group / f"{name}.yaml").is_file()]
+    if cards and {"--help", "-h"} & set(words):
+        print("\n".join(file.read_text() for file in cards))
+        return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra raise, so that we can say it in one line
     sys.argv = [sys.argv[0], *words]
     hydra.main(config_path=config_dir(), config_name=config, **BASE)(lambda cfg: None)()

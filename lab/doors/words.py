@@ -16,6 +16,7 @@ from hydra.errors import HydraException
 from lab.run.cards import choices, typed
 from lab.settings import SettingError
 
+EXPECTED = "expected setting=value, e.g. optimizer.lr=0.1 model.widths=[32,32]"
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
 SWITCHES = (
     "--help -h",
@@ -31,7 +32,9 @@ OPTIONS = ("--package -p", "--info -i", "--config-dir -cd")
 """Hydra's flags with a value."""
 
 
-class _Parser(ArgumentParser):
+class OneLineParser(ArgumentParser):
+    """Raises SettingError in place of a page of usage."""
+
     def error(self, message: str) -> NoReturn:
         raise SettingError(f"{message}; see --help")
 
@@ -59,19 +62,19 @@ class Words:
     def of(arguments: Iterable[str]) -> "Words":
         """Raises SettingError for a flag that does not exist, and for overrides that `require_sound` refuses."""
         words = sorted(map(at_home, arguments), key=lambda word: "=" in word and not word.startswith("-"))
-        parser = _Parser(add_help=False)
+        parser = OneLineParser(add_help=False)
         parser.add_argument("overrides", nargs="*")
         parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
         for flag in SWITCHES:
             parser.add_argument(*flag.split(), action="store_true")
         for flag in OPTIONS:
             parser.add_argument(*flag.split())
-        found = vars(parser.parse_args(words))
-        overrides, folder = found.pop("overrides"), found.pop("config_dir")
-        several, single = found.pop("multirun"), found.pop("run")
+        options = vars(parser.parse_args(words))
+        overrides, folder = options.pop("overrides"), options.pop("config_dir")
+        several, single = options.pop("multirun"), options.pop("run")
         require_sound(overrides)
         flags = tuple(word for word in words if word not in overrides)
-        return Words(flags, tuple(overrides), several, single, any(found.values()), folder)
+        return Words(flags, tuple(overrides), several, single, any(options.values()), folder)
 
     @cached_property
     def parsed(self) -> list[Override]:
@@ -117,12 +120,16 @@ def require_sound(words: Sequence[str]) -> None:
     """
     for word in words:
         name, _, value = word.partition("=")
+        if not name:
+            raise SettingError(f"{word} names no setting; expected e.g. optimizer=sgd")
         if word.startswith("~"):
             raise SettingError(
                 f"{word}: a setting cannot be taken away; leave it out for its default, or set it, e.g. probe=[] for none"
             )
         if name in FOLDERS and not value:
             raise SettingError(f"{word} names no folder; leave it out for the default")
+        if "=" not in word:
+            raise SettingError(f"{word} cannot be read; {EXPECTED}")
         if not value:
             continue
         if re.match(r"\+\w", word) and choices(name[1:]):
@@ -147,6 +154,9 @@ def _require_sound(word: str, name: str, value: Any) -> None:
         _require_once(f"probe={typed(value)}", value)
     elif isinstance(value, list) and choices(name):
         raise SettingError(f"{word}: one card at a time; expected {name}= one of {', '.join(choices(name))}")
+    elif not isinstance(value, str) and choices(name):
+        expected = "a list, e.g. probe=[]" if name == "probe" else f"one of {', '.join(choices(name))}"
+        raise SettingError(f"{name}={typed(value)} is not the name of a card; expected {expected}")
     elif name in FOLDERS and (folder := Path(str(value))).exists() and not folder.is_dir():
         raise SettingError(f"{word}: this is a file; choose another {name}")
     elif name == "hydra.launcher.n_jobs" and value == 0:
@@ -166,5 +176,5 @@ def _read(word: str) -> Override:
         quoted = '{}="{}"'.format(name, value.replace('"', '\\"'))
         cure = f"a text with other signs than letters goes in quotes: {shlex.quote(quoted)}"
         if value[0] in "[{(":
-            cure = "expected setting=value, e.g. optimizer.lr=0.1 model.widths=[32,32]"
+            cure = EXPECTED
         raise SettingError(f"{word} cannot be read; {cure}") from None

@@ -38,10 +38,8 @@ class NetworkSaddle:
     def at(objective: NetworkObjective, w: Tensor, *, tol: float = 1e-8) -> "NetworkSaddle":
         """The saddle w (P,). Raises ValueError where the gradient is above `tol`, or no curvature is negative."""
         saddle = NetworkSaddle(objective, stationary(objective, w))
-        if saddle.point.gradient_norm > tol:
-            raise ValueError(
-                f"|gradient| = {saddle.point.gradient_norm:.2g} at these weights: expected a critical point"
-            )
+        if saddle.point.grad_norm > tol:
+            raise ValueError(f"|gradient| = {saddle.point.grad_norm:.2g} at these weights: expected a critical point")
         if not len(saddle.curvatures):
             raise ValueError("no curvature is negative at these weights: expected a saddle")
         return saddle

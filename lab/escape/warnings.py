@@ -137,7 +137,7 @@ def beforehand(place: Place, exit: Exit | None = None) -> Iterator[str]:
     """What rules a rate out before anybody has moved, a sentence each."""
     if place.critical.kind == "not critical" and exit is not None and not isinstance(exit, Quench):
         yield (
-            f"the start is not critical (|gradient| {place.critical.gradient_norm:.2g}): the run is under way, and what it "
+            f"the start is not critical (|gradient| {place.critical.grad_norm:.2g}): the run is under way, and what it "
             "leaves is no basin"
         )
     if place.edge > 1:

@@ -27,6 +27,9 @@ from lab.layers.piecewise import bends, gaussian, is_piecewise_linear
 from lab.layers.recorder import Modules, Recording, known_modules, record
 from lab.objective import NetworkObjective, Objective, projection, pulled_back, with_gradients
 
+MISUSED = "is used outside its layer, more than once, or not on one row per example"
+"""What is wrong with a parameter that its record does not stand for."""
+
 
 @dataclass(frozen=True)
 class Anatomy:
@@ -48,7 +51,7 @@ class Anatomy:
     def chunks(self, w: Tensor) -> Iterator[Recording]:
         """Recorded forward passes over all examples, with w constant; TypeError where some examples use a layer twice."""
         for recording in _passes(self.network, self.modules, w):
-            _refuse(self.network, recording.unclear)
+            _refuse(self.network, recording.unclear, MISUSED)
             yield recording
 
 
@@ -71,7 +74,8 @@ def take_apart(objective: Objective, w: Tensor) -> Anatomy:
     """
     network = require_examples(objective)
     modules = known_modules(network.model)
-    _refuse_unknown(network, modules)
+    unknown = set(network.layout.names).difference(*(names.values() for names in modules.values()))
+    _refuse(network, unknown, "has no layer of its own that is known here")
     few = network.few(max(2, min(MOST_LOOKED, network.chunk_size(w))))
     every, near = slice(0, len(few.x)), _near(w.to(network.look.dtype))
     here, there = (record(few, modules, place.detach(), every) for place in (w, near))
@@ -79,8 +83,7 @@ def take_apart(objective: Objective, w: Tensor) -> Anatomy:
     projected = few.on(few.x, directions, projection)
     for place in (w, near):
         chunk = recorded(projected, modules, place, every, set())
-        missing = here.unclear | unexplained(projected, place, chunk, set())
-        _refuse(network, missing)
+        _refuse(network, here.unclear | unexplained(projected, place, chunk, set()), MISUSED)
     linear = is_piecewise_linear(here.outputs) and not bends(there)
     return Anatomy(network, modules, here.outputs.numel() // here.num, linear)
 
@@ -120,25 +123,13 @@ class _ByExamples(Recording):
             yield from torch.stack(list(norms)).sum(0).reshape(self.num, -1).unbind(1)
 
 
-def _refuse_unknown(network: NetworkObjective, modules: Modules) -> None:
-    """Raise TypeError for a parameter that no known layer has for itself."""
-    for name in sorted(set(network.layout.names).difference(*(names.values() for names in modules.values()))):
+def _refuse(network: NetworkObjective, names: set[str], why: str) -> None:
+    """Raise TypeError for the first of these parameters, named by all its places."""
+    for name in sorted(names):
         parameter = network.model.get_parameter(name)
         places = [place for place, p in network.model.named_parameters(remove_duplicate=False) if p is parameter]
-        if len(places) > 1:
-            raise TypeError(f"{' and '.join(places)} are tied; use method=hutchinson")
         owner = type(network.model.get_submodule(name.rpartition(".")[0])).__name__
-        raise TypeError(f"{name} belongs to a {owner}, no layer known here; use method=hutchinson")
-
-
-def _refuse(network: NetworkObjective, missing: set[str]) -> None:
-    """Raise TypeError for parameters that a layer's record does not stand for."""
-    for name in sorted(missing):
-        owner = type(network.model.get_submodule(name.rpartition(".")[0])).__name__
-        raise TypeError(
-            f"{name} of a {owner} is used outside its layer, more than once, or not on one row per example; use "
-            "method=hutchinson"
-        )
+        raise TypeError(f"{' = '.join(places)} of a {owner} {why}; use method=hutchinson")
 
 
 def _near(w: Tensor) -> Tensor:

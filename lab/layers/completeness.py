@@ -28,7 +28,8 @@ def unexplained(network: NetworkObjective, w: Tensor, chunk: Chunk, formed: Abst
     """
     wrong = set[str]()
     eps = max(torch.finfo(w.dtype).eps, min(network.look.eps, torch.finfo(torch.float32).eps))  # float32 inside float64
-    for places, c, truth in _sums(network, w, chunk):
+    for places in _looked(chunk):
+        c, truth = _weighted_gradient(network, w, chunk.index[places])
         if not bool(truth.isfinite().all()):
             continue
         sums, small = chunk.at(places).weighted(c), 1e3 * eps * truth.norm()
@@ -42,18 +43,12 @@ def unexplained(network: NetworkObjective, w: Tensor, chunk: Chunk, formed: Abst
     return wrong
 
 
-def _sums(network: NetworkObjective, w: Tensor, chunk: Chunk) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Places of examples in the chunk, their weights c, and sum_i c_i g_i (P,) by backward passes."""
+def _looked(chunk: Chunk) -> Iterator[Tensor]:
+    """Places in the chunk of the examples that are looked at together."""
     num, device = len(chunk.index), chunk.index.device
-    looked = {0, num - 1}
-    if chunk.layers:
-        looked.add(int(chunk.layers[-1].g.flatten(1).square().sum(1).argmax()))
-    for j in looked:
-        one = chunk.index[j : j + 1]
-        truth = single_gradient(network.loss_of, w, network.x[one], network.y[one])
-        yield torch.tensor([j], device=device), w.new_ones(1), truth
-    spread = torch.linspace(0, num - 1, min(num, MOST_LOOKED), device=device).round().long()
-    yield spread, *_weighted_gradient(network, w, chunk.index[spread])
+    largest = {int(chunk.layers[-1].g.flatten(1).square().sum(1).argmax())} if chunk.layers else set[int]()
+    yield from (torch.tensor([j], device=device) for j in {0, num - 1} | largest)
+    yield torch.linspace(0, num - 1, min(num, MOST_LOOKED), device=device).round().long()
 
 
 def _weighted_gradient(network: NetworkObjective, w: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -87,8 +87,3 @@ LAYERS: dict[type[nn.Module], type[Layer]] = {
     nn.Embedding: Embedding,
 }
 """Modules, of exactly these types, whose output is linear in their parameters, with inputs of which these are no part."""
-
-
-def known(module: nn.Module) -> bool:
-    """Whether `LAYERS` has the module as it is set."""
-    return type(module) in LAYERS and not getattr(module, "scale_grad_by_freq", False)

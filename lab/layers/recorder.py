@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from lab.layers.algebra import Layer, per_example
-from lab.layers.kinds import LAYERS, known
+from lab.layers.kinds import LAYERS
 from lab.objective import NetworkObjective, differentiating_again, require_graph
 
 Modules = dict[nn.Module, dict[str, str]]
@@ -27,8 +27,10 @@ def known_modules(model: nn.Module) -> Modules:
     owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     modules: Modules = {}
     for prefix, module in model.named_modules():
+        if type(module) not in LAYERS or getattr(module, "scale_grad_by_freq", False):
+            continue
         for local, parameter in module.named_parameters(recurse=False):
-            if parameter.requires_grad and known(module) and local in ("weight", "bias") and owners[id(parameter)] == 1:
+            if parameter.requires_grad and local in ("weight", "bias") and owners[id(parameter)] == 1:
                 modules.setdefault(module, {})[local] = f"{prefix}.{local}" if prefix else local
     return modules
 

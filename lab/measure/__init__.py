@@ -15,14 +15,14 @@ from lab.doors.memory import memory_told
 from lab.doors.pages import show
 from lab.doors.request import Request, cards_at_hand, composed
 from lab.doors.words import literal, search_path
-from lab.measure.origin import Origin
+from lab.measure.origin import OriginRun
 from lab.measure.target import Target
 from lab.run.folder import RunFolder
 from lab.run.identity import require_no_run, require_same_data
 from lab.settings import SettingError
 
 if TYPE_CHECKING:
-    from lab.measure.carry import Measurement, OptimizerUse, Result
+    from lab.measure.carry import CheckpointResult, LoadedRun, OptimizerUse
 
 OF_A_RUN = ("scaling", "noise", "escape", "compare")
 """Groups that say how a run is trained."""
@@ -42,7 +42,7 @@ def _measure_all(target: Target) -> None:
     """Every checkpoint; of several, a broken one is told and passed over, and the exit code is 2 in the end. What is wrong
     with all of them alike, as a setting that was typed, is told once.
     """
-    done: list[tuple[Path, Result]] = []
+    done: list[tuple[Path, CheckpointResult]] = []
     files, slips = target.files(), set[str]()
     for file in files:
         try:
@@ -65,9 +65,9 @@ def _measure_all(target: Target) -> None:
         sys.exit(2)
 
 
-def measure(target: Target, file: Path, *, several: bool = False) -> "Result":
+def measure(target: Target, file: Path, *, several: bool = False) -> "CheckpointResult":
     """Measure one checkpoint and leave the results in a folder of their own. Raises SettingError in one line."""
-    run = Origin.find(file)
+    run = OriginRun.find(file)
     if run is None and "model" not in target.names:
         raise SettingError(
             f"{file} lies in no run folder of lab.train; say which model it is, e.g. model=mlp data=digits"
@@ -80,23 +80,23 @@ def measure(target: Target, file: Path, *, several: bool = False) -> "Result":
     if not settings.get("probe"):
         raise SettingError("probe=[]: there is nothing to measure; choose one or more, e.g. probe=[sharpness,spectrum]")
     with memory_told():
-        measurement = _measurement(settings, target, file, run)
+        loaded = _loaded(settings, target, file, run)
     folder = RunFolder(target.results(file, run.folder.path if run else None, request.folder, several=several))
     require_no_run(folder)
     from lab.measure import report
 
     with folder.owned():
-        result = _carry_out(measurement, folder, file, run)
-        facts = measurement.parts.dataset.facts
+        result = _carry_out(loaded, folder, file, run)
+        facts = loaded.parts.dataset.facts
         report.keep(folder, result, file=file, command=_command(target), plain=settings, facts=facts)
     report.tell(result, file, folder, brief=several)
     return result
 
 
-def _measurement(settings: dict[str, Any], target: Target, file: Path, run: Origin | None) -> "Measurement":
+def _loaded(settings: dict[str, Any], target: Target, file: Path, run: OriginRun | None) -> "LoadedRun":
     """The saved weights in their model, with their data."""
     from lab.doors.parts import read_settings
-    from lab.measure.carry import Measurement
+    from lab.measure.carry import LoadedRun
     from lab.measure.weights import read
 
     saved, parts = read(file), read_settings(settings).build()
@@ -104,14 +104,14 @@ def _measurement(settings: dict[str, Any], target: Target, file: Path, run: Orig
     if run is not None and not any(name.partition(".")[0] == "data" for name in target.names):
         cure = f"to measure on what is there now add data={run.card('data')}"
         require_same_data(run.folder, parts.dataset.facts, cure=cure)
-    return Measurement(parts, saved, _optimizer(target, run))
+    return LoadedRun(parts, saved, _optimizer(target, run))
 
 
-def _carry_out(measurement: "Measurement", folder: RunFolder, file: Path, run: Origin | None) -> "Result":
+def _carry_out(loaded: "LoadedRun", folder: RunFolder, file: Path, run: OriginRun | None) -> "CheckpointResult":
     """The result. A folder that was made for a measurement that came to nothing is taken away; an older one in it stays."""
     try:
         with memory_told():
-            result = measurement.carry_out(str(file))
+            result = loaded.carry_out(str(file))
             result.divergence = run.divergence(file, result.step) if run else ""
             return result
     except BaseException:
@@ -121,7 +121,7 @@ def _carry_out(measurement: "Measurement", folder: RunFolder, file: Path, run: O
         raise
 
 
-def _optimizer(target: Target, run: Origin | None) -> "OptimizerUse":
+def _optimizer(target: Target, run: OriginRun | None) -> "OptimizerUse":
     """How the update rule comes about: from the saved state where the run's own optimiser is meant; typed values win."""
     from lab.measure.carry import OptimizerUse
 
@@ -134,7 +134,7 @@ def _of_the_run(target: Target) -> list[str]:
     """What a page of settings shows besides what was typed."""
     if not target.checkpoint:
         return []
-    run = Origin.find(target.files()[0])
+    run = OriginRun.find(target.files()[0])
     return [*(run.overrides(target) if run else []), f"checkpoint={literal(target.checkpoint)}"]
 
 

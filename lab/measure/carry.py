@@ -10,7 +10,7 @@ import torch
 
 from lab.curvature.operators import LinearOperator, hessian
 from lab.doors.parts import Parts
-from lab.measure.progress import Progress
+from lab.measure.progress import MatvecProgress
 from lab.measure.weights import Saved, load_into
 from lab.probes.attempt import findings
 from lab.probes.base import Examples, Probe, Snapshot
@@ -19,7 +19,7 @@ from lab.settings import SettingError
 
 
 @dataclass
-class Result:
+class CheckpointResult:
     """What was measured at `step`: numbers by tag, whatever else by tag, and what the numbers are held against.
 
     divergence: how the run ended that left these weights, where it diverged. failures: a line for every probe that failed.
@@ -46,7 +46,7 @@ class OptimizerUse:
     typed: frozenset[str]
 
 
-class Measurement:
+class LoadedRun:
     """The parts of a run with saved weights in them. Raises SettingError where the two do not belong together."""
 
     def __init__(self, parts: Parts, saved: Saved, optimizer: OptimizerUse):
@@ -73,13 +73,13 @@ class Measurement:
         self.bench.place(device, dtype)
         self.bench.require(settings.probes)
 
-    def carry_out(self, name: str) -> Result:
+    def carry_out(self, name: str) -> CheckpointResult:
         """All probes, with progress on stderr. Raises SettingError where none of them measures anything."""
         begin, step, probes = perf_counter(), self.saved.step, self.parts.settings.probes
         snapshot = self.bench.snapshot(step, batch=self.parts.batches.index(step))
-        result = Result(step, snapshot.rule.formula if snapshot.rule else "", snapshot.w.numel())
+        result = CheckpointResult(step, snapshot.rule.formula if snapshot.rule else "", snapshot.w.numel())
 
-        def progress(probe: Probe) -> Progress:
+        def progress(probe: Probe) -> MatvecProgress:
             examples = self.bench.objective(getattr(probe, "examples", "auto")).num_examples or 0
             what = f"{probe.name} of {name} (step {step}, {snapshot.w.numel()} weights, {examples} examples)"
             return self._progress(what, probe, snapshot)
@@ -117,7 +117,7 @@ class Measurement:
             for group, fresh in zip(optimizer.param_groups, built, strict=True):
                 group[name] = fresh[name]
 
-    def _progress(self, what: str, probe: Probe, snapshot: Snapshot) -> Progress:
+    def _progress(self, what: str, probe: Probe, snapshot: Snapshot) -> MatvecProgress:
         """Watches the products of the Hessian; it is made here, and timed, where the probe will take many."""
         expected, seconds = probe.expected_matvecs(snapshot.rule), 0.0
         if expected:
@@ -127,7 +127,7 @@ class Measurement:
                 snapshot.once(("hessian", examples), lambda: hessian(self.bench.objective(examples), snapshot.w))
             seconds = (perf_counter() - begun) * expected
         before = _matvecs(snapshot)
-        return Progress(what, expected, seconds, lambda: max(0, _matvecs(snapshot) - before))
+        return MatvecProgress(what, expected, seconds, lambda: max(0, _matvecs(snapshot) - before))
 
 
 def _matvecs(snapshot: Snapshot) -> int:

@@ -17,14 +17,14 @@ NUMBERS = ("steps", "epochs", "seed", "audit")
 
 
 @dataclass(frozen=True)
-class Origin:
+class OriginRun:
     """A run, with its settings as plain values."""
 
     folder: RunFolder
     settings: Mapping[str, Any]
 
     @staticmethod
-    def find(file: Path) -> "Origin | None":
+    def find(file: Path) -> "OriginRun | None":
         """The run whose folder holds checkpoints/`file`; None for other weights."""
         folder = RunFolder(file.parent.parent)
         provenance = folder.path / "provenance.json"
@@ -40,7 +40,7 @@ class Origin:
                 f"{provenance} does not hold the settings of the run that left {file.name}; to measure the weights with "
                 "settings of your own, copy the file elsewhere and set model= and data="
             )
-        return Origin(folder, settings)
+        return OriginRun(folder, settings)
 
     def card(self, group: str) -> str:
         """The name of the card of the run in a group."""

@@ -15,7 +15,7 @@ LINE_SECONDS = 10.0
 GLANCE_SECONDS = 0.2
 
 
-class Progress:
+class MatvecProgress:
     """While the block runs, tells how many of about `expected` Hessian products are done, and the time that is left.
 
     expected  0: nobody knows; then it tells the time spent.
@@ -41,7 +41,7 @@ class Progress:
         self._stop, self._thread = Event(), Thread(target=self._watch, daemon=True)
         self._begin = monotonic()
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "MatvecProgress":
         self._begin = monotonic()
         if self.console.is_terminal:
             self._task = self._bar.add_task(escape(self.what), total=self._total(), pace=self.pace())

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from lab.measure.carry import Result
-from lab.probes.critical_point import ENDS, KINDS, Point, index_against_loss
+from lab.measure.carry import CheckpointResult
+from lab.probes.critical_point_figure import KINDS, Point, index_against_loss
+from lab.probes.critical_point_result import ENDS
 from lab.run import figures
 from lab.run.folder import RunFolder
 from lab.run.provenance import provenance
@@ -36,10 +37,10 @@ NAMES = {"critical_point/kind": KINDS, "critical_point/search": ENDS}
 """The quantities that are the place of a word in a list."""
 
 
-def sentence(result: Result) -> str:
+def sentence(result: CheckpointResult) -> str:
     """The result in one plain sentence, and what the probes found."""
     values, formula = result.values, result.formula
-    said = []
+    parts = []
     scaled = "sharpness/preconditioned" in values
     sharpness = "sharpness/preconditioned" if scaled else "sharpness/lambda_max"
     if sharpness in values:
@@ -50,17 +51,17 @@ def sentence(result: Result) -> str:
             text += f", {ratio:.3f} x the threshold {threshold:.5g} = {formula} ({_where(ratio)})"
         elif "sharpness/threshold" in values:
             text += " (no ratio to the threshold: the file holds no state of this optimizer, hence no preconditioner)"
-        said.append(text)
-    said += [f"{tag} = {values[tag]:.5g}" for tag in leading(result) if not _told(tag)][:COLUMNS]
+        parts.append(text)
+    parts += [f"{tag} = {values[tag]:.5g}" for tag in leading(result) if not _elsewhere(tag)][:COLUMNS]
     sure = all(value for tag, value in values.items() if tag.endswith("/converged"))
     unsure = "" if sure else "; NOT all within tol: raise max_matvecs"
-    if not said and not result.findings:
-        said = ["nothing was measured"]
-    told = f"At step {result.step}{': ' if said else ''}{'; '.join(said)}{unsure}."
-    return joined([*filter(None, [result.divergence]), told, *result.findings])
+    if not parts and not result.findings:
+        parts = ["nothing was measured"]
+    measured = f"At step {result.step}{': ' if parts else ''}{'; '.join(parts)}{unsure}."
+    return joined([*filter(None, [result.divergence]), measured, *result.findings])
 
 
-def tell(result: Result, file: Path, folder: RunFolder, *, brief: bool) -> None:
+def tell(result: CheckpointResult, file: Path, folder: RunFolder, *, brief: bool) -> None:
     """The result and where to look. brief: for one of many checkpoints, its name before the sentence."""
     print(f"{file}: {sentence(result)}" if brief else sentence(result))
     for failure in result.failures:
@@ -72,7 +73,7 @@ def tell(result: Result, file: Path, folder: RunFolder, *, brief: bool) -> None:
         print(f"  results   {folder.path}", flush=True)
 
 
-def _told(tag: str) -> bool:
+def _elsewhere(tag: str) -> bool:
     """Whether a quantity belongs to the sentence about sharpness or to a finding about a point, or ends an interval."""
     return tag.startswith(("sharpness/", "escape/", "critical_point/")) or tag.endswith(("_low", "_high"))
 
@@ -81,7 +82,7 @@ def _where(ratio: float) -> str:
     return "above the edge" if ratio > 1.15 else "at the edge of stability" if ratio > 0.95 else "below the edge"
 
 
-def leading(result: Result) -> list[str]:
+def leading(result: CheckpointResult) -> list[str]:
     """The tags of the quantities, the well-known ones first; no errors, no costs."""
     tags = [
         t for t in result.values if not t.startswith(("error/", "cost/")) and not t.endswith(("/converged", "/loss"))
@@ -89,7 +90,7 @@ def leading(result: Result) -> list[str]:
     return sorted(tags, key=lambda tag: LEADING.index(tag) if tag in LEADING else len(LEADING))
 
 
-def table(rows: Sequence[tuple[Path, Result]]) -> Table:
+def table(rows: Sequence[tuple[Path, CheckpointResult]]) -> Table:
     """One line a checkpoint, one column a quantity."""
     tags = list(dict.fromkeys(tag for _, result in rows for tag in leading(result)))[:COLUMNS]
     made = Table("checkpoint", "step", *[tag.removeprefix("sharpness/") for tag in tags], box=None)
@@ -104,7 +105,7 @@ def _cell(tag: str, values: Mapping[str, float]) -> str:
     return NAMES[tag][int(values[tag])] if tag in NAMES else f"{values[tag]:.5g}"
 
 
-def across(rows: Sequence[tuple[Path, Result]], folder: Path) -> list[Path]:
+def across(rows: Sequence[tuple[Path, CheckpointResult]], folder: Path) -> list[Path]:
     """Figures of several checkpoints together, in `folder`: index against loss where the index was measured."""
     of = [result.values for _, result in rows if "critical_point/index_fraction" in result.values]
     if len(of) < 2:
@@ -122,7 +123,13 @@ def show(made: Table) -> None:
 
 
 def keep(
-    folder: RunFolder, result: Result, *, file: Path, command: str, plain: dict[str, Any], facts: dict[str, Any]
+    folder: RunFolder,
+    result: CheckpointResult,
+    *,
+    file: Path,
+    command: str,
+    plain: dict[str, Any],
+    facts: dict[str, Any],
 ) -> None:
     """metrics.jsonl, summary.json, provenance.json, arrays and figures; what lay there is replaced."""
     folder.forget_from(0)

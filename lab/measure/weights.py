@@ -48,7 +48,7 @@ def read(file: Path) -> Saved:
             f"{file} holds no weights by name; expected what torch.save(model.state_dict(), file) leaves"
         )
     steps = [state.get(name) for name in ("step", "global_step")]
-    step = next((found for found in steps if isinstance(found, int) and not isinstance(found, bool)), 0)
+    step = next((number for number in steps if isinstance(number, int) and not isinstance(number, bool)), 0)
     optimizer = state.get("optimizer")
     return Saved(file, sets, step, optimizer if isinstance(optimizer, dict) else None)
 
@@ -59,24 +59,24 @@ def load_into(model: nn.Module, saved: Saved) -> None:
     Raises SettingError, one line, where none of the sets fits, where several that differ do, and for what is not finite.
     """
     expected = model.state_dict()
-    named = [(place, found) for at, weights in saved.sets.items() for place, found in _named(at, weights, expected)]
-    fit = {place: found for place, found in named if _misfit(found, expected) is None}
+    named = [(place, tensors) for at, weights in saved.sets.items() for place, tensors in _named(at, weights, expected)]
+    fit = {place: tensors for place, tensors in named if _misfit(tensors, expected) is None}
     if not fit:
-        nearest = max((found for _, found in named), key=lambda found: len(found.keys() & expected.keys()))
+        nearest = max((tensors for _, tensors in named), key=lambda tensors: len(tensors.keys() & expected.keys()))
         raise SettingError(
             f"{saved.file} does not fit the model: {_misfit(nearest, expected)}; set model= and data= as it was trained"
         )
-    found = next(iter(fit.values()))
+    tensors = next(iter(fit.values()))
     others = list(fit.values())[1:]
-    if any(not other[name].equal(tensor) for other in others for name, tensor in found.items()):
+    if any(not other[name].equal(tensor) for other in others for name, tensor in tensors.items()):
         raise SettingError(
             f"{saved.file} holds several sets of weights that fit the model: {', '.join(fit)}; save the one that is meant "
             "alone: torch.save(weights, file)"
         )
-    for name, tensor in found.items():
+    for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
             raise SettingError(f"{saved.file}: {name} is not finite; there is nothing to measure")
-    model.load_state_dict(found)
+    model.load_state_dict(tensors)
 
 
 def _sets(state: Any, place: str = "", depth: int = DEPTH) -> Iterator[tuple[str, Weights]]:
@@ -98,17 +98,17 @@ def _named(place: str, weights: Weights, expected: Weights) -> Iterator[tuple[st
     for names in (weights, bare) if bare.keys() != weights.keys() else (weights,):
         prefixes = {name[: -len(first)] for name in names if name.endswith(first)}
         for prefix in sorted(prefix for prefix in prefixes if not prefix or prefix.endswith(".")) or [""]:
-            found = {name.removeprefix(prefix): v for name, v in names.items() if name.startswith(prefix)}
-            yield ".".join(filter(None, [place, prefix + "*"])), found
+            tensors = {name.removeprefix(prefix): v for name, v in names.items() if name.startswith(prefix)}
+            yield ".".join(filter(None, [place, prefix + "*"])), tensors
 
 
-def _misfit(found: Weights, expected: Weights) -> str | None:
+def _misfit(tensors: Weights, expected: Weights) -> str | None:
     """In what the tensors are not those of the model; None where they are."""
-    for kind, names in (("lacks", expected.keys() - found.keys()), ("has besides", found.keys() - expected.keys())):
+    for kind, names in (("lacks", expected.keys() - tensors.keys()), ("has besides", tensors.keys() - expected.keys())):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             return f"it {kind} {sorted(names)[0]}{more}"
-    for name, tensor in found.items():
+    for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
             return f"{name} has shape {list(tensor.shape)} in the file, {list(expected[name].shape)} in the model"
     return None

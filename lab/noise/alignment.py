@@ -13,16 +13,14 @@ same way |H|_F^2 = 2 |HQ|_F^2 - |Q'HQ|_F^2 + E |RHR s|^2. Near a minimum of the 
 """
 
 import math
-import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lab.curvature.basis import Basis
-from lab.curvature.forms import FEWEST_FORMS, Forms, Interval
+from lab.curvature.forms import FEWEST_FORMS, Forms, Interval, warned
 from lab.curvature.operators import LinearOperator
-from lab.curvature.vectors import dot
 from lab.noise.covariance import GRAM_EXAMPLES, Covariance, centred_gram, covariance
 from lab.objective import Objective
 from lab.results import Estimate
@@ -78,8 +76,8 @@ def alignment(
         shares = along.error / scale, value * size.error / (2 * size.value), value * spread.error / (2 * spread.value)
     converged = along.within(tol) and size.within(2 * tol) and (squares is not None or spread.within(2 * tol))
     return Alignment(
-        _warned(along.estimate(tol, spent, "deflated"), "Tr(HD)", tol),
-        _warned(Estimate(value, math.hypot(*shares), spent + more, "deflated", converged), "the cosine", tol),
+        warned(along.estimate(tol, spent, "deflated"), "Tr(HD)", tol),
+        warned(Estimate(value, math.hypot(*shares), spent + more, "deflated", converged), "the cosine", tol),
     )
 
 
@@ -100,8 +98,8 @@ def trace_with(
     generator: of the signs (default: a fixed seed). Not converged within `max_matvecs`: one warning. Raises as `covariance`.
     """
     noise = Noise(covariance(objective, w), generator)
-    found, spent = _trace(hessian_operator, noise, deflate(hessian_operator, noise.draw(), DEFLATED), tol, max_matvecs)
-    return _warned(found.estimate(tol, spent, "deflated"), "Tr(HD)", tol)
+    along, spent = _trace(hessian_operator, noise, deflate(hessian_operator, noise.draw(), DEFLATED), tol, max_matvecs)
+    return warned(along.estimate(tol, spent, "deflated"), "Tr(HD)", tol)
 
 
 class Noise:
@@ -155,8 +153,7 @@ def deflate(operator: LinearOperator, start: Tensor, steps: int) -> Basis:
 
 def _outside(span: Basis, v: Tensor) -> Tensor:
     """R v (P,)."""
-    Q = span.rows[: len(span.t)]
-    return v - dot(Q, v).to(v) @ Q
+    return span.outside(v, end=len(span.t))[0]
 
 
 def _trace(operator: LinearOperator, noise: Noise, span: Basis, tol: float, most: int) -> tuple[Interval, int]:
@@ -186,13 +183,3 @@ def _square(
         return image, image
 
     return forms.until(draw, exact, 2 * tol, max(most, FEWEST_FORMS)), len(forms)
-
-
-def _warned(found: Estimate, name: str, tol: float) -> Estimate:
-    if not found.converged:
-        warnings.warn(
-            f"{name} not converged: {found.value:g} +- {found.error:.1g} after {found.matvecs} products, wanted an error of "
-            f"{tol:g} of it; raise max_matvecs or tol",
-            stacklevel=3,
-        )
-    return found

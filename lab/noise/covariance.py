@@ -197,8 +197,8 @@ def _pairs(operator: Covariance, matrix: Tensor, values: Tensor, k: int, round_o
     vectors = examples.w.new_zeros(examples.size, k)
     gram = LinearOperator(len(matrix), lambda v: matrix @ v, dtype=matrix.dtype, device=matrix.device)
     if k:
-        found = lanczos(gram, top=k, tol=1e-8, max_matvecs=len(matrix)).top.vectors
-        for j, c in enumerate(found.unbind(1)):
+        weights = lanczos(gram, top=k, tol=1e-8, max_matvecs=len(matrix)).top.vectors
+        for j, c in enumerate(weights.unbind(1)):
             vectors[:, j] = examples.weighted(c - c.mean())
         tiny = torch.finfo(vectors.dtype).tiny
         vectors = torch.linalg.qr(vectors / torch.linalg.vector_norm(vectors, dim=0).clamp(min=tiny))[0]

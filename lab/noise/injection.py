@@ -137,9 +137,9 @@ def absolute_root(operator: LinearOperator, z: Tensor, *, tol: float = 0.02, max
     where a product is not finite. Cost: `matvecs` products and as many vectors of memory. Druskin and Knizhnerman (1989);
     Higham (2008), ch. 13.
 
-    >>> A = LinearOperator(2, lambda v: torch.tensor([4.0, -9.0]) * v, dtype=torch.float32, device=torch.device("cpu"))
-    >>> absolute_root(A, torch.tensor([1.0, 1.0])).vector
-    tensor([2., 3.])
+    >>> from lab.curvature.operators import of_matrix
+    >>> absolute_root(of_matrix(torch.tensor([4.0, -9.0])), torch.tensor([1.0, 1.0])).vector
+    tensor([2.0000, 3.0000])
     """
     basis, length, most = Basis(operator), norm(z), min(max_matvecs, operator.size)
     basis.begin(z)

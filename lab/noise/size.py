@@ -64,19 +64,19 @@ def trace(objective: Objective, w: Tensor) -> NoiseTrace:
     twice the round-off of the gradients over |g_i - g|. `round_off` says how far, `method` what was done. Raises as
     `covariance`.
     """
-    found, spent = _Moments.of(objective, w), 1
-    if found.cancelled and w.dtype != torch.float64:
-        found, spent = in_double(lambda w: _Moments.of(objective, w), w) or found, 2
-    if not found.cancelled:
+    moments, spent = _Moments.of(objective, w), 1
+    if moments.cancelled and w.dtype != torch.float64:
+        moments, spent = in_double(lambda w: _Moments.of(objective, w), w) or moments, 2
+    if not moments.cancelled:
         method = "exact" if spent == 1 else "float64"
-        return found.result(w, found.differences, found.spread, found.round_off, spent, method)
-    apart = found.formed()
+        return moments.result(w, moments.differences, moments.spread, moments.round_off, spent, method)
+    apart = moments.formed()
     by_parameter = {name: float(each.mean()) for name, each in apart.items()}
-    size = round_off_of(math.sqrt(found.mean_square), found.examples.w.dtype)  # of a single gradient
+    size = round_off_of(math.sqrt(moments.mean_square), moments.examples.w.dtype)  # of a single gradient
     left = size * (2 * math.sqrt(math.fsum(by_parameter.values())) + size)
-    spread = float(torch.stack(list(apart.values())).sum(0).std()) if len(found.squares) > 1 else math.nan
-    method = "centred" if found.examples.w.dtype == torch.float64 else "centred, float32"
-    return found.result(w, by_parameter, spread, left, spent + 1, method)
+    spread = float(torch.stack(list(apart.values())).sum(0).std()) if len(moments.squares) > 1 else math.nan
+    method = "centred" if moments.examples.w.dtype == torch.float64 else "centred, float32"
+    return moments.result(w, by_parameter, spread, left, spent + 1, method)
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class _Moments:
         """mean |g_i|^2 - |g|^2 by parameter."""
         pieces = self.examples.layout.unflatten(self.gradient)
         lengths = {name: float(dots(g.reshape(1, -1), g.reshape(1, -1))) for name, g in pieces.items()}
-        return {name: float(found.mean()) - lengths[name] for name, found in self.by_parameter.items()}
+        return {name: float(squares.mean()) - lengths[name] for name, squares in self.by_parameter.items()}
 
     @cached_property
     def cancelled(self) -> bool:

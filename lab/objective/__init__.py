@@ -11,10 +11,11 @@ from lab.objective.base import (
     require_graph,
     with_gradients,
 )
+from lab.objective.chunks import CHUNK_BYTES
 from lab.objective.criterion import projection, pulled_back
 from lab.objective.decayed import Decayed
 from lab.objective.laws import Law
-from lab.objective.network import CHUNK_BYTES, NetworkObjective
+from lab.objective.network import NetworkObjective
 from lab.objective.sharded import Sharded
 
 __all__ = [

@@ -72,9 +72,9 @@ class Audit:
         """What was found, in a line."""
         held = [law.name for law in self.laws if law.held]
         open_ = [law.name for law in self.laws if law.held is None]
-        told = f"audit of the loss: {len(held)} laws hold" + (f", {len(open_)} undecided" if open_ else "")
-        told += f"; cost {self.gradients:.2g} gradients"
-        return "; ".join([told, *self.notes])
+        text = f"audit of the loss: {len(held)} laws hold" + (f", {len(open_)} undecided" if open_ else "")
+        text += f"; cost {self.gradients:.2g} gradients"
+        return "; ".join([text, *self.notes])
 
     def numbers(self) -> dict[str, float]:
         """The cost, by tag."""
@@ -99,14 +99,14 @@ def audit(objective: Objective, w: Tensor | None = None, *, seed: int = 0) -> Au
     begin = perf_counter()
     generator = torch.Generator().manual_seed(seed)
     try:
-        found = _of_function(objective, w, generator) if network is None else _of_network(network, w, generator)
+        outcome = _of_function(objective, w, generator) if network is None else _of_network(network, w, generator)
     except RuntimeError as error:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Unsound(
             f"the loss cannot be evaluated or differentiated at weights other than the module's own: {cause[:160]}; write "
             "it in operations of torch on what forward is given, or leave the audit out (audit=false)"
         ) from error
-    audited = Audit(found.laws, found.notes, found.gradients, perf_counter() - begin)
+    audited = Audit(outcome.laws, outcome.notes, outcome.gradients, perf_counter() - begin)
     if network is not None:
         network._known.audit = audited
     return audited

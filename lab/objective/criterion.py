@@ -9,6 +9,7 @@ from torch import Tensor
 from lab.objective.base import Unsound
 
 if TYPE_CHECKING:
+    from lab.objective.function import NetworkFunction
     from lab.objective.network import NetworkObjective
 
 CHECKED = 2**22
@@ -47,7 +48,7 @@ def refuse_sums(criterion: Callable[[Tensor, Tensor], Tensor], y: Tensor) -> Non
         )
 
 
-def require_mean(network: "NetworkObjective", x: Tensor, y: Tensor) -> None:
+def require_mean(network: "NetworkFunction", x: Tensor, y: Tensor) -> None:
     """Raise Unsound unless the criterion of all targets y is the mean over uneven parts of them.
 
     The targets are sorted, so that parts differ in their classes: weighted and ignored targets show. A single ignored one

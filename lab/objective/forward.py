@@ -61,8 +61,8 @@ def _not_checkpointed() -> Iterator[None]:
     kept = {name: getattr(checkpoint, name) for name in replaced}
     with ExitStack() as stack:
         if not parts:
-            told = "activation checkpointing recomputes with the weights of the module, not with w: switch it off"
-            stack.enter_context(torch.autograd.graph.disable_saved_tensors_hooks(told))
+            message = "activation checkpointing recomputes with the weights of the module, not with w: switch it off"
+            stack.enter_context(torch.autograd.graph.disable_saved_tensors_hooks(message))
         for name, part in replaced.items():
             setattr(checkpoint, name, part)
         try:

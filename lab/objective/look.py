@@ -17,7 +17,7 @@ from lab.objective.base import Unsound, at_least_single
 from lab.objective.laws import Place
 
 if TYPE_CHECKING:
-    from lab.objective.network import NetworkObjective
+    from lab.objective.chunks import ChunkedNetwork
 
 EXAMPLES, MANY = 8, 256
 """Examples that are looked at, in whose company, and in how large a company at most."""
@@ -39,7 +39,7 @@ class Look:
     rank: int
 
 
-def look_at(network: "NetworkObjective") -> Look:
+def look_at(network: "ChunkedNetwork") -> Look:
     """A look at the network near its present weights, where zeros of an initialisation hide nothing. Cost: forward passes
     of `EXAMPLES` examples, and one of `MANY`, for some see each other in large batches only.
 
@@ -54,15 +54,15 @@ def look_at(network: "NetworkObjective") -> Look:
     except Exception:  # numbers of a fixed precision inside, and whatever a network says then
         w = moved(few, at_least_single(few.weights))
         outputs, eps = _precise(few, w)
-    told = _coupled(few, w, few.x, outputs, eps)
-    if not told and len(network.x) > len(few.x):
+    coupling = _coupled(few, w, few.x, outputs, eps)
+    if not coupling and len(network.x) > len(few.x):
         many = network.few(MANY)
         with torch.no_grad():
-            told = _coupled(many, w, many.x, many.outputs(w, many.x), eps)
-    return Look(w.dtype, eps, told, outputs.dim())
+            coupling = _coupled(many, w, many.x, many.outputs(w, many.x), eps)
+    return Look(w.dtype, eps, coupling, outputs.dim())
 
 
-def _precise(few: "NetworkObjective", w: Tensor) -> tuple[Tensor, float]:
+def _precise(few: "ChunkedNetwork", w: Tensor) -> tuple[Tensor, float]:
     """Outputs, and the round-off of the coarsest numbers on the way to them. Raises Unsound where w itself is changed."""
     before = w.clone()
     with torch.no_grad():
@@ -77,12 +77,12 @@ def _precise(few: "NetworkObjective", w: Tensor) -> tuple[Tensor, float]:
     return outputs, seen.eps
 
 
-def moved(few: "NetworkObjective", w: Tensor) -> Tensor:
+def moved(few: "ChunkedNetwork", w: Tensor) -> Tensor:
     """A place near w, always the same."""
     return Place.near(few, w, torch.Generator().manual_seed(0)).w
 
 
-def _coupled(few: "NetworkObjective", w: Tensor, x: Tensor, outputs: Tensor, eps: float) -> str:
+def _coupled(few: "ChunkedNetwork", w: Tensor, x: Tensor, outputs: Tensor, eps: float) -> str:
     num = len(x)
     if num == 1:
         return ""
@@ -94,12 +94,12 @@ def _coupled(few: "NetworkObjective", w: Tensor, x: Tensor, outputs: Tensor, eps
         backwards[:half],
         backwards[-half:],
     ):  # so that everyone is missing once, as whoever is the largest of all
-        if told := _changed(few, w, x, outputs, torch.cat([some, some[:1]]), eps):
-            return told
+        if coupling := _changed(few, w, x, outputs, torch.cat([some, some[:1]]), eps):
+            return coupling
     return ""
 
 
-def _changed(few: "NetworkObjective", w: Tensor, x: Tensor, outputs: Tensor, order: Tensor, eps: float) -> str:
+def _changed(few: "ChunkedNetwork", w: Tensor, x: Tensor, outputs: Tensor, order: Tensor, eps: float) -> str:
     """How the outputs of the examples `order` by themselves differ from those they have among all."""
     num = len(x)
     with torch.no_grad():

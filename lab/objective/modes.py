@@ -151,7 +151,7 @@ def states(device: torch.device) -> States:
 
 def _attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:
     """What a module holds beside parameters, buffers and modules: every attribute with a copy of what it may change."""
-    found = {}
+    kept = {}
     for name, value in vars(module).items():
         if name in INTERNAL:
             continue
@@ -160,8 +160,8 @@ def _attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:
             content = value.copy()
         elif type(value) is Tensor and value.numel() <= SMALL and not value.requires_grad:
             content = value.clone()
-        found[name] = value, content
-    return found
+        kept[name] = value, content
+    return kept
 
 
 def _put_back(module: nn.Module, attributes: dict[str, tuple[Any, Any]]) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 if TYPE_CHECKING:
-    from lab.objective.network import NetworkObjective
+    from lab.objective.chunks import ChunkedNetwork
 
 RECORD_AFTER = 3
 """Calls with the same shapes before a program is recorded: it costs a tenth of a second."""
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 class Replicated:
     """The loss of `objective`, or its gradient, at every row of W (R, P). Not differentiable again."""
 
-    def __init__(self, objective: "NetworkObjective") -> None:
+    def __init__(self, objective: "ChunkedNetwork") -> None:
         self.objective = objective
         self._calls: Counter[tuple[object, ...]] = Counter()
         self._recorded: dict[tuple[object, ...], Program] = {}
@@ -138,9 +138,9 @@ def _compiled(graph: Program, given: list[Tensor]) -> Program | None:
             return None
 
 
-def _same(found: Tensor, expected: Tensor) -> bool:
+def _same(result: Tensor, expected: Tensor) -> bool:
     tol = torch.finfo(expected.dtype).eps ** 0.5
-    return found.shape == expected.shape and torch.allclose(found, expected, rtol=tol, atol=tol, equal_nan=True)
+    return result.shape == expected.shape and torch.allclose(result, expected, rtol=tol, atol=tol, equal_nan=True)
 
 
 def _taken(data: Tensor, those: slice, index: Tensor | None) -> Tensor:

@@ -69,12 +69,12 @@ def example_gradients(
         return loss(at, x[None], y[None])
 
     with torch.no_grad():
-        found = known.attempt(lambda: vmap(grad(one), in_dims=(None, 0, 0), chunk_size=chunk_size)(at, x, y))
-    if found is not None and known.works is None:
+        gradients = known.attempt(lambda: vmap(grad(one), in_dims=(None, 0, 0), chunk_size=chunk_size)(at, x, y))
+    if gradients is not None and known.works is None:
         known.works = True
-        if not _agree(found, at, loss, x, y):
+        if not _agree(gradients, at, loss, x, y):
             known.give_up("its gradients differ from those of single examples")
-    return found if known.works else _joined(_one_by_one(loss, at, x, y, known.cause))
+    return gradients if known.works else _joined(_one_by_one(loss, at, x, y, known.cause))
 
 
 def single_gradient(loss: Loss, at: Weights, x: Tensor, y: Tensor) -> Any:
@@ -83,8 +83,8 @@ def single_gradient(loss: Loss, at: Weights, x: Tensor, y: Tensor) -> Any:
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in named.items()}
     with torch.enable_grad():
         value = loss(leaves[""] if isinstance(at, Tensor) else leaves, x, y)
-        found = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
-    return found[0] if isinstance(at, Tensor) else dict(zip(leaves, found, strict=True))
+        gradients = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
+    return gradients[0] if isinstance(at, Tensor) else dict(zip(leaves, gradients, strict=True))
 
 
 def _one_by_one(loss: Loss, at: Weights, x: Tensor, y: Tensor, cause: str) -> Iterator[Any]:
@@ -119,11 +119,11 @@ def _tensors(at: Weights) -> list[Tensor]:
     return [at] if isinstance(at, Tensor) else list(at.values())
 
 
-def _agree(found: Any, at: Weights, loss: Loss, x: Tensor, y: Tensor) -> bool:
+def _agree(gradients: Any, at: Weights, loss: Loss, x: Tensor, y: Tensor) -> bool:
     """Whether the first and the last row are those of plain backward passes. NaN agrees with anything: it tells nothing."""
     for i in {0, len(x) - 1}:
         truth = torch.cat([t.flatten() for t in _tensors(single_gradient(loss, at, x[i : i + 1], y[i : i + 1]))])
-        row = torch.cat([t[i].flatten() for t in _tensors(found)])
+        row = torch.cat([t[i].flatten() for t in _tensors(gradients)])
         if not bool(truth.isfinite().all()):
             continue
         eps = torch.finfo(truth.dtype).eps

@@ -44,14 +44,14 @@ class Local:
 
 @dataclass(frozen=True)
 class Stationary:
-    """A point w (P,) where the gradient vanishes to `gradient_norm`: its loss, and all its curvatures.
+    """A point w (P,) where the gradient vanishes to `grad_norm`: its loss, and all its curvatures.
 
     eigenvalues (P,) ascending, with the orthonormal eigenvectors as columns of `vectors` (P, P).
     """
 
     w: Tensor
     value: float
-    gradient_norm: float
+    grad_norm: float
     eigenvalues: Tensor
     vectors: Tensor
 

@@ -38,7 +38,7 @@ SOFT = 1e-2
 
 @dataclass(frozen=True)
 class Found:
-    """Where the search ended. w (P,); gradient_norm |g| there; norms of g after every step; matvecs products and gradients.
+    """Where the search ended. w (P,); grad_norm |g| there; norms of g after every step; matvecs products and gradients.
 
     reason     "zero": |g| <= tol. "stuck": at or near a minimum of |g| that is no zero. "rounding": |g| falls no more, and
                is no larger than the rounding of w may make it. "unfinished": iterations or products are spent.
@@ -46,7 +46,7 @@ class Found:
     """
 
     w: Tensor
-    gradient_norm: float
+    grad_norm: float
     reason: Literal["zero", "stuck", "unfinished", "rounding"]
     alignment: float
     norms: tuple[float, ...]

@@ -107,7 +107,7 @@ def find_minima(
 def is_minimum(point: Stationary, tol: float) -> bool:
     """Whether the gradient vanishes and every curvature is positive, clearly."""
     low, high = float(point.eigenvalues[0]), float(point.eigenvalues[-1])
-    return point.gradient_norm < tol and low > 1e-6 * high
+    return point.grad_norm < tol and low > 1e-6 * high
 
 
 def place_of(point: Stationary, among: list[Stationary], symmetry: Symmetry | None) -> int | None:

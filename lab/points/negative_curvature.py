@@ -34,7 +34,7 @@ class WayDown:
     """The most negative curvature at a point, and the way down along it.
 
     direction (P,) the unit eigenvector, signed so that slope = g'u <= 0; curvature its eigenvalue (an upper bound of
-    lambda_min), error that of it; value L(w); gradient_norm |g|; matvecs products spent, the gradient counted as one.
+    lambda_min), error that of it; value L(w); grad_norm |g|; matvecs products spent, the gradient counted as one.
     """
 
     direction: Tensor
@@ -42,7 +42,7 @@ class WayDown:
     error: float
     slope: float
     value: float
-    gradient_norm: float
+    grad_norm: float
     matvecs: int
     converged: bool
 

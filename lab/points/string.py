@@ -145,8 +145,8 @@ def _judged(
     objective: Objective, saddle: Stationary, a: Tensor, b: Tensor, crest: float, foot: float
 ) -> tuple[Stationary | None, str]:
     """The saddle, if it is one and the one between a and b; else None and the reason."""
-    if not saddle.gradient_norm < CRITICAL:
-        return None, f"Newton's method from the top of the string did not converge: |g| = {saddle.gradient_norm:.1e}"
+    if not saddle.grad_norm < CRITICAL:
+        return None, f"Newton's method from the top of the string did not converge: |g| = {saddle.grad_norm:.1e}"
     if saddle.index != 1:
         return None, f"Newton's method from the top of the string went to a point of index {saddle.index}, not 1"
     climb = saddle.value - foot

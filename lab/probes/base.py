@@ -4,7 +4,7 @@
     class Norm(Probe):                                   # the settings, and what they demand
         name: ClassVar[str] = "norm"
         every: Every = 10
-        power: Annotated[float, Field(gt=0, description="power of |g|")] = 2.0
+        power: Annotated[Positive, knob("power of |g|")] = 2.0
 
     @measures(Norm)
     def norm(here: Snapshot, settings: Norm, memory: Memory) -> NormResult: ...
@@ -21,16 +21,19 @@ from dataclasses import dataclass, field, fields
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar, Union, get_type_hints
 
+import torch
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lab.curvature.operators import Hessian, hessian
 from lab.curvature.stability import UpdateRule
-from lab.objective import Objective, at_least_single, audit, with_gradients
+from lab.objective import NetworkObjective, Objective, at_least_single, audit, with_gradients
 from lab.results import Result
 from lab.run.cards import refusal
 from lab.sampling import Sampling
 from lab.settings import SettingError
+from lab.streams import stream
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,12 +47,20 @@ Examples = int | Literal["all", "auto"]
 Memory = Mapping[str, Tensor]
 """What a measurement builds on from the one before, by name: warm starts, past weights. Empty at the first."""
 
-Every = Annotated[int, Field(gt=0, description="steps between measurements")]
-ProbeSet = Annotated[
-    Annotated[int, Field(gt=0)] | Literal["all", "auto"],
-    Field(description="probe set: all | n (class-balanced, fixed) | auto: all up to 5000 training examples, else 2000"),
-]
+
+def knob(text: str, **bounds: float) -> Any:
+    """The text of a setting, and bounds of it (gt, ge, lt, le), for `Annotated`."""
+    return Field(description=text, **bounds)  # type: ignore[call-overload]
+
+
+Count = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Every = Annotated[Count, knob("steps between measurements")]
+ProbeSet = Annotated[
+    Count | Literal["all", "auto"],
+    knob("probe set: all | n (class-balanced, fixed) | auto: all up to 5000 training examples, else 2000"),
+]
 
 
 @dataclass
@@ -103,6 +114,20 @@ class Snapshot:
         if key not in self._shared:
             self._shared[key] = compute()
         return self._shared[key]
+
+    def hessian(self, examples: Examples) -> Hessian:
+        """That of the loss on the probe set at w, shared by the probes of the step."""
+        return self.once(("hessian", examples), lambda: hessian(self.loss_on(examples), self.w))
+
+    def stream(self, name: str) -> torch.Generator:
+        """The random numbers of this name at this step."""
+        return stream(self.seed, name, self.step)
+
+    def network(self, examples: Examples, probe: str) -> NetworkObjective:
+        """The loss on the probe set. Raises SettingError for `probe` where it is not the loss of a network."""
+        if not isinstance(loss := self.loss_on(examples), NetworkObjective):
+            raise SettingError(f"probe=[{probe}]: {type(loss).__name__} has no examples; it measures networks")
+        return loss
 
     @property
     def shared(self) -> list[Any]:
@@ -292,3 +317,11 @@ def quantities(name: str, values: Mapping[str, float]) -> dict[str, float]:
         for tag, value in values.items()
         if tag.startswith(head)
     }
+
+
+def continued(history: Tensor | None, row: Tensor) -> Tensor:
+    """A history (n, m) with one row (m,) more that begins with its step; rows from this step on are of a run that was cut
+    off, and go.
+    """
+    before = row.new_empty(0, len(row)) if history is None else history
+    return torch.cat([before[before[:, 0] < row[0].to(before)].to(row), row[None]])

@@ -125,7 +125,7 @@ class EscapeResult(Result):
             "index": float(point.index),
             "index_exact": float(point.index_exact),
             "loss": point.value,
-            "grad_norm": point.gradient_norm,
+            "grad_norm": point.grad_norm,
         } | self.cells[0].numbers()
 
     def sentence(self) -> str:

@@ -47,7 +47,7 @@ def _place(point: CriticalPoint, cells: Sequence[Cell], fits: bool, kind: str) -
     where = {"not critical": "no critical point", "undetermined": "a critical point of unknown kind"}.get(
         point.kind, f"a {point.kind}" if point.kind != "degenerate" else "a degenerate critical point"
     )
-    text = f"Escape from {where} (loss {point.value:.3g}, |gradient| {point.gradient_norm:.2g}"
+    text = f"Escape from {where} (loss {point.value:.3g}, |gradient| {point.grad_norm:.2g}"
     text += f", index {'' if point.index_exact else 'at least '}{point.index}" if point.index else ""
     if fits:
         text += "), which fits every example: mini-batches have no noise there and no rate exists; runs stay, or are "

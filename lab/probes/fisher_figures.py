@@ -35,7 +35,7 @@ CURVES: dict[str, dict[str, Any]] = {
 
 
 def matrices_figure(arrays: Mapping[str, Tensor], title: str) -> "Figure":
-    """The cosines of all pairs as a table in colour; beside every row its trace and its largest eigenvalue."""
+    """The cosines of all pairs as a table in color; beside every row its trace and its largest eigenvalue."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 4.8), layout="constrained")

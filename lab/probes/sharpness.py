@@ -10,8 +10,8 @@ holds them, or their learning rate is 0), it is that of the block of H of those 
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -19,19 +19,16 @@ from torch import Tensor
 
 from lab.curvature.chain import Chain
 from lab.curvature.eigen import Extremes
-from lab.curvature.operators import Hessian, LinearOperator, hessian, preconditioned, restricted
+from lab.curvature.operators import LinearOperator, hessian, preconditioned, restricted
 from lab.curvature.stability import UpdateRule
 from lab.objective import Objective
 from lab.objective.sharded import Sharded
 from lab.params import layout
-from lab.probes.base import Memory, Plan, Probe, ProbeSet, Snapshot, measures
-from lab.results import Eigenpairs, Result
+from lab.probes.base import Count, Every, Memory, Plan, Probe, ProbeSet, Share, Snapshot, knob, measures
+from lab.probes.sharpness_result import SharpnessResult
 from lab.settings import SettingError
 from lab.settings import settings as card
 from lab.streams import stream
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 PART, TIMES = 1000, 10
 """coarse=auto takes PART examples where the probe set has TIMES as many."""
@@ -55,31 +52,17 @@ class Sharpness(Probe):
 
     name: ClassVar[str] = "sharpness"
 
-    every: Annotated[
-        int, Field(gt=0, description="steps between measurements; odd, for at the edge the iterates have period 2")
-    ] = 13
-    k: Annotated[int, Field(gt=0, description="number of top eigenvalues")] = 1
-    bottom: Annotated[bool, Field(description="also the smallest eigenvalue")] = False
-    tol: Annotated[float, Field(gt=0, lt=1, description="wanted error of an eigenvalue, relative to the top one")] = (
-        1e-3
-    )
-    max_matvecs: Annotated[
-        int, Field(gt=0, description="Hessian products allowed per solve (each about 1.1 gradients)")
-    ] = 200
+    every: Annotated[Every, knob("steps between measurements; odd, for at the edge the iterates have period 2")] = 13
+    k: Annotated[Count, knob("number of top eigenvalues")] = 1
+    bottom: Annotated[bool, knob("also the smallest eigenvalue")] = False
+    tol: Annotated[Share, knob("wanted error of an eigenvalue, relative to the largest")] = 1e-3
+    max_matvecs: Annotated[Count, knob("Hessian products allowed per solve (each about 1.1 gradients)")] = 200
     examples: ProbeSet = "auto"
-    midpoints: Annotated[
-        bool, Field(description="also at (w[t-2] + 2 w[t-1] + w[t])/4, where the period-2 oscillation is averaged out")
-    ] = False
-    cold: Annotated[
-        int,
-        Field(gt=0, description="every so many measurements the solve starts at random, else from the last vectors"),
-    ] = 20
+    midpoints: Annotated[bool, knob("also at (w[t-2] + 2 w[t-1] + w[t])/4, where period-2 oscillations cancel")] = False
+    cold: Annotated[Count, knob("every so many measurements a solve starts at random, else from the last vectors")] = 20
     coarse: Annotated[
         Annotated[int, Field(ge=0)] | Literal["auto"],
-        Field(
-            description="examples over which the others search first: n | 0: none | auto: 1000 of a probe set of 10,000 or "
-            "more"
-        ),
+        knob("examples over which the others search first: n | 0: none | auto: 1000 of a probe set of 10,000 or more"),
     ] = "auto"
 
     @property
@@ -96,96 +79,14 @@ class Sharpness(Probe):
         num_weights, fewest = layout(plan.model).size, self.k + self.bottom
         wanted = f"probe.sharpness.k={self.k}" + (" and bottom=true" if self.bottom else "")
         if fewest > num_weights:
-            raise SettingError(
-                f"{wanted}: more eigenvalues than the {num_weights} weights of the model; "
-                f"use probe.sharpness.k={max(1, num_weights - self.bottom)} or less"
-            )
+            cure = f"use probe.sharpness.k={max(1, num_weights - self.bottom)} or less"
+            raise SettingError(f"{wanted}: more eigenvalues than the {num_weights} weights of the model; {cure}")
         if self.max_matvecs < fewest:
-            raise SettingError(
-                f"probe.sharpness.max_matvecs={self.max_matvecs} is too few for {wanted}; "
-                f"use probe.sharpness.max_matvecs={fewest} or more"
-            )
+            few, cure = f"probe.sharpness.max_matvecs={self.max_matvecs}", f"max_matvecs={fewest} or more"
+            raise SettingError(f"{few} is too few for {wanted}; use probe.sharpness.{cure}")
 
     def expected_matvecs(self, rule: UpdateRule | None) -> int:
         return PER_SOLVE * (1 + (rule is not None and not rule.plain))
-
-
-@dataclass(frozen=True)
-class SharpnessResult(Result):
-    """lambda_max of H and of what is held against the threshold of the optimiser.
-
-    loss         L(w); top, bottom the eigenpairs of H at both ends (bottom None unless asked for).
-    directional  g'Hg/|g|^2 along the gradient of the weights that move; NaN at a critical point.
-    compared     eigenpairs of what is held against the threshold: those of H (quantity lambda_max), of the block of the
-                 weights that move (moved), or of the preconditioned Hessian (preconditioned).
-    threshold    beyond which the step is unstable; None without an optimiser whose threshold is known, or where none moves.
-    ratio        lambda_max(compared)/threshold; None where it is not known so far, as before the first update of Adam.
-    midpoint     eigenpairs of the same at (w[t-2] + 2 w[t-1] + w[t])/4, where these weights are known.
-    matvecs      products over the whole probe set, one gradient, and those over a part as its share.
-    """
-
-    loss: float
-    top: Eigenpairs
-    bottom: Eigenpairs | None
-    directional: float
-    quantity: str
-    compared: Eigenpairs
-    threshold: float | None
-    ratio: float | None
-    midpoint: Eigenpairs | None
-    matvecs: float
-    warm: Memory = field(repr=False)
-
-    @property
-    def converged(self) -> bool:
-        return all(solve.converged for solve in (self.top, self.compared, self.midpoint) if solve is not None)
-
-    def numbers(self) -> dict[str, float]:
-        numbers = {"loss": self.loss} | _extreme("lambda_max", self.top)
-        numbers |= {f"lambda_{i}": float(value) for i, value in enumerate(self.top.values[1:], 2)}
-        numbers |= {} if self.bottom is None else _extreme("lambda_min", self.bottom)
-        numbers |= {"directional": self.directional}
-        numbers |= {} if self.quantity == "lambda_max" else _extreme(self.quantity, self.compared)
-        optional = {"threshold": self.threshold, "ratio": self.ratio}
-        optional["midpoint"] = None if self.midpoint is None else float(self.midpoint.values[0])
-        numbers |= {name: value for name, value in optional.items() if value is not None}
-        return numbers | {"converged": float(self.converged)}
-
-    def sentence(self) -> str:
-        value, error = float(self.top.values[0]), float(self.top.errors[0])
-        text = f"lambda_max is {value:.4g} +- {error:.1g}"
-        if self.ratio is not None:
-            what = "" if self.quantity == "lambda_max" else f"{self.quantity} lambda_max is "
-            text += f", {what}{self.ratio:.3g} x the threshold {self.threshold:.4g} of the optimiser"
-        return text + ("." if self.converged else "; the eigensolve did not converge.")
-
-    def figure(self, when: str = "") -> "Figure":
-        """The top eigenvalues of what the threshold is about as stems, beside it."""
-        from matplotlib.figure import Figure
-
-        from lab.run.figures import EIGENVALUE
-
-        what = {"preconditioned": "$P^{-1}(H + c)$", "moved": "H of the weights that move"}.get(self.quantity, "H")
-        count = len(self.compared.values)
-        figure = Figure(figsize=(5, 3.5), layout="constrained")
-        axis = figure.subplots()
-        axis.stem(range(1, count + 1), self.compared.values.tolist(), basefmt=" ", label=f"eigenvalues of {what}")
-        if self.threshold is not None:
-            axis.axhline(self.threshold, color="tab:red", ls="--", label="stability threshold")
-        unit = EIGENVALUE if what == "H" else "eigenvalue"
-        axis.set(xlabel="index", ylabel=unit, title=f"top of the spectrum{when}")
-        axis.set_xticks(range(1, count + 1, max(1, count // 10)))
-        axis.legend(frameon=False)
-        return figure
-
-    def figures(self, when: str = "") -> "dict[str, Figure]":
-        return {"spectrum": self.figure(when)} if len(self.compared.values) > 1 else {}
-
-    def costs(self) -> dict[str, float]:
-        return {"matvecs": self.matvecs}
-
-    def memory(self) -> Memory:
-        return self.warm
 
 
 @measures(Sharpness)
@@ -197,20 +98,16 @@ def sharpness(here: Snapshot, settings: Sharpness, memory: Memory) -> SharpnessR
     >>> round(float(result.top.values[0]), 3), result.ratio
     (9.0, None)
     """
-    loss, solver = here.loss_on(settings.examples), _Solver(here, settings, memory)
-    H: Hessian = here.once(("hessian", settings.examples), lambda: hessian(loss, here.w))
-    held = _held(here)
+    H, solver, held = here.hessian(settings.examples), _Solver(here, settings, memory), _held(here)
     ends = solver.solve("iterate", here.w, lambda operator: operator, H)
     directional = _along(H, held.moved_part(H.gradient))
     compared = ends if held.name == "lambda_max" else solver.solve(held.name, here.w, held.of, H)
     solves, midpoint = [ends] if compared is ends else [ends, compared], None
-    past = [memory.get(f"last/{here.step - i}") for i in (2, 1, 0)]
-    if settings.midpoints and all(w is not None for w in past):
-        w0, w1, w2 = (w for w in past if w is not None)
-        midpoint = solver.solve("midpoint", (w0 + 2 * w1 + w2) / 4, held.of)
+    past = [w for i in (2, 1, 0) if (w := memory.get(f"last/{here.step - i}")) is not None]
+    if settings.midpoints and len(past) == 3:
+        midpoint = solver.solve("midpoint", (past[0] + 2 * past[1] + past[2]) / 4, held.of)
         solves.append(midpoint)
-    moving = held.rule is not None and _moves(held.rule)
-    threshold = held.rule.threshold if moving and held.rule is not None else None
+    threshold = held.rule.threshold if held.rule is not None and _moves(held.rule) else None
     return SharpnessResult(
         loss=float(H.value),
         top=ends.top,
@@ -255,7 +152,7 @@ class _Solver:
             bottom=int(settings.bottom and kind == "iterate"),
             tol=settings.tol,
             max_matvecs=settings.max_matvecs,
-            generator=stream(self.here.seed, f"sharpness/{kind}", self.here.step),
+            generator=self.here.stream(f"sharpness/{kind}"),
         )
 
     @property
@@ -285,11 +182,6 @@ def _part(loss: Objective, settings: Sharpness, seed: int) -> Objective | None:
     return loss.restrict(order[:count])
 
 
-def _extreme(name: str, pairs: Eigenpairs) -> dict[str, float]:
-    """The first eigenvalue and its error."""
-    return {name: float(pairs.values[0]), f"error/{name}": float(pairs.errors[0])}
-
-
 @dataclass(frozen=True)
 class _Held:
     """What of H is held against the threshold: lambda_max of H, of the block of the weights that move (`moved`), or of that
@@ -306,8 +198,7 @@ class _Held:
         block = operator if self.places is None else restricted(operator, self.places)
         if self.rule is None or self.diagonal is None:
             return block
-        decay = self.rule.coupled_decay
-        return preconditioned(block, self.diagonal, shift=decay)
+        return preconditioned(block, self.diagonal, shift=self.rule.coupled_decay)
 
     def moved_part(self, v: Tensor) -> Tensor:
         """v (P,) with zeros at the weights that do not move."""

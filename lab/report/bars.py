@@ -7,14 +7,14 @@ from typing import Annotated
 from matplotlib.axes import Axes
 from pydantic import Field
 
-from lab.report.base import Comparison, Told, new_figure, number, require_tags
-from lab.report.cells import Cell, differing, grouped, mean_and_error, short
+from lab.report.base import Compared, RunComparison, new_figure, number, require_tags
+from lab.report.cells import GridCell, differing, grouped, mean_and_error, short
 from lab.report.findings import Paragraph, find
 from lab.settings import settings
 
 
 @settings()
-class Bars(Comparison):
+class Bars(RunComparison):
     """Quantities at the end of the runs of a grid as bars; runs that differ in the seed only make one bar with its error."""
 
     tags: Annotated[tuple[str, ...], Field(description="a panel each")] = ("test/accuracy",)
@@ -23,36 +23,36 @@ class Bars(Comparison):
     ] = 0.25
     finding: Paragraph = None
 
-    def compare(self, cells: Sequence[Cell], title: str) -> Told:
+    def compare(self, cells: Sequence[GridCell], title: str) -> Compared:
         require_tags(self.tags, cells, "compare.tags")
         settings = differing(cells)
         groups = grouped(cells, settings)
         labels = [label if len(settings) > 1 else label.partition("=")[2] for label in groups]
         figure = new_figure(1.5 + 3.6 * len(self.tags), 1.6 + 0.42 * len(groups), title)
         row = figure.subplots(1, len(self.tags), sharey=True, squeeze=False)[0]
-        phrases = []
+        parts = []
         for axis, tag in zip(row, self.tags, strict=True):
             bars = [mean_and_error([c.late(tag, self.share) for c in group]) for group in groups.values()]
-            shown = [number(bar[0], group) for bar, group in zip(bars, groups.values(), strict=True)]
-            self._draw(axis, bars, shown)
+            numbers = [number(bar[0], group) for bar, group in zip(bars, groups.values(), strict=True)]
+            self._draw(axis, bars, numbers)
             axis.set_xlabel(tag)
             errors = [f" +- {error:.1g}" if error > 0 else "" for _, error in bars]
-            phrases.append(
-                f"{tag}: {', '.join(f'{n}{e} ({x})' for n, e, x in zip(shown, errors, labels, strict=True))}"
+            parts.append(
+                f"{tag}: {', '.join(f'{n}{e} ({x})' for n, e, x in zip(numbers, errors, labels, strict=True))}"
             )
         row[0].set_yticks(range(len(groups)), labels)
         row[0].set_ylabel(", ".join(map(short, settings)))
         row[0].invert_yaxis()
-        sentence = f"Means over the last {100 * self.share:.0f} % of each run. {'; '.join(phrases)}."
+        sentence = f"Means over the last {100 * self.share:.0f} % of each run. {'; '.join(parts)}."
         values = {c.name: {t: v for t in self.tags if (v := c.late(t, self.share)) == v} for c in cells}
-        return Told(figure, find(self.finding, cells) or sentence, values)
+        return Compared(figure, find(self.finding, cells) or sentence, values)
 
-    def _draw(self, axis: Axes, bars: Sequence[tuple[float, float]], shown: Sequence[str]) -> None:
+    def _draw(self, axis: Axes, bars: Sequence[tuple[float, float]], numbers: Sequence[str]) -> None:
         """A bar for every mean with its error, and its number (or why there is none) at its end."""
         heights = [mean if math.isfinite(mean) else 0.0 for mean, _ in bars]
         errors = [error if math.isfinite(error) else 0.0 for _, error in bars]
         drawn = axis.barh(range(len(bars)), heights, xerr=errors if any(errors) else None, color="C0", alpha=0.85)
-        axis.bar_label(drawn, labels=shown, padding=3, fontsize=9)
+        axis.bar_label(drawn, labels=numbers, padding=3, fontsize=9)
         axis.margins(x=0.25)
         axis.grid(axis="x", alpha=0.25)
         axis.set_axisbelow(True)

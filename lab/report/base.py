@@ -9,7 +9,7 @@ from typing import Annotated
 from matplotlib.figure import Figure
 from pydantic import Field
 
-from lab.report.cells import Cell
+from lab.report.cells import GridCell
 from lab.run.figures import blank
 from lab.settings import SettingError
 
@@ -19,7 +19,7 @@ LETTERS_PER_INCH = 11
 
 
 @dataclass(frozen=True)
-class Told:
+class Compared:
     """The outcome: a figure, one plain paragraph, and for every cell by name its numbers by tag."""
 
     figure: Figure
@@ -27,15 +27,15 @@ class Told:
     values: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-class Comparison(ABC):
+class RunComparison(ABC):
     """A card of `conf/compare/`: settings that say what of the runs is shown, and how."""
 
     @abstractmethod
-    def compare(self, cells: Sequence[Cell], title: str) -> Told:
+    def compare(self, cells: Sequence[GridCell], title: str) -> Compared:
         """The finished or diverged `cells` side by side. Raises SettingError for a tag that none of them has."""
 
 
-def require_tags(tags: Sequence[str], cells: Sequence[Cell], setting: str) -> None:
+def require_tags(tags: Sequence[str], cells: Sequence[GridCell], setting: str) -> None:
     """Raise SettingError for a tag of a setting without a single value in the cells that did not diverge."""
     known = {tag for cell in cells for tag in cell.series}
     for tag in tags:
@@ -51,7 +51,7 @@ def new_figure(width: float, height: float, title: str) -> Figure:
     return figure
 
 
-def number(value: float, cells: Sequence[Cell]) -> str:
+def number(value: float, cells: Sequence[GridCell]) -> str:
     """Three digits; of what is not there, why: the runs it is of diverged, or never measured it."""
     return f"{value:.3g}" if value == value else "diverged" if all(c.diverged for c in cells) else "not measured"
 

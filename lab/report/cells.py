@@ -14,17 +14,17 @@ SEED = "seed"
 
 
 @dataclass(frozen=True)
-class Cell:
+class GridCell:
     """A finished run in `folder`, made with `overrides` (setting -> value, as typed)."""
 
     folder: RunFolder
     overrides: Mapping[str, str]
 
     @staticmethod
-    def read(folder: Path, overrides: Sequence[str]) -> "Cell":
+    def read(folder: Path, overrides: Sequence[str]) -> "GridCell":
         """From overrides such as "data.batch_size=32"."""
         pairs = (override.lstrip("+").partition("=") for override in overrides)
-        return Cell(RunFolder(folder), {name: value for name, _, value in pairs})
+        return GridCell(RunFolder(folder), {name: value for name, _, value in pairs})
 
     @property
     def name(self) -> str:
@@ -75,16 +75,16 @@ def short(setting: str) -> str:
     return setting.replace("/", ".").rpartition(".")[2]
 
 
-def differing(cells: Sequence[Cell], *, but: Sequence[str | None] = ()) -> list[str]:
+def differing(cells: Sequence[GridCell], *, but: Sequence[str | None] = ()) -> list[str]:
     """The settings that are not the same in all cells, in order, less the seed and those in `but`."""
     names = dict.fromkeys(name for cell in cells for name in cell.overrides)
     left_out = {SEED, *but}
     return [n for n in names if n not in left_out and len({cell.overrides.get(n) for cell in cells}) > 1]
 
 
-def grouped(cells: Sequence[Cell], settings: Sequence[str]) -> dict[str, list[Cell]]:
+def grouped(cells: Sequence[GridCell], settings: Sequence[str]) -> dict[str, list[GridCell]]:
     """The cells by the label that `settings` give them, in order of appearance."""
-    groups: dict[str, list[Cell]] = {}
+    groups: dict[str, list[GridCell]] = {}
     for cell in cells:
         groups.setdefault(cell.label(settings), []).append(cell)
     return groups

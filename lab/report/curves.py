@@ -6,8 +6,8 @@ from typing import Annotated
 from matplotlib.axes import Axes
 from pydantic import Field
 
-from lab.report.base import Comparison, Panels, Told, new_figure, number, require_tags
-from lab.report.cells import Cell, differing, grouped
+from lab.report.base import Compared, Panels, RunComparison, new_figure, number, require_tags
+from lab.report.cells import GridCell, differing, grouped
 from lab.report.findings import Paragraph, find
 from lab.settings import settings
 
@@ -16,7 +16,7 @@ QUARTER = 0.25
 
 
 @settings()
-class Curves(Comparison):
+class Curves(RunComparison):
     """Quantities against the step: a panel for each value of one setting, a line for every run of the grid."""
 
     tags: Annotated[tuple[str, ...], Field(description="what is drawn, each in its own line style")] = (
@@ -32,7 +32,7 @@ class Curves(Comparison):
     ylabel: Annotated[str | None, Field(description="name of the vertical axis; null: the tags")] = None
     finding: Paragraph = None
 
-    def compare(self, cells: Sequence[Cell], title: str) -> Told:
+    def compare(self, cells: Sequence[GridCell], title: str) -> Compared:
         require_tags(self.tags, cells, "compare.tags")
         require_tags([self.over] if self.over else [], cells, "compare.over")
         panels = grouped(cells, [self.panels] if self.panels else [])
@@ -54,14 +54,14 @@ class Curves(Comparison):
             handles.values(), handles, loc="outside lower center", ncols=max(2, len(labels)), frameon=False, fontsize=9
         )
         values = {cell.name: {tag: self.ratio(cell, tag) for tag in self.tags} for cell in cells}
-        return Told(figure, find(self.finding, cells) or self._means(cells, values), _finite(values))
+        return Compared(figure, find(self.finding, cells) or self._means(cells, values), _finite(values))
 
-    def ratio(self, cell: Cell, tag: str) -> float:
+    def ratio(self, cell: GridCell, tag: str) -> float:
         """The mean over the last quarter, divided by that of `over`."""
         value = cell.late(tag, QUARTER)
         return value / cell.late(self.over, QUARTER) if self.over else value
 
-    def _draw(self, axis: Axes, cell: Cell, label: str, labels: list[str]) -> None:
+    def _draw(self, axis: Axes, cell: GridCell, label: str, labels: list[str]) -> None:
         """The lines of one run; many points (a batch of every step) become means over bins. A color for every label, or,
         where there is one run in a panel, for every tag.
         """
@@ -73,17 +73,17 @@ class Curves(Comparison):
                 scale = dict(zip(*cell.series.get(self.over, ([], [])), strict=True))
                 values = [v / scale[s] for s, v in zip(steps, values, strict=True) if s in scale]
                 steps = [s for s in steps if s in scale]
-            text = f"{label}: {tag}" if label else tag
-            text += " (diverged)" if cell.diverged else ""
-            axis.plot(*binned(steps, values), ls=style, color=color, lw=1.3, label=text)
+            legend = f"{label}: {tag}" if label else tag
+            legend += " (diverged)" if cell.diverged else ""
+            axis.plot(*binned(steps, values), ls=style, color=color, lw=1.3, label=legend)
 
-    def _means(self, cells: Sequence[Cell], values: dict[str, dict[str, float]]) -> str:
+    def _means(self, cells: Sequence[GridCell], values: dict[str, dict[str, float]]) -> str:
         settings, divided = differing(cells), f" / {self.over}" if self.over else ""
-        phrases = [
+        parts = [
             f"{cell.label(settings) or cell.name}: {', '.join(number(v, [cell]) for v in values[cell.name].values())}"
             for cell in cells
         ]
-        return f"Means over the last quarter of {', '.join(tag + divided for tag in self.tags)}. {'; '.join(phrases)}."
+        return f"Means over the last quarter of {', '.join(tag + divided for tag in self.tags)}. {'; '.join(parts)}."
 
 
 def binned(steps: Sequence[int], values: Sequence[float], most: int = 80) -> tuple[list[float], list[float]]:

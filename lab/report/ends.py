@@ -7,8 +7,8 @@ from typing import Annotated
 from matplotlib.axes import Axes
 from pydantic import Field
 
-from lab.report.base import Comparison, Panels, Told, new_figure, number, require_tags
-from lab.report.cells import Cell, differing, grouped, mean_and_error, short
+from lab.report.base import Compared, Panels, RunComparison, new_figure, number, require_tags
+from lab.report.cells import GridCell, differing, grouped, mean_and_error, short
 from lab.report.findings import Paragraph, find
 from lab.settings import settings
 
@@ -18,7 +18,7 @@ CROSS = 0.06
 
 
 @settings()
-class Ends(Comparison):
+class FinalValues(RunComparison):
     """The last value of a quantity against a number that was set: a line for every combination of the other settings.
 
     The horizontal axis is logarithmic; runs that diverged are marked below.
@@ -31,14 +31,14 @@ class Ends(Comparison):
     panels: Panels = None
     finding: Paragraph = None
 
-    def compare(self, cells: Sequence[Cell], title: str) -> Told:
+    def compare(self, cells: Sequence[GridCell], title: str) -> Compared:
         require_tags([self.tag], cells, "compare.tag")
         panels = grouped(cells, [self.panels] if self.panels else [])
         figure = new_figure(1.5 + 4.2 * len(panels), 4.6, title)
         row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         others = differing(cells, but=[self.x, self.panels])
         labels = list(grouped(cells, others))
-        phrases, lowest = [], 0
+        parts, lowest = [], 0
         for axis, (name, members) in zip(row, panels.items(), strict=True):
             for label, line in grouped(members, others).items():
                 places = {
@@ -50,7 +50,7 @@ class Ends(Comparison):
                 self._draw(axis, points, lost, label, place)
                 lowest = max(lowest, place + 1 if lost else 0)
                 values = ", ".join(f"{number(points[x][0], at)} ({x:g})" for x, at in places.items())
-                phrases.append(": ".join(filter(None, (", ".join(filter(None, (name, label))), values))))
+                parts.append(": ".join(filter(None, (", ".join(filter(None, (name, label))), values))))
             axis.set(xlabel=self.x, title=name or None, xscale="log")
             ticks = sorted({cell.number(self.x) for cell in cells})
             axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -62,9 +62,9 @@ class Ends(Comparison):
         handles = {label: line for axis in row for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
         if any(handles):
             figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-        sentence = find(self.finding, cells) or f"{self.tag} at the end ({short(self.x)}). {'; '.join(phrases)}."
+        sentence = find(self.finding, cells) or f"{self.tag} at the end ({short(self.x)}). {'; '.join(parts)}."
         ends = {c.name: {self.tag: c.late(self.tag, 0)} if not c.diverged else {} for c in cells}
-        return Told(figure, sentence, ends)
+        return Compared(figure, sentence, ends)
 
     def _draw(
         self, axis: Axes, points: dict[float, tuple[float, float]], lost: Sequence[float], label: str, place: int

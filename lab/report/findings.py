@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from lab.report.cells import Cell, grouped, mean_and_error
+from lab.report.cells import GridCell, grouped, mean_and_error
 
 Finding = Literal["random_labels", "generalization_gap", "edge_of_stochastic_stability", "noise_injection"]
 Paragraph = Annotated[Finding | None, Field(description="what the paragraph says; null: the numbers that are drawn")]
@@ -24,9 +24,9 @@ NEAR_EDGE = 0.8
 """Share of 2/lr from which on batch sharpness counts as at the edge: its mean over a quarter of a run scatters as much."""
 
 
-def find(finding: Finding | None, cells: Sequence[Cell]) -> str:
+def find(finding: Finding | None, cells: Sequence[GridCell]) -> str:
     """The paragraph of that name; "" for None."""
-    paragraphs: dict[Finding, Callable[[Sequence[Cell]], str]] = {
+    paragraphs: dict[Finding, Callable[[Sequence[GridCell]], str]] = {
         "random_labels": random_labels,
         "generalization_gap": generalization_gap,
         "edge_of_stochastic_stability": edge_of_stochastic_stability,
@@ -35,17 +35,17 @@ def find(finding: Finding | None, cells: Sequence[Cell]) -> str:
     return paragraphs[finding](cells) if finding else ""
 
 
-def random_labels(cells: Sequence[Cell]) -> str:
+def random_labels(cells: Sequence[GridCell]) -> str:
     """Whether true and permuted labels were fitted, and what of it carried over to the test set."""
-    phrases, fits, permuted = [], [], []
+    parts, fits, permuted = [], [], []
     for name, group in grouped(cells, ["data.random_labels", "data.batch_size"]).items():
         train, test = (_late(group, f"{split}/accuracy") for split in ("train", "test"))
         fits.append(train >= FITTED)
         if group[0].overrides.get("data.random_labels") in ("1", "1.0"):
             permuted.append(test)
-        phrases.append(f"{name}: {_number(train)} and {_number(test)}")
+        parts.append(f"{name}: {_number(train)} and {_number(test)}")
     every = "Every" if all(fits) else "Not every"
-    text = f"Train and test accuracy over the last quarter: {'; '.join(phrases)}. {every} run fitted its training set"
+    text = f"Train and test accuracy over the last quarter: {'; '.join(parts)}. {every} run fitted its training set"
     if permuted:
         chance = 1 / len(cells[0].facts["classes"].split(", "))
         at_chance = all(abs(value - chance) <= NEAR_CHANCE for value in permuted)
@@ -53,18 +53,18 @@ def random_labels(cells: Sequence[Cell]) -> str:
     return f"{text}."
 
 
-def generalization_gap(cells: Sequence[Cell]) -> str:
+def generalization_gap(cells: Sequence[GridCell]) -> str:
     """How far test accuracy falls from the smallest to the largest batch, by budget and learning-rate rule."""
-    phrases, gaps = [], {}
+    parts, gaps = [], {}
     for name, group in grouped(cells, ["scaling.budget", "scaling.lr"]).items():
         sizes = sorted({cell.number("data.batch_size") for cell in group})
         batches = [[c for c in group if c.number("data.batch_size") == size] for size in sizes]
         ends = [_late(batch, "test/accuracy", 0) for batch in batches]
-        phrases.append(
+        parts.append(
             f"{name}: {', '.join(f'{_number(end)} at {size:g}' for end, size in zip(ends, sizes, strict=True))}"
         )
         gaps[name] = ends[0] - ends[-1]
-    text = f"Test accuracy at the end by batch size: {'; '.join(phrases)}."
+    text = f"Test accuracy at the end by batch size: {'; '.join(parts)}."
     epochs, steps = (gaps.get(f"budget={budget}, lr=none", math.nan) for budget in ("epochs", "steps"))
     if math.isfinite(epochs - steps):
         text += (
@@ -76,18 +76,18 @@ def generalization_gap(cells: Sequence[Cell]) -> str:
     return text + (f" {diverged} of {len(cells)} runs diverged." if diverged else "")
 
 
-def edge_of_stochastic_stability(cells: Sequence[Cell]) -> str:
+def edge_of_stochastic_stability(cells: Sequence[GridCell]) -> str:
     """Where lambda_max and the batch sharpness were, in units of the threshold, and in which order."""
     groups = sorted(grouped(cells, ["data.batch_size"]).values(), key=lambda group: group[0].number("data.batch_size"))
-    phrases, tops, near = [], [], []
+    parts, tops, near = [], [], []
     for group in groups:
         top, batch = (_over_threshold(group, tag) for tag in ("sharpness/lambda_max", "batch_sharpness/ratio_of_means"))
         tops.append(top)
         size = f"{group[0].number('data.batch_size'):g}"
         if batch >= NEAR_EDGE:
             near.append(size)
-        phrases.append(f"batches of {size}: lambda_max {_number(top)}, batch sharpness {_number(batch)}")
-    text = f"In units of 2/lr, over the last quarter: {'; '.join(phrases)}."
+        parts.append(f"batches of {size}: lambda_max {_number(top)}, batch sharpness {_number(batch)}")
+    text = f"In units of 2/lr, over the last quarter: {'; '.join(parts)}."
     if len(tops) > 1 and all(math.isfinite(top) for top in tops):
         ordered = all(a < b for a, b in pairwise(tops))
         text += f" lambda_max is {'lower the smaller the batch' if ordered else 'not ordered by the batch size'}."
@@ -96,20 +96,20 @@ def edge_of_stochastic_stability(cells: Sequence[Cell]) -> str:
     return f"{text} The batch sharpness stayed below {NEAR_EDGE} x 2/lr."
 
 
-def noise_injection(cells: Sequence[Cell]) -> str:
+def noise_injection(cells: Sequence[GridCell]) -> str:
     """Where each noise led, and whether noise of the law of the small batch leads where the small batch does."""
     groups = {name.partition("=")[2]: group for name, group in grouped(cells, ["optimizer/noise"]).items()}
-    phrases, apart = [], []
+    parts, apart = [], []
     for tag, name in INJECTED.items():
         if not any(tag in cell.series for cell in cells):
             continue
         ends = {kind: mean_and_error([cell.late(tag, QUARTER) for cell in group]) for kind, group in groups.items()}
-        phrases.append(f"{name}: {', '.join(f'{_with_error(*end)} ({kind})' for kind, end in ends.items())}")
+        parts.append(f"{name}: {', '.join(f'{_with_error(*end)} ({kind})' for kind, end in ends.items())}")
         if {"small_batch", "minibatch"} <= {*ends}:
             (one, its), (other, others) = ends["small_batch"], ends["minibatch"]
             if math.hypot(its, others) > 0:
                 apart.append(f"{(other - one) / math.hypot(its, others):+.1f} ({name})")
-    text = f"Over the last quarter, mean +- standard error over seeds. {'; '.join(phrases)}."
+    text = f"Over the last quarter, mean +- standard error over seeds. {'; '.join(parts)}."
     if apart:
         text += f" minibatch, which has the law of small_batch, differs from it by {', '.join(apart)} standard errors."
     return text
@@ -119,12 +119,12 @@ def _with_error(mean: float, error: float) -> str:
     return f"{_number(mean)} +- {error:.1g}" if error > 0 else _number(mean)
 
 
-def _late(group: Sequence[Cell], tag: str, share: float = QUARTER) -> float:
+def _late(group: Sequence[GridCell], tag: str, share: float = QUARTER) -> float:
     """The mean over the last share of the run (0: the last value) and over seeds; NaN where all diverged."""
     return mean_and_error([cell.late(tag, share) for cell in group])[0]
 
 
-def _over_threshold(group: Sequence[Cell], tag: str) -> float:
+def _over_threshold(group: Sequence[GridCell], tag: str) -> float:
     ratios = [cell.late(tag, QUARTER) / cell.late("sharpness/threshold", QUARTER) for cell in group]
     return mean_and_error(ratios)[0]
 

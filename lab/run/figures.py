@@ -20,13 +20,13 @@ EIGENVALUE = f"eigenvalue ({CURVATURE})"
 THRESHOLD = "stability threshold"
 BATCH = "batch_sharpness/ratio_of_means"
 REACH = 2.5
-"""A threshold beyond so many times the largest eigenvalue is told and not drawn: it would squeeze the spectrum."""
+"""A threshold beyond so many times the largest eigenvalue is named and not drawn: it would squeeze the spectrum."""
 SQUEEZED = 10.0
 """The larger of sharpness and threshold over the smaller one from which on only a log axis shows both."""
 DECADES = 1e2
 """A log axis ends at most so many times below the smaller one."""
 COLUMNS, LINES = 84, 4
-"""Characters in a line of a title, and lines; what is more is told by dots."""
+"""Characters in a line of a title, and lines; what is more becomes dots."""
 SHORT = 60
 """Characters up to which a title has large letters."""
 
@@ -139,8 +139,8 @@ def waterfall_figure(measurements: Mapping[int, Arrays]) -> Figure:
         axis.plot(tops, [step] * len(tops), ls="", marker=".", ms=4, color="tab:orange", label=label, clip_on=False)
     if thresholds:
         low, high = min(y for _, y in thresholds), max(y for _, y in thresholds)
-        levels = "" if low < right else f" {low:.4g}" if low == high else f" {low:.4g} to {high:.4g}"
-        label = f"{THRESHOLD}{levels}" + (", off to the right" if levels else "")
+        level = "" if low < right else f" {low:.4g}" if low == high else f" {low:.4g} to {high:.4g}"
+        label = f"{THRESHOLD}{level}" + (", off to the right" if level else "")
         axis.plot(*zip(*((y, t) for t, y in thresholds), strict=True), color="tab:red", ls="--", label=label)
     axis.set(xlabel=EIGENVALUE, ylabel="step (updates)", title="Hessian spectrum through training", xlim=(left, right))
     axis.set_ylim(bottom=max(0.0, _edges(np.array(steps, float))[0]))

@@ -58,9 +58,8 @@ class RunFolder:
 
     @contextmanager
     def owned(self) -> Iterator[None]:
-        """The folder is ours alone, until the end of the block or of the process.
-
-        Raises SettingError when another live process writes to it, or when it cannot be written, at once or later.
+        """The folder is ours alone, until the end of the block or of the process. Raises SettingError when another live
+        process writes to it, or when it cannot be written, at once or later.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -152,9 +151,8 @@ class RunFolder:
 
     def remove_if_empty(self) -> None:
         """Take the folder away where there is nothing in it, and its parents as far as they are empty."""
-        here = Path.cwd()
         for path in (self.path.absolute(), *self.path.absolute().parents):
-            if path == here or path in here.parents or not path.is_dir() or any(path.iterdir()):
+            if Path.cwd().is_relative_to(path) or not path.is_dir() or any(path.iterdir()):
                 return
             path.rmdir()
 

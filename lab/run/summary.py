@@ -18,12 +18,12 @@ def joined(sentences: Iterable[str]) -> str:
     >>> joined(["Trained 60 steps.", "lambda_max is low", "below the edge: it is"])
     'Trained 60 steps. lambda_max is low. Below the edge: it is.'
     """
-    whole = []
+    ended = []
     for text in sentences:
         first = text.split(" ", 1)[0].rstrip(":,")
         begin = text[0].upper() + text[1:] if first.isalpha() and first.islower() else text
-        whole.append(begin if begin.endswith((".", "!", "?")) else f"{begin}.")
-    return " ".join(whole)
+        ended.append(begin if begin.endswith((".", "!", "?")) else f"{begin}.")
+    return " ".join(ended)
 
 
 def decimals(number: float, places: int = 2) -> str:
@@ -49,8 +49,8 @@ def _of_the_run(summary: Mapping[str, Any]) -> str:
         return f"{_trained(summary)}.{held}"
     low, high = decimals(summary["level_low"]), decimals(summary["level_high"])
     if summary["phase"] is None:
-        levels = f"{low} to {high}" if low != high else low
-        return f"{_trained(summary)}. {sharpness} was at {levels} x {unit}{_too_few(summary)}{_edge_lr(summary)}."
+        span = f"{low} to {high}" if low != high else low
+        return f"{_trained(summary)}. {sharpness} was at {span} x {unit}{_too_few(summary)}{_edge_lr(summary)}."
     late = summary["entry_step"] is not None and summary["level_since"] == summary["entry_step"]
     span = f" ({low} to {high})" if low != high else ""
     hover = f"{decimals(level)} x {unit}{span} {'since then' if late else 'over the last half'}"
@@ -73,7 +73,7 @@ def _trained(summary: Mapping[str, Any]) -> str:
 
 def _too_few(summary: Mapping[str, Any]) -> str:
     """How often the sharpness was measured where the phase cannot be told, and what would do."""
-    from lab.curvature.phase import FEWEST, rhythm  # torch, which finished runs are told without
+    from lab.curvature.phase import FEWEST, rhythm  # torch, which the word of a finished run does without
 
     count, every = summary["level_measurements"], rhythm(summary["steps"])
     measured = f"measured {count} time{'s' if count != 1 else ''} in the last half of the run"
@@ -101,9 +101,9 @@ def _hint(summary: Mapping[str, Any]) -> str:
     if summary["max_ratio"] >= 1:
         came_down = summary["first_ratio"] >= 1 and summary["phase"] != "above the edge"
         return f" It began above the edge, at {decimals(summary['first_ratio'])}." if came_down else ""
-    hint = f" The edge was never reached: the highest ratio was {decimals(summary['max_ratio'])}"
-    hint += _edge_lr(summary)
-    return f"{hint}. experiment=quickstart reaches it." if summary["title"] == DEFAULT else f"{hint}."
+    text = f" The edge was never reached: the highest ratio was {decimals(summary['max_ratio'])}"
+    text += _edge_lr(summary)
+    return f"{text}. experiment=quickstart reaches it." if summary["title"] == DEFAULT else f"{text}."
 
 
 def _edge_lr(summary: Mapping[str, Any]) -> str:

@@ -5,7 +5,6 @@ errors (all sampling is seeded: a row that passes once passes again on the same 
 where a row fails. A new check is one function of a module here, listed in `CHECKS`.
 """
 
-import argparse
 import math
 import sys
 import warnings
@@ -16,6 +15,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from lab.doors.errors import one_line_errors
+from lab.doors.words import OneLineParser
 from lab.selfcheck import curvature, dynamics, noise
 from lab.selfcheck.rows import Check, Row
 
@@ -40,9 +41,10 @@ CHECKS: Sequence[Check] = (
 )
 
 
+@one_line_errors("selfcheck")
 def main(arguments: Sequence[str] | None = None, checks: Sequence[Check] | None = None) -> None:
     """The command line: the table, a plain sentence, exit code 1 where a check fails."""
-    parser = argparse.ArgumentParser("python -m lab.selfcheck", description="Known answers, under a minute on a CPU.")
+    parser = OneLineParser("python -m lab.selfcheck", description="Known answers, under a minute on a CPU.")
     parser.parse_args(arguments)
     torch.set_num_threads(1)  # everything here is too small for a second thread
     begin, rows, console = perf_counter(), list[Row](), Console(stderr=True)

@@ -126,8 +126,8 @@ def listed(indent: int) -> str:
     wide = max(map(len, choices(GROUP)))
     lines = []
     for name in choices(GROUP):
-        said = textwrap.wrap(summary_of(name), PAGE_WIDTH - indent - wide - 2)
-        lines += [f"{name:<{wide}}  {said[0]}", *(" " * (wide + 2) + line for line in said[1:])]
+        folded = textwrap.wrap(summary_of(name), PAGE_WIDTH - indent - wide - 2)
+        lines += [f"{name:<{wide}}  {folded[0]}", *(" " * (wide + 2) + line for line in folded[1:])]
     return ("\n" + " " * indent).join(lines)
 
 

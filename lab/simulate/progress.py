@@ -16,7 +16,7 @@ SURE_SECONDS = 1.0
 """Seconds of pace before a time is told."""
 
 
-class Progress:
+class StageProgress:
     """While the block runs, tells the part in hand, the share that is done and the time that is left.
 
     stages: the parts in order, each with a guess of its seconds; only their ratios matter once something is done.
@@ -34,7 +34,7 @@ class Progress:
         self._begin = self._line_due = monotonic()
         self._name, self._share = what, 0.0
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "StageProgress":
         self._begin = monotonic()
         self._line_due = self._begin + LINE_SECONDS
         if self.on_terminal:

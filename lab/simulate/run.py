@@ -3,12 +3,12 @@
 from time import perf_counter
 from typing import Any
 
-from lab.gallery.experiments.base import Experiment, Outcome, Surroundings
+from lab.gallery.base import Experiment, Outcome, Surroundings
 from lab.run import figures
 from lab.run.folder import RunFolder
 from lab.run.provenance import provenance
 from lab.settings import SettingError
-from lab.simulate.progress import Progress
+from lab.simulate.progress import StageProgress
 from lab.simulate.settings import Shared
 
 
@@ -32,7 +32,7 @@ def carry_out(
         folder.status("running", step=0)
         try:
             start = perf_counter()
-            with Progress(title, experiment.stages(), bar=bar) as progress:
+            with StageProgress(title, experiment.stages(), bar=bar) as progress:
                 outcome = experiment.simulate(Surroundings(shared.seed, shared.device(experiment), progress.stage))
             _write(folder, experiment, outcome, title, seconds=perf_counter() - start)
         except SettingError:  # found out while it ran: as if it had been refused at once

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 
-from lab.gallery.experiments.base import Experiment
+from lab.gallery.base import Experiment
 from lab.run.cards import card
 from lab.settings import SettingError, settings, usable_cpus
 

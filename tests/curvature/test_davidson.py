@@ -11,7 +11,7 @@ from torch import Tensor
 from lab.curvature.chain import Chain
 from lab.curvature.davidson import CARRIED, PATIENCE, carried, davidson, learned
 from lab.curvature.eigen import lanczos
-from lab.curvature.operators import LinearOperator, hessian
+from lab.curvature.operators import LinearOperator, hessian, of_matrix
 from lab.curvature.sides import Sides
 from lab.data.digits import Digits
 from lab.models.losses import CrossEntropy, MeanSquaredError
@@ -19,10 +19,6 @@ from lab.models.mlp import Mlp
 from lab.objective import NetworkObjective
 
 DOUBLE = torch.float64
-
-
-def matrix(a: Tensor) -> LinearOperator:
-    return LinearOperator(len(a), lambda v: a @ v, dtype=a.dtype, device=torch.device("cpu"))
 
 
 def symmetric(size: int, seed: int) -> Tensor:
@@ -65,9 +61,9 @@ def dense_model(c: Tensor, basis: Tensor, differences: Tensor) -> Tensor:
 def test_the_coordinates_are_those_of_the_dense_matrices(known: bool) -> None:
     a, c = symmetric(120, 0), symmetric(120, 1)
     basis = torch.linalg.qr(symmetric(120, 2)[:, :5])[0]
-    sides = Sides(matrix(a), matrix(c), 1, 1e-3)
+    sides = Sides(of_matrix(a), of_matrix(c), 1, 1e-3)
     if known:
-        knowledge = learned(matrix(c), basis, a @ basis)
+        knowledge = learned(of_matrix(c), basis, a @ basis)
         sides.before.append(knowledge.basis.T, knowledge.differences.T)
     sides.widen(symmetric(120, 3)[:4])
     sides.delta = 0.3
@@ -95,7 +91,7 @@ def test_the_upper_side_is_above_the_truth_wherever_delta_bounds_what_is_not_kno
     a = symmetric(150, 0) + torch.diag(torch.cat([torch.tensor([3.0, 2.9, 2.5, 2.0]), torch.zeros(146)]).double())
     c = a + 0.2 * symmetric(150, 1)
     truth = torch.linalg.eigvalsh(a).flip(0)[:top]
-    sides = Sides(matrix(a), matrix(c), top, 1e-6)
+    sides = Sides(of_matrix(a), of_matrix(c), top, 1e-6)
     sides.widen(torch.linalg.eigh(c)[1][:, -5:].T)
     sides.delta = float(torch.linalg.matrix_norm(a - c, 2))
     while sides.settle(room=150):
@@ -110,11 +106,11 @@ def test_the_upper_side_is_above_the_truth_wherever_delta_bounds_what_is_not_kno
 def test_a_chain_takes_few_products_and_every_error_covers_the_truth() -> None:
     loss, known, spent = Features(seed=0), None, []
     for _ in range(12):
-        a, c = matrix(loss.whole), matrix(loss.part)
+        a, c = of_matrix(loss.whole), of_matrix(loss.part)
         if known is None:
             known = learned(c, *lanczos(a, keep=CARRIED).kept)
         loss.move()
-        a, c = matrix(loss.whole), matrix(loss.part)
+        a, c = of_matrix(loss.whole), of_matrix(loss.part)
         pairs, known = davidson(a, c, known=known)
         truth = float(torch.linalg.eigvalsh(loss.whole)[-1])
         error = truth - float(pairs.values[0])
@@ -130,10 +126,10 @@ def test_a_chain_takes_few_products_and_every_error_covers_the_truth() -> None:
 def test_what_is_handed_on_is_the_difference_where_it_is_known() -> None:
     loss = Features(seed=1)
     a, c = loss.whole, loss.part
-    pairs, known = davidson(matrix(a), matrix(c))
+    pairs, known = davidson(of_matrix(a), of_matrix(c))
     assert known is not None and known.basis.shape[1] == min(pairs.matvecs, CARRIED)
     assert torch.allclose(known.differences, (a - c) @ known.basis, atol=1e-12)
-    again, known = davidson(matrix(a), matrix(c), known=known)
+    again, known = davidson(of_matrix(a), of_matrix(c), known=known)
     assert again.matvecs <= 1 + (pairs.matvecs > CARRIED)
     assert known is not None and torch.allclose(known.differences, (a - c) @ known.basis, atol=1e-12)
 
@@ -142,29 +138,29 @@ def test_the_images_that_a_solve_keeps_are_those_of_the_operator() -> None:
     a = symmetric(200, 0)
     for start in (None, torch.linalg.eigh(a)[1][:, -3:]):
         for top, bottom in ((1, 0), (2, 1)):
-            basis, images = lanczos(matrix(a), top=top, bottom=bottom, start=start, keep=6).kept
+            basis, images = lanczos(of_matrix(a), top=top, bottom=bottom, start=start, keep=6).kept
             assert basis.shape == images.shape == (200, 6)
             assert torch.allclose(images, a @ basis, atol=1e-12)
     with pytest.raises(ValueError, match="keep=-1"):
-        lanczos(matrix(a), keep=-1)
+        lanczos(of_matrix(a), keep=-1)
 
 
 @pytest.mark.parametrize("coarse", ["zero", "opposite", "another"])
 def test_where_the_coarse_operator_is_of_no_use_lanczos_has_the_last_word(coarse: str) -> None:
     a = symmetric(300, 0)
     c = {"zero": 0 * a, "opposite": -a, "another": symmetric(300, 7)}[coarse]
-    operator = matrix(a)
-    pairs, known = davidson(operator, matrix(c))
+    operator = of_matrix(a)
+    pairs, known = davidson(operator, of_matrix(c))
     assert known is None
     assert pairs.converged
     assert float(pairs.values[0]) == pytest.approx(float(torch.linalg.eigvalsh(a)[-1]), rel=1e-3)
-    assert pairs.matvecs == operator.matvecs <= PATIENCE + lanczos(matrix(a)).top.matvecs
+    assert pairs.matvecs == operator.matvecs <= PATIENCE + lanczos(of_matrix(a)).top.matvecs
 
 
 def test_a_coarse_operator_that_is_the_operator_leaves_one_product_a_pair_and_one() -> None:
     a = symmetric(300, 0) + torch.diag(torch.linspace(0, 2, 300, dtype=DOUBLE))
     for top in (1, 3):
-        pairs, known = davidson(matrix(a), matrix(a), top=top)
+        pairs, known = davidson(of_matrix(a), of_matrix(a), top=top)
         assert known is not None
         assert pairs.matvecs <= top + 1
         assert torch.allclose(pairs.values, torch.linalg.eigvalsh(a).flip(0)[:top], rtol=1e-3)
@@ -174,19 +170,19 @@ def test_a_chain_is_not_harmed_by_a_coarse_operator_that_is_not_finite() -> None
     a, chain = symmetric(300, 0), Chain()
     nan = LinearOperator(300, lambda v: v * torch.nan, dtype=DOUBLE, device=torch.device("cpu"))
     for _ in range(3):
-        top = chain.solve(matrix(a), coarse=lambda: nan).top
+        top = chain.solve(of_matrix(a), coarse=lambda: nan).top
         assert float(top.values[0]) == pytest.approx(float(torch.linalg.eigvalsh(a)[-1]), rel=1e-3)
-    known = replace(learned(matrix(a), *lanczos(matrix(a), keep=3).kept), delta=torch.nan)
-    pairs, _ = davidson(matrix(a), matrix(a), known=known)
+    known = replace(learned(of_matrix(a), *lanczos(of_matrix(a), keep=3).kept), delta=torch.nan)
+    pairs, _ = davidson(of_matrix(a), of_matrix(a), known=known)
     assert float(pairs.values[0]) == pytest.approx(float(torch.linalg.eigvalsh(a)[-1]), rel=1e-3)
 
 
 def test_every_product_is_counted_and_the_budget_kept_whatever_happens() -> None:
     a = symmetric(300, 0)
     for top, budget in ((2, 2), (2, 5), (5, 5), (1, 1), (1, 3)):
-        operator = matrix(a)
+        operator = of_matrix(a)
         with pytest.warns(UserWarning, match="not converged"):
-            pairs, _ = davidson(operator, matrix(-a), top=top, max_matvecs=budget)
+            pairs, _ = davidson(operator, of_matrix(-a), top=top, max_matvecs=budget)
         assert operator.matvecs == pairs.matvecs <= budget
     calls = [0]
 
@@ -196,10 +192,10 @@ def test_every_product_is_counted_and_the_budget_kept_whatever_happens() -> None
 
     operator = LinearOperator(300, apply, dtype=DOUBLE, device=torch.device("cpu"))
     with pytest.warns(UserWarning, match="not finite"):
-        pairs, _ = davidson(operator, matrix(a + 0.1 * symmetric(300, 1)))
+        pairs, _ = davidson(operator, of_matrix(a + 0.1 * symmetric(300, 1)))
     assert operator.matvecs == pairs.matvecs == calls[0]
     with pytest.raises(ValueError, match="max_matvecs=1"):
-        davidson(matrix(a), matrix(a), top=5, max_matvecs=1)
+        davidson(of_matrix(a), of_matrix(a), top=5, max_matvecs=1)
 
 
 @pytest.mark.parametrize("broken", ["operator", "coarse"])
@@ -207,21 +203,21 @@ def test_products_that_are_not_finite(broken: str) -> None:
     a = symmetric(300, 0)
     nan = LinearOperator(300, lambda v: v * torch.nan, dtype=DOUBLE, device=torch.device("cpu"))
     if broken == "coarse":
-        pairs, known = davidson(matrix(a), nan)
+        pairs, known = davidson(of_matrix(a), nan)
         assert known is None
         assert float(pairs.values[0]) == pytest.approx(float(torch.linalg.eigvalsh(a)[-1]), rel=1e-3)
         return
     with pytest.warns(UserWarning, match="not finite") as caught:
-        pairs, known = davidson(nan, matrix(a))
+        pairs, known = davidson(nan, of_matrix(a))
     assert len(caught) == 1
     assert known is None and pairs.values.isnan().all() and not pairs.converged
 
 
 def test_the_budget_of_products_is_kept_and_a_claim_not_made() -> None:
     a = symmetric(300, 0)
-    operator = matrix(a)
+    operator = of_matrix(a)
     with pytest.warns(UserWarning, match="not converged") as caught:
-        pairs, known = davidson(operator, matrix(0 * a), max_matvecs=6, tol=1e-8)
+        pairs, known = davidson(operator, of_matrix(0 * a), max_matvecs=6, tol=1e-8)
     assert len(caught) == 1
     assert operator.matvecs == pairs.matvecs <= 6
     assert known is None and not pairs.converged
@@ -229,10 +225,10 @@ def test_the_budget_of_products_is_kept_and_a_claim_not_made() -> None:
 
 def test_small_spaces_and_wrong_sizes() -> None:
     a = symmetric(50, 0)
-    pairs, known = davidson(matrix(a), matrix(a))
+    pairs, known = davidson(of_matrix(a), of_matrix(a))
     assert known is None and pairs.converged
     with pytest.raises(ValueError, match="coarse operator on 49 entries for one on 50"):
-        davidson(matrix(a), matrix(a[:49, :49]))
+        davidson(of_matrix(a), of_matrix(a[:49, :49]))
     assert [carried(size) for size in (10**3, 10**6, 3 * 10**6, 10**9)] == [CARRIED, CARRIED, 2, 1]
 
 
@@ -244,7 +240,7 @@ def run_chain(chain: Chain, loss: Features, count: int, coarse: bool = True) -> 
     for _ in range(count):
         loss.move()
         c = loss.part
-        ends = chain.solve(matrix(loss.whole), coarse=(lambda c=c: matrix(c)) if coarse else None)
+        ends = chain.solve(of_matrix(loss.whole), coarse=(lambda c=c: of_matrix(c)) if coarse else None)
         values.append(float(ends.top.values[0]))
         assert ends.top.converged and ends.bottom.values.numel() == 0
     return values
@@ -267,12 +263,12 @@ def test_a_chain_that_forgets_is_cold_and_one_with_two_ends_needs_no_coarse_oper
         raise AssertionError("not needed")
 
     chain = Chain()
-    cold = chain.solve(matrix(a), bottom=1, coarse=never)
-    warm = chain.solve(matrix(a), bottom=1, coarse=never)
+    cold = chain.solve(of_matrix(a), bottom=1, coarse=never)
+    warm = chain.solve(of_matrix(a), bottom=1, coarse=never)
     assert warm.top.matvecs < cold.top.matvecs
     chain.forget()
     assert chain.state_dict() == Chain().state_dict()
-    again = chain.solve(matrix(a), bottom=1, coarse=never)
+    again = chain.solve(of_matrix(a), bottom=1, coarse=never)
     assert torch.equal(again.top.values, cold.top.values)
 
 
@@ -280,9 +276,9 @@ def test_where_solves_are_easy_a_chain_spends_nothing_on_the_coarse_operator_unt
     loss, chain = Features(seed=4), Chain()
     run_chain(chain, loss, 1)
     for _ in range(3):  # the operator stands still
-        chain.solve(matrix(loss.whole), coarse=lambda: matrix(loss.part))
+        chain.solve(of_matrix(loss.whole), coarse=lambda: of_matrix(loss.part))
     spent = chain.matvecs
-    chain.solve(matrix(loss.whole), coarse=lambda: matrix(loss.part))
+    chain.solve(of_matrix(loss.whole), coarse=lambda: of_matrix(loss.part))
     assert chain.matvecs == spent
     loss.move(0.5)  # far from the last solve
     run_chain(chain, loss, 1)
@@ -294,7 +290,7 @@ def test_after_a_search_that_was_of_no_use_a_chain_goes_on_without() -> None:
     a, chain, spent = symmetric(300, 0), Chain(), 0
     for step in range(5):
         near = a + 0.01 * symmetric(300, 10 + step)
-        ends = chain.solve(matrix(near), coarse=lambda: matrix(-a))
+        ends = chain.solve(of_matrix(near), coarse=lambda: of_matrix(-a))
         assert float(ends.top.values[0]) == pytest.approx(float(torch.linalg.eigvalsh(near)[-1]), rel=1e-3)
         if not chain.state_dict()["useful"]:
             spent = spent or chain.matvecs
@@ -318,15 +314,15 @@ def test_claims_are_true_along_chains_of_clustered_spectra(count: int, most: int
         chain, other = Chain(), Chain()
         for step in range(5):
             a, c = loss.whole, loss.part
-            pairs = chain.solve(matrix(a), coarse=lambda c=c: matrix(c)).top
+            pairs = chain.solve(of_matrix(a), coarse=lambda c=c: of_matrix(c)).top
             truth = float(torch.linalg.eigvalsh(a)[-1])
             if pairs.converged and truth - float(pairs.values[0]) > 1e-3 * truth:
                 false.append((seed, step, 1 - float(pairs.values[0]) / truth))
             if step:
                 spent.append(pairs.matvecs)
-                plain.append(other.solve(matrix(a)).top.matvecs)
+                plain.append(other.solve(of_matrix(a)).top.matvecs)
             else:
-                other.solve(matrix(a))
+                other.solve(of_matrix(a))
             loss.move(float(rng.choice([0.02, 0.1])))
     print(
         f"{len(spent)} warm claims: {len(false)} false {false}; median {np.median(spent)}, Lanczos {np.median(plain)}"
@@ -374,6 +370,6 @@ def test_no_warning_comes_from_a_solve_that_went_well() -> None:
     loss = Features(seed=3)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pairs, known = davidson(matrix(loss.whole.float()), matrix(loss.part.float()))
+        pairs, known = davidson(of_matrix(loss.whole.float()), of_matrix(loss.part.float()))
         assert pairs.vectors.dtype == torch.float32
-        davidson(matrix(loss.whole.float()), matrix(loss.part.float()), known=replace(known, delta=0.5))
+        davidson(of_matrix(loss.whole.float()), of_matrix(loss.part.float()), known=replace(known, delta=0.5))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lab.curvature.density import SpectralDensity, density
 from lab.curvature.eigen import lanczos
-from lab.curvature.operators import LinearOperator, hessian
+from lab.curvature.operators import LinearOperator, hessian, of_matrix
 from lab.landscapes.quadratic import Quadratic
 from lab.results import Eigenpairs
 from lab.streams import stream
@@ -19,10 +19,6 @@ from lab.streams import stream
 
 def diagonal(values: Tensor) -> LinearOperator:
     return hessian(Quadratic(values), torch.zeros_like(values))
-
-
-def symmetric(matrix: Tensor) -> LinearOperator:
-    return LinearOperator(len(matrix), lambda v: matrix @ v, dtype=matrix.dtype, device=matrix.device)
 
 
 def ends(operator: LinearOperator, top: int, bottom: int = 0, tol: float = 1e-3) -> Eigenpairs:
@@ -121,7 +117,7 @@ def test_one_vector_has_errors_but_no_band() -> None:
 def test_goe_is_a_semicircle() -> None:
     size = 1200
     a = torch.randn(size, size, generator=stream(0, "goe"), dtype=torch.float64)
-    phi = density(symmetric((a + a.T) / math.sqrt(2 * size)), steps=80, vectors=4, generator=stream(0, "goe vectors"))
+    phi = density(of_matrix((a + a.T) / math.sqrt(2 * size)), steps=80, vectors=4, generator=stream(0, "goe vectors"))
     x = torch.linspace(-1.9, 1.9, 39).double()
     semicircle = torch.sqrt(4 - x**2) / (2 * math.pi)
     found = torch.tensor([float(phi.values[(phi.grid - at).abs().argmin()]) for at in x])

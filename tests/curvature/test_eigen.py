@@ -1,21 +1,15 @@
-"""Extreme eigenpairs against spectra that are known, and the stopping rule against many that try to deceive it."""
+"""Extreme eigenpairs against spectra that are known; the stopping rule has `test_stopping.py`."""
 
 import warnings
-from collections.abc import Iterator
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from lab.curvature.eigen import Extremes, lanczos, predicted
-from lab.curvature.operators import LinearOperator
+from lab.curvature.operators import LinearOperator, of_matrix
 
 CPU = torch.device("cpu")
-
-
-def diagonal(h: Tensor) -> LinearOperator:
-    return LinearOperator(len(h), lambda v: h.to(v) * v, dtype=h.dtype, device=CPU)
 
 
 def rotated(h: Tensor, seed: int = 0) -> tuple[LinearOperator, Tensor]:
@@ -24,7 +18,7 @@ def rotated(h: Tensor, seed: int = 0) -> tuple[LinearOperator, Tensor]:
     q = torch.linalg.qr(torch.randn(len(h), len(h), dtype=h.dtype, generator=generator))[0]
     a = q @ torch.diag(h) @ q.T
     a = (a + a.T) / 2
-    return LinearOperator(len(h), lambda v: a @ v, dtype=h.dtype, device=CPU), a
+    return of_matrix(a), a
 
 
 def check_residuals(operator: LinearOperator, ends: Extremes) -> None:
@@ -53,7 +47,7 @@ SPECTRA = {
 @pytest.mark.parametrize("h", SPECTRA.values(), ids=SPECTRA)
 def test_both_ends_are_exact_to_1e_9(h: Tensor, turned: bool) -> None:
     h = h.double()
-    operator = rotated(h)[0] if turned else diagonal(h)
+    operator = rotated(h)[0] if turned else of_matrix(h)
     ends = lanczos(operator, top=1, bottom=1, tol=1e-10)
     assert float(ends.top.values) == pytest.approx(float(h.max()), abs=1e-9)
     assert float(ends.bottom.values) == pytest.approx(float(h.min()), abs=1e-9)
@@ -67,7 +61,7 @@ def test_both_ends_are_exact_to_1e_9(h: Tensor, turned: bool) -> None:
 @pytest.mark.parametrize("name", ["spread", "outliers", "more negative than positive", "all negative"])
 def test_several_at_each_end_come_in_order_with_their_vectors(name: str, turned: bool) -> None:
     h = SPECTRA[name].double()
-    operator, a = rotated(h) if turned else (diagonal(h), torch.diag(h))
+    operator, a = rotated(h) if turned else (of_matrix(h), torch.diag(h))
     ends = lanczos(operator, top=3, bottom=2, tol=1e-10)
     ordered = h.sort(descending=True).values
     assert torch.allclose(ends.top.values, ordered[:3], rtol=0, atol=5e-8)
@@ -89,21 +83,21 @@ def test_a_repeated_eigenvalue_is_found_as_often_as_it_occurs(top: int) -> None:
 
 def test_copies_in_a_large_spectrum_are_found_unless_they_are_not_asked_for() -> None:
     h = torch.cat([torch.tensor([9.0, 9.0, 9.0, 7.0]), torch.linspace(0, 3, 4996)]).double()
-    ends = lanczos(diagonal(h), top=4, tol=1e-6)
+    ends = lanczos(of_matrix(h), top=4, tol=1e-6)
     assert torch.allclose(ends.top.values, h[:4], atol=1e-5)
-    one_vector = lanczos(diagonal(h), top=4, tol=1e-6, copies=False)
+    one_vector = lanczos(of_matrix(h), top=4, tol=1e-6, copies=False)
     assert one_vector.top.matvecs < ends.top.matvecs
 
 
 def test_the_top_is_the_algebraically_largest_even_beside_a_larger_negative_one() -> None:
     h = torch.cat([torch.tensor([1.0]), torch.tensor([-100.0]), torch.linspace(-0.5, 0.5, 98)]).double()
-    ends = lanczos(diagonal(h), tol=1e-6)
+    ends = lanczos(of_matrix(h), tol=1e-6)
     assert float(ends.top.values) == pytest.approx(1.0, abs=1e-4)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 10])
 def test_the_zero_operator_has_eigenvalues_zero(size: int) -> None:
-    ends = lanczos(diagonal(torch.zeros(size, dtype=torch.float64)), top=1)
+    ends = lanczos(of_matrix(torch.zeros(size, dtype=torch.float64)), top=1)
     assert ends.top.values.tolist() == [0.0]
     assert ends.top.errors.tolist() == ends.top.residuals.tolist() == [0.0]
     assert ends.top.converged
@@ -112,7 +106,7 @@ def test_the_zero_operator_has_eigenvalues_zero(size: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("factor", [1.0, -2.0])
 def test_a_multiple_of_the_identity_takes_one_product(factor: float, dtype: torch.dtype) -> None:
-    ends = lanczos(diagonal(torch.full((50,), factor, dtype=dtype)), top=1)
+    ends = lanczos(of_matrix(torch.full((50,), factor, dtype=dtype)), top=1)
     assert float(ends.top.values) == pytest.approx(factor, rel=1e-6)
     assert ends.top.converged
     assert ends.top.matvecs == 1
@@ -120,7 +114,7 @@ def test_a_multiple_of_the_identity_takes_one_product(factor: float, dtype: torc
 
 @pytest.mark.parametrize("h", [[-3.0], [5.0, -3.0], [0.0, 0.0], [2.0, 2.0]], ids=str)
 def test_the_smallest_sizes_are_exact(h: list[float]) -> None:
-    operator = diagonal(torch.tensor(h, dtype=torch.float64))
+    operator = of_matrix(torch.tensor(h, dtype=torch.float64))
     ends = lanczos(operator, top=len(h))
     assert ends.top.values.tolist() == pytest.approx(sorted(h, reverse=True), abs=1e-14)
     assert ends.top.converged
@@ -152,8 +146,8 @@ def test_a_warm_start_needs_fewer_products(k: int) -> None:
     _, a = rotated(h)
     e = torch.randn(500, 500, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     near = a + 1e-3 * 10 * (e + e.T) / 2 / 500**0.5
-    first = lanczos(LinearOperator(500, lambda v: a @ v, dtype=torch.float64, device=CPU), top=k)
-    next_operator = LinearOperator(500, lambda v: near @ v, dtype=torch.float64, device=CPU)
+    first = lanczos(of_matrix(a), top=k)
+    next_operator = of_matrix(near)
     cold, warm = lanczos(next_operator, top=k), lanczos(next_operator, top=k, start=first.start)
     assert warm.top.matvecs < cold.top.matvecs
     truth = torch.linalg.eigvalsh(near).flip(0)[:k]
@@ -176,32 +170,32 @@ BAD_STARTS = {
 @pytest.mark.parametrize("start", BAD_STARTS.values(), ids=BAD_STARTS)
 def test_nothing_is_assumed_of_start_vectors(start: Tensor) -> None:
     h = SPECTRA["spread"].double()
-    ends = lanczos(diagonal(h), top=1, bottom=1, tol=1e-10, start=start.double())
+    ends = lanczos(of_matrix(h), top=1, bottom=1, tol=1e-10, start=start.double())
     assert float(ends.top.values) == pytest.approx(3.0, abs=1e-9)
     assert float(ends.bottom.values) == pytest.approx(-1.0, abs=1e-9)
-    check_residuals(diagonal(h), ends)
+    check_residuals(of_matrix(h), ends)
 
 
 def test_a_start_of_exact_eigenvectors_that_are_not_the_top_is_left() -> None:
     # Every residual is exactly zero: only a random vector leads out of the span of the start.
     h = torch.linspace(0, 5, 200, dtype=torch.float64)
-    ends = lanczos(diagonal(h), start=torch.eye(200, dtype=torch.float64)[:, [50, 60, 70]])
+    ends = lanczos(of_matrix(h), start=torch.eye(200, dtype=torch.float64)[:, [50, 60, 70]])
     assert float(ends.top.values) == pytest.approx(5.0, rel=1e-3)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-23, 1e20, 1e35])
 def test_values_whose_squares_leave_float32_are_found_all_the_same(scale: float) -> None:
     # Squared residuals of 0, or infinite, would mean exact at once, or never.
-    ends = lanczos(diagonal(torch.linspace(-1, 1, 1000) * scale), tol=1e-4)
+    ends = lanczos(of_matrix(torch.linspace(-1, 1, 1000) * scale), tol=1e-4)
     assert float(ends.top.values) == pytest.approx(scale, rel=2e-4)
     assert ends.top.converged
 
 
 def test_a_start_in_the_null_space_does_not_make_the_operator_zero() -> None:
     h, start = torch.linspace(0, 5, 200, dtype=torch.float64), torch.eye(200, dtype=torch.float64)[:, :1]
-    ends = lanczos(diagonal(h), start=start)
+    ends = lanczos(of_matrix(h), start=start)
     assert float(ends.top.values) == pytest.approx(5.0, rel=1e-3)
-    operator = diagonal(h)
+    operator = of_matrix(h)
     with pytest.warns(UserWarning, match="not converged"):
         ends = lanczos(operator, start=start, max_matvecs=1)
     assert operator.matvecs == 1
@@ -211,7 +205,7 @@ def test_a_start_in_the_null_space_does_not_make_the_operator_zero() -> None:
 def test_a_start_of_the_exact_eigenvectors_is_confirmed_by_a_few_random_vectors() -> None:
     # Two random vectors tell a value from a copy of it; with one alone the solve could never end.
     h = torch.cat([torch.tensor([20.0, 15.0, 10.0]), torch.linspace(0, 5, 200)]).double()
-    ends = lanczos(diagonal(h), top=3, start=torch.eye(203, dtype=torch.float64)[:, :3])
+    ends = lanczos(of_matrix(h), top=3, start=torch.eye(203, dtype=torch.float64)[:, :3])
     assert ends.top.values.tolist() == pytest.approx([20.0, 15.0, 10.0], rel=1e-12)
     assert ends.top.converged
     assert ends.top.matvecs < 15
@@ -219,13 +213,13 @@ def test_a_start_of_the_exact_eigenvectors_is_confirmed_by_a_few_random_vectors(
 
 def test_ritz_values_exactly_a_tolerance_apart_are_no_singular_matrix() -> None:
     h = torch.cat([torch.tensor([1024.0, 1023.0]), torch.linspace(0, 500, 98)]).double()
-    ends = lanczos(diagonal(h), top=2, start=torch.eye(100, dtype=torch.float64)[:, :2], tol=2.0**-10)
+    ends = lanczos(of_matrix(h), top=2, start=torch.eye(100, dtype=torch.float64)[:, :2], tol=2.0**-10)
     assert ends.top.values.tolist() == pytest.approx([1024.0, 1023.0], abs=1e-9)
     assert ends.top.converged
 
 
 def test_a_start_of_another_dtype_is_cast() -> None:
-    ends = lanczos(diagonal(SPECTRA["spread"]), start=torch.ones(60, 1, dtype=torch.float64))
+    ends = lanczos(of_matrix(SPECTRA["spread"]), start=torch.ones(60, 1, dtype=torch.float64))
     assert ends.top.vectors.dtype == torch.float32
     assert ends.top.values.dtype == torch.float64
 
@@ -249,7 +243,7 @@ def test_not_converged_gives_one_warning_that_names_the_knob(top: int) -> None:
     h = torch.linspace(0, 1, 2000, dtype=torch.float64)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        ends = lanczos(diagonal(h), top=top, bottom=1, max_matvecs=12, tol=1e-6)
+        ends = lanczos(of_matrix(h), top=top, bottom=1, max_matvecs=12, tol=1e-6)
     assert len(caught) == 1
     message = str(caught[0].message)
     assert "raise max_matvecs=12 or tol" in message
@@ -258,11 +252,11 @@ def test_not_converged_gives_one_warning_that_names_the_knob(top: int) -> None:
     assert not ends.top.converged
     assert not ends.bottom.converged
     assert ends.top.matvecs == 12
-    check_residuals(diagonal(h), ends)
+    check_residuals(of_matrix(h), ends)
 
 
 def test_the_budget_of_products_is_kept() -> None:
-    operator = diagonal(torch.linspace(0, 1, 2000, dtype=torch.float64))
+    operator = of_matrix(torch.linspace(0, 1, 2000, dtype=torch.float64))
     start = torch.randn(2000, 30, dtype=torch.float64)
     with pytest.warns(UserWarning, match="not converged"):
         lanczos(operator, top=5, bottom=5, max_matvecs=11, tol=1e-6, start=start)
@@ -272,7 +266,7 @@ def test_the_budget_of_products_is_kept() -> None:
 @pytest.mark.parametrize(("top", "bottom", "vectors"), [(5, 0, 0), (5, 5, 3), (0, 8, 5)])
 def test_pairs_that_the_products_do_not_suffice_for_are_nan(top: int, bottom: int, vectors: int) -> None:
     # Whole blocks only: top + bottom products need not give as many pairs. None is given at both ends.
-    operator = diagonal(torch.linspace(0, 1, 200, dtype=torch.float64))
+    operator = of_matrix(torch.linspace(0, 1, 200, dtype=torch.float64))
     start = torch.randn(200, vectors, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with pytest.warns(UserWarning, match="not converged: error [0-9]"):
         ends = lanczos(
@@ -288,7 +282,7 @@ def test_pairs_that_the_products_do_not_suffice_for_are_nan(top: int, bottom: in
 
 
 def test_a_budget_of_one_product_is_kept_though_two_vectors_would_be_drawn() -> None:
-    operator = diagonal(torch.linspace(0, 1, 200, dtype=torch.float64))
+    operator = of_matrix(torch.linspace(0, 1, 200, dtype=torch.float64))
     with pytest.warns(UserWarning, match="not converged"):
         lanczos(operator, above=0.5, max_matvecs=1)
     assert operator.matvecs == 1
@@ -333,121 +327,16 @@ def test_a_product_that_is_not_finite_gives_nan_and_not_converged(after: int) ->
 )
 def test_bad_arguments_are_refused_by_name(arguments: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(arguments))):
-        lanczos(diagonal(SPECTRA["spread"].double()), **arguments)
+        lanczos(of_matrix(SPECTRA["spread"].double()), **arguments)
 
 
-# --- the stopping rule ----------
-
-
-def clustered_spectra(count: int, seed: int) -> Iterator[Tensor]:
-    """Spectra like those of networks: a bulk of either sign and outliers, the top ones often within 0.1 to 5 %."""
-    rng = np.random.default_rng(seed)
-    for _ in range(count):
-        size = int(rng.choice([100, 300, 1000, 2000]))
-        signs = rng.choice([1, -1], size, p=[0.8, 0.2])
-        bulk = rng.exponential(1, size) * rng.choice([0.01, 0.05, 0.1, 0.3]) * signs
-        k = int(rng.integers(1, 15))
-        close = 1 - 10 ** rng.uniform(-3, -1.3, size=2)
-        outliers = [
-            1 + 0.02 * rng.random(k),
-            np.concatenate([[1.0, close[0]], 0.9 * rng.random(k)]),
-            0.7 ** np.arange(k),
-            np.concatenate([[1.0, *close], 0.9 * rng.random(k)]),
-            1 - rng.random(k) ** 2,
-        ][rng.integers(5)]
-        scale = np.abs(bulk).max() * (5 if rng.random() < 0.8 else 1.2)
-        if rng.random() < 0.1:  # copies, exact ones and almost
-            outliers = np.concatenate([outliers[:1], outliers[:1] * (1 - rng.choice([0, 1e-9, 1e-5])), outliers])
-        h = np.concatenate([outliers * scale, bulk])[:size]
-        if rng.random() < 0.2:
-            h[-1] = -2 * scale
-        yield torch.from_numpy(h)
-
-
-@pytest.mark.filterwarnings("ignore:eigenvalues not converged")
-@pytest.mark.parametrize(("top", "tol"), [(1, 1e-3), (1, 1e-2), (1, 1e-5), (3, 1e-3)])
-def test_converged_is_never_claimed_falsely_on_clustered_spectra(top: int, tol: float) -> None:
-    # A claim is true when every value is within the tolerance (relative to the largest |eigenvalue|, as reported) of
-    # the eigenvalue of its rank. 100 spectra without one false claim bound the rate at 3 % (rule of three), the slow test
-    # below at 0.1 %.
-    claims, false, products = 0, [], []
-    for i, h in enumerate(clustered_spectra(100, seed=0)):
-        ends = lanczos(diagonal(h), top=top, tol=tol, generator=torch.Generator().manual_seed(i))
-        products.append(ends.top.matvecs)
-        error = float((h.sort(descending=True).values[:top] - ends.top.values).max() / h.abs().max())
-        claims += ends.top.converged
-        if ends.top.converged and error > tol:
-            false.append((i, len(h), error))
-    print(f"top={top} tol={tol}: {claims} claims, {len(false)} false, median products {np.median(products)}")
-    assert not false
-    assert claims > 83
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:eigenvalues not converged")
-@pytest.mark.parametrize(
-    ("top", "bottom", "tol"),
-    [(1, 0, 1e-3), (1, 1, 1e-3), (2, 0, 1e-3), (3, 0, 1e-3), (5, 0, 1e-3), (1, 0, 1e-2), (10, 0, 1e-2), (1, 0, 1e-5)],
-)
-def test_false_claims_are_rarer_than_promised_on_three_thousand_spectra(top: int, bottom: int, tol: float) -> None:
-    # `DECEIVED` = 0.1 % bounds the rate for the worst operator.
-    false, products = [], []
-    for i, h in enumerate(clustered_spectra(3000, seed=1)):
-        ends = lanczos(diagonal(h), top=top, bottom=bottom, tol=tol, generator=torch.Generator().manual_seed(i))
-        ordered = h.sort(descending=True).values
-        errors = torch.cat([ordered[:top] - ends.top.values, ends.bottom.values - ordered.flip(0)[:bottom]])
-        error = float(errors.max() / h.abs().max())
-        products.append(ends.top.matvecs)
-        if ends.top.converged and error > tol:
-            false.append((i, len(h), error))
-    print(f"top={top} bottom={bottom} tol={tol}: {len(false)} false: {false}, median products {np.median(products)}")
-    assert len(false) <= 3
-
-
-def moved(h: Tensor, seed: int, by: float) -> tuple[LinearOperator, Tensor]:
-    """diag(h) after some training: a symmetric change, `by` of the top, that mixes the top 15 with 15 of the bulk."""
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.cat([h.argsort(descending=True)[:15], torch.randperm(len(h), generator=generator)[:15]]).unique()
-    e = torch.randn(len(chosen), len(chosen), dtype=h.dtype, generator=generator)
-    e = by * float(h.abs().max()) * (e + e.T) / (8 * len(chosen)) ** 0.5
-    a = torch.diag(h)
-    a[chosen[:, None], chosen[None, :]] += e
-    return LinearOperator(len(h), lambda v: a @ v, dtype=h.dtype, device=CPU), a
-
-
-@pytest.mark.filterwarnings("ignore:eigenvalues not converged")
-@pytest.mark.parametrize(
-    ("by", "count", "most"),
-    [
-        (0.01, 100, 0),
-        pytest.param(0.01, 1000, 9, marks=pytest.mark.slow),
-        pytest.param(0.05, 1000, 9, marks=pytest.mark.slow),
-    ],
-)
-def test_warm_claims_are_true_where_a_clustered_spectrum_has_moved(by: float, count: int, most: int) -> None:
-    # No theorem here: what is promised is a rate, below 1 in 100, where the top has moved as far as its own spacing.
-    false, cold, warm = [], [], []
-    spectra = (h for h in clustered_spectra(4 * count, seed=2) if len(h) <= 300)
-    for i, h in zip(range(count), spectra, strict=False):
-        before = lanczos(diagonal(h), generator=torch.Generator().manual_seed(i))
-        operator, a = moved(h, i, by)
-        after = lanczos(operator, start=before.start)
-        truth = torch.linalg.eigvalsh(a)
-        error = float((truth[-1] - after.top.values[0]) / truth.abs().max())
-        cold.append(before.top.matvecs)
-        warm.append(after.top.matvecs)
-        if after.top.converged and error > 1e-3:
-            false.append((i, error))
-    print(f"{len(warm)} spectra: {len(false)} false {false}; median products {np.median(warm)}, cold {np.median(cold)}")
-    assert len(warm) == count
-    assert len(false) <= most
-    assert np.median(warm) < np.median(cold)
+# --- what else may be asked for ----------
 
 
 @pytest.mark.parametrize(("level", "count"), [(8.0, 5), (5.5, 10), (20.0, 1), (4.0, 12)])
 def test_as_many_pairs_are_tracked_as_lie_above_a_level_and_one_below(level: float, count: int) -> None:
     h = torch.cat([torch.linspace(5, 10, 10), torch.tensor([4.5]), torch.linspace(0, 2, 989)]).double()
-    ends = lanczos(diagonal(h), above=level)
+    ends = lanczos(of_matrix(h), above=level)
     assert len(ends.top.values) == count
     assert torch.allclose(ends.top.values, h.sort(descending=True).values[:count], atol=1e-2)
     assert (ends.top.values[:-1] > level).all()
@@ -457,31 +346,20 @@ def test_as_many_pairs_are_tracked_as_lie_above_a_level_and_one_below(level: flo
 @pytest.mark.parametrize(("top", "copies", "vectors"), [(1, True, 7), (10, True, 22), (10, False, 16)])
 def test_few_vectors_suffice_for_the_same_values(top: int, copies: bool, vectors: int) -> None:
     h = torch.cat([torch.linspace(5, 10, 10), torch.randn(1990, generator=torch.Generator().manual_seed(0))]).double()
-    most = lanczos(diagonal(h), top=top, tol=1e-4, copies=copies)
-    least = lanczos(diagonal(h), top=top, tol=1e-4, copies=copies, max_vectors=vectors)
+    most = lanczos(of_matrix(h), top=top, tol=1e-4, copies=copies)
+    least = lanczos(of_matrix(h), top=top, tol=1e-4, copies=copies, max_vectors=vectors)
     assert ((h.sort(descending=True).values[:top] - least.top.values).abs() <= 1e-3).all()
     assert least.top.converged
     assert most.top.matvecs <= least.top.matvecs
-    check_residuals(diagonal(h), least)
+    check_residuals(of_matrix(h), least)
 
 
 def test_a_coarse_operator_saves_products_of_the_true_one() -> None:
     h = torch.cat([torch.linspace(5, 10, 10), torch.randn(1990, generator=torch.Generator().manual_seed(0))]).double()
-    operator, coarse = diagonal(h), diagonal(h.bfloat16().double())
+    operator, coarse = of_matrix(h), of_matrix(h.bfloat16().double())
     ends = lanczos(operator, coarse=coarse)
     assert float(ends.top.values) == pytest.approx(10.0, rel=1e-3)
     assert ends.top.matvecs == operator.matvecs < coarse.matvecs
-
-
-@pytest.mark.filterwarnings("ignore:eigenvalues not converged")
-def test_a_search_on_a_coarse_operator_that_was_cut_short_is_no_search() -> None:
-    # In these spectra ten products of the coarse operator miss the top one: that its vectors come from a search is no
-    # reason to be content with a larger share of what they may have missed.
-    for i, h in enumerate(clustered_spectra(139, seed=3)):
-        if i in (7, 25, 76, 138):
-            generator = torch.Generator().manual_seed(i)
-            ends = lanczos(diagonal(h), coarse=diagonal(h), max_matvecs=10, generator=generator)
-            assert not ends.top.converged
 
 
 def test_vectors_of_a_million_float32_entries_are_orthonormal_to_1e_5() -> None:
@@ -489,7 +367,7 @@ def test_vectors_of_a_million_float32_entries_are_orthonormal_to_1e_5() -> None:
     size = 10**6
     h = torch.linspace(0, 1, size)
     h[:3] = torch.tensor([5.0, 4.0, 3.0])
-    ends = lanczos(diagonal(h), top=3, bottom=0, tol=1e-4)
+    ends = lanczos(of_matrix(h), top=3, bottom=0, tol=1e-4)
     gram = ends.start.double().T @ ends.start.double()
     assert (gram - torch.eye(len(gram), dtype=torch.float64)).abs().max() < 1e-5
     assert torch.allclose(ends.top.values, torch.tensor([5.0, 4.0, 3.0], dtype=torch.float64), atol=5e-4)
@@ -514,6 +392,6 @@ def test_the_next_eigenvectors_are_predicted_by_the_last_two() -> None:
 
 def test_no_error_is_smaller_than_the_round_off_of_the_products() -> None:
     h = torch.cat([torch.tensor([5.0]), torch.linspace(0, 1, 999)])
-    top = lanczos(diagonal(h), tol=1e-5).top
+    top = lanczos(of_matrix(h), tol=1e-5).top
     assert float(top.errors) >= 5 * torch.finfo(torch.float32).eps
     assert abs(float(top.values) - 5.0) <= 2 * float(top.errors)

@@ -29,10 +29,10 @@ from lab.objective import NetworkObjective
 @pytest.mark.parametrize(
     ("model", "says"),
     [
-        (Tied(), "second.weight is tied to first.weight|tied"),
-        (Twice(), "tied|more than once"),
+        (Tied(), "first.weight = second.weight of a Linear has no layer of its own"),
+        (Twice(), "first.weight = second.weight of a Linear has no layer of its own"),
         (Functional(), "used outside its layer"),
-        (Attention(), "in_proj_bias belongs to a MultiheadAttention, no layer known here"),
+        (Attention(), "in_proj_bias of a MultiheadAttention has no layer of its own that is known here"),
     ],
     ids=["tied", "twice", "functional", "attention"],
 )

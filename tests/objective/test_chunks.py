@@ -23,10 +23,10 @@ def test_the_chunk_is_the_largest_whose_graph_fits(monkeypatch: pytest.MonkeyPat
     per_example = loss.bytes_per_example(w)
     # At least the hidden layer, once forward and once backward, in float32; at most ten times that.
     assert 2 * 64 * 4 <= per_example <= 20 * 64 * 4
-    monkeypatch.setattr("lab.objective.network.CHUNK_BYTES", 10 * per_example)
+    monkeypatch.setattr("lab.objective.chunks.CHUNK_BYTES", 10 * per_example)
     assert loss.chunk_size(w) == 10
     assert len(list(loss.parts(w))) == 10
-    monkeypatch.setattr("lab.objective.network.CHUNK_BYTES", 1)
+    monkeypatch.setattr("lab.objective.chunks.CHUNK_BYTES", 1)
     assert loss.chunk_size(w) == 1
 
 

@@ -88,7 +88,7 @@ def test_a_recorded_program_sees_new_buffers() -> None:
 def test_many_replicas_go_in_chunks_that_fit_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     objective = network()
     W, whole = stacked(objective), network().replica_grads(stacked(objective), index())
-    monkeypatch.setattr("lab.objective.network.CHUNK_BYTES", 4 * 6 * objective.bytes_per_example(W[0]))
+    monkeypatch.setattr("lab.objective.chunks.CHUNK_BYTES", 4 * 6 * objective.bytes_per_example(W[0]))
     seen: list[int] = []
     call = objective._replicated._call
     monkeypatch.setattr(

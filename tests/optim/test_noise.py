@@ -30,7 +30,7 @@ from lab.optim.noise import (
     Sgld,
     Trained,
 )
-from lab.optim.noise.cards import SizedNoise
+from lab.optim.noise.base import SizedNoise
 from lab.optim.optimizers import Sgd
 from lab.params import flatten
 from lab.run.cards import choices, config_dir

@@ -69,7 +69,7 @@ class Bump(Landscape):
 def test_a_minimum_of_the_gradient_norm_that_is_no_zero_is_told_apart() -> None:
     found = find_critical(Bump(), torch.tensor([0.7, 0.5], dtype=DOUBLE))
     assert found.reason == "stuck" and not found.found
-    assert found.gradient_norm == pytest.approx(1.0, abs=1e-8)
+    assert found.grad_norm == pytest.approx(1.0, abs=1e-8)
     assert found.alignment < 1e-3
     assert classify(Bump(), found.w).kind == "not critical"
 
@@ -77,7 +77,7 @@ def test_a_minimum_of_the_gradient_norm_that_is_no_zero_is_told_apart() -> None:
 def test_a_search_that_is_cut_short_says_so() -> None:
     found = find_critical(DeepLinear(), normal(18, 3), max_iterations=2)
     assert found.reason == "unfinished"
-    assert found.gradient_norm == pytest.approx(float(DeepLinear().grad(found.w).norm()))
+    assert found.grad_norm == pytest.approx(float(DeepLinear().grad(found.w).norm()))
     with pytest.raises(ValueError, match="not finite"):
         find_critical(Factorisation(), torch.tensor([torch.inf, 1.0], dtype=DOUBLE))
 

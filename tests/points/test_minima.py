@@ -41,7 +41,7 @@ def test_the_two_wells_are_found_with_their_curvatures_to_round_off() -> None:
     assert sum(found.counts) + found.lost == 20 and len(found.points) == 2
     assert sorted(round(float(point.w[0]), 9) for point in found.points) == [-1, 1]
     for point in found.points:
-        assert point.value < 1e-20 and point.gradient_norm < 1e-10 and point.index == 0
+        assert point.value < 1e-20 and point.grad_norm < 1e-10 and point.index == 0
         torch.testing.assert_close(point.eigenvalues, torch.tensor([2.0, 3.0], dtype=torch.float64), rtol=1e-8, atol=0)
 
 
@@ -73,4 +73,4 @@ def test_the_best_network_of_one_neuron_is_the_known_one() -> None:
     network = halves_loss(200, 8, 2, 1)
     found = find_minima(network, seeded(), restarts=6, spread=0.3, symmetry=hidden_neurons(network))
     assert found.points[0].value == pytest.approx(0.753402, abs=1e-6)
-    assert stationary(network, found.points[0].w).gradient_norm < 1e-10
+    assert stationary(network, found.points[0].w).grad_norm < 1e-10

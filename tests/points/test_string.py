@@ -49,7 +49,7 @@ def test_the_saddle_of_a_bent_valley_is_found_to_round_off() -> None:
     found = find_pass(bent, at(-1, 0), at(1, 0), steps=600)
     assert found.saddle is not None and not found.failure
     torch.testing.assert_close(found.saddle.w, at(0, 1), atol=1e-12, rtol=0)
-    assert found.saddle.index == 1 and found.saddle.gradient_norm < 1e-13
+    assert found.saddle.index == 1 and found.saddle.grad_norm < 1e-13
     assert found.saddle.value == pytest.approx(0.25, abs=1e-13)
     torch.testing.assert_close(found.saddle.eigenvalues, at(-1, 4), atol=1e-12, rtol=0)
     assert float(found.values.max()) == pytest.approx(0.25, rel=0.02)

@@ -16,7 +16,9 @@ from lab.landscapes.quadratic import Quadratic
 from lab.objective import Decayed, NetworkObjective, Objective
 from lab.points.critical import classify
 from lab.probes.base import Snapshot
-from lab.probes.critical_point import ENDS, KINDS, CriticalPoint, Point, index_against_loss
+from lab.probes.critical_point import CriticalPoint
+from lab.probes.critical_point_figure import KINDS, Point, index_against_loss
+from lab.probes.critical_point_result import ENDS
 
 DOUBLE = torch.float64
 
@@ -123,7 +125,7 @@ def test_coupled_weight_decay_belongs_to_the_loss() -> None:
     loss, decay = network(), 0.3
     measured = numbers(CriticalPoint().measure(at(loss, loss.weights, rule=UpdateRule(lr=0.1, coupled_decay=decay))))
     truth = classify(Decayed(loss, decay), loss.weights.double())
-    assert measured["critical_point/grad_norm"] == truth.gradient_norm
+    assert measured["critical_point/grad_norm"] == truth.grad_norm
     assert measured["critical_point/lambda_min"] == float(truth.values[0])
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from lab.report import Cell, carry_out
+from lab.report import GridCell, carry_out
 from lab.report.bars import Bars
 from lab.report.cells import differing, grouped, mean_and_error
 from lab.report.curves import Curves
-from lab.report.ends import Ends
+from lab.report.ends import FinalValues
 from lab.report.findings import edge_of_stochastic_stability, generalization_gap, noise_injection, random_labels
 from lab.run.folder import RunFolder
 from lab.settings import SettingError
@@ -20,7 +20,7 @@ Values = Mapping[str, Sequence[float] | float]
 """By tag, one value a step, or one for every step."""
 
 
-def cell(root: Path, overrides: str, values: Values, *, steps: int = 8, diverged: bool = False) -> Cell:
+def cell(root: Path, overrides: str, values: Values, *, steps: int = 8, diverged: bool = False) -> GridCell:
     """A run of `steps` updates in a folder below `root`."""
     folder = RunFolder(root / overrides.replace("/", "-").replace(" ", ","))
     with folder.owned():
@@ -30,7 +30,7 @@ def cell(root: Path, overrides: str, values: Values, *, steps: int = 8, diverged
                 folder.log(step, {tag: value})
         folder.write("provenance", {"data": {"examples": 300, "classes": ", ".join("0123456789")}})
         folder.status("diverged" if diverged else "finished", step=steps)
-    return Cell.read(folder.path, overrides.split())
+    return GridCell.read(folder.path, overrides.split())
 
 
 def texts(figure: Figure) -> list[str]:
@@ -65,7 +65,7 @@ def test_mean_and_standard_error_of_seeds() -> None:
     assert math.isnan(mean_and_error([math.nan])[0])
 
 
-def cells_of(root: Path) -> list[Cell]:
+def cells_of(root: Path) -> list[GridCell]:
     return [cell(root, "kind=a", {"test/accuracy": 0.5}), cell(root, "kind=b", {"test/loss": 0.5})]
 
 
@@ -88,7 +88,7 @@ def test_ends_draw_a_line_for_every_combination_and_mark_what_diverged(tmp_path:
         for size in ("full", "32")
         for rule in ("a", "b")
     ]
-    told = Ends().compare(cells, "title")
+    told = FinalValues().compare(cells, "title")
     assert (
         told.sentence
         == "test/accuracy at the end (batch_size). lr=a: 0.5 (32), 0.5 (300); lr=b: diverged (32), 0.5 (300)."
@@ -100,7 +100,7 @@ def test_ends_draw_a_line_for_every_combination_and_mark_what_diverged(tmp_path:
 
 def test_ends_of_one_line_have_no_name_before_them(tmp_path: Path) -> None:
     cells = [cell(tmp_path, f"optimizer.lr={lr}", {"x": lr}) for lr in (0.1, 0.2)]
-    told = Ends(tag="x", x="optimizer.lr").compare(cells, "title")
+    told = FinalValues(tag="x", x="optimizer.lr").compare(cells, "title")
     assert told.sentence == "x at the end (lr). 0.1 (0.1), 0.2 (0.2)."
 
 
@@ -127,7 +127,7 @@ def test_a_tag_that_no_run_has_is_refused(tmp_path: Path) -> None:
     cells = [cell(tmp_path, "a=1", {"x": 1.0, "error/x": 0.1})]
     for comparison, setting in (
         (Bars(tags=("y",)), "tags"),
-        (Ends(tag="y"), "tag"),
+        (FinalValues(tag="y"), "tag"),
         (Curves(tags=("y",)), "tags"),
         (Curves(tags=("x",), over="y"), "over"),
     ):

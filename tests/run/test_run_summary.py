@@ -7,7 +7,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lab.probes.sharpness import SharpnessResult
+from lab.probes.sharpness_result import stems
 from lab.results import Eigenpairs
 from lab.run.figures import edge_figure, training_figure
 from lab.run.summary import joined, sentence
@@ -190,6 +190,5 @@ def test_the_axis_of_the_sharpness_has_its_own_unit(quantity: str, name: str) ->
 
 def test_the_axis_of_the_top_eigenvalues_has_their_unit() -> None:
     pairs = Eigenpairs(*(torch.ones(3) for _ in range(4)), 3, True)
-    for quantity, unit in (("lambda_max", "eigenvalue (loss / weight$^2$)"), ("preconditioned", "eigenvalue")):
-        result = SharpnessResult(1.0, pairs, None, 0.1, quantity, pairs, 3.33, 0.3, None, 3.0, {})
-        assert result.figure().axes[0].get_ylabel() == unit
+    for what, unit in (("H", "eigenvalue (loss / weight$^2$)"), ("$P^{-1}(H + c)$", "eigenvalue")):
+        assert stems(pairs, what, 3.33, "").axes[0].get_ylabel() == unit

@@ -2,12 +2,18 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.types import HydraContext
+from omegaconf import DictConfig
 from whole_runs import SMALL, command, train
 
 from lab.doors import grid
@@ -77,7 +83,7 @@ def test_cells_are_composed_as_hydra_composes_them_but_once_per_choice_of_cards(
     monkeypatch.setattr(grid, "composed", lambda *given: calls.append(given) or composed(*given))
     with cards_at_hand():
         words = Words.of(typed).parsed
-        found = Grid.of("train", composed("train", map(grid.first_of, words)), words, ["hydra.sweep.dir=there"]).cells
+        found = Grid.of("train", composed("train", grid.first_of(words)), words, ["hydra.sweep.dir=there"]).cells
         assert len(calls) == 2
         for cell in found:
             assert cell == Request.of(composed("train", ["hydra.sweep.dir=there", *cell.overrides]), several=True)
@@ -109,6 +115,49 @@ def test_settings_of_an_experiment_for_another_card_are_left_out_with_a_word(
     assert "widths" not in folder.read("provenance")["settings"]["model"]
     command("-m", "experiment=quickstart", "data.root=images", *images, *resnet, "seed=1")
     assert capsys.readouterr().err.count(told) == 1
+
+
+def test_another_sweeper_chooses_the_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin that is told what the runs return, as Optuna's: here one that tries two rates."""
+    returned = list[float]()
+
+    class Search:
+        def __init__(self, *, config: DictConfig, hydra_context: HydraContext, task_function: Callable[..., Any]):
+            self.launcher = Plugins.instance().instantiate_launcher(
+                config=config, hydra_context=hydra_context, task_function=task_function
+            )
+
+        def sweep(self, arguments: list[str]) -> None:
+            assert arguments[0] == "optimizer.lr=interval(0.1,1)"
+            jobs = [[f"optimizer.lr={lr}", *arguments[1:]] for lr in (0.1, 0.7)]
+            returned.extend(job.return_value for job in self.launcher.launch(jobs, initial_job_idx=0))
+
+    monkeypatch.setattr(Plugins, "instantiate_sweeper", lambda self, **given: Search(**given))
+    ConfigStore.instance().store(group="hydra/sweeper", name="search", node={"params": None}, provider="test")
+    command("-m", "hydra/sweeper=search", "optimizer.lr=interval(0.1,1)", *SMALL[:3], "steps=2", "probe=[]")
+    names = sorted(file.parent.name for file in Path("outputs/train").glob("*/status.json"))
+    assert [re.findall(r"lr=([\d.]+)", name) for name in names] == [["0.1"], ["0.7"]]
+    assert [
+        summary["last_loss"] for summary in (RunFolder(f"outputs/train/{n}").read("summary") for n in names)
+    ] == returned
+
+
+@pytest.mark.parametrize("slip", ["optimizer.lr=interval(0.1,1)", "hydra.verbose=true,false", "hydra.run.dir=x"])
+def test_what_is_no_axis_of_a_grid_is_refused(slip: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        command("-m", slip)
+    assert stopped.value.code == 2
+    assert slip.partition("=")[0] in capsys.readouterr().err
+    assert not Path("outputs").exists()
+
+
+def test_cards_of_a_folder_besides(scratch: Path) -> None:
+    (scratch / "more/optimizer").mkdir(parents=True)
+    (scratch / "more/optimizer/mine.yaml").write_text("_target_: lab.optim.optimizers.Sgd\nlr: 0.25\n")
+    command("--config-dir", "more", "optimizer=mine", *SMALL[:3], "steps=1", "probe=[]", "hydra.run.dir=run")
+    assert RunFolder("run").read("provenance")["settings"]["optimizer"]["lr"] == 0.25
+    with pytest.raises(SystemExit):
+        command("--config-dir", "nowhere")
 
 
 @pytest.mark.slow

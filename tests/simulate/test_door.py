@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import pkgutil
 import shlex
 import subprocess
@@ -17,7 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 import lab.gallery.experiments
 import lab.simulate
-from lab.gallery.experiments.base import Experiment, Surroundings
+from lab.gallery.base import Experiment, Surroundings
 from lab.run.cards import choices, config_dir
 from lab.run.folder import RunFolder
 from lab.settings import SettingError
@@ -54,7 +55,7 @@ def experiments() -> dict[str, type[Experiment]]:
     found = {}
     for module in pkgutil.iter_modules(lab.gallery.experiments.__path__):
         for item in vars(importlib.import_module(f"lab.gallery.experiments.{module.name}")).values():
-            if isinstance(item, type) and issubclass(item, Experiment) and item is not Experiment:
+            if isinstance(item, type) and issubclass(item, Experiment) and not inspect.isabstract(item):
                 found[item.name] = item
     return found
 
@@ -152,8 +153,8 @@ SLIPS = [
     ("experiment=polya walkers=1e3", "walkers=1000.0: expected a whole number"),
     ("experiment=polya dimensions=[0,2]", "dimensions (entry 0): expected a number greater than or equal to 1"),
     ("experiment=polya dimensions=3", "dimensions=3: expected a list"),
-    ("experiment=polya dimensions=[]", "dimensions: expected one or more different numbers"),
-    ("experiment=polya dimensions=[2,2]", "dimensions: expected one or more different numbers"),
+    ("experiment=polya dimensions=[]", "dimensions: expected one or more different values"),
+    ("experiment=polya dimensions=[2,2]", "dimensions: expected one or more different values"),
     ("experiment=polya seed=-1", "seed=-1: expected a number greater than or equal to 0"),
     ("experiment=polya threads=0", "threads=0: expected a number greater than 0"),
     ("experiment=polya accelerator=mps", "accelerator=mps: expected 'cpu', 'gpu' or 'auto'"),

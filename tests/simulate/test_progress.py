@@ -5,14 +5,14 @@ import io
 import pytest
 from rich.console import Console
 
-from lab.simulate.progress import Progress
+from lab.simulate.progress import StageProgress
 
 
 def test_progress_tells_part_share_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("lab.simulate.progress.monotonic", lambda: now[0])
     text = io.StringIO()
-    with Progress("polya", {"first": 1.0, "second": 3.0}, console=Console(file=text, width=80)) as progress:
+    with StageProgress("polya", {"first": 1.0, "second": 3.0}, console=Console(file=text, width=80)) as progress:
         tick = progress.stage("first")
         assert progress.left() == ""
         now[0] = 2.0
@@ -28,7 +28,7 @@ def test_progress_tells_part_share_and_time_left(monkeypatch: pytest.MonkeyPatch
 def test_progress_on_a_terminal_is_a_bar() -> None:
     text = io.StringIO()
     console = Console(file=text, width=100, force_terminal=True)
-    with Progress("polya", {"first": 1.0}, console=console) as progress:
+    with StageProgress("polya", {"first": 1.0}, console=console) as progress:
         progress.stage("first")(0.5)
     assert "50%" in text.getvalue()
     assert "first" in text.getvalue()

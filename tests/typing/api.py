@@ -36,12 +36,12 @@ from lab.optim.rules import rule_of
 from lab.optim.schedules import Cosine
 from lab.probes.batch_landscape import BatchLandscapeResult
 from lab.probes.batch_sharpness import BatchSharpnessResult
-from lab.probes.critical_point import CriticalPointResult
+from lab.probes.critical_point_result import CriticalPointResult
 from lab.probes.escape import EscapeResult
 from lab.probes.fisher_result import FisherResult
 from lab.probes.linear_stability import LinearStabilityResult
 from lab.probes.noise_result import NoiseResult
-from lab.probes.sharpness import SharpnessResult
+from lab.probes.sharpness_result import SharpnessResult
 from lab.probes.spectrum import SpectrumResult
 from lab.results import Eigenpairs, Estimate, Result
 

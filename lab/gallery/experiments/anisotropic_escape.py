@@ -8,34 +8,23 @@ alone, at temperature D_xx. Aligned noise puts the share 2 / (2 + (d - 1) k) the
 out is among the sharp directions, k < 2, and hinders, exponentially, if it is among the soft ones. In networks it is.
 """
 
-from collections.abc import Mapping
 from functools import cached_property, partial
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 from pydantic import Field
 
 from lab.escape.survival import words
-from lab.gallery.experiments.base import (
-    Budget,
-    Comparison,
-    Experiment,
-    MaxSteps,
-    Outcome,
-    Surroundings,
-    Walkers,
-    paragraph,
-    with_error,
-)
-from lab.gallery.experiments.frame import panels
+from lab.gallery.base import Outcome, Surroundings, exact, paragraph, shown
+from lab.gallery.experiments.barrier import LEAST, BarrierExperiment, Budget, MaxSteps, Walkers, exits, mean_times
+from lab.gallery.frame import Arrays, Axes, Figure, caption, law, panels, plain_ticks, points
 from lab.gallery.laws.kramers import Domain, on
 from lab.gallery.laws.nystrom import Chain
-from lab.gallery.laws.passages import Passages, escapes, time_ratio
+from lab.gallery.laws.passages import Passages, time_ratio
 from lab.landscapes.double_well import DoubleWell
+from lab.progress import Tick
 from lab.settings import settings
 
 Kind = Literal["isotropic", "aligned"]
@@ -45,14 +34,12 @@ WELL = 2.0
 """Curvature of the well along the way out."""
 BURN_IN = 5.0
 """Units of time lr * step, ten times the relaxation in the well along x, before the clock starts."""
-LEAST = 2.0
-"""Barriers below so many temperatures have no rate."""
 STABLE = 1.0
 PER_STEP = 3e-8
 
 
 @settings()
-class AnisotropicEscape(Experiment):
+class AnisotropicEscape(BarrierExperiment):
     """Does noise aligned with the Hessian help to escape? Only if the way out is among the sharp directions.
 
     Zhu et al. 2019 argue that it does; here with equal trace, in a double well whose other directions are flatter (it does)
@@ -75,8 +62,7 @@ class AnisotropicEscape(Experiment):
     max_steps: MaxSteps = 60_000
 
     def __post_init__(self) -> None:
-        if len(set(self.stiffness)) < max(2, len(self.stiffness)):
-            raise ValueError("stiffness: expected two or more different curvatures, e.g. [0.5,8]")
+        self.require_different("stiffness", "[0.5,8]", least=2)
         sharp, height = max(self.stiffness), DoubleWell().barrier
         if self.lr * sharp > STABLE:
             raise ValueError(
@@ -102,8 +88,7 @@ class AnisotropicEscape(Experiment):
         return float(self.diffusion(kind, stiffness)[0])
 
     def _chain(self, kind: Kind, stiffness: float) -> Chain:
-        process = on(DoubleWell(()), self.temperature(kind, stiffness))
-        return Chain(process, self.lr, Domain(high=1.0), -1.0)
+        return Chain(on(DoubleWell(()), self.temperature(kind, stiffness)), self.lr, Domain(high=1.0), -1.0)
 
     @cached_property
     def cells(self) -> dict[tuple[Kind, float], Chain]:
@@ -112,125 +97,112 @@ class AnisotropicEscape(Experiment):
 
     def stages(self) -> dict[str, float]:
         each = PER_STEP * self.walkers * self.dimension + 1e-4
-        seconds = dict.fromkeys(KINDS, 0.0)
-        for (kind, _), chain in self.cells.items():
-            seconds[kind] += each * min(self.max_steps, BURN_IN / self.lr + self.budget / chain.rate)
-        return {f"{kind} noise": seconds[kind] for kind in KINDS}
+        return {
+            f"{kind} noise": each * sum(self.steps(self.cells[kind, k], BURN_IN) for k in self.stiffness)
+            for kind in KINDS
+        }
 
     def simulate(self, around: Surroundings) -> Outcome:
-        found = {}
-        for kind in KINDS:
-            for k, tick in around.over(f"{kind} noise", sorted(self.stiffness)):
-                start = torch.zeros(self.dimension, device=around.device)
-                start[0] = -1.0
-                found[kind, k] = escapes(
-                    DoubleWell((k,) * (self.dimension - 1)),
-                    self.cells[kind, k],
-                    start,
-                    diffusion=1.0,
-                    scale=self.diffusion(kind, k).to(start),
-                    walkers=self.walkers,
-                    budget=self.budget,
-                    burn_in=BURN_IN,
-                    max_steps=self.max_steps,
-                    generator=around.stream(f"{self.name}/{kind}/{k}"),
-                    tick=tick,
-                )
-        return self._outcome(found)
+        def walk(kind: Kind, k: float, tick: Tick) -> Passages:
+            scale, draws = self.diffusion(kind, k), around.stream(f"{self.name}/{kind}/{k}")
+            return self.walk(
+                DoubleWell((k,) * (self.dimension - 1)),
+                self.cells[kind, k],
+                draws,
+                tick,
+                diffusion=1.0,
+                burn_in=BURN_IN,
+                scale=scale.to(draws.device, torch.float32),
+            )
 
-    def _outcome(self, found: dict[tuple[Kind, float], Passages]) -> Outcome:
-        ks = sorted(self.stiffness)
-        times = [
-            Comparison.of(f"mean time, {kind}, k = {k:g}", p.exact, p.mean_time)
-            for (kind, k), p in found.items()
-            if p.told
+        ks, found = sorted(self.stiffness), dict[tuple[Kind, float], Passages]()
+        for kind in KINDS:
+            found |= {(kind, k): walk(kind, k, tick) for k, tick in around.over(f"{kind} noise", ks)}
+        pairs = {k: (found["aligned", k], found["isotropic", k]) for k in ks}
+        ratios = [
+            exact(f"aligned / isotropic, k = {k:g}", a.exact / i.exact, time_ratio(a, i))
+            for k, (a, i) in pairs.items()
+            if a.measured and i.measured
         ]
-        ratios = []
-        for k in ks:
-            a, i = found["aligned", k], found["isotropic", k]
-            if a.told and i.told:
-                name = f"aligned / isotropic, k = {k:g}"
-                ratios.append(Comparison.of(name, a.exact / i.exact, time_ratio(a, i)))
-        grid = np.geomspace(ks[0], ks[-1], 25)
         return Outcome(
             self._finding(found),
-            [*times, *ratios],
-            {
-                "stiffness": np.array(ks),
-                "times": np.array([[found[kind, k].point for k in ks] for kind in KINDS]),
-                "at_least": np.array([[self.lr / found[kind, k].rate.high for k in ks] for kind in KINDS]),
-                "grid": grid,
-                "exact": np.array([[self._chain(kind, k).lifetime for k in grid] for kind in KINDS]),
-                "diffusion": np.array(
-                    [[self.diffusion(kind, k)[:2].numpy() for k in (ks[0], ks[-1])] for kind in KINDS]
-                ),
-                "dimension": np.array(self.dimension),
-            },
-            {f"exits_{kind}_{k:g}": p.rate.exits for (kind, k), p in found.items()},
+            [*mean_times({f"{kind}, k = {k:g}": p for (kind, k), p in found.items()}), *ratios],
+            self._arrays(found, ks),
+            exits({f"{kind}_{k:g}": p for (kind, k), p in found.items()}),
         )
 
+    def _arrays(self, found: dict[tuple[Kind, float], Passages], ks: list[float]) -> dict[str, object]:
+        grid = np.geomspace(ks[0], ks[-1], 25)
+        return {
+            "stiffness": ks,
+            "times": [[found[kind, k].point for k in ks] for kind in KINDS],
+            "at_least": [[self.lr / found[kind, k].rate.high for k in ks] for kind in KINDS],
+            "grid": grid,
+            "exact": [[self._chain(kind, k).lifetime for k in grid] for kind in KINDS],
+            "diffusion": [[self.diffusion(kind, k)[:2] for k in (ks[0], ks[-1])] for kind in KINDS],
+            "dimension": self.dimension,
+        }
+
     def _finding(self, found: dict[tuple[Kind, float], Passages]) -> str:
-        said = [
+        sentences = [
             f"{self.walkers} walkers in each cell, a double well in {self.dimension} dimensions, noise of the trace "
             f"{self.trace:g} in all"
         ]
         for k in (min(self.stiffness), max(self.stiffness)):
             a, i = found["aligned", k], found["isotropic", k]
             where = "flatter than" if k < WELL else "sharper than" if k > WELL else "as sharp as"
-            said.append(
-                f"where the other directions are {where} the way out ({k:g}, {WELL:g}), escape takes {_told(a)} with noise "
-                f"aligned to the Hessian (exact {a.exact:.4g}) and {_told(i)} with isotropic noise (exact {i.exact:.4g})"
+            sentences.append(
+                f"where the other directions are {where} the way out ({k:g}, {WELL:g}), escape takes {_time(a)} with noise "
+                f"aligned to the Hessian (exact {a.exact:.4g}) and {_time(i)} with isotropic noise (exact {i.exact:.4g})"
             )
-        said.append(
+        sentences.append(
             "aligned noise of equal trace helps only if the way out is among the sharp directions, and hinders, "
             f"exponentially, where it is among the soft ones (theory: both are equal at k = {WELL:g})"
         )
-        return paragraph(said)
+        return paragraph(sentences)
 
     @staticmethod
-    def figure(arrays: Mapping[str, np.ndarray], title: str) -> Figure:
+    def figure(arrays: Arrays, title: str) -> Figure:
         soft, stiff = (partial(_draw_landscape, which=which) for which in (0, 1))
         draws = (soft, stiff, _draw_times)
         return panels(arrays, title, draws, size=(13, 4.6), widths=(1, 1, 1.25), gridless=draws[:2])
 
 
-def _told(p: Passages) -> str:
+def _time(p: Passages) -> str:
     """The mean time, or what is known where too few left."""
-    if p.told:
-        return with_error(p.mean_time.value, p.mean_time.error)
+    if p.measured:
+        return shown(p.mean_time)
     return f"more than {p.chain.lr / p.rate.high:.3g} (rate {words(p.rate)})"
 
 
-def _draw_landscape(axis: Axes, arrays: Mapping[str, np.ndarray], which: int) -> None:
+def _draw_landscape(axis: Axes, arrays: Arrays, which: int) -> None:
     """Contours of L in the plane of x and one other direction, and the ellipses of the noise at the minimum."""
     k = float(arrays["stiffness"][(0, -1)[which]])
     x, y = np.meshgrid(np.linspace(-1.8, 1.8, 181), np.linspace(-1.3, 1.3, 131))
-    axis.contour(
-        x, y, (x**2 - 1) ** 2 / 4 + k * y**2 / 2, levels=np.arange(1, 13) * 0.0625, colors="0.75", linewidths=0.8
-    )
+    loss = (x**2 - 1) ** 2 / 4 + k * y**2 / 2
+    axis.contour(x, y, loss, levels=np.arange(1, 13) * 0.0625, colors="0.75", linewidths=0.8)
     for kind, diffusion in zip(KINDS, arrays["diffusion"][:, which], strict=True):
         width, height = 2 * np.sqrt(2 * diffusion)
         axis.add_patch(Ellipse((-1, 0), width, height, fill=False, color=COLORS[kind], lw=1.8, label=f"{kind} noise"))
     axis.annotate("", (0.85, 0), (-0.45, 0), arrowprops={"arrowstyle": "->", "color": "k"})
     axis.plot([-1, 1], [0, 0], "k.", ms=5)
     axis.plot([0], [0], "kx", ms=6)
-    axis.set(xlabel="x (way out)", ylabel="y", aspect="equal", title="")
-    axis.set_title(f"k = {k:g}: {'sharp' if k < WELL else 'soft'} way out of curvature {WELL:g}", fontsize=10)
-    axis.legend(loc="upper right", frameon=False, fontsize=8)
+    title = f"k = {k:g}: {'sharp' if k < WELL else 'soft'} way out of curvature {WELL:g}"
+    axis.set(xlabel="x (way out)", ylabel="y", aspect="equal")
+    caption(axis, title, "upper right", small=8)
 
 
-def _draw_times(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
+def _draw_times(axis: Axes, arrays: Arrays) -> None:
     k = arrays["stiffness"]
     for i, kind in enumerate(KINDS):
         color, silent = COLORS[kind], np.isnan(arrays["times"][i, :, 0])
-        axis.loglog(arrays["grid"], arrays["exact"][i], color=color, ls="--", lw=1.2, label="exact chain")
-        axis.errorbar(k, *arrays["times"][i].T, color=color, ls="", marker="o", ms=5, label=f"walkers, {kind}")
+        law(axis, arrays["grid"], arrays["exact"][i], "exact chain", color)
+        points(axis, k, arrays["times"][i], color, f"walkers, {kind}")
         if silent.any():
             label = "at least (95 %)"
             axis.plot(k[silent], arrays["at_least"][i][silent], color=color, ls="", marker="^", mfc="none", label=label)
     axis.axvline(WELL, color="k", lw=0.8, ls=":", label="curvature of the way out")
-    axis.set(xlabel="curvature k of the other directions", ylabel="mean time (lr * step)")
-    axis.set_xticks(k, [f"{value:g}" for value in k])
-    axis.set_xticks([], minor=True)
-    axis.set_title(f"escape by noise of equal trace, d = {int(arrays['dimension'])}", fontsize=10)
-    axis.legend(loc="upper left", frameon=False, fontsize=9)
+    title = f"escape by noise of equal trace, d = {int(arrays['dimension'])}"
+    axis.set(xlabel="curvature k of the other directions", ylabel="mean time (lr * step)", xscale="log", yscale="log")
+    caption(axis, title, "upper left")
+    plain_ticks(axis, k)

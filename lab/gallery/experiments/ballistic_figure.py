@@ -1,20 +1,16 @@
 """The figure of `escape_ballistic`: growth against the exponent of the random product, and where what left has landed."""
 
-from collections.abc import Mapping
-
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from lab.gallery.experiments.frame import panels
+from lab.gallery.frame import Arrays, Axes, Figure, law, panels
 
 BAND = 0.3
 """Height of the strip of the runs that stay, beside that of the growth."""
 Color = tuple[float, ...]
 
 
-def draw(arrays: Mapping[str, np.ndarray], title: str) -> Figure:
+def draw(arrays: Arrays, title: str) -> Figure:
     """From the arrays of a run: cells (lr, batch, exponent, moments, growth, error, left), edges, ends."""
     return panels(arrays, title, (_draw_growth, _draw_landing), size=(11.8, 5.3), widths=(1.2, 1), box=False)
 
@@ -26,7 +22,7 @@ def _colors(sizes: np.ndarray) -> dict[int, Color]:
     return {size: tuple(shade) for size, shade in zip(batches, shades, strict=True)} | {0: (0.0, 0.0, 0.0, 1.0)}
 
 
-def _draw_growth(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
+def _draw_growth(axis: Axes, arrays: Arrays) -> None:
     sizes, cells = arrays["edges"][:, 0].astype(int), arrays["cells"]
     colors = _colors(sizes)
     most = max(0.1, float(np.nanmax(cells[:, (2, 4)])))
@@ -48,8 +44,8 @@ def _draw_growth(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
         )
         name.set(va="center", fontsize=10, fontweight="bold")
     axis.plot([], [], color="0.3", ls="", marker="o", ms=7, mec="w", label="runs of the network, batch size B")
-    axis.plot([], [], color="0.3", lw=1.8, label="theory: Lyapunov exponent of linearised steps")
-    axis.plot([], [], color="0.3", lw=1.3, ls=":", label=r"second moments: $\frac{1}{2}\,\log\rho$")
+    law(axis, [], [], "theory: Lyapunov exponent of linearised steps", "0.3", ls="-", lw=1.8)
+    law(axis, [], [], r"second moments: $\frac{1}{2}\,\log\rho$", "0.3", ls=":", lw=1.3)
     axis.plot([], [], color="0.3", ls="", marker="s", mfc="none", ms=6, label="no run left (theory: they stay)")
     span = cells[:, 0].max() - 0.9 * arrays["edges"][:, 1:3].min()
     axis.set(xlim=(0.9 * min(cells[:, 0].min(), arrays["edges"][:, 2].min()), cells[:, 0].max() + 0.16 * span))
@@ -80,11 +76,11 @@ def _draw_theory(
         axis.plot([begin, *lr[above]], [0.0, *value[above]], color=color, ls=style, lw=width)
 
 
-def _draw_landing(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
+def _draw_landing(axis: Axes, arrays: Arrays) -> None:
     sizes, critical, mean_square, start = arrays["edges"].T
     colors, ends, x = _colors(sizes), arrays["ends"], np.arange(len(sizes))
     axis.plot(x, critical, color="0.2", lw=1.8, marker="_", ms=22, label="theory: critical value (exponent = 0)")
-    axis.plot(x, mean_square, color="0.2", lw=1.3, ls=":", label="second moments bounded below")
+    law(axis, x, mean_square, "second moments bounded below", "0.2", ls=":", lw=1.3)
     for i, size in enumerate(sizes.astype(int)):
         color, kept = colors[size], ends[i][np.isfinite(ends[i])]
         axis.plot(x[i], start[i], color=color, ls="", marker="o", ms=8, mfc="w", mew=1.6, zorder=4)

@@ -1,30 +1,27 @@
 """The panels of the figure of `central_flow_toy`, each from the saved arrays of a run."""
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 
+from lab.gallery.frame import Arrays, Axes, caption, law
 from lab.gallery.landscapes.edge_toy import CYCLE_BOUND, EdgeToy
 from lab.gallery.landscapes.sections import draw_contours, window
 from lab.landscapes.factorisation import Factorisation
 
 
-def draw_level(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
+def draw_level(axis: Axes, arrays: Arrays) -> None:
     t, edge = np.arange(len(arrays["early"])), 2 / float(arrays["lr"])
     axis.axhline(edge, color="k", ls="--", lw=1, label="2/lr")
     axis.plot(t, arrays["plain"][:, 1], color="0.6", lw=1.3, label="gradient flow")
     axis.plot(t, arrays["early"][:, 1], color="tab:blue", lw=1.2, label="gradient descent")
-    axis.plot(t, arrays["central"][:, 1], color="tab:red", lw=1.6, ls="-.", label="theory: central flow")
+    law(axis, t, arrays["central"][:, 1], "theory: central flow", ls="-.", lw=1.6)
     high = max(arrays["plain"][:, 1].max(), arrays["early"][:, 1].max())
     low = arrays["early"][:, 1].min()
     axis.set(xlabel="step", ylabel="y, the sharpness", ylim=(low - 0.05 * (high - low), high + 0.5 * (high - low)))
-    axis.set_title("the sharpness stays at the edge", fontsize=10)
-    axis.legend(loc="upper left", frameon=False, fontsize=9, ncols=2)
+    caption(axis, "the sharpness stays at the edge", "upper left", columns=2)
 
 
-def draw_variance(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
+def draw_variance(axis: Axes, arrays: Arrays) -> None:
     t = arrays["descent_steps"]
     axis.plot(t, arrays["descent"][:, 0] ** 2, color="tab:blue", lw=0.8, label="$x^2$ of gradient descent")
     name = f"$x^2$ of averaged weights, decay {float(arrays['average']):g}"
@@ -34,11 +31,10 @@ def draw_variance(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
     )
     top = max(float(arrays["square"]), arrays["descent"][:, 0].max() ** 2, arrays["descent"][:, 0].min() ** 2)
     axis.set(xlabel="step", ylabel="$x^2$", ylim=(-0.02 * top, 1.5 * top))
-    axis.set_title("the oscillation has the variance that holds it there", fontsize=10)
-    axis.legend(loc="upper right", frameon=False, fontsize=9)
+    caption(axis, "the oscillation has the variance that holds it there", "upper right")
 
 
-def draw_plane(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
+def draw_plane(axis: Axes, arrays: Arrays) -> None:
     path, edge = torch.from_numpy(arrays["early"]), 2 / float(arrays["lr"])
     reach = 1.2 * max(float(path[:, 0].abs().max()), float(arrays["square"]) ** 0.5)
     low, high = float(path[:, 1].min()), float(max(path[:, 1].max(), arrays["plain"][:, 1].max()))
@@ -50,33 +46,32 @@ def draw_plane(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
     axis.set_title(f"its first {len(path) - 1} steps; red: y = 2/lr", fontsize=10)
 
 
-def draw_growth(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
-    axis.plot(*arrays["growth_theory"].T, color="tab:red", lw=1.4, label="theory: linearised cycle")
+def draw_growth(axis: Axes, arrays: Arrays) -> None:
+    past, growth = arrays["growth_theory"].T
+    law(axis, past, growth, "theory: linearised cycle", ls="-", lw=1.4)
     ratio, _, measured = arrays["growth"].T
     axis.plot(ratio, measured, color="tab:blue", ls="", marker="o", ms=6, label="gradient descent, nudged")
     axis.axhline(0, color="0.5", lw=0.8)
     axis.axvline(CYCLE_BOUND, color="k", ls=":", lw=1, label="bound 1/2")
     axis.set(xlabel="lr (y* - 2/lr)", ylabel="growth of log|y - 2/lr| a step")
-    axis.set_title("the cycle of period 2 is stable below 1/2", fontsize=10)
-    axis.legend(loc="upper left", frameon=False, fontsize=9)
+    caption(axis, "the cycle of period 2 is stable below 1/2", "upper left")
 
 
-def draw_noise(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
+def draw_noise(axis: Axes, arrays: Arrays) -> None:
     std, level, error, square, square_error = arrays["noise"].T
     edge, past = 2 / float(arrays["lr"]), float(arrays["past"])
     low = min([edge, *level[np.isfinite(level)]])
     y = np.linspace(low - 0.1 * past, edge + past, 50)
-    axis.plot(y, 2 * float(arrays["pull"]) * (edge + past - y), color="tab:red", lw=1.4, label="theory: 2 k (y* - E y)")
+    law(axis, y, 2 * float(arrays["pull"]) * (edge + past - y), "theory: 2 k (y* - E y)", ls="-", lw=1.4)
     axis.axvline(edge, color="k", ls="--", lw=1, label="2/lr")
     axis.errorbar(level, square, square_error, error, color="tab:blue", ls="", marker="o", ms=5, label="walkers")
     for one, x, z in zip(std, level, square, strict=True):
         axis.annotate(f"  noise {one:g}", (x, z), fontsize=8, color="tab:blue", va="bottom")
     axis.set(xlabel="E y, mean sharpness", ylabel="$E\\,x^2$", ylim=(0, None))
-    axis.set_title("with noise on the gradient: less sharp, same balance", fontsize=10)
-    axis.legend(loc="lower left", frameon=False, fontsize=9)
+    caption(axis, "with noise on the gradient: less sharp, same balance", "lower left")
 
 
-def draw_factor(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
+def draw_factor(axis: Axes, arrays: Arrays) -> None:
     paths = {
         f"lr = {lr:g} (edge {2 / lr:.3g})": torch.from_numpy(path)
         for lr, path in zip(arrays["factor_lr"], arrays["factor"], strict=True)

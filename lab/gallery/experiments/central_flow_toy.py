@@ -7,17 +7,13 @@ exact. On (1 - a b)^2/2 the learning rate chooses among minima in the same way. 
 """
 
 import math
-from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
-import numpy as np
 import torch
-from matplotlib.figure import Figure
 from pydantic import Field
-from torch import Tensor
 
-from lab.flows.central import average_amplitude, central_flow, gradient_descent, gradient_flow
-from lab.gallery.experiments.base import Comparison, Experiment, Outcome, Surroundings, with_error
+from lab.flows.central import central_flow, gradient_descent, gradient_flow
+from lab.gallery.base import Experiment, Outcome, Surroundings
 from lab.gallery.experiments.central_flow_panels import (
     draw_factor,
     draw_growth,
@@ -26,9 +22,11 @@ from lab.gallery.experiments.central_flow_panels import (
     draw_plane,
     draw_variance,
 )
-from lab.gallery.experiments.frame import panels
-from lab.gallery.landscapes.edge_toy import CYCLE_BOUND, EdgeToy
+from lab.gallery.experiments.central_flow_theory import FACTORS, AtTheEdge
+from lab.gallery.frame import Arrays, Figure, panels
+from lab.gallery.landscapes.edge_toy import EdgeToy
 from lab.landscapes.factorisation import Factorisation
+from lab.noise.settling import average
 from lab.progress import Tick
 from lab.results import Estimate
 from lab.settings import SettingError, settings
@@ -37,8 +35,6 @@ MOST = 0.9
 """The largest lr past that can be set: beyond it x runs away."""
 NUDGE = 1e-6
 """Distance from the cycle, relative, from which its growth is measured."""
-FACTORS = (3.0, 0.2)
-"""Start (a, b) of the scalar factorisation: sharpness 9.04, and 9.18 at the end of gradient flow."""
 FACTOR_STEPS = 2000
 """Or as many as there are."""
 LONGEST_FLOW = 1500
@@ -84,10 +80,9 @@ class CentralFlowToy(Experiment):
             raise ValueError(
                 f"past={self.past:g}: expected at most {MOST:g}/lr = {MOST / self.lr:g}; beyond it x runs away"
             )
-        for name in ("ratios", "noise", "factor_lr"):
-            given = getattr(self, name)
-            if not given or len(set(given)) < len(given):
-                raise ValueError(f"{name}: expected one or more different numbers")
+        self.require_different("ratios", "[0.1,0.5]")
+        self.require_different("noise", "[0.3,1.0]")
+        self.require_different("factor_lr", "[0.2,0.25]")
 
     def stages(self) -> dict[str, float]:
         return {
@@ -98,7 +93,7 @@ class CentralFlowToy(Experiment):
             "factorisation": SECONDS["descent"] * self._factor_steps() * (2 + len(self.factor_lr)),
         }
 
-    def _toy(self, past: float) -> EdgeToy:
+    def toy(self, past: float) -> EdgeToy:
         return EdgeToy(pull=self.pull, goal=2 / self.lr + past)
 
     def _shown(self) -> int:
@@ -114,7 +109,7 @@ class CentralFlowToy(Experiment):
         return min(20_000, max(40, math.ceil(20 / (self.lr * self.pull))))
 
     def simulate(self, around: Surroundings) -> Outcome:
-        toy, shown = self._toy(self.past), self._shown()
+        toy, steps = self.toy(self.past), self._shown()
         start = torch.tensor([self.start_x, self.start_y * 2 / self.lr], dtype=torch.float64)
         tick = around.stage("gradient descent")
         descent = gradient_descent(toy, start, self.lr, self.steps)
@@ -125,11 +120,11 @@ class CentralFlowToy(Experiment):
         tick(1.0)
         tick = around.stage("central flow")
         still = torch.tensor([0.0, float(start[1])], dtype=torch.float64)
-        flow = central_flow(toy, still, self.lr, shown)
-        plain = gradient_flow(toy, still, self.lr, shown)
+        flow = central_flow(toy, still, self.lr, steps)
+        plain = gradient_flow(toy, still, self.lr, steps)
         tick(1.0)
         growth = [
-            (ratio, self._toy(ratio / self.lr).cycle_growth(self.lr), self._growth(ratio))
+            (ratio, self.toy(ratio / self.lr).cycle_growth(self.lr), self._growth(ratio))
             for ratio, _ in around.over("stability", sorted(self.ratios))
         ]
         noisy = self._noisy(toy, around, around.stage("noise"))
@@ -138,11 +133,11 @@ class CentralFlowToy(Experiment):
         begin = torch.tensor(FACTORS, dtype=torch.float64)
         paths = [gradient_descent(factor, begin, lr, self._factor_steps()) for lr in sorted(self.factor_lr)]
         smooth = gradient_flow(factor, begin, min(0.05, *self.factor_lr), self._factor_steps() // 4)
-        return self._outcome(toy, descent, (flow.w, flow.variance), plain, growth, noisy, paths, smooth)
+        return AtTheEdge(self, toy, descent, flow, plain, growth, noisy, paths, smooth).outcome()
 
     def _growth(self, ratio: float) -> float:
         """Growth of log|y - 2/lr| a step from a nudged cycle: of its largest value in the second and the last quarter."""
-        toy = self._toy(ratio / self.lr)
+        toy = self.toy(ratio / self.lr)
         square, level = toy.cycle(self.lr)
         start = torch.tensor([square**0.5, level * (1 + NUDGE)], dtype=torch.float64)
         away = (gradient_descent(toy, start, self.lr, self._growth_steps())[:, 1] - level).abs()
@@ -172,160 +167,9 @@ class CentralFlowToy(Experiment):
                 tick(step / self.steps)
         shape = (len(levels), self.walkers)
         rows = zip(levels, heights.view(shape), squares.view(shape), strict=True)
-        return {one: (_mean(h), _mean(s), _mean(s - 2 * self.pull * (toy.goal - h))) for one, h, s in rows}
-
-    def _outcome(
-        self,
-        toy: EdgeToy,
-        descent: Tensor,
-        central: tuple[Tensor, Tensor],
-        plain: Tensor,
-        growth: list[tuple[float, float, float]],
-        noisy: dict[float, tuple[Estimate, Estimate, Estimate]],
-        factor: list[Tensor],
-        smooth: Tensor,
-    ) -> Outcome:
-        square, level = toy.cycle(self.lr)
-        shown = len(plain)
-        averaged = _averaged(descent[:, 0], self.average)
-        tail = descent[-max(2, self.steps // 20) :]
-        quiet = averaged[-len(tail) :].square().mean().sqrt()
-        stable = self.lr * self.past < CYCLE_BOUND
-        rows = []
-        if stable:
-            rows += [
-                Comparison("y at the end of gradient descent", level, float(tail[:, 1].mean())),
-                Comparison("x^2 at the end of gradient descent", square, float(tail[:, 0].square().mean())),
-            ]
-        rows += [
-            Comparison("sigma^2 of the central flow at the edge", square, float(central[1][-1])),
-            *(
-                Comparison(f"growth of log|y - 2/lr| a step, lr past = {r:g}", theory, found)
-                for r, theory, found in growth
-            ),
-            *(
-                Comparison.of(f"E[x^2 - 2 k (y* - y)], noise {std:g}", 0.0, balance)
-                for std, (_, _, balance) in noisy.items()
-            ),
-            *(
-                Comparison(
-                    f"a^2 + b^2 at the end, lr={lr:g}, from the steps' own law", kept, float(path[-1].square().sum())
-                )
-                for lr, path, kept in zip(sorted(self.factor_lr), factor, self._kept(factor), strict=True)
-            ),
-        ]
-        return Outcome(
-            self._finding(descent, tail, quiet, central, noisy, factor, smooth, stable=stable),
-            [row for row in rows if math.isfinite(row.measured)],  # what has run away has no number
-            {
-                "lr": np.array(self.lr),
-                "past": np.array(self.past),
-                "average": np.array(self.average),
-                "descent": _thinned(descent),
-                "descent_steps": _thinned(torch.arange(len(descent))),
-                "averaged": _thinned(averaged),
-                "early": descent[:shown].numpy(),
-                "central": central[0].numpy(),
-                "variance": central[1].numpy(),
-                "plain": plain.numpy(),
-                "square": np.array(square),
-                "growth": np.array(growth),
-                "growth_theory": np.array(
-                    [
-                        (r, self._toy(r / self.lr).cycle_growth(self.lr))
-                        for r in np.linspace(0.02, max(0.7, *self.ratios), 60)
-                    ]
-                ),
-                "noise": np.array([(std, *_pairs(found)) for std, found in noisy.items()]),
-                "pull": np.array(self.pull),
-                "factor_lr": np.array(sorted(self.factor_lr)),
-                "factor": np.stack([path.numpy() for path in factor]),
-                "smooth": smooth.numpy(),
-            },
-            {"two_over_lr": 2 / self.lr, "average_amplitude": average_amplitude(self.average) * square**0.5},
-        )
-
-    def _kept(self, factor: list[Tensor]) -> list[float]:
-        """sqrt(d^2 + 4 (a b)^2) with d = (a^2 - b^2) at the start times the product of 1 - lr^2 e^2, e the errors 1 - a b:
-        what every step of gradient descent does to a^2 - b^2, which gradient flow keeps."""
-        ends = []
-        for lr, path in zip(sorted(self.factor_lr), factor, strict=True):
-            a, b = path.unbind(1)
-            kept = (a[0] ** 2 - b[0] ** 2) * (1 - lr**2 * (1 - a * b)[:-1].square()).prod()
-            ends.append(float((kept**2 + 4 * (a[-1] * b[-1]) ** 2).sqrt()))
-        return ends
-
-    def _finding(
-        self,
-        descent: Tensor,
-        tail: Tensor,
-        quiet: Tensor,
-        central: tuple[Tensor, Tensor],
-        noisy: dict[float, tuple[Estimate, Estimate, Estimate]],
-        factor: list[Tensor],
-        smooth: Tensor,
-        *,
-        stable: bool,
-    ) -> str:
-        edge, ratio = 2 / self.lr, self.lr * self.past
-        square, y = float(tail[:, 0].square().mean()), float(tail[:, 1].mean())
-        if stable:
-            amplitude = 2 * self.pull * self.past
-            arrived = abs(y / edge - 1) < 0.01 and abs(square / amplitude - 1) < 0.1
-            is_held = "is held" if arrived else "has not settled in these steps and is"
-            held = (
-                f"Gradient descent {is_held} at y = {y:.5g} (theory 2/lr = {edge:.5g}) though the loss pulls to "
-                f"{edge + self.past:.5g}: x oscillates with x^2 = {square:.4g} (theory 2 k (y* - 2/lr) = "
-                f"{amplitude:.4g}), the variance {float(central[1][-1]):.4g} of the central flow. "
-                f"An average of the weights with decay {self.average:g} has |x| = {float(quiet):.2g} (theory "
-                f"{average_amplitude(self.average) * amplitude**0.5:.2g} once settled)."
-            )
-        else:
-            late = descent[len(descent) // 2 :, 1]
-            held = (
-                f"At lr (y* - 2/lr) = {ratio:.3g}, beyond the theory's bound of 1/2, the cycle is lost: y spreads by "
-                f"{float(late.std()):.3g} around {float(late.mean()):.4g} (2/lr = {edge:.4g}) and never settles."
-            )
-        std, (level, _, balance) = next(reversed(noisy.items()))
-        if math.isfinite(level.value):
-            loud = (
-                f"With noise of {std:g} on the gradient E y is {with_error(level.value, level.error)}, and the balance "
-                f"E x^2 = 2 k (y* - E y) holds to {with_error(balance.value, balance.error)}."
-            )
-        else:
-            loud = f"With noise of {std:g} on the gradient walkers diverge."
-        ends = ", ".join(
-            f"{float(path[-1].square().sum()):.4g} at lr={lr:g} (edge {2 / lr:.3g})"
-            for lr, path in zip(sorted(self.factor_lr), factor, strict=True)
-        )
-        return (
-            f"{held} {loud} On (1 - a b)^2/2 from {FACTORS} gradient descent ends at sharpness {ends}, gradient flow at "
-            f"{float(smooth[-1].square().sum()):.4g} (theory {float(Factorisation().flow_end(smooth[0])):.4g})."
-        )
+        return {one: (average(h), average(s), average(s - 2 * self.pull * (toy.goal - h))) for one, h, s in rows}
 
     @staticmethod
-    def figure(arrays: Mapping[str, np.ndarray], title: str) -> Figure:
+    def figure(arrays: Arrays, title: str) -> Figure:
         above, below = (draw_level, draw_variance, draw_plane), (draw_growth, draw_noise, draw_factor)
         return panels(arrays, title, above, below, size=(15, 8.6), gridless=(draw_plane, draw_factor))
-
-
-def _mean(values: Tensor) -> Estimate:
-    return Estimate(float(values.mean()), float(values.std() / len(values) ** 0.5), 0, "walkers")
-
-
-def _pairs(found: tuple[Estimate, Estimate, Estimate]) -> list[float]:
-    return [number for one in found[:2] for number in (one.value, one.error)]
-
-
-def _averaged(x: Tensor, decay: float) -> Tensor:
-    """m <- decay m + (1 - decay) x from m = 0, at every step."""
-    mean, path = 0.0, []
-    for value in x.tolist():
-        mean = decay * mean + (1 - decay) * value
-        path.append(mean)
-    return torch.tensor(path, dtype=x.dtype)
-
-
-def _thinned(path: Tensor) -> np.ndarray:
-    """At most 2000 points, an odd number of steps apart: both phases of the oscillation are seen."""
-    return path[:: max(1, len(path) // 2000) // 2 * 2 + 1].numpy()

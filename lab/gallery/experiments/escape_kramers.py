@@ -7,21 +7,22 @@ saddle, and the ends checked by a converged quench. Where that finds a third min
 is no barrier, the formula is refused and the reason told.
 """
 
-from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from pydantic import Field
 
 from lab.escape.noises import Isotropic
 from lab.escape.renewal import Stays
 from lab.escape.survival import against, kaplan_meier
-from lab.gallery.experiments.base import Comparison, Experiment, Outcome, Surroundings
-from lab.gallery.experiments.frame import panels
-from lab.gallery.experiments.stage import CaseName, Stage, bars, draw_string, measured, memoryless, said_of, set_stage
+from lab.gallery.base import Experiment, Measured, Outcome, Surroundings, Verdict
+from lab.gallery.experiments.stage import CaseName, Stage, set_stage
+from lab.gallery.experiments.stays import bars, draw_string, measured_rate, memoryless, rate_in_words
+from lab.gallery.frame import Arrays, Axes, Figure, caption, law, panels
+from lab.progress import Tick
 from lab.results import Rate
 from lab.settings import settings
 
@@ -74,114 +75,127 @@ class EscapeKramers(Experiment):
         stage = set_stage(self.case)
         stage.require_stable(self.lr, "lr")
         tick(1.0)
-        stays = []
-        for x, tick in around.over("replicas", sorted(self.barriers)):
-            stays.append(
-                stage.run(
-                    self.lr,
-                    around.stream(f"{self.name}/replicas {x:g}"),
-                    replicas=self.replicas,
-                    exits=self.exits,
-                    steps=self.steps + stage.burn_in(self.lr),
-                    noise=Isotropic.at_temperature(stage.langer.barrier / x, self.lr),
-                    tick=tick,
-                )
-            )
-        found, labels = stage.ends(stays, around.stage("quench"))
-        return self._outcome(stage, stays, found.values, labels)
 
-    def _outcome(self, stage: Stage, stays: list[Stays], ends: torch.Tensor, labels: torch.Tensor) -> Outcome:
-        barriers, this = sorted(self.barriers), stage.langer
-        temperatures = [this.barrier / x for x in barriers]
-        rates = [measured(stay, self.lr) for stay in stays]
-        theory = [this.rate(T) for T in temperatures]
-        refused = [this.refusals(T, labels) for T in temperatures]
-        held = [(r, k, x) for r, k, x, no in zip(rates, theory, barriers, refused, strict=True) if not no]
-        comparisons = [
-            Comparison(
-                f"rate over Langer's, dL/T = {x:g}", 1.0, r.value / k, r.value / k / r.exits**0.5, approximate=True
+        def stay(x: float, tick: Tick) -> Stays:
+            return stage.run(
+                self.lr,
+                around.stream(f"{self.name}/replicas {x:g}"),
+                replicas=self.replicas,
+                exits=self.exits,
+                steps=self.steps + stage.burn_in(self.lr),
+                noise=Isotropic.at_temperature(stage.langer.barrier / x, self.lr),
+                tick=tick,
             )
-            for r, k, x in held
-            if r.exits
-        ]
-        pooled = against([r for r, _, _ in held], [k for _, k, _ in held]) if held else None
-        if pooled is not None and pooled.exits and len(held) > 1:
-            error = pooled.value / pooled.exits**0.5
-            comparisons.append(Comparison("all together", 1.0, pooled.value, error, approximate=True))
-        comparisons += [
-            memoryless(stay, f"dL/T = {x:g}")
-            for stay, x in zip(stays, barriers, strict=True)
-            if stay.times.exited.sum() > 3
-        ]
-        curves = [kaplan_meier(stay.times) if bool(stay.times.exited.any()) else None for stay in stays]
-        return Outcome(
-            self._finding(stage, stays, barriers, rates, theory, refused, pooled, ends, labels),
-            comparisons,
-            {
-                **stage.arrays(),
-                "barriers": np.array(barriers),
-                "rates": bars(rates),
-                "theory": np.array(theory),
-                "refused": np.array([bool(no) for no in refused]),
-                "prefactor": np.array(this.prefactor),
-                "curve": np.concatenate([np.full(len(c.times), i) for i, c in enumerate(curves) if c] or [np.zeros(0)]),
-                "times": np.concatenate([c.times.numpy() * self.lr for c in curves if c] or [np.zeros(0)]),
-                "survival": np.concatenate([c.survival.numpy() for c in curves if c] or [np.zeros(0)]),
-                "case": np.array(stage.case.words),
-            },
-            {
-                "barrier": this.barrier,
-                "barrier_back": this.back,
-                "negative_curvature": float(this.saddle.eigenvalues[0]),
-                "prefactor": this.prefactor,
-                "least_curvature_of_the_well": float(this.well.eigenvalues[0]),
-                "largest_curvature_of_the_well": float(this.well.eigenvalues[-1]),
-                "saddle_gradient_norm": this.saddle.gradient_norm,
-                "ends_elsewhere": float((labels < 0).sum()),
-            }
-            | {f"rate_at_{x:g}": r.value for x, r in zip(barriers, rates, strict=True) if r.exits},
-        )
 
-    def _finding(
-        self,
-        stage: Stage,
-        stays: list[Stays],
-        barriers: list[float],
-        rates: list[Rate],
-        theory: list[float],
-        refused: list[list[str]],
-        pooled: Rate | None,
-        ends: torch.Tensor,
-        labels: torch.Tensor,
-    ) -> str:
-        told = []
-        for x, stay, r, k, no in zip(barriers, stays, rates, theory, refused, strict=True):
-            said = f"dL/T = {x:g}: {said_of(stay, r)}"
-            if not no:
-                said += f", theory {k:.3g}" + (f", ratio {r.value / k:.2f}" if r.exits else "")
-            told.append(said)
-        levels = ", ".join(f"{v:.4f}" for v in sorted({round(float(v), 4) for v in ends}))
-        quenched = f"A converged quench of all {len(labels)} ends finds the losses {levels}"
-        closing = [f"{quenched}."]
-        if any(refused):
-            closing.append(
-                f"Langer's formula is REFUSED: {_reasons(barriers, refused)}. Those rates stand without theory."
-            )
+        stays = around.each("replicas", sorted(self.barriers), stay)
+        ends, labels = stage.ends(list(stays.values()), around.stage("quench"))
+        return LangerHeld(self, stage, stays, ends.values, labels).outcome()
+
+    @staticmethod
+    def figure(arrays: Arrays, title: str) -> Figure:
+        draws = (draw_string, _draw_law, _draw_survival)
+        return panels(arrays, f"{title}\n{arrays['case']}", draws, size=(12.5, 4.6))
+
+
+@dataclass(frozen=True)
+class LangerHeld(Measured):
+    """Stays in the well by dL / T, and the losses and minima at which those end that left or were still inside."""
+
+    card: EscapeKramers
+    stage: Stage
+    stays: dict[float, Stays]
+    ends: torch.Tensor
+    labels: torch.Tensor
+
+    @cached_property
+    def rates(self) -> dict[float, Rate]:
+        """Measured, per unit of lr * step."""
+        return {x: measured_rate(stay, self.card.lr) for x, stay in self.stays.items()}
+
+    @cached_property
+    def theory(self) -> dict[float, float]:
+        """Langer's rates."""
+        return {x: self.stage.langer.rate(self.stage.langer.barrier / x) for x in self.stays}
+
+    @cached_property
+    def refused(self) -> dict[float, list[str]]:
+        """Why his formula means nothing there; empty where it means something."""
+        return {x: self.stage.langer.refusals(self.stage.langer.barrier / x, self.labels) for x in self.stays}
+
+    @property
+    def held(self) -> list[float]:
+        """The barriers at which it does."""
+        return [x for x, reasons in self.refused.items() if not reasons]
+
+    @cached_property
+    def pooled(self) -> Rate | None:
+        """All of these over their theory."""
+        return against([self.rates[x] for x in self.held], [self.theory[x] for x in self.held]) if self.held else None
+
+    def rows(self) -> list[Verdict]:
+        rows = []
+        for x in self.held:
+            rate, ratio = self.rates[x], self.rates[x].value / self.theory[x]
+            if rate.exits:
+                rows.append(Verdict(f"rate over Langer's, dL/T = {x:g}", 1.0, ratio, ratio / rate.exits**0.5, True))
+        pooled = self.pooled
+        if pooled is not None and pooled.exits and len(self.held) > 1:
+            rows.append(Verdict("all together", 1.0, pooled.value, pooled.value / pooled.exits**0.5, True))
+        enough = [(x, stay) for x, stay in self.stays.items() if stay.times.exited.sum() > 3]
+        return [*rows, *(memoryless(stay, f"dL/T = {x:g}") for x, stay in enough)]
+
+    def arrays(self) -> dict[str, object]:
+        stays = enumerate(self.stays.values())
+        curves = {i: kaplan_meier(stay.times) for i, stay in stays if bool(stay.times.exited.any())}
+        return {
+            **self.stage.arrays(),
+            "barriers": list(self.stays),
+            "rates": bars(list(self.rates.values())),
+            "theory": list(self.theory.values()),
+            "refused": [bool(reasons) for reasons in self.refused.values()],
+            "prefactor": self.stage.langer.prefactor,
+            "curve": np.concatenate([np.full(len(c.times), i) for i, c in curves.items()] or [np.zeros(0)]),
+            "times": np.concatenate([c.times.numpy() * self.card.lr for c in curves.values()] or [np.zeros(0)]),
+            "survival": np.concatenate([c.survival.numpy() for c in curves.values()] or [np.zeros(0)]),
+            "case": self.stage.case.words,
+        }
+
+    def values(self) -> dict[str, float]:
+        this = self.stage.langer
+        return {
+            "barrier": this.barrier,
+            "barrier_back": this.back,
+            "negative_curvature": float(this.saddle.eigenvalues[0]),
+            "prefactor": this.prefactor,
+            "least_curvature_of_the_well": float(this.well.eigenvalues[0]),
+            "largest_curvature_of_the_well": float(this.well.eigenvalues[-1]),
+            "saddle_gradient_norm": this.saddle.grad_norm,
+            "ends_elsewhere": float((self.labels < 0).sum()),
+        } | {f"rate_at_{x:g}": rate.value for x, rate in self.rates.items() if rate.exits}
+
+    def sentence(self) -> str:
+        card, parts, pooled = self.card, [], self.pooled
+        for x, rate in self.rates.items():
+            part = f"dL/T = {x:g}: {rate_in_words(self.stays[x], rate)}"
+            if not self.refused[x]:
+                ratio = f", ratio {rate.value / self.theory[x]:.2f}" if rate.exits else ""
+                part += f", theory {self.theory[x]:.3g}{ratio}"
+            parts.append(part)
+        levels = ", ".join(f"{v:.4f}" for v in sorted({round(float(v), 4) for v in self.ends}))
+        closing = [f"A converged quench of all {len(self.labels)} ends finds the losses {levels}."]
+        if any(self.refused.values()):
+            reasons = _reasons(list(self.refused), list(self.refused.values()))
+            closing.append(f"Langer's formula is REFUSED: {reasons}. Those rates stand without theory.")
         if pooled is not None and pooled.exits:
             closing.append(
                 f"Measured over theory {pooled.value:.2f} [{pooled.low:.2f}, {pooled.high:.2f}], nothing fitted; "
                 "the formula is the limit of high barriers."
             )
         return (
-            f"{stage.words()}. {self.replicas} replicas of gradient descent (lr {self.lr:g}) with isotropic noise of "
+            f"{self.stage.words()}. {card.replicas} replicas of gradient descent (lr {card.lr:g}) with isotropic noise of "
             f"temperature T leave, against Langer's theory from the measured Hessians (prefactor "
-            f"{stage.langer.prefactor:.4g}): {'; '.join(told)}. {' '.join(closing)}"
+            f"{self.stage.langer.prefactor:.4g}): {'; '.join(parts)}. {' '.join(closing)}"
         )
-
-    @staticmethod
-    def figure(arrays: Mapping[str, np.ndarray], title: str) -> Figure:
-        draws = (draw_string, _draw_law, _draw_survival)
-        return panels(arrays, f"{title}\n{arrays['case']}", draws, size=(12.5, 4.6))
 
 
 def _reasons(barriers: list[float], refused: list[list[str]]) -> str:
@@ -196,7 +210,7 @@ def _reasons(barriers: list[float], refused: list[list[str]]) -> str:
     )
 
 
-def _draw_law(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
+def _draw_law(axis: Axes, arrays: Arrays) -> None:
     x, (value, low, high) = arrays["barriers"], arrays["rates"].T
     grid = np.linspace(min(x.min() - 0.7, 2.3), max(x.max() + 0.7, 5), 50)
     refused = bool(arrays["refused"].all())
@@ -221,11 +235,10 @@ def _draw_law(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
     if not seen.all():
         axis.plot([], [], color="k", marker="v", ls="", label="no exit: below")
     axis.set(xlabel="barrier over temperature dL / T", ylabel="rate of escape (per lr * step)")
-    axis.set_title("Kramers' law", fontsize=10)
-    axis.legend(loc="upper right", frameon=False, fontsize=9)
+    caption(axis, "Kramers' law", "upper right")
 
 
-def _draw_survival(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
+def _draw_survival(axis: Axes, arrays: Arrays) -> None:
     for i, x in enumerate(arrays["barriers"]):
         mine = arrays["curve"] == i
         t, s = arrays["times"][mine], arrays["survival"][mine]
@@ -235,7 +248,7 @@ def _draw_survival(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
         axis.step(np.r_[0, t], np.r_[1, s], where="post", color=color, lw=1.3, label=f"replicas, dL/T = {x:g}")
         end = t.max()
         if not arrays["refused"][i]:
-            axis.plot([0, end], [1, np.exp(-arrays["theory"][i] * end)], color=color, ls="--", lw=1.2)
+            law(axis, [0, end], [1, np.exp(-arrays["theory"][i] * end)], color=color)
     axis.set_yscale("log")
     lowest = float(arrays["survival"].min()) if len(arrays["survival"]) else 0.5
     ticks = [share for share in (1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02) if share > 0.8 * lowest]
@@ -243,7 +256,7 @@ def _draw_survival(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
     axis.set_yticks([], minor=True)
     axis.set_ylim(0.8 * lowest, 1.25)
     if not arrays["refused"].all():
-        axis.plot([], [], color="k", ls="--", lw=1.2, label="theory: exp(-rate t)")
+        law(axis, [], [], "theory: exp(-rate t)", "k")
     axis.set(xlabel="time inside (lr * steps)", ylabel="share still inside")
     axis.set_title("Kaplan-Meier: a straight line is a rate", fontsize=10)
     if len(arrays["survival"]):

@@ -8,12 +8,12 @@ follows the replica (the same, if the shape of the noise does not matter), the c
 isotropic noise of equal trace.
 """
 
-from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from pydantic import Field
 
 from lab.escape.langer import third_minimum
@@ -21,21 +21,12 @@ from lab.escape.noises import Frozen, Isotropic, SampleWeights
 from lab.escape.renewal import Stays
 from lab.escape.replicas import Noise
 from lab.escape.survival import Slope, exponentiality, same_rate, slope
-from lab.gallery.experiments.base import Comparison, Experiment, Outcome, Surroundings, with_error
-from lab.gallery.experiments.frame import panels
+from lab.gallery.base import Experiment, Measured, Outcome, Surroundings, Verdict, about, shown
 from lab.gallery.experiments.kramers_sgd_figure import draw_kinds, draw_line
-from lab.gallery.experiments.stage import (
-    CaseName,
-    Stage,
-    Theory,
-    actions,
-    bars,
-    hasty,
-    measured,
-    memoryless,
-    said_of,
-    set_stage,
-)
+from lab.gallery.experiments.stage import CaseName, Stage, Theory, actions, set_stage
+from lab.gallery.experiments.stays import bars, hasty, measured_rate, memoryless, rate_in_words
+from lab.gallery.frame import Arrays, Figure, panels
+from lab.progress import Tick
 from lab.results import Rate
 from lab.settings import settings
 
@@ -73,8 +64,7 @@ class EscapeKramersSgd(Experiment):
     )
 
     def __post_init__(self) -> None:
-        if len(set(self.batch_sizes)) < max(2, len(self.batch_sizes)):
-            raise ValueError("batch_sizes: expected two or more different numbers, e.g. [12,20,30]")
+        self.require_different("batch_sizes", "[12,20,30]", least=2)
         if len({self.lr, *self.other_lrs}) < 1 + len(self.other_lrs):
             raise ValueError("other_lrs: expected learning rates different from each other and from lr")
         for lr in self.other_lrs:
@@ -119,186 +109,33 @@ class EscapeKramersSgd(Experiment):
         tick(0.4)
         theory = actions(self.case)
         tick(1.0)
-        line = [
-            self._stays(stage, around, f"B {B}", tick, batch_size=B)
-            for B, tick in around.over("SGD", sorted(self.batch_sizes))
-        ]
-        again = [
-            self._stays(stage, around, f"lr {lr:g}", tick, lr=lr, batch_size=round(self.batch_at(lr)))
-            for lr, tick in around.over("other learning rates", self.other_lrs)
-        ]
-        kinds = _noises(stage, self.middle) if self.noises else {}
-        others = {
-            kind: self._stays(stage, around, kind, tick, noise=kinds[kind])
-            for kind, tick in around.over("other noises", list(kinds))
-        }
-        _, labels = stage.ends(line, around.stage("quench"))
-        return self._outcome(stage, theory, line, again, others, labels)
 
-    def _stays(
-        self,
-        stage: Stage,
-        around: Surroundings,
-        name: str,
-        tick: object,
-        *,
-        lr: float | None = None,
-        batch_size: int | None = None,
-        noise: Noise | None = None,
-    ) -> Stays:
-        lr = lr or self.lr
-        return stage.run(
-            lr,
-            around.stream(f"{self.name}/{name}"),
-            replicas=round(self.replicas * max(1.0, self.lr / lr)),
-            exits=self.exits,
-            steps=round(self.steps * self.lr / lr) + stage.burn_in(lr),
-            batch_size=batch_size,
-            noise=noise,
-            tick=tick,  # type: ignore[arg-type]
-        )
+        def stay(name: str, tick: Tick, lr: float, batch_size: int | None, noise: Noise | None = None) -> Stays:
+            return stage.run(
+                lr,
+                around.stream(f"{self.name}/{name}"),
+                replicas=round(self.replicas * max(1.0, self.lr / lr)),
+                exits=self.exits,
+                steps=round(self.steps * self.lr / lr) + stage.burn_in(lr),
+                batch_size=batch_size,
+                noise=noise,
+                tick=tick,
+            )
 
-    def _outcome(
-        self,
-        stage: Stage,
-        theory: Theory,
-        line: list[Stays],
-        again: list[Stays],
-        others: dict[str, Stays],
-        labels: torch.Tensor,
-    ) -> Outcome:
-        sizes, x = sorted(self.batch_sizes), [B / self.lr for B in sorted(self.batch_sizes)]
-        rates = [measured(stay, self.lr) for stay in line]
-        same = [measured(stay, lr) for stay, lr in zip(again, self.other_lrs, strict=True)]
-        kinds = {kind: measured(stay, self.lr) for kind, stay in others.items()}
-        real = [(a, r) for a, r, stay in zip(x, rates, line, strict=True) if r.exits and not hasty(stay)]
-        fitted = slope(*zip(*real, strict=True)) if len(real) > 1 else None
-        comparisons = []
-        if fitted is not None:
-            comparisons.append(
-                Comparison(
-                    "slope of log time against B/lr", theory.sgd.value, fitted.value, fitted.error, approximate=True
-                )
-            )
-        comparisons.append(
-            Comparison(
-                "least action with D = 1, in 2 dL",
-                1.0,
-                theory.unit.value / (2 * stage.langer.barrier),
-                approximate=True,
-            )
-        )
-        comparisons += [
-            memoryless(stay, f"B = {B}")
-            for B, stay in zip(sizes, line, strict=True)
-            if int(stay.times.exited.sum()) > 3
-        ]
-        middle = rates[sizes.index(self.middle)]
-        return Outcome(
-            self._finding(stage, theory, line, rates, again, same, kinds, others, fitted, labels),
-            comparisons,
-            {
-                "x": np.array(x),
-                "batch_sizes": np.array(sizes),
-                "lr": np.array(self.lr),
-                "rates": np.where([[hasty(stay)] for stay in line], np.nan, bars(rates)),  # drawn where there is a rate
-                "other_lrs": np.array(self.other_lrs),
-                "same": bars(same),
-                "kinds": np.array(list(kinds)),
-                "kind_rates": bars(list(kinds.values())),
-                "hasty": np.array([hasty(stay) for stay in (line[sizes.index(self.middle)], *others.values())]),
-                "middle": np.array([self.middle, *bars([middle])[0]]),
-                "slopes": np.array([theory.sgd.value, theory.chord, theory.isotropic]),
-                "fitted": np.array(
-                    [np.nan] * 4 if fitted is None else [fitted.value, fitted.low, fitted.high, fitted.intercept]
-                ),
-                "case": np.array(stage.case.words),
-            },
-            {
-                "action": theory.sgd.value,
-                "action_unit": theory.unit.value,
-                "slope_chord": theory.chord,
-                "slope_isotropic": theory.isotropic,
-                "barrier": stage.langer.barrier,
-                "noise_trace": float(stage.D.trace()),
-                "ends_elsewhere": float((labels < 0).sum()),
-            }
-            | ({} if fitted is None else {"slope": fitted.value, "slope_low": fitted.low, "slope_high": fitted.high})
-            | {f"rate_B_{B}": r.value for B, r in zip(sizes, rates, strict=True) if r.exits}
-            | {f"rate_lr_{lr:g}": r.value for lr, r in zip(self.other_lrs, same, strict=True) if r.exits}
-            | {f"rate_{kind.replace(' ', '_')}": r.value for kind, r in kinds.items() if r.exits},
-        )
+        def again(lr: float, tick: Tick) -> Stays:
+            return stay(f"lr {lr:g}", tick, lr, round(self.batch_at(lr)))
 
-    def _finding(
-        self,
-        stage: Stage,
-        theory: Theory,
-        line: list[Stays],
-        rates: list[Rate],
-        again: list[Stays],
-        same: list[Rate],
-        kinds: dict[str, Rate],
-        others: dict[str, Stays],
-        fitted: Slope | None,
-        labels: torch.Tensor,
-    ) -> str:
-        sizes = sorted(self.batch_sizes)
-        told = "; ".join(f"B = {B}: {said_of(stay, r)}" for B, stay, r in zip(sizes, line, rates, strict=True))
-        said = [
-            f"{stage.words()}. {self.replicas} replicas of SGD (lr {self.lr:g}, batches with replacement) leave at {told}",
-            self._line(theory, fitted),
-        ]
-        middle = rates[sizes.index(self.middle)]
-        if same:
-            several = ", ".join(
-                f"{said_of(stay, r)} at lr {lr:g}" for lr, stay, r in zip(self.other_lrs, again, same, strict=True)
-            )
-            said.append(
-                f"At the same B/lr = {self.middle / self.lr:g} other learning rates give {several} (p of one rate for all: "
-                f"{same_rate([middle, *same]):.2g})"
-            )
-        if kinds:
-            said.append(
-                f"At lr {self.lr:g} and with the covariance of B = {self.middle}, "
-                + "; ".join(
-                    _beside(kind, r, middle, others[kind], theory, self.middle / self.lr) for kind, r in kinds.items()
-                )
-            )
-        problems = third_minimum(labels)
-        uneven = [B for B, stay in zip(sizes, line, strict=True) if exponentiality(stay.times).p < MEMORYLESS]
-        if uneven:
-            problems.append(
-                f"exits at B = {', '.join(map(str, uneven))} do not come at a constant rate (p < {MEMORYLESS:g})"
-            )
-        ends = len(labels)
-        said.append(
-            f"WARNING: {'; '.join(problems)}"
-            if problems
-            else f"A converged quench of the {ends} ends finds the two minima and no other"
+        noises = _noises(stage, self.middle) if self.noises else {}
+        line = around.each("SGD", sorted(self.batch_sizes), lambda B, tick: stay(f"B {B}", tick, self.lr, B))
+        same = around.each("other learning rates", self.other_lrs, again)
+        kinds = around.each(
+            "other noises", list(noises), lambda kind, tick: stay(kind, tick, self.lr, None, noises[kind])
         )
-        return ". ".join(said) + "."
-
-    def _line(self, theory: Theory, fitted: Slope | None) -> str:
-        lines = (
-            f"least action {theory.sgd.value:.4f} in the measured noise, {theory.chord:.4f} along the straight line, "
-            f"{theory.isotropic:.4f} for isotropic noise of equal trace"
-        )
-        if fitted is None:
-            return f"Too few rates for a slope of the log of the time against B/lr (theory: {lines})"
-        excluded = not fitted.low <= theory.isotropic <= fitted.high
-        bent = fitted.p < MEMORYLESS
-        return (
-            f"The log of the mean time rises with B/lr by {with_error(fitted.value, fitted.error)} [{fitted.low:.4f}, "
-            f"{fitted.high:.4f}] (theory: {lines}); the isotropic slope is {'EXCLUDED' if excluded else 'not excluded'}"
-            + (
-                f". The points do NOT lie on a line (p = {fitted.p:.1g}): the noise is not small, no action is seen"
-                if bent
-                else ""
-            )
-        )
+        _, labels = stage.ends(list(line.values()), around.stage("quench"))
+        return SgdHeld(self, stage, theory, line, same, kinds, labels).outcome()
 
     @staticmethod
-    def figure(arrays: Mapping[str, np.ndarray], title: str) -> Figure:
+    def figure(arrays: Arrays, title: str) -> Figure:
         title = f"{title}\n{arrays['case']}"
         if not len(arrays["kinds"]):
             return panels(arrays, title, (draw_line,), size=(7.4, 5.2))
@@ -306,20 +143,154 @@ class EscapeKramersSgd(Experiment):
         return panels(arrays, title, draws, size=(12.0, 5.2), widths=(3, 2), gridless=(draw_kinds,))
 
 
+@dataclass(frozen=True)
+class SgdHeld(Measured):
+    """Stays in the well: of SGD by batch size, at equal B / lr by learning rate, by kind of noise; and the minima at which
+    the first end.
+    """
+
+    card: EscapeKramersSgd
+    stage: Stage
+    theory: Theory
+    line: dict[int, Stays]
+    again: dict[float, Stays]
+    others: dict[str, Stays]
+    labels: torch.Tensor
+
+    @cached_property
+    def rates(self) -> dict[int, Rate]:
+        """Of SGD by batch size."""
+        return {B: measured_rate(stay, self.card.lr) for B, stay in self.line.items()}
+
+    @cached_property
+    def same(self) -> dict[float, Rate]:
+        """At equal B / lr, by learning rate."""
+        return {lr: measured_rate(stay, lr) for lr, stay in self.again.items()}
+
+    @cached_property
+    def kinds(self) -> dict[str, Rate]:
+        """By kind of noise."""
+        return {kind: measured_rate(stay, self.card.lr) for kind, stay in self.others.items()}
+
+    @property
+    def middle(self) -> Rate:
+        """Of SGD, where learning rates and noises are compared."""
+        return self.rates[self.card.middle]
+
+    @cached_property
+    def fitted(self) -> Slope | None:
+        """Of log time against B / lr; None where fewer than two batch sizes have a rate."""
+        real = [(B / self.card.lr, r) for B, r in self.rates.items() if r.exits and not hasty(self.line[B])]
+        return slope(*zip(*real, strict=True)) if len(real) > 1 else None
+
+    def rows(self) -> list[Verdict]:
+        rows, unit = [], self.theory.unit.value / (2 * self.stage.langer.barrier)
+        if self.fitted is not None:
+            rows.append(about("slope of log time against B/lr", self.theory.sgd.value, self.fitted))
+        rows.append(about("least action with D = 1, in 2 dL", 1.0, unit))
+        enough = [(B, stay) for B, stay in self.line.items() if int(stay.times.exited.sum()) > 3]
+        return [*rows, *(memoryless(stay, f"B = {B}") for B, stay in enough)]
+
+    def arrays(self) -> dict[str, object]:
+        card, theory, fitted = self.card, self.theory, self.fitted
+        line = np.where([[hasty(stay)] for stay in self.line.values()], np.nan, bars(list(self.rates.values())))
+        return {
+            "x": [B / card.lr for B in self.line],
+            "batch_sizes": list(self.line),
+            "lr": card.lr,
+            "rates": line,  # drawn where there is a rate
+            "other_lrs": list(self.same),
+            "same": bars(list(self.same.values())),
+            "kinds": list(self.kinds),
+            "kind_rates": bars(list(self.kinds.values())),
+            "hasty": [hasty(stay) for stay in (self.line[card.middle], *self.others.values())],
+            "middle": [card.middle, *bars([self.middle])[0]],
+            "slopes": [theory.sgd.value, theory.chord, theory.isotropic],
+            "fitted": [np.nan] * 4 if fitted is None else [fitted.value, fitted.low, fitted.high, fitted.intercept],
+            "case": self.stage.case.words,
+        }
+
+    def values(self) -> dict[str, float]:
+        theory, fitted = self.theory, self.fitted
+        fit = {} if fitted is None else {"slope": fitted.value, "slope_low": fitted.low, "slope_high": fitted.high}
+        rates = {f"B_{B}": r for B, r in self.rates.items()} | {f"lr_{lr:g}": r for lr, r in self.same.items()}
+        rates |= {kind.replace(" ", "_"): r for kind, r in self.kinds.items()}
+        return {
+            "action": theory.sgd.value,
+            "action_unit": theory.unit.value,
+            "slope_chord": theory.chord,
+            "slope_isotropic": theory.isotropic,
+            "barrier": self.stage.langer.barrier,
+            "noise_trace": float(self.stage.D.trace()),
+            "ends_elsewhere": float((self.labels < 0).sum()),
+            **fit,
+            **{f"rate_{name}": rate.value for name, rate in rates.items() if rate.exits},
+        }
+
+    def sentence(self) -> str:
+        card, x = self.card, self.card.middle / self.card.lr
+        line = "; ".join(f"B = {B}: {rate_in_words(self.line[B], rate)}" for B, rate in self.rates.items())
+        sentences = [
+            f"{self.stage.words()}. {card.replicas} replicas of SGD (lr {card.lr:g}, batches with replacement) leave "
+            f"at {line}",
+            self._slope(),
+        ]
+        if self.same:
+            several = ", ".join(f"{rate_in_words(self.again[lr], rate)} at lr {lr:g}" for lr, rate in self.same.items())
+            sentences.append(
+                f"At the same B/lr = {x:g} other learning rates give {several} (p of one rate for all: "
+                f"{same_rate([self.middle, *self.same.values()]):.2g})"
+            )
+        if self.kinds:
+            beside = "; ".join(map(self._beside, self.kinds))
+            sentences.append(f"At lr {card.lr:g} and with the covariance of B = {card.middle}, {beside}")
+        return ". ".join([*sentences, self._ends()]) + "."
+
+    def _ends(self) -> str:
+        """Where runs end, and what speaks against a rate."""
+        problems = third_minimum(self.labels)
+        uneven = [B for B, stay in self.line.items() if exponentiality(stay.times).p < MEMORYLESS]
+        if uneven:
+            sizes = ", ".join(map(str, uneven))
+            problems.append(f"exits at B = {sizes} do not come at a constant rate (p < {MEMORYLESS:g})")
+        if problems:
+            return f"WARNING: {'; '.join(problems)}"
+        return f"A converged quench of the {len(self.labels)} ends finds the two minima and no other"
+
+    def _slope(self) -> str:
+        """The slope and its theories."""
+        theory, fitted = self.theory, self.fitted
+        lines = (
+            f"least action {theory.sgd.value:.4f} in the measured noise, {theory.chord:.4f} along the straight line, "
+            f"{theory.isotropic:.4f} for isotropic noise of equal trace"
+        )
+        if fitted is None:
+            return f"Too few rates for a slope of the log of the time against B/lr (theory: {lines})"
+        excluded = not fitted.low <= theory.isotropic <= fitted.high
+        bent = f". The points do NOT lie on a line (p = {fitted.p:.1g}): the noise is not small, no action is seen"
+        return (
+            f"The log of the mean time rises with B/lr by {shown(fitted)} [{fitted.low:.4f}, "
+            f"{fitted.high:.4f}] (theory: {lines}); the isotropic slope is {'EXCLUDED' if excluded else 'not excluded'}"
+            + bent
+            * (fitted.p < MEMORYLESS)
+        )
+
+    def _beside(self, kind: str) -> str:
+        """A noise beside SGD; where replicas do not wait, no rate is told."""
+        rate, stay, sgd = self.kinds[kind], self.others[kind], self.middle
+        barrier = f"dL/T = {self.theory.isotropic * self.card.middle / self.card.lr:.2g}" if kind == ISOTROPIC else ""
+        words = f"{kind} noise: {rate_in_words(stay, rate, barrier)}"
+        if rate.exits and sgd.exits and not hasty(stay):
+            words += f", {rate.value / sgd.value:.2f} times that of SGD (p of the same: {same_rate([sgd, rate]):.1g})"
+        return words
+
+
 def _noises(stage: Stage, batch_size: int) -> dict[str, Noise]:
-    """Gaussian noises of the covariance D / B of mini-batches: at every place, of the well everywhere, its trace alone."""
+    """Gaussian noises of the covariance D / B of mini-batches: at every place, of the well everywhere, its trace "
+    "alone."""
     trace, size = float(stage.D.trace()), len(stage.D)
     return {
         FOLLOWING: SampleWeights(batch_size),
         FROZEN: Frozen.at(stage.objective, stage.well.w, batch_size),
         ISOTROPIC: Isotropic.of_trace(trace / batch_size, size),
     }
-
-
-def _beside(kind: str, found: Rate, sgd: Rate, stay: Stays, theory: Theory, x: float) -> str:
-    """A noise beside SGD in words; where replicas do not wait, no rate is told."""
-    barrier = f"dL/T = {theory.isotropic * x:.2g}" if kind == ISOTROPIC else ""
-    said = f"{kind} noise: {said_of(stay, found, barrier)}"
-    if found.exits and sgd.exits and not hasty(stay):
-        said += f", {found.value / sgd.value:.2f} times that of SGD (p of the same: {same_rate([sgd, found]):.1g})"
-    return said

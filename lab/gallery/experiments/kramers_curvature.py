@@ -9,49 +9,37 @@ wells are left sooner, until H_a is larger than H_b: from there on E is set by t
 equation only as sqrt(lr); the exact chain of its steps is what it must agree with.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, ClassVar
 
 import numpy as np
-import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from pydantic import Field
 from torch import Tensor
 
 from lab.escape.survival import Slope
-from lab.gallery.experiments.base import (
-    Budget,
-    Comparison,
-    Experiment,
-    MaxSteps,
-    Outcome,
-    Surroundings,
-    Walkers,
-    paragraph,
-    with_error,
-)
-from lab.gallery.experiments.frame import panels
+from lab.gallery.base import Measured, Outcome, Surroundings, Verdict, about, exact, paragraph, shown
+from lab.gallery.experiments.barrier import LEAST, BarrierExperiment, Budget, MaxSteps, Walkers, exits, mean_times
+from lab.gallery.frame import Arrays, Axes, Figure, caption, law, panels, plain_ticks, points
 from lab.gallery.landscapes.piecewise_parabola import PiecewiseParabola
 from lab.gallery.laws.kramers import Diffusion, Domain, curvature_exponent, escape_rate, kramers_time, on
 from lab.gallery.laws.nystrom import Chain
-from lab.gallery.laws.passages import Passages, escapes, slopes, untold
+from lab.gallery.laws.passages import Passages, slopes, too_few
 from lab.progress import Tick
 from lab.settings import settings
 
-LEAST = 2.0
-"""Exponents below it have no rate: a walker does not settle before it leaves."""
 RELAXED = 5.0
 """Relaxation times of the flatter parabola before the clock starts."""
 STABLE = 1.0
 """lr times the largest curvature at most: beyond it steps jump over the well."""
 PER_STEP = 8e-8
+KINDS = {True: "noise ~ |H|", False: "constant noise"}
 Curvature = Annotated[float, Field(gt=0, le=1e3)]
 
 
 @settings()
-class KramersCurvature(Experiment):
+class KramersCurvature(BarrierExperiment):
     """Escape by noise that grows with the curvature, as that of SGD: exponent, prefactor, and where sharper wells stop
     helping.
 
@@ -77,10 +65,8 @@ class KramersCurvature(Experiment):
     max_steps: MaxSteps = 1_000_000
 
     def __post_init__(self) -> None:
-        if len(set(self.batch_over_lr)) < max(2, len(self.batch_over_lr)):
-            raise ValueError("batch_over_lr: expected two or more different values, e.g. [7,10,13]")
-        if len(set(self.wells)) < max(2, len(self.wells)):
-            raise ValueError("wells: expected two or more different curvatures, e.g. [0.7,2,8]")
+        self.require_different("batch_over_lr", "[7,10,13]", least=2)
+        self.require_different("wells", "[0.7,2,8]", least=2)
         steepest = max(self.well, self.top, *self.wells)
         if self.lr * steepest > STABLE:
             raise ValueError(
@@ -107,9 +93,8 @@ class KramersCurvature(Experiment):
     def process(self, batch_over_lr: float, well: float, *, curved: bool) -> Diffusion:
         """With noise that grows with the curvature, or of the size that it has at the top everywhere."""
         landscape = self.landscape(well)
-        return on(
-            landscape, self._noise(batch_over_lr, well, curved), cuts=(-landscape.inflection, landscape.inflection)
-        )
+        cuts = (-landscape.inflection, landscape.inflection)
+        return on(landscape, self._noise(batch_over_lr, well, curved), cuts=cuts)
 
     def _noise(self, batch_over_lr: float, well: float, curved: bool) -> float | Callable[[Tensor], Tensor]:
         if not curved:
@@ -117,219 +102,174 @@ class KramersCurvature(Experiment):
         landscape = self.landscape(well)
         return lambda x: landscape.curvature(x) / (2 * batch_over_lr)
 
-    def _chain(self, batch_over_lr: float, well: float, curved: bool) -> Chain:
+    def chain(self, batch_over_lr: float, well: float, curved: bool) -> Chain:
         end = self.landscape(well).minimum
         return Chain(self.process(batch_over_lr, well, curved=curved), self.lr, Domain(high=end), -end)
 
     @cached_property
-    def line(self) -> list[Chain]:
+    def line(self) -> dict[float, Chain]:
         """The well of curvature `well`, at every B / lr."""
-        return [self._chain(b, self.well, True) for b in sorted(self.batch_over_lr)]
+        return {b: self.chain(b, self.well, True) for b in sorted(self.batch_over_lr)}
 
     @cached_property
     def sweep(self) -> dict[tuple[float, bool], Chain]:
         """All wells at the smallest B / lr, with noise of either kind."""
         low = min(self.batch_over_lr)
-        return {(h, curved): self._chain(low, h, curved) for curved in (True, False) for h in sorted(self.wells)}
-
-    def _burn_in(self, well: float) -> float:
-        return RELAXED / min(well, self.top)
+        return {(h, curved): self.chain(low, h, curved) for curved in KINDS for h in sorted(self.wells)}
 
     def stages(self) -> dict[str, float]:
         each = PER_STEP * self.walkers + 7e-5
-
-        def seconds(chain: Chain) -> float:
-            return each * min(self.max_steps, self.budget / chain.rate)
-
         return {
-            "batch over lr": sum(map(seconds, self.line)),
-            "curvature of the well": sum(map(seconds, self.sweep.values())),
+            "batch over lr": each * sum(map(self.steps, self.line.values())),
+            "curvature of the well": each * sum(map(self.steps, self.sweep.values())),
         }
 
     def simulate(self, around: Surroundings) -> Outcome:
-        x = sorted(self.batch_over_lr)
-        line = [
-            self._walk(around, chain, self._noise(b, self.well, True), self.well, f"line/{b}", tick)
-            for (b, chain), tick in around.over("batch over lr", list(zip(x, self.line, strict=True)))
-        ]
-        sweep = {
-            (h, curved): self._walk(around, chain, self._noise(x[0], h, curved), h, f"sweep/{h}/{curved}", tick)
-            for ((h, curved), chain), tick in around.over("curvature of the well", list(self.sweep.items()))
-        }
-        return self._outcome(line, sweep)
+        def walk(chain: Chain, b: float, well: float, curved: bool, part: str, tick: Tick) -> Passages:
+            draws, diffusion = around.stream(f"{self.name}/{part}"), self._noise(b, well, curved)
+            burn_in = RELAXED / min(well, self.top)
+            return self.walk(self.landscape(well), chain, draws, tick, diffusion=diffusion, burn_in=burn_in)
 
-    def _walk(
-        self,
-        around: Surroundings,
-        chain: Chain,
-        diffusion: float | Callable[[Tensor], Tensor],
-        well: float,
-        part: str,
-        tick: Tick,
-    ) -> Passages:
-        return escapes(
-            self.landscape(well),
-            chain,
-            torch.tensor([chain.start], device=around.device),
-            diffusion=diffusion,
-            walkers=self.walkers,
-            budget=self.budget,
-            burn_in=self._burn_in(well),
-            max_steps=self.max_steps,
-            generator=around.stream(f"{self.name}/{part}"),
-            tick=tick,
-        )
+        def at(b: float, tick: Tick) -> Passages:
+            return walk(self.line[b], b, self.well, True, f"line/{b}", tick)
 
-    def _outcome(self, line: list[Passages], sweep: dict[tuple[float, bool], Passages]) -> Outcome:
-        x, wells = sorted(self.batch_over_lr), sorted(self.wells)
-        kinds = {True: "noise ~ |H|", False: "constant noise"}
-        rows = [
-            *(
-                Comparison.of(f"mean time, H_a = {self.well:g}, B/lr = {b:g}", p.exact, p.mean_time)
-                for b, p in zip(x, line, strict=True)
-                if p.told
-            ),
-            *(
-                Comparison.of(f"mean time, {kinds[curved]}, H_a = {h:g}", p.exact, p.mean_time)
-                for (h, curved), p in sweep.items()
-                if p.told
-            ),
-        ]
-        lined = slopes(x, line) if sum(p.told for p in line) > 1 else None
-        if lined:
-            measured, exact = lined
-            rows += [
-                Comparison("slope of log tau against B/lr", exact.value, measured.value, measured.error),
-                Comparison(
-                    "  against E / (B/lr)",
-                    self.exponent(1.0, self.well),
-                    measured.value,
-                    measured.error,
-                    approximate=True,
-                ),
-            ]
-        last = line[-1]
-        if last.told:
-            for name, top in (("2 pi / H_a e^E", self.well), ("2 pi / H_b e^E", self.top)):
-                asymptote = 2 * np.pi / top * np.exp(self.exponent(x[-1], self.well))
-                rows.append(
-                    Comparison.of(f"  B/lr = {x[-1]:g} against {name}", asymptote, last.mean_time, approximate=True)
-                )
-        grid, curvatures = np.linspace(x[0], x[-1], 12), np.geomspace(wells[0], wells[-1], 24)
-        between = np.unique([*np.geomspace(wells[0], wells[-1], 7), *wells])
-        return Outcome(
-            self._finding(line, sweep, lined),
-            rows,
-            {
-                "batch_over_lr": np.array(x),
-                "line": np.array([p.point for p in line]),
-                "line_exact": np.array([p.exact for p in line]),
-                "grid": grid,
-                "continuous": np.array([self._continuous(b, self.well, True) for b in grid]),
-                "asymptote": np.array([self._asymptote(b, self.well) for b in grid]),
-                "asymptote_of_xie": np.array([self._asymptote(b, self.well) * self.well / self.top for b in grid]),
-                "wells": np.array(wells),
-                "sweep": np.array([[sweep[h, curved].point for h in wells] for curved in (True, False)]),
-                "sweep_at": between,
-                "sweep_exact": np.array(
-                    [[self._chain(x[0], h, curved).lifetime for h in between] for curved in (True, False)]
-                ),
-                "curvatures": curvatures,
-                "sweep_continuous": np.array(
-                    [[self._continuous(x[0], h, curved) for h in curvatures] for curved in (True, False)]
-                ),
-                "exponents": np.array([self.exponent(x[0], h) for h in curvatures]),
-                "limit": np.array(2 * x[0] * self.barrier / self.top),
-                "well": np.array(self.well),
-                "top": np.array(self.top),
-                "learning_rate": np.array(self.lr),
-            },
-            {f"exponent_{h:g}": self.exponent(x[0], h) for h in wells}
-            | {f"exits_{h:g}_{kinds[curved]}": p.rate.exits for (h, curved), p in sweep.items()},
-        )
+        def out_of(cell: tuple[float, bool], tick: Tick) -> Passages:
+            return walk(self.sweep[cell], min(self.batch_over_lr), *cell, f"sweep/{cell[0]}/{cell[1]}", tick)
 
-    def _continuous(self, batch_over_lr: float, well: float, curved: bool) -> float:
+        line = list(around.each("batch over lr", list(self.line), at).values())
+        sweep = around.each("curvature of the well", list(self.sweep), out_of)
+        return CurvedEscapes(self, sorted(self.batch_over_lr), sorted(self.wells), line, sweep).outcome()
+
+    def continuous(self, batch_over_lr: float, well: float, curved: bool) -> float:
         end = self.landscape(well).minimum
         return 1 / escape_rate(self.process(batch_over_lr, well, curved=curved), Domain(high=end), start=-end)
 
-    def _asymptote(self, batch_over_lr: float, well: float) -> float:
-        return kramers_time(
-            self.exponent(batch_over_lr, well), well, self.top, well_diffusion=well, top_diffusion=self.top
-        )
-
-    def _finding(
-        self, line: list[Passages], sweep: dict[tuple[float, bool], Passages], lined: tuple[Slope, Slope] | None
-    ) -> str:
-        x, wells = sorted(self.batch_over_lr), sorted(self.wells)
-        said = [
-            f"{self.walkers} walkers in each cell, barrier {self.barrier:g}, top of curvature {self.top:g}, lr = {self.lr:g}"
-        ]
-        if lined:
-            measured, exact = lined
-            said.append(
-                f"with noise that grows with the curvature log tau of the well of curvature {self.well:g} grows by "
-                f"{with_error(measured.value, measured.error)} for each unit of B / lr (theory: {exact.value:.4f} by the "
-                f"exact chain of these steps, {self.exponent(1.0, self.well):.4f} by the exponent of Xie et al.)"
-            )
-        last = line[-1]
-        if last.told and self.well != self.top:
-            mean, right = last.mean_time, self._asymptote(x[-1], self.well)
-            said.append(
-                f"at B / lr = {x[-1]:g} the mean time is {with_error(mean.value, mean.error)}, exactly {last.exact:.4g} "
-                f"for these steps and {self._continuous(x[-1], self.well, True):.4g} for small ones; the prefactor "
-                f"2 pi / H_a makes it {right:.4g}, 2 pi / H_b would make it {right * self.well / self.top:.4g}"
-            )
-        first, sharpest = sweep[wells[0], True], sweep[wells[-1], True]
-        flat, steep = sweep[wells[0], False], sweep[wells[-1], False]
-        if all(p.told for p in (first, sharpest, flat, steep)):
-            curved, constant = (
-                first.mean_time.value / sharpest.mean_time.value,
-                flat.mean_time.value / steep.mean_time.value,
-            )
-            said.append(
-                f"as the well sharpens from {wells[0]:g} to {wells[-1]:g} at B / lr = {x[0]:g} it is left {curved:.3g} "
-                f"times as fast (exact {first.exact / sharpest.exact:.3g}), with constant noise {constant:.3g} times (exact "
-                f"{flat.exact / steep.exact:.3g}): the exponent falls from {self.exponent(x[0], wells[0]):.3g} to "
-                f"{self.exponent(x[0], wells[-1]):.3g} and not to 0, for the top's curvature sets the rest"
-            )
-        return paragraph([*said, *untold([*line, *sweep.values()])])
+    def asymptote(self, batch_over_lr: float, well: float) -> float:
+        exponent = self.exponent(batch_over_lr, well)
+        return kramers_time(exponent, well, self.top, well_diffusion=well, top_diffusion=self.top)
 
     @staticmethod
-    def figure(arrays: Mapping[str, np.ndarray], title: str) -> Figure:
+    def figure(arrays: Arrays, title: str) -> Figure:
         return panels(arrays, title, (_draw_line, _draw_sweep), size=(11, 4.8))
 
 
-def _draw_line(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
-    x, grid = arrays["batch_over_lr"], arrays["grid"]
-    axis.semilogy(grid, arrays["continuous"], color="tab:red", lw=1.2, label="theory, lr to 0 (quadrature)")
-    axis.semilogy(grid, arrays["asymptote"], color="0.4", ls=":", lw=1.3, label=r"$2\pi / H_a\, e^E$")
-    axis.semilogy(
-        grid, arrays["asymptote_of_xie"], color="0.6", ls="-.", lw=1.2, label=r"$2\pi / H_b\, e^E$ (Xie et al.)"
-    )
-    axis.semilogy(x, arrays["line_exact"], color="tab:blue", ls="--", lw=1.2, label="exact chain of these steps")
-    axis.errorbar(x, *arrays["line"].T, color="tab:blue", ls="", marker="o", ms=5, label="walkers")
-    axis.set(xlabel="B / lr", ylabel="mean time (lr * step)")
-    where = f"H_a = {float(arrays['well']):g}, H_b = {float(arrays['top']):g}, lr = {float(arrays['learning_rate']):g}"
-    axis.set_title(f"noise ~ |H|: {where}", fontsize=10)
-    axis.legend(loc="upper left", frameon=False, fontsize=9)
+@dataclass(frozen=True)
+class CurvedEscapes(Measured):
+    """Walkers at every B / lr, and out of wells of every curvature at the smallest, with noise of both kinds."""
 
+    card: KramersCurvature
+    x: list[float]
+    wells: list[float]
+    line: list[Passages]
+    sweep: dict[tuple[float, bool], Passages]
 
-def _draw_sweep(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
-    h, grid = arrays["wells"], arrays["curvatures"]
-    for i, (color, said) in enumerate((("tab:blue", "noise ~ |H|"), ("tab:orange", "constant noise"))):
-        axis.loglog(grid, arrays["sweep_continuous"][i], color=color, lw=1, label=f"{said}, lr to 0")
-        axis.loglog(
-            arrays["sweep_at"],
-            arrays["sweep_exact"][i],
-            color=color,
-            ls="--",
-            lw=1.2,
-            label="exact chain of these steps",
+    @cached_property
+    def slope(self) -> tuple[Slope, Slope] | None:
+        """Of log tau against B / lr, measured and exact; None where fewer than two cells have a time."""
+        return slopes(self.x, self.line) if sum(p.measured for p in self.line) > 1 else None
+
+    def rows(self) -> list[Verdict]:
+        card = self.card
+        x, last = self.x, self.line[-1]
+        rows = mean_times(
+            {f"H_a = {card.well:g}, B/lr = {b:g}": p for b, p in zip(x, self.line, strict=True)}
+            | {f"{KINDS[curved]}, H_a = {h:g}": p for (h, curved), p in self.sweep.items()}
         )
-        axis.errorbar(h, *arrays["sweep"][i].T, color=color, ls="", marker="o", ms=5, label="walkers")
+        if self.slope:
+            measured, theory = self.slope
+            rows += [
+                exact("slope of log tau against B/lr", theory.value, measured),
+                about("  against E / (B/lr)", card.exponent(1.0, card.well), measured),
+            ]
+        if last.measured:
+            for name, top in (("2 pi / H_a e^E", card.well), ("2 pi / H_b e^E", card.top)):
+                asymptote = 2 * np.pi / top * np.exp(card.exponent(x[-1], card.well))
+                rows.append(about(f"  B/lr = {x[-1]:g} against {name}", asymptote, last.mean_time))
+        return rows
+
+    def arrays(self) -> dict[str, object]:
+        card = self.card
+        x, wells = self.x, self.wells
+        grid, curvatures = np.linspace(x[0], x[-1], 12), np.geomspace(wells[0], wells[-1], 24)
+        between = np.unique([*np.geomspace(wells[0], wells[-1], 7), *wells])
+        return {
+            "batch_over_lr": x,
+            "line": [p.point for p in self.line],
+            "line_exact": [p.exact for p in self.line],
+            "grid": grid,
+            "continuous": [card.continuous(b, card.well, True) for b in grid],
+            "asymptote": [card.asymptote(b, card.well) for b in grid],
+            "asymptote_of_xie": [card.asymptote(b, card.well) * card.well / card.top for b in grid],
+            "wells": wells,
+            "sweep": [[self.sweep[h, curved].point for h in wells] for curved in KINDS],
+            "sweep_at": between,
+            "sweep_exact": [[card.chain(x[0], h, curved).lifetime for h in between] for curved in KINDS],
+            "curvatures": curvatures,
+            "sweep_continuous": [[card.continuous(x[0], h, curved) for h in curvatures] for curved in KINDS],
+            "exponents": [card.exponent(x[0], h) for h in curvatures],
+            "limit": 2 * x[0] * card.barrier / card.top,
+            "well": card.well,
+            "top": card.top,
+            "learning_rate": card.lr,
+        }
+
+    def values(self) -> dict[str, float]:
+        exponents = {f"exponent_{h:g}": self.card.exponent(self.x[0], h) for h in self.wells}
+        return exponents | exits({f"{h:g}_{KINDS[curved]}": p for (h, curved), p in self.sweep.items()})
+
+    def sentence(self) -> str:
+        card = self.card
+        x, wells, last = self.x, self.wells, self.line[-1]
+        sentences = [
+            f"{card.walkers} walkers in each cell, barrier {card.barrier:g}, top of curvature {card.top:g}, lr = {card.lr:g}"
+        ]
+        if self.slope:
+            measured, theory = self.slope
+            sentences.append(
+                f"with noise that grows with the curvature log tau of the well of curvature {card.well:g} grows by "
+                f"{shown(measured)} for each unit of B / lr (theory: {theory.value:.4f} by the exact chain of these steps, "
+                f"{card.exponent(1.0, card.well):.4f} by the exponent of Xie et al.)"
+            )
+        if last.measured and card.well != card.top:
+            right = card.asymptote(x[-1], card.well)
+            sentences.append(
+                f"at B / lr = {x[-1]:g} the mean time is {shown(last.mean_time)}, exactly {last.exact:.4g} "
+                f"for these steps and {card.continuous(x[-1], card.well, True):.4g} for small ones; the prefactor "
+                f"2 pi / H_a makes it {right:.4g}, 2 pi / H_b would make it {right * card.well / card.top:.4g}"
+            )
+        ends = [(self.sweep[wells[0], curved], self.sweep[wells[-1], curved]) for curved in KINDS]
+        if all(p.measured for pair in ends for p in pair):
+            faster = [first.mean_time.value / last.mean_time.value for first, last in ends]
+            theory_faster = [first.exact / last.exact for first, last in ends]
+            sentences.append(
+                f"as the well sharpens from {wells[0]:g} to {wells[-1]:g} at B / lr = {x[0]:g} it is left {faster[0]:.3g} "
+                f"times as fast (exact {theory_faster[0]:.3g}), with constant noise {faster[1]:.3g} times (exact "
+                f"{theory_faster[1]:.3g}): the exponent falls from {card.exponent(x[0], wells[0]):.3g} to "
+                f"{card.exponent(x[0], wells[-1]):.3g} and not to 0, for the top's curvature sets the rest"
+            )
+        return paragraph([*sentences, *too_few([*self.line, *self.sweep.values()])])
+
+
+def _draw_line(axis: Axes, arrays: Arrays) -> None:
+    x, grid = arrays["batch_over_lr"], arrays["grid"]
+    law(axis, grid, arrays["continuous"], "theory, lr to 0 (quadrature)", ls="-")
+    law(axis, grid, arrays["asymptote"], r"$2\pi / H_a\, e^E$", "0.4", ls=":", lw=1.3)
+    law(axis, grid, arrays["asymptote_of_xie"], r"$2\pi / H_b\, e^E$ (Xie et al.)", "0.6", ls="-.")
+    law(axis, x, arrays["line_exact"], "exact chain of these steps", "tab:blue")
+    points(axis, x, arrays["line"], label="walkers")
+    where = f"H_a = {float(arrays['well']):g}, H_b = {float(arrays['top']):g}, lr = {float(arrays['learning_rate']):g}"
+    axis.set(xlabel="B / lr", ylabel="mean time (lr * step)", yscale="log")
+    caption(axis, f"noise ~ |H|: {where}", "upper left")
+
+
+def _draw_sweep(axis: Axes, arrays: Arrays) -> None:
+    h, grid = arrays["wells"], arrays["curvatures"]
+    for i, (color, kind) in enumerate((("tab:blue", "noise ~ |H|"), ("tab:orange", "constant noise"))):
+        law(axis, grid, arrays["sweep_continuous"][i], f"{kind}, lr to 0", color, ls="-", lw=1)
+        law(axis, arrays["sweep_at"], arrays["sweep_exact"][i], "exact chain of these steps", color)
+        points(axis, h, arrays["sweep"][i], color, "walkers")
     axis.axvline(float(arrays["top"]), color="k", lw=0.8, ls=":", label="H_b")
-    axis.set(xlabel="curvature of the well H_a", ylabel="mean time (lr * step)")
-    axis.set_xticks(h, [f"{value:g}" for value in h])
-    axis.set_xticks([], minor=True)
-    axis.set_title(f"sharper wells at B/lr = {float(arrays['batch_over_lr'][0]):g}", fontsize=10)
-    axis.legend(loc="upper right", frameon=False, fontsize=9)
+    title = f"sharper wells at B/lr = {float(arrays['batch_over_lr'][0]):g}"
+    axis.set(xlabel="curvature of the well H_a", ylabel="mean time (lr * step)", xscale="log", yscale="log")
+    caption(axis, title, "upper right")
+    plain_ticks(axis, h)

@@ -6,29 +6,29 @@ noise, of labels y = xi drawn at each step, never vanishes and drives every walk
 noise decides, not the landscape. `lab.gallery.laws.label_noise`.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from pydantic import Field
-from torch import Tensor
 
 from lab.flows.langevin import Langevin, reflecting
 from lab.flows.occupation import Boxes
-from lab.gallery.experiments.base import Comparison, Experiment, Outcome, Surroundings, with_error
-from lab.gallery.experiments.frame import panels
-from lab.gallery.landscapes.sections import Section, draw_contours, window
+from lab.gallery.base import Experiment, Measured, Outcome, Surroundings, Verdict, about, exact, shown
+from lab.gallery.experiments.label_noise_figure import NOISES, draw
+from lab.gallery.frame import Arrays, Figure
+from lab.gallery.landscapes.sections import window
 from lab.gallery.laws.label_noise import FactorSGD, crossing_growth, drift_share, drift_time, flow_share, valley_drift
 from lab.landscapes.factorisation import Factorisation
 from lab.landscapes.gibbs import gibbs, inside
+from lab.noise.settling import average
 from lab.results import Estimate
 from lab.settings import settings
 
-NOISES = ("label", "minibatch", "langevin")
-COLORS = ("tab:orange", "tab:green", "tab:blue")
+ORIGIN = Factorisation(target=0.0)
+"""The landscape whose valleys of minima are the axes."""
 NUM_TIMES = 24
 RELAXATIONS = 4
 """Relaxation times of the valley after which Langevin walkers are held against Gibbs in standard errors."""
@@ -87,8 +87,7 @@ class LabelNoise(Experiment):
             raise ValueError(
                 f"std={self.std:g}: the spread of a valley, sqrt(lr/2) std, is not small beside start={self.start:g}"
             )
-        if not self.scales or len(set(self.scales)) < len(self.scales):
-            raise ValueError("scales: expected one or more different numbers, e.g. [0.25,1.0]")
+        self.require_different("scales", "[0.25,1.0]")
 
     def stages(self) -> dict[str, float]:
         work = 2.5e-8 * self.walkers
@@ -113,12 +112,12 @@ class LabelNoise(Experiment):
         }
         steps = np.unique(np.geomspace(min(10, self.steps), self.steps, NUM_TIMES).round().astype(int))
         shares = self._into(steps, around)
-        return self._outcome(times, valley, growth, steps, shares, self._paths(around))
+        return Gathered(self, times, valley, growth, steps, shares, self._paths(around)).outcome()
 
     def _dynamics(self, noise: str) -> FactorSGD | Langevin:
         walls = reflecting(-self.half_width, self.half_width)
         if noise == "langevin":
-            return Langevin(Factorisation(target=0.0), self.temperature, self.lr, "mala", boundary=walls)
+            return Langevin(ORIGIN, self.temperature, self.lr, "mala", boundary=walls)
         return FactorSGD(self.lr, self.std, noise, self.batch_size, walls)  # type: ignore[arg-type]
 
     def _down(self, times: np.ndarray, around: Surroundings) -> list[Estimate]:
@@ -126,7 +125,7 @@ class LabelNoise(Experiment):
         x, found = torch.tensor([[self.start, 0.0]], device=around.device).repeat(self.walkers, 1), []
         for n in times.tolist():
             sgd.run(x, n - at, generator)
-            found.append(_mean(x[:, 0].double()))
+            found.append(average(x[:, 0].double()))
             at = n
         return found
 
@@ -135,7 +134,7 @@ class LabelNoise(Experiment):
         x = torch.full((self.walkers, 2), TINY, dtype=torch.float64, device=generator.device)
         before = x.sum(1).abs().log()
         FactorSGD(self.lr, scale / self.lr).run(x, GROWTH_STEPS, generator)
-        return _mean((x.sum(1).abs().log() - before) / GROWTH_STEPS)
+        return average((x.sum(1).abs().log() - before) / GROWTH_STEPS)
 
     def _into(self, steps: np.ndarray, around: Surroundings) -> np.ndarray:
         """Shares (noises, times) of walkers in the box, from the same places."""
@@ -165,170 +164,123 @@ class LabelNoise(Experiment):
             found.append(torch.cat(path).cpu().numpy())
         return np.stack(found)
 
-    def _outcome(
-        self,
-        times: np.ndarray,
-        valley: list[Estimate],
-        growth: dict[float, Estimate],
-        steps: np.ndarray,
-        shares: np.ndarray,
-        paths: np.ndarray,
-    ) -> Outcome:
-        c, r = self.half_width, self.box
-        law = gibbs(Factorisation(target=0.0), self.temperature, [-c, -c], [c, c], at=[(0.0,)] * 2, cuts=[(-r, r)] * 2)
-        share = law.mean(inside([-r, -r], [r, r]))
-        drift = valley_drift(self.start, self.lr, self.std, times)
-        ends = [Estimate(p, (p * (1 - p) / self.walkers) ** 0.5, 0, "walkers") for p in shares[:, -1].tolist()]
-        heat = Estimate(ends[2].value, (share * (1 - share) / self.walkers) ** 0.5, 0, "walkers")
-        relaxed = self.lr * self.steps > RELAXATIONS * (2 * c / np.pi) ** 2 / self.temperature
-        dense = np.geomspace(steps[0], steps[-1], 200)
-        driven = drift_share(c, r, self.lr, self.std, dense)
-        half = int(np.argmin(np.abs(drift_share(c, r, self.lr, self.std, steps) - 0.5)))
-        rows = [
+    @staticmethod
+    def figure(arrays: Arrays, title: str) -> Figure:
+        return draw(arrays, title)
+
+
+@dataclass(frozen=True)
+class Gathered(Measured):
+    """E a of the valley after `times` steps, growth at the crossing by lr s, shares (noises, steps) in the box, and a path
+    (noises, MOVES, 2) under each noise.
+    """
+
+    card: LabelNoise
+    times: np.ndarray
+    valley: list[Estimate]
+    growth: dict[float, Estimate]
+    steps: np.ndarray
+    shares: np.ndarray
+    paths: np.ndarray
+
+    @cached_property
+    def gibbs_share(self) -> float:
+        """The share of the box under Gibbs."""
+        c, r = self.card.half_width, self.card.box
+        law = gibbs(ORIGIN, self.card.temperature, [-c, -c], [c, c], at=[(0.0,)] * 2, cuts=[(-r, r)] * 2)
+        return law.mean(inside([-r, -r], [r, r]))
+
+    def drift(self, times: np.ndarray) -> np.ndarray:
+        """E a on the valley, by theory."""
+        return valley_drift(self.card.start, self.card.lr, self.card.std, times)
+
+    def driven(self, steps: np.ndarray) -> np.ndarray:
+        """The share of the box under label noise, by theory."""
+        return drift_share(self.card.half_width, self.card.box, self.card.lr, self.card.std, steps)
+
+    def error(self, share: Any) -> Any:
+        """The standard error of shares of the walkers."""
+        return (share * (1 - share) / self.card.walkers) ** 0.5
+
+    def rows(self) -> list[Verdict]:
+        card, last = self.card, len(self.times) - 1
+        drift, driven = self.drift(self.times), self.driven(self.steps)
+        half = int(np.argmin(np.abs(driven - 0.5)))
+        share = float(self.shares[0, half])
+        gathered = Estimate(share, float(self.error(self.shares[0, half])), 0, "walkers")
+        heat = Estimate(float(self.shares[2, -1]), self.error(self.gibbs_share), 0, "walkers")
+        relaxed = card.lr * card.steps > RELAXATIONS * (2 * card.half_width / np.pi) ** 2 / card.temperature
+        name = f"share in the box at step {card.steps}, Langevin"
+        return [
             *(
-                Comparison.of(
-                    f"E a after {times[i]} steps of label noise on the valley", drift[i], valley[i], approximate=True
-                )
-                for i in sorted({len(times) // 2, len(times) - 1})
+                about(f"E a after {self.times[i]} steps of label noise on the valley", drift[i], self.valley[i])
+                for i in sorted({len(self.times) // 2, last})
             ),
             *(
-                Comparison.of(
+                exact(
                     f"growth of log|a + b| a step at the crossing, lr s = {scale:g}", crossing_growth(1.0, scale), one
                 )
-                for scale, one in growth.items()
+                for scale, one in self.growth.items()
             ),
-            Comparison(
-                f"share in the box at step {steps[half]}, label noise",
-                float(drift_share(c, r, self.lr, self.std, steps[half : half + 1])[0]),
-                float(shares[0, half]),
-                float((shares[0, half] * (1 - shares[0, half]) / self.walkers) ** 0.5),
-                approximate=True,
-            ),
-            Comparison.of(f"share in the box at step {self.steps}, Langevin", share, heat, approximate=not relaxed),
+            about(f"share in the box at step {self.steps[half]}, label noise", driven[half], gathered),
+            (exact if relaxed else about)(name, self.gibbs_share, heat),
         ]
-        seen = window(Factorisation(target=0.0), [-c, -c], [c, c])
-        scale = np.linspace(0.01, 1.1 * max(2.0, *self.scales), 200)
-        return Outcome(
-            self._finding(times, valley, drift, growth, ends, share),
-            rows,
-            {
-                "times": times,
-                "valley": np.array([(one.value, one.error) for one in valley]),
-                "dense_times": np.linspace(0, times[-1], 200),
-                "drift": valley_drift(self.start, self.lr, self.std, np.linspace(0, times[-1], 200)),
-                "leading": self.start * np.exp(-((self.lr * self.std) ** 2) * np.linspace(0, times[-1], 200) / 2),
-                "scales": np.array(list(growth)),
-                "growth": np.array([(one.value, one.error) for one in growth.values()]),
-                "dense_scales": scale,
-                "growth_theory": np.array([crossing_growth(1.0, float(one)) for one in scale]),
-                "steps": steps,
-                "shares": shares,
-                "share_errors": np.sqrt(shares * (1 - shares) / self.walkers),
-                "dense_steps": dense,
-                "driven": driven,
-                "gibbs": np.array(share),
-                "flow": np.array(flow_share(c, r)),
-                "grid": seen.columns.numpy(),
-                "loss": seen.values.numpy(),
-                "paths": paths,
-                "box": np.array(r),
-            },
-            {"gibbs_share": share, "gradient_flow_share": flow_share(c, r)}
-            | {f"share_{noise}": float(end) for noise, end in zip(NOISES, shares[:, -1], strict=True)},
-        )
 
-    def _finding(
-        self,
-        times: np.ndarray,
-        valley: list[Estimate],
-        drift: np.ndarray,
-        growth: dict[float, Estimate],
-        ends: list[Estimate],
-        share: float,
-    ) -> str:
-        own = crossing_growth(self.lr, self.std)
-        scale, one = next(iter(growth.items()))
-        pull = "attracts" if own < 0 else "repels"
+    def arrays(self) -> dict[str, object]:
+        card = self.card
+        c, dense, along = (
+            card.half_width,
+            np.geomspace(self.steps[0], self.steps[-1], 200),
+            np.linspace(0, self.times[-1], 200),
+        )
+        seen, scale = window(ORIGIN, [-c, -c], [c, c]), np.linspace(0.01, 1.1 * max(2.0, *card.scales), 200)
+        return {
+            "times": self.times,
+            "valley": self.valley,
+            "dense_times": along,
+            "drift": self.drift(along),
+            "leading": card.start * np.exp(-((card.lr * card.std) ** 2) * along / 2),
+            "scales": list(self.growth),
+            "growth": list(self.growth.values()),
+            "dense_scales": scale,
+            "growth_theory": [crossing_growth(1.0, float(one)) for one in scale],
+            "steps": self.steps,
+            "shares": self.shares,
+            "share_errors": self.error(self.shares),
+            "dense_steps": dense,
+            "driven": self.driven(dense),
+            "gibbs": self.gibbs_share,
+            "flow": flow_share(c, card.box),
+            "grid": seen.columns,
+            "loss": seen.values,
+            "paths": self.paths,
+            "box": card.box,
+        }
+
+    def values(self) -> dict[str, float]:
+        ends = {f"share_{noise}": float(end) for noise, end in zip(NOISES, self.shares[:, -1], strict=True)}
+        flow = flow_share(self.card.half_width, self.card.box)
+        return {"gibbs_share": self.gibbs_share, "gradient_flow_share": flow} | ends
+
+    def sentence(self) -> str:
+        card, share, (label, batch, heat) = self.card, self.gibbs_share, self.shares[:, -1].tolist()
+        own = crossing_growth(card.lr, card.std)
+        scale, one = next(iter(self.growth.items()))
         moral = (
             "The crossing attracts by label noise, not by Brownian motion."
-            if ends[0].value > 2 * max(ends[1].value, share)
+            if label > 2 * max(batch, share)
             else "In so many steps label noise has not yet gathered the walkers."
             if own < 0
             else "At so large an lr s the crossing repels."
         )
         return (
-            f"{self.walkers} walkers on (a b - y)^2/2 from the same uniform places: after {self.steps} steps "
-            f"{100 * ends[0].value:.1f} % are within {self.box:g} of the crossing under label noise, "
-            f"{100 * ends[1].value:.1f} % under mini-batch noise, which vanishes where they arrive, and "
-            f"{100 * ends[2].value:.1f} % under Langevin noise (theory, Gibbs at T = {self.temperature:g}: "
-            f"{100 * share:.1f} %). Down the valley from a = {self.start:g} label noise drifts to a = "
-            f"{with_error(valley[-1].value, valley[-1].error)} in {times[-1]} steps (theory {drift[-1]:.4f}); at the "
-            f"crossing log|a + b| grows by {with_error(one.value, one.error)} a step at lr s = {scale:g} (theory "
-            f"{crossing_growth(1.0, scale):.5f}), and at this lr and s by {own:.3g}: it {pull}. {moral}"
+            f"{card.walkers} walkers on (a b - y)^2/2 from the same uniform places: after {card.steps} steps "
+            f"{100 * label:.1f} % are within {card.box:g} of the crossing under label noise, "
+            f"{100 * batch:.1f} % under mini-batch noise, which vanishes where they arrive, and "
+            f"{100 * heat:.1f} % under Langevin noise (theory, Gibbs at T = {card.temperature:g}: "
+            f"{100 * share:.1f} %). Down the valley from a = {card.start:g} label noise drifts to a = "
+            f"{shown(self.valley[-1])} in {self.times[-1]} steps (theory {self.drift(self.times)[-1]:.4f}); at the "
+            f"crossing log|a + b| grows by {shown(one)} a step at lr s = {scale:g} (theory "
+            f"{crossing_growth(1.0, scale):.5f}), and at this lr and s by {own:.3g}: it "
+            f"{'attracts' if own < 0 else 'repels'}. {moral}"
         )
-
-    @staticmethod
-    def figure(arrays: Mapping[str, np.ndarray], title: str) -> Figure:
-        above, below = (_draw_plane, _draw_shares), (_draw_valley, _draw_growth)
-        return panels(arrays, title, above, below, size=(11, 8.6), gridless=(_draw_plane,))
-
-
-def _mean(values: Tensor) -> Estimate:
-    return Estimate(float(values.mean()), float(values.std() / len(values) ** 0.5), 0, "walkers")
-
-
-def _draw_plane(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
-    grid = torch.from_numpy(arrays["grid"])
-    shown = Section.whole(grid, grid, torch.from_numpy(arrays["loss"]))
-    axis.set_prop_cycle(color=COLORS)
-    paths = dict(zip((f"{noise} noise" for noise in NOISES), torch.from_numpy(arrays["paths"]), strict=True))
-    draw_contours(axis, shown, paths, names=("a", "b"))
-    half = float(arrays["box"])
-    axis.plot([-half, half, half, -half, -half], [-half, -half, half, half, -half], color="tab:red", lw=1.5)
-    axis.set_title("a walker under each noise; red: the box at the crossing", fontsize=10)
-
-
-def _draw_shares(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
-    for i, (noise, color, marker) in enumerate(zip(NOISES, COLORS, ("o", "v", "s"), strict=True)):
-        axis.errorbar(
-            arrays["steps"],
-            arrays["shares"][i],
-            arrays["share_errors"][i],
-            color=color,
-            ls="",
-            marker=marker,
-            ms=5,
-            label=noise,
-        )
-    axis.plot(arrays["dense_steps"], arrays["driven"], color="tab:red", lw=1.4, label="theory: flow, then drift")
-    axis.axhline(float(arrays["gibbs"]), color="tab:red", ls="--", lw=1.2, label="theory: Gibbs")
-    axis.axhline(float(arrays["flow"]), color="k", ls=":", lw=1, label="gradient flow alone (lr to 0)")
-    axis.set_xscale("log")
-    axis.set_yscale("log")
-    low = min(arrays["shares"][arrays["shares"] > 0].min(initial=1.0), float(arrays["flow"]))
-    axis.set(xlabel="steps", ylabel="share of walkers in the box at the crossing", ylim=(low / 2, 2))
-    axis.set_title("the noise decides who ends at the crossing", fontsize=10)
-    axis.legend(loc="upper left", frameon=False, fontsize=9)
-
-
-def _draw_valley(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
-    axis.plot(arrays["dense_times"], arrays["drift"], color="tab:red", lw=1.4, label="theory: drift")
-    axis.plot(arrays["dense_times"], arrays["leading"], color="k", ls=":", lw=1, label="leading order in lr")
-    axis.errorbar(
-        arrays["times"], *arrays["valley"].T, color=COLORS[0], ls="", marker="o", ms=5, label="mean of walkers"
-    )
-    axis.set(xlabel="steps of label noise on the valley b = 0", ylabel="E a", ylim=(0, 1.15 * arrays["drift"][0]))
-    axis.set_title("down the valley", fontsize=10)
-    axis.legend(loc="upper right", frameon=False, fontsize=9)
-
-
-def _draw_growth(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
-    scale = arrays["dense_scales"]
-    axis.plot(scale, arrays["growth_theory"], color="tab:red", lw=1.4, label=r"theory: E log|1 + lr $\xi$|")
-    axis.plot(scale, -(scale**2) / 2, color="k", ls=":", lw=1, label="leading order, $-(lr\\,s)^2/2$")
-    axis.errorbar(arrays["scales"], *arrays["growth"].T, color=COLORS[0], ls="", marker="o", ms=5, label="walkers")
-    axis.axhline(0, color="0.5", lw=0.8)
-    low, high = arrays["growth_theory"].min(), arrays["growth_theory"].max()
-    axis.set(xlabel="lr s", ylabel="growth of log|a + b| a step", ylim=(1.3 * low, high + 0.8 * (high - low)))
-    axis.set_title("at the crossing: attracts below 0, repels above", fontsize=10)
-    axis.legend(loc="upper left", frameon=False, fontsize=9)

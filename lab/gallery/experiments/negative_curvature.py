@@ -6,22 +6,19 @@ log(r/rounding)/log(1 + lr |lambda|) updates, or for noise, as long as `lab.esca
 factorisation, a saddle with several descending directions, and a deep linear network between two of its singular values.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass as plain
+from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from pydantic import Field
 from torch import Tensor
 
 from lab.curvature.operators import hessian
 from lab.escape.saddle import Departure, Descent
 from lab.escape.walkers import Walkers
-from lab.gallery.experiments.base import Comparison, Experiment, Outcome, Surroundings, with_error
-from lab.gallery.experiments.frame import panels
+from lab.gallery.base import Experiment, Outcome, Surroundings, about, exact, paragraph, shown
+from lab.gallery.frame import Arrays, Axes, Figure, caption, law, panels
 from lab.gallery.landscapes.deep_linear import DeepLinear
 from lab.landscapes.base import Landscape
 from lab.landscapes.factorisation import Factorisation
@@ -46,7 +43,7 @@ COLORS = ("tab:blue", "tab:orange", "tab:green")
 
 
 @settings()
-class NegativeCurvature(Experiment):
+class SaddleSteps(Experiment):
     """Out of a saddle along its most negative eigenvector: what the step gains, and the waiting for noise or rounding it
     saves.
 
@@ -144,17 +141,18 @@ class NegativeCurvature(Experiment):
         actual = float(Factorisation().value(self.length * first.down.direction))
         bottom = torch.linalg.eigvalsh(hessian(Factorisation(), torch.tensor([2.0, 0.5], dtype=torch.float64)).dense())
         comparisons = [
-            Comparison(f"loss at s = {self.length:g}, factorisation", 0.5 * (1 - self.length**2 / 2) ** 2, actual),
-            Comparison("the same to second order", 0.5 - self.length**2 / 2, 0.5 - first.down.drop(self.length)),
-            Comparison("lambda_min at its saddle", -1.0, first.down.curvature),
-            Comparison("fourth derivative along u", 3.0, first.limits.fourth),
-            Comparison("lambda_max at its minimum (2, 1/2)", 4.25, float(bottom[1])),
+            exact(f"loss at s = {self.length:g}, factorisation", 0.5 * (1 - self.length**2 / 2) ** 2, actual),
+            exact("the same to second order", 0.5 - self.length**2 / 2, 0.5 - first.down.drop(self.length)),
+            exact("lambda_min at its saddle", -1.0, first.down.curvature),
+            exact("fourth derivative along u", 3.0, first.limits.fourth),
+            exact("lambda_max at its minimum (2, 1/2)", 4.25, float(bottom[1])),
         ]
         for name, way in ways.items():
-            about = self.radius > NONLINEAR or way.noisy.crowding > CROWDED
             comparisons += [
-                Comparison.of(f"updates by noise, {name}", way.noisy.mean, way.mean, approximate=about),
-                Comparison(f"updates from rounding, {name}", way.quiet, way.grown, approximate=True),
+                (about if self.radius > NONLINEAR or way.noisy.crowding > CROWDED else exact)(
+                    f"updates by noise, {name}", way.noisy.mean, way.mean
+                ),
+                about(f"updates from rounding, {name}", way.quiet, way.grown),
             ]
         arrays = {
             "s": s,
@@ -173,7 +171,7 @@ class NegativeCurvature(Experiment):
 
     def _finding(self, first: "Profile", actual: float, ways: dict[str, "Ways"]) -> str:
         second = 0.5 - first.down.drop(self.length)
-        said = [
+        sentences = [
             f"On (1 - ab)^2/2 a step of {self.length:g} from the saddle along u takes the loss from 0.5 to {actual:.7g}, "
             f"exact {0.5 * (1 - self.length**2 / 2) ** 2:.7g}, to second order {second:.7g}; the fourth order has used up "
             f"the descent at {first.limits.quartic:.3g}"
@@ -184,20 +182,20 @@ class NegativeCurvature(Experiment):
                 if way.out
                 else f"does not come as far as the radius {self.radius:g}"
             )
-            said.append(
+            sentences.append(
                 f"{name} (lambda = {way.down.curvature:.3g}): by noise out after "
-                f"{with_error(way.mean.value, way.mean.error)} updates (theory {way.noisy.mean:.4g}), from rounding after "
+                f"{shown(way.mean)} updates (theory {way.noisy.mean:.4g}), from rounding after "
                 f"{way.grown:.0f} (theory {way.quiet:.0f}); one step of {way.length:.2g} along u, found with "
                 f"{way.down.matvecs - 1} Hessian products and {way.losses} losses, {saved}"
             )
-        return ". ".join(part[0].upper() + part[1:] for part in said) + "."
+        return paragraph(sentences)
 
     @staticmethod
-    def figure(arrays: Mapping[str, np.ndarray], title: str) -> Figure:
+    def figure(arrays: Arrays, title: str) -> Figure:
         return panels(arrays, title, (_draw_loss, _draw_orders, _draw_updates), size=(14, 4.8))
 
 
-@plain(frozen=True)
+@dataclass(frozen=True)
 class Profile:
     """The loss along u from a saddle, and its derivatives there."""
 
@@ -212,7 +210,7 @@ class Profile:
         return Profile(down, limits(landscape, saddle, down), landscape.energy(places).cpu().numpy())
 
 
-@plain(frozen=True)
+@dataclass(frozen=True)
 class Ways:
     """Three ways out of a saddle: the step (its length, whether it leads out, losses computed), updates by noise and by
     growth from rounding, each beside what theory says.
@@ -246,38 +244,36 @@ class Centred(Landscape):
         return self.landscape.gradient(self.saddle + x)
 
 
-def _draw_loss(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
+def _draw_loss(axis: Axes, arrays: Arrays) -> None:
     s, loss, length = arrays["s"], arrays["loss"][0], float(arrays["length"])
     second = loss[0] + arrays["curvature"][0] * s**2 / 2
     fourth = second + arrays["third"][0] * s**3 / 6 + arrays["fourth"][0] * s**4 / 24
     axis.plot(s, loss, color="tab:blue", lw=2.5, label="loss")
-    axis.plot(s, second, color="tab:red", ls="--", lw=1.3, label=r"to second order, $-s^2|\lambda|/2$")
-    axis.plot(s, fourth, color="k", ls=":", lw=1.3, label="to fourth order")
+    law(axis, s, second, r"to second order, $-s^2|\lambda|/2$", lw=1.3)
+    law(axis, s, fourth, "to fourth order", "k", ls=":", lw=1.3)
     axis.plot(length, np.interp(length, s, loss), "o", color="tab:blue", ms=7, label=f"s = {length:g}")
     chosen = arrays["chosen"][0]
     if chosen <= s[-1]:
         axis.plot(chosen, np.interp(chosen, s, loss), "D", color="tab:green", ms=7, label=f"line search, {chosen:.2g}")
     axis.set(xlabel="length s of the step along u", ylabel="loss", ylim=(-0.35 * loss[0], 1.6 * loss[0]))
-    axis.set_title(r"factorisation $(1 - ab)^2/2$ from its saddle", fontsize=10)
-    axis.legend(loc="upper right", frameon=False, fontsize=8)
+    caption(axis, r"factorisation $(1 - ab)^2/2$ from its saddle", "upper right", small=8)
 
 
-def _draw_orders(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
+def _draw_orders(axis: Axes, arrays: Arrays) -> None:
     s = arrays["s"][1:]
     for i, name in enumerate(PLACES):
         size = -arrays["curvature"][i]
         ratio = (arrays["loss"][i, 0] - arrays["loss"][i, 1:]) / (size * s**2 / 2)
         axis.plot(s[::4], ratio[::4], "o", ms=4, color=COLORS[i], label=name)
         theory = 1 - arrays["third"][i] * s / (3 * size) - arrays["fourth"][i] * s**2 / (12 * size)
-        axis.plot(s, theory, color=COLORS[i], lw=1, ls="--")
-    axis.plot([], [], color="k", lw=1, ls="--", label="third and fourth order")
+        law(axis, s, theory, color=COLORS[i], lw=1)
+    law(axis, [], [], "third and fourth order", "k", lw=1)
     axis.axhline(0, color="k", lw=0.6)
     axis.set(xlabel="length s of the step along u", ylabel=r"drop of the loss / $(s^2|\lambda|/2)$", ylim=(-0.5, 1.6))
-    axis.set_title("how far the prediction holds", fontsize=10)
-    axis.legend(loc="upper right", frameon=False, fontsize=8)
+    caption(axis, "how far the prediction holds", "upper right", small=8)
 
 
-def _draw_updates(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
+def _draw_updates(axis: Axes, arrays: Arrays) -> None:
     labels = ("updates, from rounding", "updates, by noise", "evaluations of a step along u")
     places, width = np.arange(len(PLACES)), 0.27
     for j, (label, color) in enumerate(zip(labels, ("0.7", "tab:purple", "tab:green"), strict=True)):
@@ -288,5 +284,4 @@ def _draw_updates(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
     axis.set_xticks(places, [name.replace(", ", ",\n") for name in PLACES], fontsize=8)
     axis.set_ylim(top=1.35 * max(arrays["updates"].max(), arrays["theory"].max()))
     axis.set(xlabel="saddle", ylabel="until it is left (count)")
-    axis.set_title("waiting, or a step", fontsize=10)
-    axis.legend(loc="upper right", frameon=False, fontsize=8, ncols=2)
+    caption(axis, "waiting, or a step", "upper right", small=8, columns=2)

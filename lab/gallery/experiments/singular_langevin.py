@@ -6,22 +6,22 @@ x^2 y^2) or the little time since it was started at the crossing; with the Metro
 nothing. `lab.flows.langevin`, `lab.gallery.landscapes.crossings`, the truth by quadrature: `lab.landscapes.gibbs`.
 """
 
-from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from pydantic import Field
 from torch import Tensor
 
 from lab.flows.langevin import Boundary, Langevin, Sampler, periodic, reflecting
 from lab.flows.occupation import Boxes, Occupation, occupation
-from lab.gallery.experiments.base import Comparison, Experiment, Outcome, Surroundings, with_error
-from lab.gallery.experiments.frame import panels
+from lab.gallery.base import Experiment, Measured, Outcome, Surroundings, Verdict, about, exact, shown
+from lab.gallery.experiments.singular_langevin_figure import draw
+from lab.gallery.frame import Arrays, Figure
 from lab.gallery.landscapes.crossings import Cusp, MinCrossing, ProductCrossing, ThreeLines
-from lab.gallery.landscapes.sections import Section, draw_contours, window
+from lab.gallery.landscapes.sections import window
 from lab.landscapes.base import Landscape
 from lab.landscapes.gibbs import Gibbs, gibbs, inside
 from lab.results import Estimate
@@ -114,11 +114,11 @@ class SingularLangevin(Experiment):
         law = gibbs(surface, self.temperature, [-1, -1], [1, 1], at=[(0.0,)] * 2, cuts=edges, panels=PANELS)
         truth = np.array([law.mean(inside(c - self.box, c + self.box)) for c in where.centres.numpy()])
         tick(1.0)
-        lrs, found = sorted(self.lr), dict[tuple[Sampler, float], Occupation]()
+        lrs, walks = sorted(self.lr), dict[tuple[Sampler, float], Occupation]()
         for sampler in SAMPLERS:
             for i, (lr, tick) in enumerate(around.over(sampler, lrs)):
                 generator = around.stream(f"{self.name}/{sampler}", i)
-                found[sampler, lr] = occupation(
+                walks[sampler, lr] = occupation(
                     self._dynamics(surface, sampler, lr),
                     self._start(self.start, law, generator),
                     where,
@@ -129,7 +129,7 @@ class SingularLangevin(Experiment):
                     tick=tick,
                 )
         times, curves = self._in_time(surface, law, around)
-        return self._outcome(surface, truth, found, times, curves, self._path(surface, lrs[0], around))
+        return AtCrossing(self, surface, truth, walks, times, curves, self._path(surface, lrs[0], around)).outcome()
 
     def valley(self) -> Tensor:
         """Centres (NUM_BOXES, 2) of boxes along the valley: of the x-axis, or of the cusp (s^2, s^3)."""
@@ -175,170 +175,104 @@ class SingularLangevin(Experiment):
             path.append(x.clone())
         return torch.stack(path).cpu()
 
-    def _outcome(
-        self,
-        surface: Landscape,
-        truth: np.ndarray,
-        found: dict[tuple[Sampler, float], Occupation],
-        times: np.ndarray,
-        curves: np.ndarray,
-        path: Tensor,
-    ) -> Outcome:
-        middle = NUM_BOXES // 2
-        ratios = {key: _ratio(one, middle, truth) for key, one in found.items()}
-        rows = [
-            Comparison.of(
-                f"time in the box at the crossing / Gibbs, {sampler} lr={lr:g}",
-                1.0,
-                ratio,
-                approximate=sampler == "euler" or self.start != "gibbs",
-            )
-            for (sampler, lr), ratio in ratios.items()
-        ]
-        late = Estimate(float(curves[0, -1, 0]), float(curves[0, -1, 1]), 0, "walkers")
-        rows.append(
-            Comparison.of(
-                f"P(box) a time {times[-1]:.3g} after the start at the crossing", truth[middle], late, approximate=True
-            )
-        )
-        seen = window(surface, [-1, -1], [1, 1])
-        every = [[found[sampler, lr] for lr in sorted(self.lr)] for sampler in SAMPLERS]
-        return Outcome(
-            self._finding(truth, ratios, found, times, curves),
-            rows,
-            {
-                "lr": np.array(sorted(self.lr)),
-                "ratio": np.array(
-                    [[(r.value, r.error) for r in (_ratio(one, middle, truth) for one in sampler)] for sampler in every]
-                ),
-                "accepted": np.array([[one.accepted for one in sampler] for sampler in every]),
-                "profile": np.array([[one.shares.mean(0).cpu().numpy() for one in sampler] for sampler in every]),
-                "profile_gibbs": truth,
-                "centres": self.valley().numpy(),
-                "box": np.array(self.box),
-                "times": times,
-                "in_time": curves,
-                "grid": seen.columns.numpy(),
-                "loss": seen.values.numpy(),
-                "path": path.numpy(),
-                "cusp": np.array(self.surface == "cusp"),
-            },
-            {"gibbs_box_at_the_crossing": float(truth[middle]), "gibbs_box_in_the_valley": float(truth[FAR])}
-            | {f"accepted_mala_lr_{lr:g}": found["mala", lr].accepted for lr in self.lr},
-        )
+    @staticmethod
+    def figure(arrays: Arrays, title: str) -> Figure:
+        return draw(arrays, title)
 
-    def _finding(
-        self,
-        truth: np.ndarray,
-        ratios: dict[tuple[Sampler, float], Estimate],
-        found: dict[tuple[Sampler, float], Occupation],
-        times: np.ndarray,
-        curves: np.ndarray,
-    ) -> str:
-        middle, low, high = NUM_BOXES // 2, min(self.lr), max(self.lr)
-        coarse, fine = ratios["euler", high], ratios["euler", low]
-        off = max(self.lr, key=lambda lr: abs(ratios["mala", lr].value - 1))
-        worst, slow = ratios["mala", off], ""
-        if self.start != "gibbs" and abs(worst.value - 1) > max(0.05, 4 * worst.error):
-            slow = (
-                f" (not yet Gibbs: it has taken {100 * found['mala', off].accepted:.2g} % of its steps from that start)"
-            )
-        ever, spread = (curves[0, :, k] / truth[middle] for k in (0, 1))
+
+@dataclass(frozen=True)
+class AtCrossing(Measured):
+    """Time that walkers spend in the boxes by sampler and step size, beside the `truth` of Gibbs (boxes,); P(box at the
+    crossing) with its error (starts, times, 2); two trajectories.
+    """
+
+    card: SingularLangevin
+    surface: Landscape
+    truth: np.ndarray
+    walks: dict[tuple[Sampler, float], Occupation]
+    times: np.ndarray
+    curves: np.ndarray
+    path: Tensor
+
+    @cached_property
+    def ratios(self) -> dict[tuple[Sampler, float], Estimate]:
+        """Time in the box at the crossing over that of Gibbs."""
+        middle = NUM_BOXES // 2
+        shares, true = {key: walk.of(middle) for key, walk in self.walks.items()}, self.truth[middle]
+        return {key: Estimate(s.value / true, s.error / true, 0, "walkers") for key, s in shares.items()}
+
+    def rows(self) -> list[Verdict]:
+        late = Estimate(float(self.curves[0, -1, 0]), float(self.curves[0, -1, 1]), 0, "walkers")
+        begun = f"P(box) a time {self.times[-1]:.3g} after the start at the crossing"
+        return [
+            *(
+                (about if sampler == "euler" or self.card.start != "gibbs" else exact)(
+                    f"time in the box at the crossing / Gibbs, {sampler} lr={lr:g}", 1.0, ratio
+                )
+                for (sampler, lr), ratio in self.ratios.items()
+            ),
+            about(begun, self.truth[NUM_BOXES // 2], late),
+        ]
+
+    def arrays(self) -> dict[str, object]:
+        card, seen, lrs = self.card, window(self.surface, [-1, -1], [1, 1]), sorted(self.card.lr)
+        return {
+            "lr": lrs,
+            "ratio": [[self.ratios[sampler, lr] for lr in lrs] for sampler in SAMPLERS],
+            "accepted": [[self.walks[sampler, lr].accepted for lr in lrs] for sampler in SAMPLERS],
+            "profile": [[self.walks[sampler, lr].shares.mean(0) for lr in lrs] for sampler in SAMPLERS],
+            "profile_gibbs": self.truth,
+            "centres": card.valley(),
+            "box": card.box,
+            "times": self.times,
+            "in_time": self.curves,
+            "grid": seen.columns,
+            "loss": seen.values,
+            "path": self.path,
+            "cusp": card.surface == "cusp",
+        }
+
+    def values(self) -> dict[str, float]:
+        of = {
+            "gibbs_box_at_the_crossing": float(self.truth[NUM_BOXES // 2]),
+            "gibbs_box_in_the_valley": float(self.truth[FAR]),
+        }
+        return of | {f"accepted_mala_lr_{lr:g}": self.walks["mala", lr].accepted for lr in self.card.lr}
+
+    @property
+    def worst(self) -> tuple[float, Estimate]:
+        """The step size at which MALA is furthest off, and its ratio there."""
+        off = max(self.card.lr, key=lambda lr: abs(self.ratios["mala", lr].value - 1))
+        return off, self.ratios["mala", off]
+
+    def sentence(self) -> str:
+        card, truth, times, middle = self.card, self.truth, self.times, NUM_BOXES // 2
+        low, high, (off, worst) = min(card.lr), max(card.lr), self.worst
+        coarse, fine, slow = self.ratios["euler", high], self.ratios["euler", low], ""
+        if card.start != "gibbs" and abs(worst.value - 1) > max(0.05, 4 * worst.error):
+            taken = 100 * self.walks["mala", off].accepted
+            slow = f" (not yet Gibbs: it has taken {taken:.2g} % of its steps from that start)"
+        ever, spread = (self.curves[0, :, k] / truth[middle] for k in (0, 1))
         early = int(np.argmin(np.abs(times - times[-1] / 10)))
         passing = "an excess of finite time" if ever[early] > 1 + 2 * spread[early] else "that start is forgotten"
-        steps = f"at lr={high:g} Euler spends {_told(coarse)} times that there"
+        steps = f"at lr={high:g} Euler spends {shown(coarse)} times that there"
         if low < high:
-            steps += f", at lr={low:g} {_told(fine)}"
-        blame = "the excess" if coarse.value > 1 else "the deficit" if coarse.value < 1 else "the difference"
-        clear = abs(coarse.value - 1) > max(0.05, 4 * coarse.error)
-        moral = (
-            "so early the step of Euler is not told from the start"
-            if slow
-            else f"{blame} is the step of Euler, not the landscape"
-            if clear
-            else "no step here is too large for Euler either"
-        )
-        exact = "whose theory is 1 at every step size" if self.start == "gibbs" else f"started from {self.start}"
+            steps += f", at lr={low:g} {shown(fine)}"
+        moral = "so early the step of Euler is not told from the start" if slow else _moral(coarse)
+        theory = "whose theory is 1 at every step size" if card.start == "gibbs" else f"started from {card.start}"
         return (
-            f"{self.walkers} walkers on {self.surface} at T = {self.temperature:g}. By Gibbs (quadrature) the box of "
-            f"half-width {self.box:g} at the crossing holds {truth[middle]:.4f} of the mass, "
+            f"{card.walkers} walkers on {card.surface} at T = {card.temperature:g}. By Gibbs (quadrature) the box of "
+            f"half-width {card.box:g} at the crossing holds {truth[middle]:.4f} of the mass, "
             f"{truth[middle] / truth[FAR]:.3f} times a box on the valley: its theory, no trap. Measured, {steps}; MALA, "
-            f"{exact}, {_told(worst)} where it is furthest off{slow}: {moral}. Started at the crossing, {ever[early]:.1f} "
+            f"{theory}, {shown(worst)} where it is furthest off{slow}: {moral}. Started at the crossing, {ever[early]:.1f} "
             f"times the share of Gibbs is still there after a time {times[early]:.2g}, and {ever[-1]:.2f} +- "
             f"{spread[-1]:.2f} times after {times[-1]:.2g}: {passing}."
         )
 
-    @staticmethod
-    def figure(arrays: Mapping[str, np.ndarray], title: str) -> Figure:
-        above, below = (_draw_plane, _draw_profile), (_draw_ratio, _draw_time)
-        return panels(arrays, title, above, below, size=(11, 8.6), gridless=(_draw_plane,))
 
-
-def _ratio(one: Occupation, box: int, truth: np.ndarray) -> Estimate:
-    share = one.of(box)
-    return Estimate(share.value / truth[box], share.error / truth[box], 0, "walkers")
-
-
-def _told(ratio: Estimate) -> str:
-    return with_error(ratio.value, ratio.error)
-
-
-def _draw_plane(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
-    grid = torch.from_numpy(arrays["grid"])
-    shown = Section.whole(grid, grid, torch.from_numpy(arrays["loss"]))
-    path = torch.from_numpy(arrays["path"])
-    draw_contours(axis, shown, {"from the crossing": path[:, 0], "from the valley": path[:, 1]})
-    half = float(arrays["box"])
-    axis.plot([-half, half, half, -half, -half], [-half, -half, half, half, -half], color="tab:red", lw=1.5)
-    axis.set_title(f"two walkers, lr = {arrays['lr'][0]:g}; red: the box at the crossing", fontsize=10)
-
-
-def _draw_profile(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
-    lr, centres = arrays["lr"], arrays["centres"]
-    s = np.cbrt(centres[:, 1]) if arrays["cusp"] else centres[:, 0]
-    axis.plot(
-        s, arrays["profile_gibbs"], color="tab:red", ls="--", lw=1.5, label="theory: Gibbs by quadrature", zorder=3
-    )
-    shown = [(0, -1, "tab:orange", "o"), (0, 0, "tab:green", "v"), (1, -1, "tab:blue", "s")]
-    for sampler, i, color, marker in shown if len(lr) > 1 else shown[::2]:
-        label = f"{'MALA' if sampler else 'Euler'}, lr = {lr[i]:g}"
-        axis.plot(s, arrays["profile"][sampler, i], color=color, ls="", marker=marker, ms=5, label=label)
-    top = max(arrays["profile_gibbs"].max(), arrays["profile"].max())
-    where = "s on the valley (s^2, s^3)" if arrays["cusp"] else "x of the centre of the box on the valley y = 0"
-    axis.set(
-        xlabel=where, ylabel=f"share of time in a box of half-width {float(arrays['box']):g}", ylim=(0, 1.45 * top)
-    )
-    axis.set_title("along the valley", fontsize=10)
-    axis.legend(loc="upper right", frameon=False, fontsize=9)
-
-
-def _draw_ratio(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
-    lr = arrays["lr"]
-    for i, (name, color, marker) in enumerate((("Euler", "tab:orange", "o"), ("MALA", "tab:blue", "s"))):
-        value, error = arrays["ratio"][i].T
-        axis.errorbar(lr, value, error, color=color, marker=marker, ms=5, capsize=2, lw=1, label=name)
-    axis.axhline(1, color="tab:red", ls="--", lw=1.5, label="theory: Gibbs")
-    axis.set_xscale("log")
-    low, high = min(0.0, arrays["ratio"][..., 0].min()), max(1.2, arrays["ratio"][..., 0].max())
-    axis.set(
-        xlabel="step size lr", ylabel="time in the box at the crossing / Gibbs", ylim=(low, low + 1.35 * (high - low))
-    )
-    axis.set_title("the excess or deficit is the step size of Euler", fontsize=10)
-    axis.legend(loc="upper left", frameon=False, fontsize=9)
-
-
-def _draw_time(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
-    truth = arrays["profile_gibbs"][len(arrays["profile_gibbs"]) // 2]
-    starts = (("at the crossing", "tab:purple", "o"), ("anywhere (uniform)", "tab:green", "v"))
-    for (name, color, marker), curve in zip(starts, arrays["in_time"], strict=True):
-        axis.errorbar(
-            arrays["times"], *curve.T, color=color, marker=marker, ms=4, capsize=2, lw=1, label=f"started {name}"
-        )
-    axis.axhline(truth, color="tab:red", ls="--", lw=1.5, label="theory: Gibbs")
-    axis.set_xscale("log")
-    axis.set_yscale("log")
-    axis.set(xlabel=f"time lr x steps (Euler, lr = {arrays['lr'][0]:g})", ylabel="P(in the box at the crossing)")
-    lowest = arrays["in_time"][..., 0]
-    axis.set_ylim(0.5 * lowest[lowest > 0].min(), 2)
-    axis.set_title("the excess of a start at the crossing is finite time", fontsize=10)
-    axis.legend(loc="upper right", frameon=False, fontsize=9)
+def _moral(coarse: Estimate) -> str:
+    """What the largest step of Euler makes of the box at the crossing."""
+    if not abs(coarse.value - 1) > max(0.05, 4 * coarse.error):
+        return "no step here is too large for Euler either"
+    blame = "the excess" if coarse.value > 1 else "the deficit" if coarse.value < 1 else "the difference"
+    return f"{blame} is the step of Euler, not the landscape"

@@ -4,15 +4,12 @@ A d - h - k network of tanh neurons with weight decay on the halves of digits (`
 the saddle by the string method and Newton, between nearest symmetric images. It is the same for every seed of a run.
 """
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Literal
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from torch import Tensor
 
 from lab.data.halves import halves_loss
@@ -20,8 +17,6 @@ from lab.escape.exits import Coordinate
 from lab.escape.langer import Langer
 from lab.escape.renewal import Stays, renewals
 from lab.escape.replicas import Noise, Replicas
-from lab.escape.survival import exponentiality, per_time, rate, words
-from lab.gallery.experiments.base import Comparison
 from lab.gallery.laws.action import (
     POINTS,
     Action,
@@ -40,7 +35,6 @@ from lab.points.quench import Quenched, quench
 from lab.points.string import find_pass
 from lab.points.symmetry import Symmetry, hidden_neurons, nearest
 from lab.progress import Tick, silent
-from lab.results import Rate
 from lab.settings import SettingError
 from lab.streams import stream
 
@@ -48,8 +42,6 @@ CaseName = Literal["K2", "C1", "K1"]
 RESTARTS = 32
 """Random starts in a round; rounds are made until both minima are among what they found."""
 ROUNDS = 8
-HASTY = 0.3
-"""Share of stays that end within the burn-in, above which there is no barrier to wait before, and no rate."""
 RELAXATIONS = 3.0
 """Burn-in in units of 1 / lambda_min, the slowest relaxation of the well."""
 INSPECT = 4.0
@@ -182,7 +174,7 @@ class Stage:
         return (
             f"An {self.case.words} ({len(this.well.w)} parameters), starts in its minimum of loss {this.well.value:.5g}. "
             f"The string method and Newton find the saddle to the minimum of loss {this.beyond.value:.5g}: index 1, |g| = "
-            f"{this.saddle.gradient_norm:.0e}, barrier dL = {this.barrier:.5g} (back {this.back:.3g}), negative curvature "
+            f"{this.saddle.grad_norm:.0e}, barrier dL = {this.barrier:.5g} (back {this.back:.3g}), negative curvature "
             f"{float(this.saddle.eigenvalues[0]):.4g}"
         )
 
@@ -257,60 +249,3 @@ def actions(case: CaseName) -> Theory:
 
 def _cost(gradient: Field, covariance: Field, path: Tensor) -> float:
     return float(action(gradient, covariance, resampled(path, POINTS)).detach())
-
-
-def memoryless(stay: Stays, which: str) -> Comparison:
-    """A constant rate spreads exits evenly over the time watched: their mean place in it is a half."""
-    k = int(stay.times.exited.sum())
-    error = (12 * (k - 1)) ** -0.5
-    early = exponentiality(stay.times).early
-    return Comparison(f"mean place of exits in the time watched, {which}", 0.5, 0.5 - early * error, error)
-
-
-def measured(stay: Stays, lr: float) -> Rate:
-    """The rate per unit of time lr * step; without a value or a bound where no stay outlasted the burn-in."""
-    if not len(stay.times.times):
-        return Rate(math.nan, 0.0, math.nan, 0, 0.0, unit="lr * step")
-    return per_time(rate(stay.times), lr)
-
-
-def hasty(stay: Stays) -> bool:
-    """Whether too many stays end within the burn-in for a rate to be spoken of."""
-    early = stay.times.replaced
-    total = early + int(stay.times.exited.sum())
-    return early > HASTY * total + math.sqrt(HASTY * (1 - HASTY) * total)  # by more than chance
-
-
-def said_of(stay: Stays, found: Rate, barrier: str = "") -> str:
-    """A rate in words; NO RATE where replicas leave before they have waited, or break down."""
-    early, late = stay.times.replaced, int(stay.times.exited.sum())
-    if int(stay.times.failed.sum()):
-        return f"NO RATE ({int(stay.times.failed.sum())} replicas diverged)"
-    if not hasty(stay):
-        return words(found)
-    why = f"NO RATE ({barrier}: no barrier; " if barrier else "NO RATE ("
-    said = f"{why}{early} of {early + late} stays end within the burn-in"
-    return f"{said}, later ones {found.value:.2g} per {found.unit})" if found.exits else f"{said})"
-
-
-def bars(rates: list[Rate]) -> np.ndarray:
-    """Value, low and high of every rate, (n, 3); NaN where there is none."""
-    return np.array([(r.value, r.low if r.exits else np.nan, r.high) for r in rates]).reshape(-1, 3)
-
-
-def draw_string(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
-    """The loss along the path of least loss, above the well, in thousandths."""
-    scale = 1e3
-    well, saddle, beyond = arrays["losses"]
-    arc, loss = arrays["arc"], (arrays["string"] - well) * scale
-    top = int(loss.argmax())
-    axis.plot(arc, loss, color="0.35", lw=1.6, marker=".", ms=4, label="string (images)")
-    for x, y, mark, color, label in (
-        (arc[0], 0.0, "o", "tab:blue", f"start, L = {well:.4f}"),
-        (arc[top], (saddle - well) * scale, "^", "tab:red", f"saddle, + {(saddle - well) * scale:.3f}e-3"),
-        (arc[-1], (beyond - well) * scale, "s", "tab:green", f"beyond, L = {beyond:.4f}"),
-    ):
-        axis.plot(x, y, ls="", marker=mark, ms=8, color=color, label=label)
-    axis.set(xlabel="arc along the path (weights)", ylabel="loss above the start (1e-3)")
-    axis.set_title("the way out", fontsize=10)
-    axis.legend(loc="lower left", frameon=False, fontsize=9)

@@ -6,19 +6,29 @@ variance lies in two principal components, in any number of dimensions: a flat-l
 Laws: `lab.gallery.walks.lattice`, `lab.gallery.walks.shares`.
 """
 
-from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from pydantic import Field
 
-from lab.gallery.experiments.base import Comparison, Experiment, Outcome, Surroundings, with_error
-from lab.gallery.experiments.frame import panels
+from lab.gallery.base import (
+    Experiment,
+    Measured,
+    Outcome,
+    Surroundings,
+    Verdict,
+    about,
+    exact,
+    shown,
+    with_error,
+)
+from lab.gallery.frame import Arrays, Axes, Figure, caption, law, panels
 from lab.gallery.walks.lattice import Ends, FreeWalk, Kind, wander
 from lab.gallery.walks.shares import components, cosines, first_order_share, limit_shares, mean_share, walk_shares
+from lab.progress import Tick
 from lab.results import Estimate
 from lab.settings import settings
 
@@ -57,8 +67,7 @@ class WalkDimensions(Experiment):
     pca_walks: Annotated[int, Field(ge=2, le=1_000_000, description="walks in each of them")] = 200
 
     def __post_init__(self) -> None:
-        if not self.pca_dimensions or len(set(self.pca_dimensions)) < len(self.pca_dimensions):
-            raise ValueError("pca_dimensions: expected one or more different numbers, e.g. [3,10,200]")
+        self.require_different("pca_dimensions", "[3,10,200]")
 
     def stages(self) -> dict[str, float]:
         rank = [min(d, self.steps) for d in self.pca_dimensions]
@@ -71,112 +80,118 @@ class WalkDimensions(Experiment):
     def simulate(self, around: Surroundings) -> Outcome:
         walk = FreeWalk(self.d, self.steps, self.kind)
         times = torch.from_numpy(np.unique(np.geomspace(1, self.steps, NUM_TIMES).round().astype(np.int64)))
-        found = wander(
-            walk, around.stream(f"{self.name}/walkers"), walkers=self.walkers, times=times, tick=around.stage("walkers")
-        )
-        shares = {}
-        for d, tick in around.over("principal components", sorted(self.pca_dimensions)):
-            shares[d] = walk_shares(
-                FreeWalk(d, self.steps, self.kind),
-                around.stream(f"{self.name}/pca", d),
-                walks=self.pca_walks,
-                top=TOP,
-                tick=tick,
-            ).cpu()
+        draws, tick = around.stream(f"{self.name}/walkers"), around.stage("walkers")
+        ends = wander(walk, draws, walkers=self.walkers, times=times, tick=tick)
+
+        def shares(d: int, tick: Tick) -> torch.Tensor:
+            flat, draws = FreeWalk(d, self.steps, self.kind), around.stream(f"{self.name}/pca", d)
+            return walk_shares(flat, draws, walks=self.pca_walks, top=TOP, tick=tick).cpu()
+
+        each = around.each("principal components", sorted(self.pca_dimensions), shares)
         one = FreeWalk(max(self.pca_dimensions), self.steps, self.kind)
-        flat = components(one, around.stream(f"{self.name}/one walk"), top=TOP)
-        return self._outcome(walk, found, shares, flat.cpu())
-
-    def _outcome(self, walk: FreeWalk, found: Ends, shares: dict[int, torch.Tensor], flat: torch.Tensor) -> Outcome:
-        points, distances, angles = self.steps + 1, found.distances().cpu(), found.cosines().cpu()
-        mean_square = Estimate(float(found.mean_square[-1]), float(found.error[-1]), 0, "walkers")
-        mean, spread = _mean(distances), _spread(distances)
-        limit = float(limit_shares(points)[:TOP].sum())
-        means = {d: mean_share(share) for d, share in shares.items()}
-        about = f"n = {self.steps}, d = {self.d}"
-        distance = [
-            Comparison.of(f"mean square distance, {about}", walk.mean_square(), mean_square),
-            Comparison.of("median distance", walk.median(), found.median(), approximate=True),
-            Comparison.of("mean distance", walk.mean(), mean, approximate=True),
-            Comparison.of("relative spread of distance", walk.spread(), spread, approximate=True),
-            Comparison.of("mean square cosine of two walks", 1 / self.d, _mean(angles.square())),
-        ]
-        flatness = [
-            Comparison.of(
-                f"share of {TOP} components, d = {d}", first_order_share(points, d, TOP), share, approximate=True
-            )
-            for d, share in means.items()
-        ]
-        edges = np.linspace(0, float(distances.max()) * 1.02, 61)
-        return Outcome(
-            self._finding(walk, found, mean, spread, angles, means, limit),
-            [*distance, *flatness],
-            {
-                "times": found.times.numpy(),
-                "mean_square": found.mean_square.cpu().numpy(),
-                "mean_square_error": found.error.cpu().numpy(),
-                "distances": np.histogram(distances, edges, density=True)[0],
-                "distance_edges": edges,
-                "cosines": np.histogram(angles, np.linspace(-1, 1, 61), density=True)[0],
-                "pca_dimensions": np.array(list(means)),
-                "shares": np.array([(share.value, share.error) for share in means.values()]),
-                "above": np.array([float((share.sum(1) > CLAIMED).double().mean()) for share in shares.values()]),
-                "components": flat.numpy(),
-                "d": np.array(self.d),
-                "n": np.array(self.steps),
-                "kind": np.array(self.kind),
-            },
-            {
-                "std_of_one_coordinate": float(found.ends.double().std(0).mean()),
-                "limit_share": limit,
-                "limit_share_first": float(limit_shares(points)[0]),
-            }
-            | {
-                f"above_{CLAIMED:g}_d_{d}": float((share.sum(1) > CLAIMED).double().mean())
-                for d, share in shares.items()
-            },
-        )
-
-    def _finding(
-        self,
-        walk: FreeWalk,
-        found: Ends,
-        mean: Estimate,
-        spread: Estimate,
-        angles: torch.Tensor,
-        means: dict[int, Estimate],
-        limit: float,
-    ) -> str:
-        root = walk.mean_square() ** 0.5
-        law, single = ("sqrt(n)", "sqrt(n / d)") if walk.step_square == 1 else ("sqrt(n d)", "sqrt(n)")
-        measured = float(found.mean_square[-1]) ** 0.5
-        low, high = min(means), max(means)
-        several = (
-            f"{100 * means[low].value:.1f} % in {low} dimensions and {100 * means[high].value:.1f} % in {high}"
-            if len(means) > 1
-            else f"{100 * means[low].value:.1f} % in {low} dimensions"
-        )
-        median = found.median()
-        shell = (
-            "This is no thin shell, and walks are not orthogonal"
-            if walk.spread() > THIN
-            else "This is a thin shell, and walks are nearly orthogonal"
-        )
-        return (
-            f"{self.walkers} walks ({self.kind}) of {self.steps} steps in {self.d} dimensions: the root mean square "
-            f"distance is {with_error(measured, float(found.error[-1]) / (2 * measured))} (theory {law} = {root:.4g}), the "
-            f"median {with_error(median.value, median.error)} (theory {walk.median():.4g}); {single} = "
-            f"{root / self.d**0.5:.3g} is the size of a single coordinate. {shell}: distances "
-            f"spread by {100 * spread.value:.1f} % around their mean (theory {100 * walk.spread():.1f} %) and cosines "
-            f"between two walks by {float(angles.std()):.3f} (theory 1 / sqrt(d) = {self.d**-0.5:.3f}). Of the variance of "
-            f"a walk two principal components hold, on average, {several} (theory for many dimensions: "
-            f"{100 * limit:.1f} %): a walk without any landscape looks flat."
-        )
+        return Wandered(
+            self, walk, ends, each, components(one, around.stream(f"{self.name}/one walk"), top=TOP)
+        ).outcome()
 
     @staticmethod
-    def figure(arrays: Mapping[str, np.ndarray], title: str) -> Figure:
+    def figure(arrays: Arrays, title: str) -> Figure:
         above, below = (_draw_growth, _draw_shell), (_draw_components, _draw_shares)
         return panels(arrays, title, above, below, size=(10.5, 7.6))
+
+
+@dataclass(frozen=True)
+class Wandered(Measured):
+    """Where walks end, the shares (walks, TOP) of the first components by number of dimensions, and components of one."""
+
+    card: WalkDimensions
+    walk: FreeWalk
+    ends: Ends
+    shares: dict[int, torch.Tensor]
+    one: torch.Tensor
+
+    @cached_property
+    def distances(self) -> torch.Tensor:
+        return self.ends.distances().cpu()
+
+    @cached_property
+    def cosines(self) -> torch.Tensor:
+        return self.ends.cosines().cpu()
+
+    @cached_property
+    def limits(self) -> torch.Tensor:
+        """The shares of the components in many dimensions."""
+        return limit_shares(self.card.steps + 1)
+
+    @cached_property
+    def means(self) -> dict[int, Estimate]:
+        """The mean share of the first components."""
+        return {d: mean_share(share) for d, share in self.shares.items()}
+
+    @property
+    def above(self) -> dict[int, float]:
+        """The part of the walks whose first components hold more than is claimed."""
+        return {d: float((share.sum(1) > CLAIMED).double().mean()) for d, share in self.shares.items()}
+
+    def rows(self) -> list[Verdict]:
+        card, walk, ends = self.card, self.walk, self.ends
+        mean_square = Estimate(float(ends.mean_square[-1]), float(ends.error[-1]), 0, "walkers")
+        return [
+            exact(f"mean square distance, n = {card.steps}, d = {card.d}", walk.mean_square(), mean_square),
+            about("median distance", walk.median(), ends.median()),
+            about("mean distance", walk.mean(), _mean(self.distances)),
+            about("relative spread of distance", walk.spread(), _spread(self.distances)),
+            exact("mean square cosine of two walks", 1 / card.d, _mean(self.cosines.square())),
+            *(
+                about(f"share of {TOP} components, d = {d}", first_order_share(card.steps + 1, d, TOP), share)
+                for d, share in self.means.items()
+            ),
+        ]
+
+    def arrays(self) -> dict[str, object]:
+        edges = np.linspace(0, float(self.distances.max()) * 1.02, 61)
+        return {
+            "times": self.ends.times,
+            "mean_square": self.ends.mean_square,
+            "mean_square_error": self.ends.error,
+            "distances": np.histogram(self.distances, edges, density=True)[0],
+            "distance_edges": edges,
+            "cosines": np.histogram(self.cosines, np.linspace(-1, 1, 61), density=True)[0],
+            "pca_dimensions": list(self.means),
+            "shares": list(self.means.values()),
+            "above": list(self.above.values()),
+            "components": self.one,
+            "d": self.card.d,
+            "n": self.card.steps,
+            "kind": self.card.kind,
+        }
+
+    def values(self) -> dict[str, float]:
+        return {
+            "std_of_one_coordinate": float(self.ends.ends.double().std(0).mean()),
+            "limit_share": float(self.limits[:TOP].sum()),
+            "limit_share_first": float(self.limits[0]),
+        } | {f"above_{CLAIMED:g}_d_{d}": share for d, share in self.above.items()}
+
+    def sentence(self) -> str:
+        card, walk, ends = self.card, self.walk, self.ends
+        root, measured = walk.mean_square() ** 0.5, float(ends.mean_square[-1]) ** 0.5
+        law, single = ("sqrt(n)", "sqrt(n / d)") if walk.step_square == 1 else ("sqrt(n d)", "sqrt(n)")
+        low, high = min(self.means), max(self.means)
+        several = f"{100 * self.means[low].value:.1f} % in {low} dimensions"
+        if len(self.means) > 1:
+            several += f" and {100 * self.means[high].value:.1f} % in {high}"
+        thick = walk.spread() > THIN
+        shell = f"This is {'no' if thick else 'a'} thin shell, and walks are {'not' if thick else 'nearly'} orthogonal"
+        return (
+            f"{card.walkers} walks ({card.kind}) of {card.steps} steps in {card.d} dimensions: the root mean square "
+            f"distance is {with_error(measured, float(ends.error[-1]) / (2 * measured))} (theory {law} = {root:.4g}), the "
+            f"median {shown(ends.median())} (theory {walk.median():.4g}); {single} = "
+            f"{root / card.d**0.5:.3g} is the size of a single coordinate. {shell}: distances "
+            f"spread by {100 * _spread(self.distances).value:.1f} % around their mean (theory {100 * walk.spread():.1f} %) "
+            f"and cosines between two walks by {float(self.cosines.std()):.3f} (theory 1 / sqrt(d) = {card.d**-0.5:.3f}). "
+            f"Of the variance of a walk two principal components hold, on average, {several} (theory for many dimensions: "
+            f"{100 * float(self.limits[:TOP].sum()):.1f} %): a walk without any landscape looks flat."
+        )
 
 
 def _mean(values: torch.Tensor) -> Estimate:
@@ -189,11 +204,11 @@ def _spread(values: torch.Tensor) -> Estimate:
     return Estimate(spread, spread * (1 / (2 * len(values)) + spread**2 / len(values)) ** 0.5, 0, "walkers")
 
 
-def _walk(arrays: Mapping[str, np.ndarray]) -> FreeWalk:
+def _walk(arrays: Arrays) -> FreeWalk:
     return FreeWalk(int(arrays["d"]), int(arrays["n"]), str(arrays["kind"]))  # type: ignore[arg-type]
 
 
-def _draw_growth(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
+def _draw_growth(axis: Axes, arrays: Arrays) -> None:
     walk = _walk(arrays)
     n, square, error = arrays["times"], arrays["mean_square"], arrays["mean_square_error"]
     one, every = FreeWalk(walk.d, walk.n), FreeWalk(walk.d, walk.n, "all_coordinates")
@@ -209,40 +224,37 @@ def _draw_growth(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
         n, np.sqrt(square), error / (2 * np.sqrt(square)), color="tab:blue", ls="", marker=".", label="walkers"
     )
     axis.set(xlabel="n (steps)", ylabel="root mean square distance (steps)")
-    axis.set_title(f"distance from the start, d = {walk.d}", fontsize=10)
-    axis.legend(loc="upper left", frameon=False, fontsize=9)
+    caption(axis, f"distance from the start, d = {walk.d}", "upper left")
 
 
-def _draw_shell(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
+def _draw_shell(axis: Axes, arrays: Arrays) -> None:
     walk = _walk(arrays)
     edges, scale = arrays["distance_edges"], walk.mean()
     r = np.linspace(0, edges[-1], 400)
     axis.stairs(
         arrays["distances"] * scale, edges / scale, color="tab:blue", fill=True, alpha=0.35, label="distance / mean"
     )
-    axis.plot(r / scale, walk.density(r) * scale, color="tab:blue", ls="--", lw=1.3, label="theory: chi law")
+    law(axis, r / scale, walk.density(r) * scale, "theory: chi law", "tab:blue", lw=1.3)
     grid, cells = np.linspace(-1, 1, 402)[1:-1], np.linspace(-1, 1, len(arrays["cosines"]) + 1)
     axis.stairs(arrays["cosines"], cells, color="tab:orange", fill=True, alpha=0.35, label="cosine of two walks")
-    axis.plot(grid, walk.cosine_density(grid), color="tab:orange", ls="--", lw=1.3, label="theory")
+    law(axis, grid, walk.cosine_density(grid), "theory", "tab:orange", lw=1.3)
     highest = max(arrays["distances"].max() * scale, arrays["cosines"].max())
     axis.set(xlabel="distance / theoretical mean, or cosine", ylabel="density", ylim=(0, 1.45 * highest))
-    axis.set_title(f"distances and angles in {walk.d} dimensions after n = {walk.n}", fontsize=10)
-    axis.legend(loc="upper left", frameon=False, fontsize=9, ncols=2)
+    caption(axis, f"distances and angles in {walk.d} dimensions after n = {walk.n}", "upper left", columns=2)
 
 
-def _draw_components(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
+def _draw_components(axis: Axes, arrays: Arrays) -> None:
     found, n = arrays["components"], int(arrays["n"])
     limit, t = cosines(n + 1, found.shape[1]).numpy(), np.arange(n + 1)
     for i, color in enumerate(("tab:blue", "tab:green")):
         axis.plot(t, found[:, i], color=color, lw=1, label=f"component {i + 1} of one walk")
         label = "theory, many dimensions: cosines" if i == 0 else None
-        axis.plot(t, limit[:, i], color="tab:red", ls="--", lw=1.2, label=label)
+        law(axis, t, limit[:, i], label)
     axis.set(xlabel="step of the walk", ylabel="component (root mean square 1)", ylim=(-2, 3.4))
-    axis.set_title(f"one walk in {int(arrays['pca_dimensions'].max())} dimensions, analysed", fontsize=10)
-    axis.legend(loc="upper right", frameon=False, fontsize=9)
+    caption(axis, f"one walk in {int(arrays['pca_dimensions'].max())} dimensions, analysed", "upper right")
 
 
-def _draw_shares(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
+def _draw_shares(axis: Axes, arrays: Arrays) -> None:
     d, (shares, errors), points = arrays["pca_dimensions"], arrays["shares"].T, int(arrays["n"]) + 1
     grid = np.unique(np.geomspace(d.min(), d.max() * 1.2, 60).astype(int))
     first = [first_order_share(points, int(x), TOP) for x in grid]
@@ -256,5 +268,4 @@ def _draw_shares(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
     axis.set(ylim=(0.7, 1.02))
     axis.set_xticks(d, [str(x) for x in d])
     axis.set_xticks([], minor=True)
-    axis.set_title("principal components of a walk without landscape", fontsize=10)
-    axis.legend(loc="upper right", frameon=False, fontsize=9)
+    caption(axis, "principal components of a walk without landscape", "upper right")

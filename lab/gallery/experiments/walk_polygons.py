@@ -6,17 +6,16 @@ near it (within a fixed part of the length) tends to the share of the length: no
 chords of fixed length does favour the crossing, within a distance of one step. Exact laws: `lab.gallery.walks.graphs`.
 """
 
-from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from pydantic import Field
 
-from lab.gallery.experiments.base import Comparison, Experiment, Outcome, Surroundings, with_error
-from lab.gallery.experiments.frame import panels
+from lab.gallery.base import Experiment, Measured, Outcome, Surroundings, Verdict, about, exact, shown
+from lab.gallery.frame import Arrays, Axes, Figure, caption, law, panels, points
 from lab.gallery.walks.chords import ChordWalk
 from lab.gallery.walks.graphs import HUB, Walk, glued_polygons
 from lab.gallery.walks.wander import Occupation, Walkers
@@ -59,10 +58,8 @@ class WalkPolygons(Experiment):
     chord_time: Annotated[int, Field(ge=1, description="steps, after a burn-in of 24 / (pi x chord)^2 steps")] = 1000
 
     def __post_init__(self) -> None:
-        for name in ("refine", "chord_steps"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"{name}: expected one or more different values, e.g. [10,100] or [0.1,0.05]")
+        self.require_different("refine", "[10,100]")
+        self.require_different("chord_steps", "[0.1,0.05]")
 
     def stages(self) -> dict[str, float]:
         move = SECONDS_PER_MOVE * self.walkers * self.steps
@@ -75,106 +72,116 @@ class WalkPolygons(Experiment):
         }
 
     def simulate(self, around: Surroundings) -> Outcome:
-        walk = Walk(glued_polygons(self.k, self.m))
-        seen = Walkers(walk, around.stream(f"{self.name}/occupation")).occupation(
-            walkers=self.walkers, steps=self.steps, tick=around.stage("walkers on polygons")
-        )
-        back = Walkers(walk, around.stream(f"{self.name}/returns")).first_returns(
-            HUB, walkers=self.returns, tick=around.stage("returns to the crossing")
-        )
-        refined = [self._refined(around, m, tick) for m, tick in around.over("refined polygons", sorted(self.refine))]
-        chords = [
-            chord.near_share(
-                around.stream(f"{self.name}/chords/{chord.step}"),
-                walkers=self.chord_walkers,
-                steps=self.chord_time,
-                tick=tick,
+        walk, part = Walk(glued_polygons(self.k, self.m)), "walkers on polygons"
+        visits = self._visits(walk, around.stream(f"{self.name}/occupation"), around.stage(part))
+        returning = Walkers(walk, around.stream(f"{self.name}/returns"))
+        back = returning.first_returns(HUB, walkers=self.returns, tick=around.stage("returns to the crossing"))
+
+        def refined(m: int, tick: Tick) -> tuple[Estimate, Estimate]:
+            fine = Walk(glued_polygons(self.k, m))
+            seen = self._visits(fine, around.stream(f"{self.name}/refined", m), tick)
+            return seen.at(_nodes(fine, 0)), seen.at(_nodes(fine, _reach(m)))
+
+        def by_chords(step: float, tick: Tick) -> Estimate:
+            draws = around.stream(f"{self.name}/chords/{step}")
+            return ChordWalk(self.k, step).near_share(
+                draws, walkers=self.chord_walkers, steps=self.chord_time, tick=tick
             )
-            for chord, tick in around.over("chord steps", [ChordWalk(self.k, s) for s in sorted(self.chord_steps)])
-        ]
-        return self._outcome(walk, seen, back.double().cpu(), refined, chords)
 
-    def _refined(self, around: Surroundings, m: int, tick: Tick) -> tuple[Estimate, Estimate]:
-        """The mass at the crossing and that within RADIUS of a polygon's length from it, at m corners."""
-        walk = Walk(glued_polygons(self.k, m))
-        seen = Walkers(walk, around.stream(f"{self.name}/refined", m)).occupation(
-            walkers=self.walkers, steps=self.steps, tick=tick
-        )
-        return seen.at(_nodes(walk, 0)), seen.at(_nodes(walk, _reach(m)))
+        fine = around.each("refined polygons", sorted(self.refine), refined)
+        chords = around.each("chord steps", sorted(self.chord_steps), by_chords)
+        return Visited(self, walk, visits, back.double().cpu(), fine, chords).outcome()
 
-    def _outcome(
-        self,
-        walk: Walk,
-        seen: Occupation,
-        back: torch.Tensor,
-        refined: list[tuple[Estimate, Estimate]],
-        chords: list[Estimate],
-    ) -> Outcome:
-        n, pi = len(walk.nodes), walk.stationary()
-        hub = seen.at(_nodes(walk, 0))
-        ratio = Estimate(
-            hub.value * (n - 1) / (1 - hub.value), hub.error * (n - 1) / (1 - hub.value) ** 2, 0, "walkers"
-        )
-        degree = Estimate(2 + 2 * (self.k - 1) * hub.value, 2 * (self.k - 1) * hub.error, 0, "walkers")
-        times = Estimate(float(back.mean()), float(back.std() / len(back) ** 0.5), 0, "walkers")
-        t = np.arange(int(back.quantile(0.9995)) + 1)
-        fine, steps = sorted(self.refine), sorted(self.chord_steps)
-        lattice = [
-            Comparison.of("mass at the crossing", 1 / self.m, hub),
-            Comparison.of("crossing / other corner", self.k, ratio),
-            Comparison.of("steps between visits of the crossing", walk.return_times()[HUB], times),
-            Comparison.of("mean degree that the walker sees", walk.edge_mean_degree_by_variance(), degree),
+    def _visits(self, walk: Walk, generator: torch.Generator, tick: Tick) -> Occupation:
+        return Walkers(walk, generator).occupation(walkers=self.walkers, steps=self.steps, tick=tick)
+
+    @staticmethod
+    def figure(arrays: Arrays, title: str) -> Figure:
+        above, below = (_draw_occupation, _draw_refinement), (_draw_returns, _draw_chords)
+        return panels(arrays, title, above, below, size=(10.5, 7.6))
+
+
+@dataclass(frozen=True)
+class Visited(Measured):
+    """Where walkers on the polygons were, their times of return, and by refinement the mass at and near the crossing; by
+    length of the chord the mass within one of it.
+    """
+
+    card: WalkPolygons
+    walk: Walk
+    visits: Occupation
+    back: torch.Tensor
+    refined: dict[int, tuple[Estimate, Estimate]]
+    chords: dict[float, Estimate]
+
+    @cached_property
+    def hub(self) -> Estimate:
+        """The mass at the crossing."""
+        return self.visits.at(_nodes(self.walk, 0))
+
+    @property
+    def ratio(self) -> Estimate:
+        """Visits of the crossing over those of another corner."""
+        hub, others = self.hub, len(self.walk.nodes) - 1
+        return Estimate(hub.value * others / (1 - hub.value), hub.error * others / (1 - hub.value) ** 2, 0, "walkers")
+
+    @property
+    def between(self) -> Estimate:
+        """Mean steps between visits of the crossing."""
+        return Estimate(float(self.back.mean()), float(self.back.std() / len(self.back) ** 0.5), 0, "walkers")
+
+    def rows(self) -> list[Verdict]:
+        k, hub = self.card.k, self.hub
+        degree = Estimate(2 + 2 * (k - 1) * hub.value, 2 * (k - 1) * hub.error, 0, "walkers")
+        return [
+            exact("mass at the crossing", 1 / self.card.m, hub),
+            exact("crossing / other corner", k, self.ratio),
+            exact("steps between visits of the crossing", self.walk.return_times()[HUB], self.between),
+            exact("mean degree that the walker sees", self.walk.edge_mean_degree_by_variance(), degree),
+            *(exact(f"mass at the crossing, m = {m}", 1 / m, at) for m, (at, _) in self.refined.items()),
             *(
-                Comparison.of(f"mass at the crossing, m = {m}", 1 / m, at)
-                for m, (at, _) in zip(fine, refined, strict=True)
+                exact(f"mass within {RADIUS:g} of it, m = {m}", near_mass(m), near)
+                for m, (_, near) in self.refined.items()
             ),
             *(
-                Comparison.of(f"mass within {RADIUS:g} of it, m = {m}", near_mass(m), near)
-                for m, (_, near) in zip(fine, refined, strict=True)
+                about(f"mass within a chord of {step:g}", ChordWalk(k, step).share_by_counting(), share)
+                for step, share in self.chords.items()
             ),
         ]
-        counted = [ChordWalk(self.k, step).share_by_counting() for step in steps]
-        upper = [
-            Comparison.of(f"mass within a chord of {step:g}", count, share, approximate=True)
-            for step, count, share in zip(steps, counted, chords, strict=True)
-        ]
-        return Outcome(
-            self._finding(walk, ratio, times, refined, chords),
-            [*lattice, *upper],
-            {
-                "pi": pi,
-                "shares": seen.shares().cpu().numpy(),
-                "errors": seen.errors().cpu().numpy(),
-                "survival": walk.return_survival(HUB, int(t[-1])),
-                "away": 1 - np.searchsorted(back.sort().values.numpy(), t, side="right") / len(back),
-                "returns": np.array((len(back), times.value)),
-                "m": np.array(fine),
-                "crossing": np.array([(at.value, at.error) for at, _ in refined]),
-                "near": np.array([(near.value, near.error) for _, near in refined]),
-                "chord_steps": np.array(steps),
-                "chords": np.array([(share.value, share.error) for share in chords]),
-                "k": np.array(self.k),
-                "corners": np.array(self.m),
-            },
-            {
-                "period": walk.period,
-                "eigenvector_minus_formula": float(np.abs(walk.stationary_by_eigenvector() - pi).max()),
-                "return_time_by_hitting": walk.return_time_by_hitting(HUB),
-                "edge_mean_degree": walk.edge_mean_degree(),
-            },
-        )
 
-    def _finding(
-        self,
-        walk: Walk,
-        ratio: Estimate,
-        times: Estimate,
-        refined: list[tuple[Estimate, Estimate]],
-        chords: list[Estimate],
-    ) -> str:
-        (coarse, _), (fine, near) = refined[0], refined[-1]
-        small, m = min(self.chord_steps), sorted(self.refine)
-        alternates = "; on average over time, for all cycles are even and the chain has period 2" * (walk.period == 2)
+    def arrays(self) -> dict[str, object]:
+        back, t = self.back, np.arange(int(self.back.quantile(0.9995)) + 1)
+        return {
+            "pi": self.walk.stationary(),
+            "shares": self.visits.shares(),
+            "errors": self.visits.errors(),
+            "survival": self.walk.return_survival(HUB, int(t[-1])),
+            "away": 1 - np.searchsorted(back.sort().values.numpy(), t, side="right") / len(back),
+            "returns": (len(back), self.between.value),
+            "m": list(self.refined),
+            "crossing": [at for at, _ in self.refined.values()],
+            "near": [near for _, near in self.refined.values()],
+            "chord_steps": list(self.chords),
+            "chords": list(self.chords.values()),
+            "k": self.card.k,
+            "corners": self.card.m,
+        }
+
+    def values(self) -> dict[str, float]:
+        walk = self.walk
+        return {
+            "period": walk.period,
+            "eigenvector_minus_formula": float(np.abs(walk.stationary_by_eigenvector() - walk.stationary()).max()),
+            "return_time_by_hitting": walk.return_time_by_hitting(HUB),
+            "edge_mean_degree": walk.edge_mean_degree(),
+        }
+
+    def sentence(self) -> str:
+        card, m, (small, least) = self.card, list(self.refined), next(iter(self.chords.items()))
+        (coarse, _), (fine, near) = self.refined[m[0]], self.refined[m[-1]]
+        alternates = "; on average over time, for all cycles are even and the chain has period 2" * (
+            self.walk.period == 2
+        )
         vanishes = (
             f"as m goes from {m[0]} to {m[-1]}, that mass falls from {coarse.value:.3g} to {fine.value:.3g} (theory 1/m: "
             f"{1 / m[0]:.3g}, {1 / m[-1]:.3g})"
@@ -182,21 +189,16 @@ class WalkPolygons(Experiment):
             else f"at m = {m[0]} that mass is {fine.value:.3g} (theory 1/m: {1 / m[0]:.3g})"
         )
         return (
-            f"{self.k} polygons of {self.m} corners glued at one: the walker is {with_error(ratio.value, ratio.error)} "
-            f"times as often at the crossing as at another corner (theory, mass proportional to degree: {self.k}"
-            f"{alternates}), and comes back to it every {with_error(times.value, times.error)} steps (theory, Kac: "
-            f"{self.m}). This is no trap: {vanishes}, and the mass within {RADIUS:g} of a polygon's length from the "
-            f"crossing tends to its share of the length, {2 * RADIUS:g} (measured {with_error(near.value, near.error)}, "
-            f"theory {near_mass(m[-1]):.4g}). A walk by chords of length {small:g} on {self.k} lines is within one chord "
-            f"of the crossing {chords[0].value / small:.2f} times as often as the share of the length says (counting "
-            f"destinations would say {ChordWalk(self.k, small).share_by_counting() / small:.2f}), but on a mass of "
-            f"{chords[0].value:.3g} that vanishes with the chord: an effect of the step size, not of the geometry."
+            f"{card.k} polygons of {card.m} corners glued at one: the walker is {shown(self.ratio)} "
+            f"times as often at the crossing as at another corner (theory, mass proportional to degree: {card.k}"
+            f"{alternates}), and comes back to it every {shown(self.between)} steps (theory, Kac: "
+            f"{card.m}). This is no trap: {vanishes}, and the mass within {RADIUS:g} of a polygon's length from the "
+            f"crossing tends to its share of the length, {2 * RADIUS:g} (measured {shown(near)}, "
+            f"theory {near_mass(m[-1]):.4g}). A walk by chords of length {small:g} on {card.k} lines is within one chord "
+            f"of the crossing {least.value / small:.2f} times as often as the share of the length says (counting "
+            f"destinations would say {ChordWalk(card.k, small).share_by_counting() / small:.2f}), but on a mass of "
+            f"{least.value:.3g} that vanishes with the chord: an effect of the step size, not of the geometry."
         )
-
-    @staticmethod
-    def figure(arrays: Mapping[str, np.ndarray], title: str) -> Figure:
-        above, below = (_draw_occupation, _draw_refinement), (_draw_returns, _draw_chords)
-        return panels(arrays, title, above, below, size=(10.5, 7.6))
 
 
 def near_mass(m: int) -> float:
@@ -217,30 +219,28 @@ def _nodes(walk: Walk, distance: int) -> torch.Tensor:
     return torch.from_numpy(walk.within(HUB, distance))
 
 
-def _draw_occupation(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
+def _draw_occupation(axis: Axes, arrays: Arrays) -> None:
     shares, errors, pi = arrays["shares"], arrays["errors"], arrays["pi"]
     nodes = np.arange(len(pi))
     axis.step(nodes, pi, where="mid", color="tab:red", lw=1.2, ls="--", label="theory: degree / (2 x edges)")
     axis.errorbar(nodes, shares, errors, color="tab:blue", ls="", marker=".", ms=5, lw=1, label="walkers")
     axis.set(xlabel="corner (0: the crossing)", ylabel="share of time", ylim=(0, 1.25 * pi.max()))
-    axis.set_title(f"{int(arrays['k'])} polygons of {int(arrays['corners'])} corners", fontsize=10)
-    axis.legend(loc="upper right", frameon=False, fontsize=9)
+    caption(axis, f"{int(arrays['k'])} polygons of {int(arrays['corners'])} corners", "upper right")
 
 
-def _draw_refinement(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
+def _draw_refinement(axis: Axes, arrays: Arrays) -> None:
     m = arrays["m"]
     grid = np.unique(np.geomspace(max(3, m.min() / 1.3), m.max() * 1.3, 400).astype(int))
     axis.loglog(grid, 1 / grid, color="tab:red", ls="--", lw=1.2, label="theory: 1 / m")
-    axis.errorbar(m, *arrays["crossing"].T, color="tab:blue", ls="", marker="o", ms=5, label="at the crossing")
+    points(axis, m, arrays["crossing"], "tab:blue", "at the crossing")
     axis.loglog(grid, [near_mass(int(x)) for x in grid], color="0.6", lw=1, label=f"theory: within {RADIUS:g} of it")
-    axis.errorbar(m, *arrays["near"].T, color="tab:green", ls="", marker="s", ms=5, label=f"within {RADIUS:g} of it")
+    points(axis, m, arrays["near"], "tab:green", f"within {RADIUS:g} of it", marker="s")
     axis.axhline(2 * RADIUS, color="k", lw=0.8, ls=":", label="share of the length")
     axis.set(xlabel="corners m of each polygon", ylabel="share of time", ylim=(None, 2))
-    axis.set_title("finer polygons: the mass of the crossing vanishes", fontsize=10)
-    axis.legend(loc="lower left", frameon=False, fontsize=9)
+    caption(axis, "finer polygons: the mass of the crossing vanishes", "lower left")
 
 
-def _draw_returns(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
+def _draw_returns(axis: Axes, arrays: Arrays) -> None:
     survival, measured, (walkers, mean) = arrays["survival"], arrays["away"], arrays["returns"]
     t, error = np.arange(len(survival)), np.sqrt(measured * (1 - measured) / walkers)
     axis.fill_between(
@@ -252,20 +252,18 @@ def _draw_returns(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
     )
     axis.axvline(mean, color="tab:blue", lw=0.8, ls=":", label=f"mean of walkers {mean:.2f}")
     axis.set(xlabel="t (steps)", ylabel="P(not back by step t)", yscale="log", ylim=(survival[-1] / 2, 8))
-    axis.set_title(f"first return to the crossing; Kac: mean {int(arrays['corners'])}", fontsize=10)
-    axis.legend(loc="upper right", frameon=False, fontsize=9)
+    caption(axis, f"first return to the crossing; Kac: mean {int(arrays['corners'])}", "upper right")
 
 
-def _draw_chords(axis: Axes, arrays: Mapping[str, np.ndarray]) -> None:
+def _draw_chords(axis: Axes, arrays: Arrays) -> None:
     k, steps, (shares, errors) = int(arrays["k"]), arrays["chord_steps"], arrays["chords"].T
     grid = np.linspace(0, min(0.25, 1.15 * steps.max()), 200)[1:]
     counted = [ChordWalk(k, float(s)).share_by_counting() for s in grid]
-    axis.plot(grid, counted, color="tab:red", ls="--", lw=1.2, label="if proportional to the destinations")
+    law(axis, grid, counted, "if proportional to the destinations")
     axis.errorbar(steps, shares, errors, color="tab:blue", marker="o", ms=5, lw=0.8, label="walkers (x their excess)")
     for step, share in zip(steps, shares, strict=True):
         axis.annotate(f" x{share / step:.2f}", (step, share), va="top", fontsize=9)
-    axis.plot(grid, grid, color="k", lw=0.8, ls=":", label="share of the length")
+    law(axis, grid, grid, "share of the length", "k", ls=":", lw=0.8)
     axis.set(xlabel="length of a chord (half-lengths of a line)", ylabel="share of time within one chord")
     axis.set(xlim=(0, grid[-1]), ylim=(0, 1.3 * max(counted)))
-    axis.set_title(f"chord steps on {k} lines: an excess on a vanishing mass", fontsize=10)
-    axis.legend(loc="upper left", frameon=False, fontsize=9)
+    caption(axis, f"chord steps on {k} lines: an excess on a vanishing mass", "upper left")

@@ -83,7 +83,7 @@ def draw_contours(
     *,
     names: tuple[str, str] = ("x", "y"),
 ) -> None:
-    """Contours of log(1 + (L - min L)/scale) with their colour bar, and trajectories {name: (steps, P)} from their dot to
+    """Contours of log(1 + (L - min L)/scale) with their color bar, and trajectories {name: (steps, P)} from their dot to
     their star.
     """
     height = shown.values - shown.values.min()

@@ -17,7 +17,7 @@ from lab.progress import Tick, silent
 from lab.results import EscapeTimes, Estimate, Rate
 
 FEW = 5
-"""Exits below which no mean time is told."""
+"""Exits below which a mean time says nothing."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Passages:
     rate: Rate
 
     @property
-    def told(self) -> bool:
+    def measured(self) -> bool:
         """Whether so many left that a mean time with an error says something; otherwise there is the interval of `rate`."""
         return self.rate.exits >= FEW
 
@@ -54,7 +54,7 @@ class Passages:
     @property
     def point(self) -> tuple[float, float]:
         """Mean time and its error, for a figure; NaN where too few left."""
-        return (self.mean_time.value, self.mean_time.error) if self.told else (math.nan, math.nan)
+        return (self.mean_time.value, self.mean_time.error) if self.measured else (math.nan, math.nan)
 
 
 def time_ratio(slow: Passages, fast: Passages) -> Estimate:
@@ -101,18 +101,18 @@ def escapes(
     return Passages(chain, times, settled, rate(settled))
 
 
-def untold(cells: Sequence[Passages]) -> list[str]:
+def too_few(cells: Sequence[Passages]) -> list[str]:
     """The sentence on those without a mean time; none where all have one."""
-    silent = sum(not p.told for p in cells)
-    if not silent:
+    few = sum(not p.measured for p in cells)
+    if not few:
         return []
     return [
-        f"in {silent} of {len(cells)} cells fewer than {FEW} walkers left within the budget, and no time is told there: "
+        f"in {few} of {len(cells)} cells fewer than {FEW} walkers left within the budget, and no time is told there: "
         "raise budget, max_steps or walkers"
     ]
 
 
-def slopes(x: Sequence[float], found: Sequence[Passages]) -> tuple[Slope, Slope]:
+def slopes(x: Sequence[float], cells: Sequence[Passages]) -> tuple[Slope, Slope]:
     """The slope of log mean time against x: measured, and that of the exact times with the same weights."""
-    exact = [of_counts(p.rate.exits, max(1, p.rate.exits) / p.chain.rate) for p in found]
-    return slope(x, [p.rate for p in found]), slope(x, exact)
+    exact = [of_counts(p.rate.exits, max(1, p.rate.exits) / p.chain.rate) for p in cells]
+    return slope(x, [p.rate for p in cells]), slope(x, exact)

@@ -51,11 +51,6 @@ class FreeWalk:
         """E |x_n|^2. Exact."""
         return float(self.step_square * self.n)
 
-    def variance_of_square(self) -> float:
-        """Var |x_n|^2. Exact: twice the sum over pairs of steps of E (s_i . s_j)^2, plus that of the steps' own lengths."""
-        pairs = self.n if self.kind == "gaussian" else self.n - 1
-        return 2 * self.step_square**2 * self.n * pairs / self.d
-
     def mean(self) -> float:
         """E |x_n| of the Gaussian limit, sqrt(s n / d) sqrt(2) Gamma((d + 1) / 2) / Gamma(d / 2)."""
         gammas = math.exp(math.lgamma((self.d + 1) / 2) - math.lgamma(self.d / 2))

@@ -20,6 +20,7 @@ backward pass in which the output slopes of example i are multiplied by N a_i. J
 and gradient are one backward pass. Numbers come from the stream "noise" of (seed, step).
 """
 
+from lab.optim.noise.base import NoiseCard, Trained
 from lab.optim.noise.cards import (
     Diagonal,
     Fisher,
@@ -27,10 +28,8 @@ from lab.optim.noise.cards import (
     HessianSqrt,
     Isotropic,
     Minibatch,
-    NoiseCard,
     SampleWeights,
     Sgld,
-    Trained,
 )
 from lab.optim.noise.draw import GradientNoise
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lab.gallery.experiments.base import Surroundings
+from lab.gallery.base import Surroundings
 from lab.gallery.experiments.central_flow_toy import CentralFlowToy
 from lab.gallery.experiments.label_noise import LabelNoise
 from lab.gallery.experiments.singular_langevin import SingularLangevin

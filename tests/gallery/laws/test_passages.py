@@ -8,7 +8,7 @@ import torch
 from lab.escape.survival import exponentiality, of_counts, slope
 from lab.gallery.laws.kramers import Domain, on
 from lab.gallery.laws.nystrom import Chain
-from lab.gallery.laws.passages import escapes, slopes, untold
+from lab.gallery.laws.passages import escapes, slopes, too_few
 from lab.landscapes.double_well import DoubleWell
 from lab.streams import stream
 
@@ -73,9 +73,9 @@ def test_cells_in_which_too_few_left_are_counted_in_one_sentence() -> None:
     few, enough = (
         escapes(
             LINE, chain, START, diffusion=0.1, walkers=walkers, budget=1.0, burn_in=5.0, max_steps=10_000,
-            generator=stream(0, "untold"),
+            generator=stream(0, "too_few"),
         )
         for walkers in (2, 40)
     )  # fmt: skip
-    assert untold([enough, enough]) == []
-    assert untold([few, enough, few])[0].startswith("in 2 of 3 cells fewer than 5 walkers left")
+    assert too_few([enough, enough]) == []
+    assert too_few([few, enough, few])[0].startswith("in 2 of 3 cells fewer than 5 walkers left")

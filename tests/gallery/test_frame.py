@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
-from lab.gallery.experiments.frame import Draw, panels
+from lab.gallery.frame import Draw, panels
 
 
 def named(name: str) -> Draw:
