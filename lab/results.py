@@ -145,7 +145,7 @@ Kind = Literal["minimum", "saddle", "maximum", "degenerate", "not critical", "un
 
 
 @dataclass(frozen=True)
-class CriticalPoint:
+class ClassifiedPoint:
     """What a point of a loss is: `lab.points.critical.classify`.
 
     kind           minimum, saddle, maximum, degenerate (zero eigenvalues and no opposite signs: the Hessian does not tell),

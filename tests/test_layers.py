@@ -139,3 +139,15 @@ def test_mathematics_touches_no_files() -> None:
         if name.split(".")[0] in {"pathlib", "shutil", "tempfile", "json"}
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_a_class_has_a_name_of_its_own_and_no_file_or_class_outgrows_its_reader() -> None:
+    homes: dict[str, list[str]] = {}
+    for file in SOURCES:
+        source = file.read_text()
+        assert source.count("\n") <= 300, f"{file}: cut it along what it does"
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(str(file.relative_to(ROOT)))
+                assert (node.end_lineno or 0) - node.lineno < 150, f"{file}: {node.name}"
+    assert not (twice := {name: files for name, files in homes.items() if len(files) > 1}), twice

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from lab.escape.exits import Exit, Quench
 from lab.objective import Decayed, NetworkObjective, Objective
-from lab.results import CriticalPoint
+from lab.results import ClassifiedPoint
 
 if TYPE_CHECKING:
     from lab.escape.ensemble import Control, Dynamics, EnsembleEscape
@@ -47,7 +47,7 @@ ROUNDING = 100.0
 
 
 @dataclass(frozen=True)
-class Pass:
+class WayOut:
     """A pass out of the basin: where (P,), its height above the start, and the unstable direction (P,)."""
 
     w: Tensor
@@ -66,7 +66,7 @@ class StartingPoint:
     edge          lr lambda_max over the threshold of the optimiser: beyond 1 full-batch steps are unstable
     """
 
-    critical: CriticalPoint
+    critical: ClassifiedPoint
     lr: float
     lambda_min: float
     relaxation: float
@@ -83,12 +83,12 @@ def examine(
     objective: Objective,
     w: Tensor,
     dynamics: "Dynamics",
-    critical: CriticalPoint,
+    critical: ClassifiedPoint,
     *,
     threshold: float | None = None,
     momentum: float = 0.0,
     dampening: float = 0.0,
-    saddle: Pass | None = None,
+    saddle: WayOut | None = None,
     generator: torch.Generator,
 ) -> StartingPoint:
     """What is known of the start w (P,). critical: `lab.points.critical.classify` of it. threshold: the largest stable

@@ -64,7 +64,7 @@ def alignment(
     E e'De = |D|_F^2. tol: wanted error of each factor, relative. Cost: `trace_with`, some ten products more for |H|_F, and
     the Gram matrix. One warning for each that is not converged.
     """
-    noise = Noise(noise_operator, generator)
+    noise = NoiseOperator(noise_operator, generator)
     span = deflate(hessian_operator, noise.draw(), DEFLATED)
     along, spent = _trace(hessian_operator, noise, span, tol, max_matvecs)
     size, more = _square(hessian_operator, span, noise.generator, tol, max_matvecs)
@@ -97,12 +97,12 @@ def trace_with(
     least, whatever max_matvecs), and 0.7 gradients beside each; to 5 % about 27 on a tanh MLP.
     generator: of the signs (default: a fixed seed). Not converged within `max_matvecs`: one warning. Raises as `covariance`.
     """
-    noise = Noise(covariance(objective, w), generator)
+    noise = NoiseOperator(covariance(objective, w), generator)
     along, spent = _trace(hessian_operator, noise, deflate(hessian_operator, noise.draw(), DEFLATED), tol, max_matvecs)
     return warned(along.estimate(tol, spent, "deflated"), "Tr(HD)", tol)
 
 
-class Noise:
+class NoiseOperator:
     """Random vectors of covariance D, and the one generator of all random numbers here."""
 
     def __init__(self, operator: Covariance, generator: torch.Generator | None):
@@ -156,7 +156,7 @@ def _outside(span: Basis, v: Tensor) -> Tensor:
     return span.outside(v, end=len(span.t))[0]
 
 
-def _trace(operator: LinearOperator, noise: Noise, span: Basis, tol: float, most: int) -> tuple[Interval, int]:
+def _trace(operator: LinearOperator, noise: NoiseOperator, span: Basis, tol: float, most: int) -> tuple[Interval, int]:
     """Tr(HD) and the products spent, those of the span included."""
     m, D, T = len(span.t), noise.products(span.rows), span.images
     # HQ = rows' T: Tr Q'HDQ = sum of (T'D)[:, :m] on the diagonal; RHQ leaves the rows of T beyond m.

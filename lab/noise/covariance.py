@@ -36,7 +36,7 @@ FEWEST = 3
 
 
 @dataclass(frozen=True)
-class Spectrum:
+class NoiseSpectrum:
     """Top eigenpairs of D, and what all its eigenvalues say.
 
     pairs           the k largest, vectors (P, k).
@@ -116,7 +116,7 @@ def _cancels(examples: ExampleGradients) -> bool:
 
 def eigenvalues(
     objective: Objective, w: Tensor, k: int = 1, *, tol: float = 1e-3, generator: torch.Generator | None = None
-) -> Spectrum:
+) -> NoiseSpectrum:
     """The k largest eigenvalues of D with their vectors.
 
     Up to `GRAM_EXAMPLES` examples whose records fit into memory: from the Gram matrix, all of them, exact up to round-off;
@@ -143,10 +143,10 @@ def eigenvalues(
     values = torch.linalg.eigvalsh(matrix).flip(0).clamp(min=0)
     pairs = _pairs(operator, matrix, values, k, left)
     total, squares = max(0.0, float(matrix.trace())), float(matrix.square().sum())
-    return Spectrum(pairs, values[:bound], total, squares, 0.0, left, bound, "gram")
+    return NoiseSpectrum(pairs, values[:bound], total, squares, 0.0, left, bound, "gram")
 
 
-def _by_products(operator: Covariance, k: int, tol: float, generator: torch.Generator) -> Spectrum:
+def _by_products(operator: Covariance, k: int, tol: float, generator: torch.Generator) -> NoiseSpectrum:
     pairs = lanczos(operator, top=max(1, k), tol=tol).top
     examples = operator.examples
     g, num = examples.gradient(), examples.num_examples
@@ -155,7 +155,7 @@ def _by_products(operator: Covariance, k: int, tol: float, generator: torch.Gene
     index = torch.randperm(num, generator=generator)[: min(num, RANKED)]
     square, error = square_by_sample(examples, g, lengths, index)
     bound = min(num - 1, examples.size)
-    return Spectrum(pairs, pairs.values, float(lengths.mean()), square, error, left, bound, "lanczos")
+    return NoiseSpectrum(pairs, pairs.values, float(lengths.mean()), square, error, left, bound, "lanczos")
 
 
 def centred_squares(examples: ExampleGradients, squares: Tensor, g: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from lab.curvature.eigen import lanczos
 from lab.curvature.operators import Hessian, LinearOperator, hessian
 from lab.curvature.vectors import norm
 from lab.objective import Objective
-from lab.results import CriticalPoint, Eigenpairs, Kind
+from lab.results import ClassifiedPoint, Eigenpairs, Kind
 
 PLATEAU = 1e-4
 """Share of the loss, or of the length of w, that following the gradient may still change at a critical point."""
@@ -66,7 +66,7 @@ def classify(
     dense: int = 500,
     max_matvecs: int = 400,
     generator: Generator | None = None,
-) -> CriticalPoint:
+) -> ClassifiedPoint:
     """Classify the point w (P,) of any objective, at the precision of w: float64 tells more eigenvalues from zero.
 
     gradient_tol  |g| above it: not critical, whatever the Hessian. In the unit of the loss per unit of w.
@@ -94,8 +94,8 @@ def classify(
     return _point(_kind(ends) if critical else "not critical", value, size, gain, length, ends)
 
 
-def _point(kind: Kind, value: float, size: float, gain: float, length: float, ends: KnownSpectrum) -> CriticalPoint:
-    return CriticalPoint(
+def _point(kind: Kind, value: float, size: float, gain: float, length: float, ends: KnownSpectrum) -> ClassifiedPoint:
+    return ClassifiedPoint(
         kind,
         value,
         size,

@@ -8,7 +8,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lab.results import CriticalPoint
+from lab.results import ClassifiedPoint
 
 KINDS = ("not critical", "minimum", "saddle", "maximum", "degenerate", "undetermined")
 """The classes; critical_point/kind is the place of one in this list."""
@@ -47,7 +47,7 @@ def index_against_loss(points: Sequence[Point], title: str) -> Figure:
     return figure
 
 
-def eigenvalue_figure(point: CriticalPoint, title: str) -> Figure:
+def eigenvalue_figure(point: ClassifiedPoint, title: str) -> Figure:
     """The known eigenvalues in order, with error bars, and the band that is not told from zero."""
     figure = Figure(figsize=(6, 4.2), layout="constrained")
     axis, count = figure.subplots(), len(point.values)
@@ -64,7 +64,7 @@ def eigenvalue_figure(point: CriticalPoint, title: str) -> Figure:
     return figure
 
 
-def _draw_eigenvalues(axis: Axes, point: CriticalPoint, every: bool) -> None:
+def _draw_eigenvalues(axis: Axes, point: ClassifiedPoint, every: bool) -> None:
     values, ranks = point.values.cpu(), torch.arange(1, len(point.values) + 1)
     groups = (
         ("negative", values < -point.tolerance, "tab:red"),

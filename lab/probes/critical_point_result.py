@@ -30,7 +30,7 @@ class CriticalPointResult(Result):
     """
 
     blank: ClassVar[str] = "the weights are not finite: there is no point to draw"
-    point: results.CriticalPoint | None
+    point: results.ClassifiedPoint | None
     search: Found | None
     moved: float
     settings: "CriticalPoint"

@@ -14,7 +14,7 @@ from lab.escape.growth import Descending, descending, thrown
 from lab.escape.noises import FrozenNoise, IsotropicNoise, SampleWeightNoise
 from lab.escape.replicas import ReplicaNoise
 from lab.escape.saddle import Departure, SaddleDescent, noise_std
-from lab.escape.warnings import Pass, StartingPoint, beforehand, examine
+from lab.escape.warnings import StartingPoint, WayOut, beforehand, examine
 from lab.noise.alignment import variances
 from lab.noise.example_curvature import ExampleCurvature
 from lab.objective import Decayed
@@ -73,7 +73,7 @@ class _Replicas:
         over = way_out(self.start, exit, ensemble) if isinstance(exit, Quench) else None
         if over is None:
             return replace(self.empty, ensemble=ensemble)
-        known = self.place(Pass(over.saddle.w, over.barrier, over.direction))
+        known = self.place(WayOut(over.saddle.w, over.barrier, over.direction))
         reasons = tuple(dict.fromkeys([*ensemble.reasons, *beforehand(known, exit)]))
         cell = replace(self.empty, ensemble=replace(ensemble, reasons=reasons))
         plain = self.rule.preconditioner is None and not number(self.rule.momentum)
@@ -132,7 +132,7 @@ class _Replicas:
             generator=self.draws,
         )
 
-    def place(self, saddle: Pass | None = None) -> StartingPoint:
+    def place(self, saddle: WayOut | None = None) -> StartingPoint:
         """What is known before anybody moves, with the saddle of the way out where that is known."""
         return examine(
             self.start.objective,

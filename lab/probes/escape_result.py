@@ -16,7 +16,7 @@ from lab.noise.lyapunov import sign
 from lab.probes.escape_cell import EscapeCell, mean
 from lab.probes.escape_figure import escape_figure, sweep_slope
 from lab.probes.escape_start import Start
-from lab.results import CriticalPoint, Result
+from lab.results import ClassifiedPoint, Result
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class EscapeResult(Result):
         return {"sweep": torch.tensor([cell.row() for cell in self.cells], dtype=torch.float64)}
 
 
-def sentences(point: CriticalPoint, cells: Sequence[EscapeCell], *, fits: bool, kind: str) -> str:
+def sentences(point: ClassifiedPoint, cells: Sequence[EscapeCell], *, fits: bool, kind: str) -> str:
     """What was found, in plain sentences."""
     text = [_place(point, fits, kind)]
     for cell in cells:
@@ -77,7 +77,7 @@ def sentences(point: CriticalPoint, cells: Sequence[EscapeCell], *, fits: bool, 
     return " ".join(text)
 
 
-def _place(point: CriticalPoint, fits: bool, kind: str) -> str:
+def _place(point: ClassifiedPoint, fits: bool, kind: str) -> str:
     where = {"not critical": "no critical point", "undetermined": "a critical point of unknown kind"}.get(
         point.kind, f"a {point.kind}" if point.kind != "degenerate" else "a degenerate critical point"
     )

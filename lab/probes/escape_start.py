@@ -19,7 +19,7 @@ from lab.points.interpolate import interpolate
 from lab.points.quench import quench
 from lab.points.string import find_pass
 from lab.probes.base import Snapshot
-from lab.results import CriticalPoint
+from lab.results import ClassifiedPoint
 from lab.settings import SettingError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Start:
 
     objective: Objective
     w: Tensor
-    critical: CriticalPoint
+    critical: ClassifiedPoint
     curvature: ExampleCurvature | None
     rule: UpdateRule
 
@@ -133,7 +133,7 @@ def begin(here: Snapshot, settings: "Escape") -> Start:
     return Start(objective, w, critical, curvature, rule)
 
 
-def _classify(here: Snapshot, settings: "Escape", objective: Objective, w: Tensor) -> CriticalPoint:
+def _classify(here: Snapshot, settings: "Escape", objective: Objective, w: Tensor) -> ClassifiedPoint:
     tol, most, draws = settings.gradient_tol, settings.max_matvecs, here.stream("escape/critical")
     return classify(objective, w, gradient_tol=tol, max_matvecs=most, generator=draws)
 

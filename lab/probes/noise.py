@@ -28,7 +28,7 @@ from lab.curvature.operators import Hessian, hessian
 from lab.curvature.vectors import norm
 from lab.data.batches import Batches
 from lab.noise.alignment import alignment
-from lab.noise.covariance import GRAM_EXAMPLES, Covariance, Spectrum, centred_squares, covariance, eigenvalues
+from lab.noise.covariance import GRAM_EXAMPLES, Covariance, NoiseSpectrum, centred_squares, covariance, eigenvalues
 from lab.noise.draws import batch_moments
 from lab.noise.size import trace
 from lab.noise.slope import along, expected_slope
@@ -179,7 +179,7 @@ def _tails(here: Snapshot, settings: Noise, D: Covariance) -> dict[str, float]:
 
 
 def _against(
-    here: Snapshot, settings: Noise, H: Hessian, loss: Objective, D: Covariance, spectrum: Spectrum
+    here: Snapshot, settings: Noise, H: Hessian, loss: Objective, D: Covariance, spectrum: NoiseSpectrum
 ) -> NoiseAlong | None:
     """u'Du against u'Hu, its slope and the theory; Tr(HD) and the cosine. None where no eigenvector bends."""
     before, w, P, limit = H.matvecs, here.w, H.size, settings.max_matvecs

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lab.noise.covariance import Spectrum
+from lab.noise.covariance import NoiseSpectrum
 from lab.run.figures import CURVATURE
 from lab.sampling import SAMPLINGS, batch_factor, cross_factor
 
@@ -52,7 +52,7 @@ def alignment_figure(noise: "NoiseAlong", title: str) -> Figure:
     return figure
 
 
-def eigenvalue_figure(spectrum: Spectrum, title: str) -> Figure:
+def eigenvalue_figure(spectrum: NoiseSpectrum, title: str) -> Figure:
     """The eigenvalues of D by rank."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axis = figure.subplots()

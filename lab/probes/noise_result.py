@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lab.noise.alignment import Alignment
-from lab.noise.covariance import Spectrum
+from lab.noise.covariance import NoiseSpectrum
 from lab.noise.slope import Along
 from lab.probes.noise_figure import alignment_figure, draws_figure, eigenvalue_figure
 from lab.results import Estimate, Result, finite, numbered, ranked, with_errors
@@ -55,7 +55,7 @@ class NoiseResult(Result):
     blank: ClassVar[str] = "there is no gradient noise here: nothing to draw"
     trace: Estimate
     scale: Estimate | None
-    spectrum: Spectrum | None
+    spectrum: NoiseSpectrum | None
     along: NoiseAlong | None
     others: Mapping[str, float]
     draws: Mapping[str, Tensor]

@@ -33,7 +33,7 @@ from lab.models.losses import CrossEntropy
 from lab.models.mlp import Mlp
 from lab.models.resnet import ResNet
 from lab.module import SupervisedModule
-from lab.noise.alignment import Noise, trace_with
+from lab.noise.alignment import NoiseOperator, trace_with
 from lab.noise.batch_curvature import along_gradients
 from lab.noise.covariance import covariance, eigenvalues
 from lab.noise.ratios import ratio_of_means
@@ -143,7 +143,10 @@ def true_top_ten(point: Point) -> Tensor:
 
 def true_alignment(point: Point) -> float:
     """Plain probes, independent of the deflation that is judged; 300 of them are within 2 to 3 %."""
-    H, noise = hessian(point.objective, point.w), Noise(covariance(point.objective, point.w), stream(1, "truth"))
+    H, noise = (
+        hessian(point.objective, point.w),
+        NoiseOperator(covariance(point.objective, point.w), stream(1, "truth")),
+    )
     return statistics.mean(float(dot(e[None], H @ e)) for e in (noise.draw() for _ in range(300)))
 
 
