@@ -1,4 +1,4 @@
-"""Landscapes whose truth is known: an objective in closed form, and many walkers on it at once.
+"""Landscapes whose truth is known: an objective, its critical points, and many walkers on it at once.
 
 A landscape is one file of this package (a checked dataclass) and one card in `conf/landscape/`. It writes `energy`, for
 any number of points at once; where speed matters also `gradient`, or `gradient_into` (`InPlace`). Everything that
@@ -7,17 +7,50 @@ measures networks works on it through `Objective`.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lab.objective import Objective
 
+Kind = Literal["minimum", "saddle", "maximum", "degenerate"]
+
+
+@dataclass(frozen=True)
+class Critical:
+    """A critical point known exactly: where, the loss there, and the eigenvalues of its Hessian, ascending."""
+
+    w: tuple[float, ...]
+    value: float
+    eigenvalues: tuple[float, ...]
+
+    @property
+    def index(self) -> int:
+        """Number of negative eigenvalues."""
+        return sum(value < 0 for value in self.eigenvalues)
+
+    @property
+    def nullity(self) -> int:
+        """Number of eigenvalues that are zero: where there are some, the Hessian alone does not tell a minimum."""
+        return sum(value == 0 for value in self.eigenvalues)
+
+    @property
+    def kind(self) -> Kind:
+        """A saddle has curvatures of both signs; with zero ones and no opposite signs it is degenerate."""
+        if 0 < self.index < len(self.eigenvalues) - self.nullity:
+            return "saddle"
+        if self.nullity:
+            return "degenerate"
+        return "maximum" if self.index else "minimum"
+
 
 class Landscape(Objective, ABC):
     """A function of a few variables on which many walkers can stand.
 
-    Law, beside those of `Objective`: `energy` and `gradient` act on the last dimension alone.
+    Laws, beside those of `Objective`: `energy` and `gradient` act on the last dimension alone; the gradient vanishes at
+    every one of `critical_points`, and their values and eigenvalues are those of the energy.
     """
 
     @abstractmethod
@@ -46,6 +79,11 @@ class Landscape(Objective, ABC):
     def replica_grads(self, W: Tensor, index: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
         whole = index is None and weights is None
         return self.gradient(W) if whole else super().replica_grads(W, index, weights)
+
+    @property
+    def critical_points(self) -> tuple[Critical, ...]:
+        """Those known in closed form: all of them, or one of each family where there are lines of them."""
+        return ()
 
 
 class InPlace(Landscape, ABC):

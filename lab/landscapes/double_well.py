@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.landscapes.base import InPlace
+from lab.landscapes.base import Critical, InPlace
 from lab.settings import settings
 
 
@@ -40,6 +40,12 @@ class DoubleWell(InPlace):
         for i, k in enumerate(self.stiffness, start=1):
             torch.mul(x[..., i], k, out=out[..., i])
         return out
+
+    @property
+    def critical_points(self) -> tuple[Critical, ...]:
+        rest, k = (0.0,) * len(self.stiffness), self.stiffness
+        wells = tuple(Critical((x, *rest), 0.0, tuple(sorted((2.0, *k)))) for x in (-1.0, 1.0))
+        return (*wells, Critical((0.0, *rest), 0.25, tuple(sorted((-1.0, *k)))))
 
     def _k(self, x: Tensor) -> Tensor:
         return torch.tensor(self.stiffness, dtype=x.dtype, device=x.device)

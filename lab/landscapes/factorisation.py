@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.landscapes.base import InPlace
+from lab.landscapes.base import Critical, InPlace
 from lab.settings import settings
 
 
@@ -35,6 +35,15 @@ class Factorisation(InPlace):
         torch.mul(error, b, out=out[..., 0])
         torch.mul(error, a, out=out[..., 1])
         return out
+
+    @property
+    def critical_points(self) -> tuple[Critical, ...]:
+        """The origin, the flattest minimum, and one four times as steep along the same valley."""
+        t, root = self.target, self.target**0.5
+        origin = Critical((0.0, 0.0), t * t / 2, (-t, t))
+        if t == 0:
+            return origin, Critical((2.0, 0.0), 0.0, (0.0, 4.0))
+        return origin, Critical((root, root), 0.0, (0.0, 2 * t)), Critical((2 * root, root / 2), 0.0, (0.0, 4.25 * t))
 
     def flow_end(self, start: Tensor) -> Tensor:
         """a^2 + b^2 where gradient flow from start (..., 2) ends: sqrt((a^2 - b^2)^2 + 4 t^2), since a^2 - b^2 is kept."""

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.landscapes.base import Landscape
+from lab.landscapes.base import Critical, Landscape
 from lab.settings import settings
 
 
@@ -26,6 +26,11 @@ class Quadratic(Landscape):
 
     def gradient(self, x: Tensor) -> Tensor:
         return self._h(x) * x
+
+    @property
+    def critical_points(self) -> tuple[Critical, ...]:
+        h = torch.as_tensor(self.curvatures).tolist()
+        return (Critical((0.0,) * len(h), 0.0, tuple(sorted(h))),)
 
     def _h(self, x: Tensor) -> Tensor:
         return torch.as_tensor(self.curvatures).to(x)

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.landscapes.base import Landscape
+from lab.landscapes.base import Critical, Landscape
 from lab.settings import settings
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -39,6 +39,17 @@ class Saddle(Landscape):
 
     def gradient(self, x: Tensor) -> Tensor:
         return (self._h(x) + self.confinement * (x * x).sum(-1, keepdim=True)) * x
+
+    @property
+    def critical_points(self) -> tuple[Critical, ...]:
+        others = self.dimension - self.negative
+        saddle = Critical((0.0,) * self.dimension, 0.0, (-self.down,) * self.negative + (self.up,) * others)
+        if self.confinement == 0:
+            return (saddle,)
+        radius = (self.down / self.confinement) ** 0.5
+        curvatures = sorted([2 * self.down] + [0.0] * (self.negative - 1) + [self.up + self.down] * others)
+        ends = [(sign * radius, *[0.0] * (self.dimension - 1)) for sign in (-1, 1)]
+        return saddle, *(Critical(w, -(self.down**2) / (4 * self.confinement), tuple(curvatures)) for w in ends)
 
     def _h(self, x: Tensor) -> Tensor:
         h = torch.full((self.dimension,), self.up, dtype=x.dtype, device=x.device)

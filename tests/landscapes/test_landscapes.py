@@ -6,14 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from known_points import KnownPoint, known_points
 
 from lab.curvature.operators import hessian
 from lab.gallery.landscapes.crossings import Cusp, MinCrossing, ProductCrossing, ThreeLines
 from lab.gallery.landscapes.deep_linear import DeepLinear
 from lab.gallery.landscapes.edge_toy import EdgeToy
 from lab.gallery.landscapes.piecewise_parabola import PiecewiseParabola
-from lab.landscapes.base import Landscape
+from lab.landscapes.base import Critical, Landscape
 from lab.landscapes.double_well import DoubleWell
 from lab.landscapes.factorisation import Factorisation
 from lab.landscapes.quadratic import Quadratic
@@ -52,7 +51,7 @@ def test_gradients_of_many_points_equal_automatic_ones(landscape: Landscape) -> 
 
 @pytest.mark.parametrize("landscape", CARDS + MORE, ids=repr)
 def test_critical_points_are_what_they_are_said_to_be(landscape: Landscape) -> None:
-    for point in known_points(landscape):
+    for point in landscape.critical_points:
         w = torch.tensor(point.w, dtype=DOUBLE)
         scale = max(1.0, max(map(abs, point.eigenvalues)))
         assert float(landscape.grad(w).abs().max()) <= 1e-12 * scale
@@ -72,10 +71,10 @@ def _kind(values: torch.Tensor, scale: float) -> str:
 
 
 def test_index_and_nullity_of_a_critical_point_are_counted() -> None:
-    point = KnownPoint((0.0,) * 4, 0.0, (-2.0, -1.0, 0.0, 3.0))
+    point = Critical((0.0,) * 4, 0.0, (-2.0, -1.0, 0.0, 3.0))
     assert (point.index, point.nullity, point.kind) == (2, 1, "saddle")
-    assert KnownPoint((0.0,), 0.0, (0.0,)).kind == "degenerate"
-    assert KnownPoint((0.0,), 0.0, (-1.0,)).kind == "maximum"
+    assert Critical((0.0,), 0.0, (0.0,)).kind == "degenerate"
+    assert Critical((0.0,), 0.0, (-1.0,)).kind == "maximum"
 
 
 def test_piecewise_parabola_joins_with_its_slope_and_its_barrier() -> None:

@@ -6,14 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from known_points import KnownPoint, known_points
 from torch import Tensor
 
 from lab.curvature.operators import hessian
 from lab.gallery.landscapes.crossings import ProductCrossing
 from lab.gallery.landscapes.deep_linear import DeepLinear
 from lab.gallery.landscapes.piecewise_parabola import PiecewiseParabola
-from lab.landscapes.base import Landscape
+from lab.landscapes.base import Critical, Landscape
 from lab.landscapes.factorisation import Factorisation
 from lab.landscapes.quadratic import Quadratic
 from lab.landscapes.saddle import Saddle
@@ -34,7 +33,7 @@ LANDSCAPES = [card(yaml.safe_load(file.read_text()), "landscape") for file in CA
     DeepLinear(singular_values=(2.0, 1.0), depth=3),
     PiecewiseParabola(well=1.0, top=3.0),
 ]
-KNOWN = [(landscape, point) for landscape in LANDSCAPES for point in known_points(landscape)]
+KNOWN = [(landscape, point) for landscape in LANDSCAPES for point in landscape.critical_points]
 
 
 class Slope(Landscape):
@@ -48,7 +47,7 @@ class Slope(Landscape):
 
 @pytest.mark.parametrize("dense", [500, 0], ids=["all", "lanczos"])
 @pytest.mark.parametrize(("landscape", "point"), KNOWN, ids=[f"{type(a).__name__}-{b.kind}" for a, b in KNOWN])
-def test_every_known_critical_point_is_classified_right(landscape: Landscape, point: KnownPoint, dense: int) -> None:
+def test_every_known_critical_point_is_classified_right(landscape: Landscape, point: Critical, dense: int) -> None:
     found = classify(landscape, torch.tensor(point.w, dtype=DOUBLE), dense=dense)
     assert (found.kind, found.index, found.index_exact) == (point.kind, point.index, True)
     assert found.nullity == point.nullity or (not found.nullity_exact and 0 < found.nullity < point.nullity)

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.landscapes.base import InPlace
+from lab.landscapes.base import Critical, InPlace
 from lab.settings import settings
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -47,6 +47,12 @@ class MinCrossing(InPlace):
         b.mul_(first.logical_not_())
         return out
 
+    @property
+    def critical_points(self) -> tuple[Critical, ...]:
+        """One of each valley; at the crossing L has no Hessian."""
+        b, steep = self.centre, 2 * self.alpha
+        return Critical((b, b + 1), 0.0, (0.0, steep)), Critical((b + 1, b), 0.0, (0.0, steep))
+
 
 @settings(frozen=False, kw_only=False)
 class ProductCrossing(InPlace):
@@ -62,6 +68,10 @@ class ProductCrossing(InPlace):
         for i, other in ((0, 1), (1, 0)):
             torch.mul(x[..., other], x[..., other], out=out[..., i]).mul_(x[..., i])
         return out.mul_(2 * self.alpha)
+
+    @property
+    def critical_points(self) -> tuple[Critical, ...]:
+        return Critical((0.0, 0.0), 0.0, (0.0, 0.0)), Critical((1.0, 0.0), 0.0, (0.0, 2 * self.alpha))
 
 
 @settings(frozen=False, kw_only=False)
@@ -83,6 +93,10 @@ class ThreeLines(InPlace):
         torch.addcmul(product, a, total, out=out[..., 1])
         return out.mul_(product.mul_(total).mul_(2 * self.alpha)[..., None])
 
+    @property
+    def critical_points(self) -> tuple[Critical, ...]:
+        return Critical((0.0, 0.0), 0.0, (0.0, 0.0)), Critical((1.0, 0.0), 0.0, (0.0, 2 * self.alpha))
+
 
 @settings(frozen=False, kw_only=False)
 class Cusp(InPlace):
@@ -102,3 +116,7 @@ class Cusp(InPlace):
         torch.mul(square, error, out=out[..., 0]).mul_(-3)
         torch.mul(b, error, out=out[..., 1]).mul_(2)
         return out
+
+    @property
+    def critical_points(self) -> tuple[Critical, ...]:
+        return Critical((0.0, 0.0), 0.0, (0.0, 0.0)), Critical((1.0, 1.0), 0.0, (0.0, 26 * self.alpha))

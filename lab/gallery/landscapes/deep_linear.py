@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.landscapes.base import Landscape
+from lab.landscapes.base import Critical, Landscape
 from lab.settings import settings
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -47,3 +47,12 @@ class DeepLinear(Landscape):
         s = torch.tensor(self.singular_values, dtype=dtype)
         learnt = torch.where(torch.arange(len(s)) < rank, s ** (1 / self.depth), 0.0)
         return torch.diag(learnt).repeat(self.depth, 1, 1).reshape(-1)
+
+    @property
+    def critical_points(self) -> tuple[Critical, ...]:
+        """The origin: eigenvalues -+s_i for every hidden unit with two matrices, none with more."""
+        s, width = self.singular_values, len(self.singular_values)
+        value = 0.5 * sum(each * each for each in s)
+        pairs = [sign * each for each in s for sign in (-1, 1) for _ in range(width)]
+        eigenvalues = sorted(pairs) if self.depth == 2 else [0.0] * self.num_params
+        return (Critical((0.0,) * self.num_params, value, tuple(eigenvalues)),)

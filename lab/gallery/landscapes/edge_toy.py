@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.landscapes.base import Landscape
+from lab.landscapes.base import Critical, Landscape
 from lab.settings import settings
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -56,3 +56,12 @@ class EdgeToy(Landscape):
         trace, root = 1 - 2 * c + d * d, d + c  # of two steps; their determinant is the square of d + c
         beyond = math.sqrt(max(0.0, trace**2 - 4 * root**2))
         return math.log((abs(trace) + beyond) / 2 if beyond else root) / 2 if square > 0 else math.nan
+
+    @property
+    def critical_points(self) -> tuple[Critical, ...]:
+        """The minimum; and two saddles at y = 0, x^2 = 2 k y*, with eigenvalues (k -+ sqrt(k^2 + 8 k y*))/2."""
+        k, root = self.pull, math.sqrt(self.pull**2 + 8 * self.pull * self.goal)
+        minimum = Critical((0.0, self.goal), 0.0, tuple(sorted((self.goal, k))))
+        x = math.sqrt(2 * k * self.goal)
+        value = 0.5 * k * self.goal**2
+        return minimum, *(Critical((sign * x, 0.0), value, ((k - root) / 2, (k + root) / 2)) for sign in (-1, 1))

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.landscapes.base import Landscape
+from lab.landscapes.base import Critical, Landscape
 from lab.settings import settings
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -58,3 +58,8 @@ class PiecewiseParabola(Landscape):
     def curvature(self, x: Tensor) -> Tensor:
         """|L''| at every x (..., 1): (..., 1), to which the noise of Xie et al. is proportional."""
         return torch.where(x.abs() < self.inflection, self.top, self.well).to(x)
+
+    @property
+    def critical_points(self) -> tuple[Critical, ...]:
+        wells = tuple(Critical((x,), 0.0, (self.well,)) for x in (-self.minimum, self.minimum))
+        return (*wells, Critical((0.0,), self.barrier, (-self.top,)))
