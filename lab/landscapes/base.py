@@ -85,6 +85,11 @@ class Landscape(Objective, ABC):
         """Those known in closed form: all of them, or one of each family where there are lines of them."""
         return ()
 
+    @property
+    def learning_coefficient(self) -> tuple[float, int] | None:
+        """(lambda, m) at the worst singularity of L = min L: volume{L - min L < e} ~ e^lambda (log 1/e)^(m - 1)."""
+        return None
+
 
 class InPlace(Landscape, ABC):
     """A landscape for many walkers: its gradient is written where it is wanted, and no memory is taken."""

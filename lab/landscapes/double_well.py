@@ -47,5 +47,9 @@ class DoubleWell(InPlace):
         wells = tuple(Critical((x, *rest), 0.0, tuple(sorted((2.0, *k)))) for x in (-1.0, 1.0))
         return (*wells, Critical((0.0, *rest), 0.25, tuple(sorted((-1.0, *k)))))
 
+    @property
+    def learning_coefficient(self) -> tuple[float, int]:
+        return self.num_params / 2, 1
+
     def _k(self, x: Tensor) -> Tensor:
         return torch.tensor(self.stiffness, dtype=x.dtype, device=x.device)

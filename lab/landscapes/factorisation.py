@@ -45,6 +45,10 @@ class Factorisation(InPlace):
             return origin, Critical((2.0, 0.0), 0.0, (0.0, 4.0))
         return origin, Critical((root, root), 0.0, (0.0, 2 * t)), Critical((2 * root, root / 2), 0.0, (0.0, 4.25 * t))
 
+    @property
+    def learning_coefficient(self) -> tuple[float, int]:
+        return (0.5, 1) if self.target else (0.5, 2)
+
     def flow_end(self, start: Tensor) -> Tensor:
         """a^2 + b^2 where gradient flow from start (..., 2) ends: sqrt((a^2 - b^2)^2 + 4 t^2), since a^2 - b^2 is kept."""
         kept = start[..., 0] ** 2 - start[..., 1] ** 2

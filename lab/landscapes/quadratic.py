@@ -32,5 +32,11 @@ class Quadratic(Landscape):
         h = torch.as_tensor(self.curvatures).tolist()
         return (Critical((0.0,) * len(h), 0.0, tuple(sorted(h))),)
 
+    @property
+    def learning_coefficient(self) -> tuple[float, int] | None:
+        """Half the number of curved directions of a minimum; None where some descend."""
+        h = torch.as_tensor(self.curvatures)
+        return (int((h > 0).sum()) / 2, 1) if bool((h >= 0).all()) and bool((h > 0).any()) else None
+
     def _h(self, x: Tensor) -> Tensor:
         return torch.as_tensor(self.curvatures).to(x)

@@ -51,6 +51,11 @@ class Saddle(Landscape):
         ends = [(sign * radius, *[0.0] * (self.dimension - 1)) for sign in (-1, 1)]
         return saddle, *(Critical(w, -(self.down**2) / (4 * self.confinement), tuple(curvatures)) for w in ends)
 
+    @property
+    def learning_coefficient(self) -> tuple[float, int] | None:
+        """Half the codimension of the sphere of minima; None without confinement, where there is no minimum."""
+        return ((self.dimension - self.negative + 1) / 2, 1) if self.confinement else None
+
     def _h(self, x: Tensor) -> Tensor:
         h = torch.full((self.dimension,), self.up, dtype=x.dtype, device=x.device)
         h[: self.negative] = -self.down

@@ -133,6 +133,7 @@ def test_the_cusp_scales_by_its_learning_coefficient() -> None:
     x, t = torch.randn(20, 2, dtype=DOUBLE, generator=torch.Generator().manual_seed(2)), 0.3
     scaled = x * torch.tensor([t**2, t**3], dtype=DOUBLE)
     torch.testing.assert_close(Cusp().energy(scaled), t**12 * Cusp().energy(x), rtol=1e-10, atol=0)
+    assert Cusp().learning_coefficient == ((2 + 3) / 12, 1)
 
 
 def test_the_cycle_of_the_edge_toy_is_lost_beyond_its_bound_and_absent_below_the_edge() -> None:

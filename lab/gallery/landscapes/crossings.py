@@ -53,6 +53,10 @@ class MinCrossing(InPlace):
         b, steep = self.centre, 2 * self.alpha
         return Critical((b, b + 1), 0.0, (0.0, steep)), Critical((b + 1, b), 0.0, (0.0, steep))
 
+    @property
+    def learning_coefficient(self) -> tuple[float, int]:
+        return 0.5, 1
+
 
 @settings(frozen=False, kw_only=False)
 class ProductCrossing(InPlace):
@@ -72,6 +76,10 @@ class ProductCrossing(InPlace):
     @property
     def critical_points(self) -> tuple[Critical, ...]:
         return Critical((0.0, 0.0), 0.0, (0.0, 0.0)), Critical((1.0, 0.0), 0.0, (0.0, 2 * self.alpha))
+
+    @property
+    def learning_coefficient(self) -> tuple[float, int]:
+        return 0.5, 2
 
 
 @settings(frozen=False, kw_only=False)
@@ -97,6 +105,10 @@ class ThreeLines(InPlace):
     def critical_points(self) -> tuple[Critical, ...]:
         return Critical((0.0, 0.0), 0.0, (0.0, 0.0)), Critical((1.0, 0.0), 0.0, (0.0, 2 * self.alpha))
 
+    @property
+    def learning_coefficient(self) -> tuple[float, int]:
+        return 1 / 3, 1
+
 
 @settings(frozen=False, kw_only=False)
 class Cusp(InPlace):
@@ -120,3 +132,7 @@ class Cusp(InPlace):
     @property
     def critical_points(self) -> tuple[Critical, ...]:
         return Critical((0.0, 0.0), 0.0, (0.0, 0.0)), Critical((1.0, 1.0), 0.0, (0.0, 26 * self.alpha))
+
+    @property
+    def learning_coefficient(self) -> tuple[float, int]:
+        return 5 / 12, 1

@@ -65,3 +65,7 @@ class EdgeToy(Landscape):
         x = math.sqrt(2 * k * self.goal)
         value = 0.5 * k * self.goal**2
         return minimum, *(Critical((sign * x, 0.0), value, ((k - root) / 2, (k + root) / 2)) for sign in (-1, 1))
+
+    @property
+    def learning_coefficient(self) -> tuple[float, int]:
+        return 1.0, 1

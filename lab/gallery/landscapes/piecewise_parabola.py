@@ -63,3 +63,7 @@ class PiecewiseParabola(Landscape):
     def critical_points(self) -> tuple[Critical, ...]:
         wells = tuple(Critical((x,), 0.0, (self.well,)) for x in (-self.minimum, self.minimum))
         return (*wells, Critical((0.0,), self.barrier, (-self.top,)))
+
+    @property
+    def learning_coefficient(self) -> tuple[float, int]:
+        return 0.5, 1
