@@ -14,8 +14,9 @@ from lab.callbacks.dashboard import show_figure
 from lab.callbacks.metrics import MetricsLogger
 from lab.curvature.phase import PhaseTracker
 from lab.curvature.stability import UpdateRule
+from lab.objective import NetworkObjective
 from lab.probes.attempt import Failures
-from lab.probes.base import Probe
+from lab.probes.base import Examples, Probe
 from lab.probes.bench import Bench
 
 
@@ -44,6 +45,10 @@ class Probing:
         """Values of the present step; one that is not finite was not measured, and takes the last one away."""
         kept = {tag: value for tag, value in self._latest.items() if tag not in values}
         self._latest = kept | {tag: float(value) for tag, value in values.items() if math.isfinite(value)}
+
+    def objective(self, examples: Examples) -> NetworkObjective:
+        """The loss on the fixed, class-balanced probe set of a size."""
+        return self.bench.objective(examples)
 
     def due(self, step: int) -> bool:
         """Whether any probe wants the snapshot of `step`."""

@@ -95,7 +95,7 @@ def test_where_examples_see_each_other_the_chunk_is_the_batch_of_training() -> N
         net = mlp(layer)
         probe = ProbeCallback([Sharpness(every=3)], CE, data("vectors"))
         fit(net, probe, batch=6)
-        loss = probe.bench.objective("auto")
+        loss = probe.objective("auto")
         assert loss.chunk_size(loss.weights) == 6
         x, y = data("vectors")
         truth = sum(float(CE(net(x[i : i + 6]), y[i : i + 6])) * 6 / 24 for i in range(0, 24, 6))
