@@ -23,8 +23,8 @@ def unexplained(network: NetworkObjective, w: Tensor, chunk: Chunk, formed: Abst
     """Parameters, but those that are `formed`, whose gradients are not those that the chunk has on record, or that have no
     record although the loss of the chunk depends on them.
 
-    Looked at: the example with the largest output gradient, the first, the last, and a random sum over `MOST_LOOKED`. Cost:
-    one gradient of these examples, and one of the chunk where a parameter has no record. NaN tells nothing.
+    Looked at: the first example alone and a random sum over `MOST_LOOKED`; of more examples also the last, and that of the
+    largest output gradient. Cost: one gradient of these, and one of the chunk where a parameter has no record.
     """
     wrong = set[str]()
     eps = max(torch.finfo(w.dtype).eps, min(network.look.eps, torch.finfo(torch.float32).eps))  # float32 inside float64
@@ -45,9 +45,10 @@ def unexplained(network: NetworkObjective, w: Tensor, chunk: Chunk, formed: Abst
 
 def _looked(chunk: Chunk) -> Iterator[Tensor]:
     """Places in the chunk of the examples that are looked at together."""
-    num, device = len(chunk.index), chunk.index.device
-    largest = {int(chunk.layers[-1].g.flatten(1).square().sum(1).argmax())} if chunk.layers else set[int]()
-    yield from (torch.tensor([j], device=device) for j in {0, num - 1} | largest)
+    num, device, alone = len(chunk.index), chunk.index.device, {0}
+    if num > MOST_LOOKED and chunk.layers:  # else they are all among those below
+        alone |= {num - 1, int(chunk.layers[-1].g.flatten(1).square().sum(1).argmax())}
+    yield from (torch.tensor([j], device=device) for j in alone)
     yield torch.linspace(0, num - 1, min(num, MOST_LOOKED), device=device).round().long()
 
 

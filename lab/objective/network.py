@@ -33,6 +33,7 @@ class NetworkObjective(ChunkedNetwork):
     Buffers, modes, `.grad` and random state of the model are left as found. A float64 w gives a float64 loss, whatever
     the dtype of the model. Works under `torch.no_grad`; `torch.inference_mode` is refused.
 
+    >>> import torch
     >>> x, y = torch.tensor([[1.0], [3.0]]), torch.tensor([[1.0], [2.0]])
     >>> loss = NetworkObjective(nn.Linear(1, 1, bias=False), nn.MSELoss(), (x, y))  # mean of (w x - y)^2
     >>> w = torch.ones(1)
