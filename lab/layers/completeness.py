@@ -23,9 +23,8 @@ def unexplained(network: NetworkObjective, w: Tensor, chunk: Chunk, formed: Abst
     """Parameters, but those that are `formed`, whose gradients are not those that the chunk has on record, or that have no
     record although the loss of the chunk depends on them.
 
-    Looked at: the first example alone and a random sum over `MOST_LOOKED`; of more examples also the last, and that of
-    the largest output gradient. Cost: one gradient of these, and one of the chunk where a parameter has no record. NaN is
-    skipped.
+    Looked at: the first example alone and a random sum over `MOST_LOOKED`; of more examples also the last, and that of the
+    largest output gradient. Cost: one gradient of these, and one of the chunk where a parameter has no record.
     """
     wrong = set[str]()
     eps = max(torch.finfo(w.dtype).eps, min(network.look.eps, torch.finfo(torch.float32).eps))  # float32 inside float64
