@@ -18,14 +18,18 @@ from abc import ABC
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar, Union, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, Union, get_type_hints
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 from torch import Tensor
 
 from lab.curvature.stability import UpdateRule
 from lab.objective import Objective, with_gradients
+from lab.probes.knobs import Every as Every
+from lab.probes.knobs import Positive as Positive
+from lab.probes.knobs import ProbeSet as ProbeSet
+from lab.probes.knobs import knob as knob
 from lab.probes.snapshot import Examples as Examples
 from lab.probes.snapshot import Plan as Plan
 from lab.probes.snapshot import Snapshot as Snapshot
@@ -42,21 +46,6 @@ Value = Union[float, "Figure", Tensor]
 """A number for a curve, a picture for the dashboard, or an array for `arrays/` in the run folder."""
 Memory = Mapping[str, Tensor]
 """What a measurement builds on from the one before, by name: warm starts, past weights. Empty at the first."""
-
-
-def knob(text: str, **bounds: float) -> Any:
-    """The text of a setting, and bounds of it (gt, ge, lt, le), for `Annotated`."""
-    return Field(description=text, **bounds)  # type: ignore[call-overload]
-
-
-Count = Annotated[int, Field(gt=0)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(gt=0, lt=1)]
-Every = Annotated[Count, knob("steps between measurements")]
-ProbeSet = Annotated[
-    Count | Literal["all", "auto"],
-    knob("probe set: all | n (class-balanced, fixed) | auto: all up to 5000 training examples, else 2000"),
-]
 
 
 class Probe(ABC):

@@ -29,8 +29,9 @@ from lab.curvature.operators import gauss_newton
 from lab.noise.batch_minima import BatchLosses, BatchMinima, descend, draw_batches, leave_one_out, one_by_one
 from lab.noise.clusters import Cloud, cloud, clusters
 from lab.objective import NetworkObjective
-from lab.probes.base import Count, Every, Memory, Plan, Probe, ProbeSet, Snapshot, knob, measures, quantities
+from lab.probes.base import Memory, Plan, Probe, Snapshot, measures, quantities
 from lab.probes.batch_landscape_figure import landscape_figure
+from lab.probes.knobs import Count, Every, Natural, ProbeSet, Several, knob
 from lab.results import Result, finite
 from lab.sampling import Sampling
 from lab.settings import SettingError
@@ -60,15 +61,13 @@ class BatchLandscape(Probe):
 
     every: Every = 500
     examples: ProbeSet = "auto"
-    batches: Annotated[int, knob("number of batches", gt=1)] = 24
+    batches: Annotated[Several, knob("number of batches")] = 24
     batch_size: Annotated[
         Count | Literal["auto"],
         knob("examples in each | auto: as in training (32 where full), at most half of the probe set"),
     ] = "auto"
     steps: Annotated[Count, knob("descent steps on each batch, and on all examples")] = 100
-    leave_out: Annotated[
-        int, knob("examples left out in turn, where the minimum of all was reached; 0: none", ge=0)
-    ] = 8
+    leave_out: Annotated[Natural, knob("examples left out in turn, where the minimum of all was reached; 0: none")] = 8
     damping: Annotated[float, knob("in top Gauss-Newton eigenvalues; flatter directions are not shifted", ge=0)] = 1e-3
     max_matvecs: Annotated[Count, knob("Gauss-Newton products allowed per example left out (1 to 2 gradients)")] = 100
 

@@ -21,7 +21,6 @@ import warnings
 from typing import Annotated, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from lab.curvature.operators import Hessian
@@ -38,8 +37,9 @@ from lab.noise.batch_curvature import (
 )
 from lab.noise.ratios import FEWEST, PILOT, Bootstrapped, bootstrapped, mean_of_ratios, needed, ratio_of_means
 from lab.objective import Objective
-from lab.probes.base import Every, Memory, Probe, ProbeSet, Share, Snapshot, continued, knob, measures
+from lab.probes.base import Memory, Probe, Snapshot, continued, measures
 from lab.probes.batch_sharpness_result import BatchSharpnessResult, beside, place, rounded
+from lab.probes.knobs import Every, Natural, ProbeSet, Several, Share, knob
 from lab.settings import SettingError
 from lab.settings import settings as card
 
@@ -77,13 +77,13 @@ class BatchSharpness(Probe):
 
     every: Every = 101
     rse: Annotated[Share, knob("relative standard error wanted; a pilot of 8 batches decides how many")] = 0.05
-    max_batches: Annotated[int, knob("batches of the estimate at most; up to 16 there is no pilot", gt=1)] = 400
-    batches: Annotated[Annotated[int, Field(gt=1)] | None, knob("a fixed number of batches instead of rse")] = None
+    max_batches: Annotated[Several, knob("batches of the estimate at most; up to 16 there is no pilot")] = 400
+    batches: Annotated[Several | None, knob("a fixed number of batches instead of rse")] = None
     gni_batches: Annotated[
-        int, knob("batches for gni, each a Hessian product of the probe set; 0: not measured", ge=0)
+        Natural, knob("batches for gni, each a Hessian product of the probe set; 0: not measured")
     ] = 20
     lambda_batches: Annotated[
-        int, knob("batches for lambda_max, at 10 to 25 products of a batch; 0: not measured", ge=0)
+        Natural, knob("batches for lambda_max, at 10 to 25 products of a batch; 0: not measured")
     ] = 0
     examples: ProbeSet = "auto"
 

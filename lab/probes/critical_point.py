@@ -17,8 +17,9 @@ from torch import Tensor
 from lab.objective import Decayed, Objective
 from lab.points.critical import classify
 from lab.points.finding import find_critical
-from lab.probes.base import Count, Every, Memory, Positive, Probe, ProbeSet, Share, Snapshot, knob, measures, quantities
+from lab.probes.base import Memory, Probe, Snapshot, measures, quantities
 from lab.probes.critical_point_result import KINDS, CriticalPointResult, in_words
+from lab.probes.knobs import Count, Every, Natural, Positive, ProbeSet, Share, knob
 from lab.settings import settings as card
 
 
@@ -37,7 +38,7 @@ class CriticalPoint(Probe):
     examples: ProbeSet = "auto"
     gradient_tol: Annotated[Positive, knob("|g| above it: no critical point; a search goes down to it")] = 1e-8
     tol: Annotated[Share, knob("eigenvalues within tol x the largest |eigenvalue| count as zero")] = 1e-4
-    dense: Annotated[int, knob("weights up to which all eigenvalues, at a product each; beyond, Lanczos", ge=0)] = 500
+    dense: Annotated[Natural, knob("weights up to which all eigenvalues, at a product each; beyond, Lanczos")] = 500
     max_matvecs: Annotated[int, knob("Hessian products for Lanczos; too few: the index is a lower bound", ge=2)] = 400
     find: Annotated[bool, knob("first look for the critical point nearby, by Newton steps on |g|^2")] = False
     max_iterations: Annotated[Count, knob("of that search")] = 100

@@ -11,12 +11,11 @@ where no rate exists none is logged, and the sentence says why. Networks run wit
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
-
-from lab.probes.base import Count, Every, Memory, Positive, Probe, Snapshot, knob, measures
+from lab.probes.base import Memory, Probe, Snapshot, measures
 from lab.probes.escape_cells import replicate
 from lab.probes.escape_result import EscapeResult
 from lab.probes.escape_start import ExitName, Scene, begin, number
+from lab.probes.knobs import Count, Every, Natural, Positive, Several, knob
 from lab.sampling import Sampling
 from lab.settings import settings as card
 
@@ -35,26 +34,21 @@ class Escape(Probe):
     every: Every = 1000
     at: Annotated[Literal["steps", "end"], knob("steps: every so many | end: once, at the end of training")] = "steps"
     examples: Annotated[
-        Annotated[int, Field(gt=1)] | Literal["all", "auto"],
+        Several | Literal["all", "auto"],
         knob("probe set of the loss and the batches drawn: n | all | auto (all up to 5000, else 2000)"),
     ] = "auto"
     replicas: Annotated[int, knob("copies of the run with independent batches and noise", ge=2)] = 64
     lrs: Annotated[tuple[Positive, ...], knob("learning rates of the sweep; empty: that of the run")] = ()
     batch_sizes: Annotated[
-        tuple[Annotated[int, Field(ge=0)], ...],
-        knob("batch sizes of the sweep, 0 the full batch; empty: that of the run"),
+        tuple[Natural, ...],
+        knob("batch sizes of the sweep, 0: the full one; empty: that of the run"),
     ] = ()
-    sampling: Annotated[
-        Sampling | None, knob("epoch | with_replacement | without_replacement; null: as the run draws")
-    ] = None
+    sampling: Annotated[Sampling | None, knob("how batches are drawn; null: as in the run")] = None
     noise: Annotated[
         Literal["minibatch", "sample_weights", "frozen", "isotropic"],
         knob("minibatch | sample_weights | frozen | isotropic: Gaussian on the full gradient, of the size of B"),
     ] = "minibatch"
-    exit: Annotated[
-        ExitName,
-        knob("auto (saddle at a saddle, else quench) | saddle | quench | linear | loss_barrier | top_distance"),
-    ] = "auto"
+    exit: Annotated[ExitName, knob("auto: saddle at a saddle, else quench")] = "auto"
     radius: Annotated[
         Positive | None, knob("of saddle, linear, top_distance, in weights; null: half way to the minima beyond")
     ] = None
@@ -64,7 +58,7 @@ class Escape(Probe):
     ] = 5
     budget: Annotated[int, knob("steps a replica is watched, at most", ge=16)] = 2000
     burn_in: Annotated[
-        Annotated[int, Field(ge=0)] | None,
+        Natural | None,
         knob("steps before the clock starts; null: 3 relaxation times, at most a quarter of the budget"),
     ] = None
     max_matvecs: Annotated[int, knob("Hessian products, at most, that say what kind of point the start is", ge=2)] = 200

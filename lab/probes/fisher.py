@@ -29,22 +29,10 @@ from lab.noise.covariance import covariance
 from lab.noise.fisher import sampled_fisher, true_fisher
 from lab.objective import CHUNK_BYTES, NetworkObjective, Objective
 from lab.params import layout
-from lab.probes.base import (
-    Count,
-    Every,
-    Memory,
-    Plan,
-    Probe,
-    ProbeSet,
-    Share,
-    Snapshot,
-    continued,
-    knob,
-    measures,
-    quantities,
-)
+from lab.probes.base import Memory, Plan, Probe, Snapshot, continued, measures, quantities
 from lab.probes.fisher_matrices import MATRICES, Matrices
 from lab.probes.fisher_result import FisherResult, history_row, in_words, side_by_side
+from lab.probes.knobs import Count, Every, ProbeSet, Share, knob
 from lab.settings import SettingError
 from lab.settings import settings as card
 

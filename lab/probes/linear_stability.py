@@ -18,12 +18,12 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from pydantic import Field
 
 from lab.noise.example_curvature import ExampleCurvature, example_curvature
 from lab.noise.lyapunov import DECIDED, LinearSteps, critical_lr, lyapunov, sign, uniform_step
 from lab.noise.second_moments import in_plane, mean_square_bound, mean_square_lr, plane_lr, second_moment_radius
-from lab.probes.base import Count, Every, Memory, Probe, Snapshot, knob, measures, quantities
+from lab.probes.base import Memory, Probe, Snapshot, measures, quantities
+from lab.probes.knobs import Count, Every, Several, knob
 from lab.results import Estimate, Result, finite, numbered
 from lab.run.figures import CURVATURE
 from lab.settings import settings as card
@@ -54,12 +54,16 @@ class LinearStability(Probe):
 
     every: Every = 500
     examples: Annotated[
-        Annotated[int, Field(gt=1)] | Literal["all"],
+        Several | Literal["all"],
         knob("probe set: n (class-balanced, fixed; stands for the training set) | all; cost ~ its cube"),
     ] = 100
-    directions: Annotated[Count, knob("top Gauss-Newton eigenvectors; fewer than its rank: values too low")] = 300
-    steps: Annotated[int, knob("of the random product; up to 10 times more while its error is above 5 %", gt=3)] = 400
-    replicas: Annotated[int, knob("random vectors it is applied to; error ~ 1/sqrt(replicas steps)", gt=1)] = 32
+    directions: Annotated[
+        Count, knob("top Gauss-Newton eigenvectors used; fewer than its rank make values too low")
+    ] = 300
+    steps: Annotated[
+        int, knob("steps of the random product; up to 10 times more while its error is above 5 %", gt=3)
+    ] = 400
+    replicas: Annotated[Several, knob("random vectors it is applied to; error falls as 1/sqrt(replicas steps)")] = 32
     critical: Annotated[bool, knob("also the learning rate where the exponent is zero (5 times the cost)")] = True
 
     def finding(self, values: dict[str, float]) -> str:

@@ -35,7 +35,8 @@ from lab.noise.slope import along, expected_slope
 from lab.noise.tails import excess_kurtosis, extreme_index, gaussianity, tail_index
 from lab.objective import CHUNK_BYTES, NetworkObjective, Objective
 from lab.params import layout
-from lab.probes.base import Count, Every, Memory, Plan, Probe, ProbeSet, Share, Snapshot, knob, measures, quantities
+from lab.probes.base import Memory, Plan, Probe, Snapshot, measures, quantities
+from lab.probes.knobs import Count, Every, Natural, ProbeSet, Share, knob
 from lab.probes.noise_result import NoiseAlong, NoiseResult, in_words
 from lab.results import Estimate, numbered
 from lab.sampling import SAMPLINGS, Sampling, batch_factor, cross_factor
@@ -82,7 +83,7 @@ class Noise(Probe):
     ] = 200
     directions: Annotated[Count, knob("random directions along which the noise is tested for being Gaussian")] = 10
     layers: Annotated[bool, knob("also the trace of every parameter's block of D")] = False
-    draws: Annotated[int, knob("epochs of mini-batches for each size and sampling, against Lemma 1; 0: none", ge=0)] = 0
+    draws: Annotated[Natural, knob("epochs of batches drawn for each size and sampling, against Lemma 1; 0: none")] = 0
 
     @model_validator(mode="after")
     def _consistent(self) -> "Noise":

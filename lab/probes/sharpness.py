@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from lab.curvature.chain import Chain
@@ -24,7 +23,8 @@ from lab.curvature.stability import UpdateRule
 from lab.objective import Objective
 from lab.objective.sharded import Sharded
 from lab.params import layout
-from lab.probes.base import Count, Every, Memory, Plan, Probe, ProbeSet, Share, Snapshot, knob, measures
+from lab.probes.base import Memory, Plan, Probe, Snapshot, measures
+from lab.probes.knobs import Count, Every, Natural, ProbeSet, Share, knob
 from lab.probes.sharpness_result import SharpnessResult
 from lab.settings import SettingError
 from lab.settings import settings as card
@@ -61,7 +61,7 @@ class Sharpness(Probe):
     midpoints: Annotated[bool, knob("also at (w[t-2] + 2 w[t-1] + w[t])/4, where period-2 oscillations cancel")] = False
     cold: Annotated[Count, knob("every so many measurements a solve starts at random, else from the last vectors")] = 20
     coarse: Annotated[
-        Annotated[int, Field(ge=0)] | Literal["auto"],
+        Natural | Literal["auto"],
         knob("examples over which the others search first: n | 0: none | auto: 1000 of a probe set of 10,000 or more"),
     ] = "auto"
 

@@ -22,7 +22,8 @@ from torch import Tensor
 from lab.curvature.density import SpectralDensity
 from lab.curvature.stability import UpdateRule
 from lab.params import Layout, layout
-from lab.probes.base import Count, Every, Memory, Plan, Probe, ProbeSet, Share, Snapshot, knob, measures
+from lab.probes.base import Memory, Plan, Probe, Snapshot, measures
+from lab.probes.knobs import Count, Every, Natural, ProbeSet, Several, Share, knob
 from lab.probes.sharpness import PER_SOLVE
 from lab.probes.spectrum_blocks import Blocks, eigenvalues
 from lab.results import Eigenpairs, Estimate, Result, numbered
@@ -55,12 +56,12 @@ class Spectrum(Probe):
 
     every: Every = 130
     k: Annotated[Count, knob("number of largest eigenpairs")] = 10
-    bottom: Annotated[int, knob("number of smallest eigenpairs", ge=0)] = 10
+    bottom: Annotated[Natural, knob("number of smallest eigenpairs")] = 10
     tol: Annotated[Share, knob("wanted error of an eigenvalue, relative to the largest |eigenvalue|, at both ends")] = (
         1e-2
     )
     max_matvecs: Annotated[int, knob("Hessian products allowed per eigensolve (each about 1.1 gradients)", gt=3)] = 400
-    steps: Annotated[int, knob("Lanczos steps per random vector: the density resolves 1/steps of the range", gt=1)] = 80
+    steps: Annotated[Several, knob("Lanczos steps per random vector: the density resolves 1/steps of the range")] = 80
     vectors: Annotated[Count, knob("random vectors of the density; its errors fall as 1/sqrt(vectors)")] = 3
     examples: ProbeSet = "auto"
     parameters: Annotated[
