@@ -122,6 +122,7 @@ def linear_stability(here: Snapshot, settings: LinearStability, memory: Memory) 
     `lab.Bench(model, loss, (x, y), optimizer, batch_size=32).snapshot()` knows the step. The cost grows as the cube of the
     examples: measure an objective over a hundred of them (`objective.restrict`).
 
+    >>> from lab.objective import NetworkObjective
     >>> x, mse = torch.tensor([[1.0], [3.0]]), torch.nn.MSELoss()  # curvatures 2 and 18
     >>> loss = NetworkObjective(torch.nn.Linear(1, 1, bias=False), mse, (x, x))
     >>> numbers = linear_stability(loss).numbers()
