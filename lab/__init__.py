@@ -49,8 +49,25 @@ class _Room(ModuleType):
     """A package that has the name of a measurement and is called as one: lab.noise(objective), lab.noise.covariance."""
 
     def __call__(self, *args: Any, **settings: Any) -> Any:
+        return self._measurement(*args, **settings)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return import_module(f"{self.__name__}.{name}")
+        except ModuleNotFoundError:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}") from None
+
+    def __reduce__(self) -> Any:
+        return import_module, (self.__name__,)
+
+    @property
+    def __signature__(self) -> Any:
+        return self._measurement.__signature__
+
+    @property
+    def _measurement(self) -> Any:
         name = self.__name__.removeprefix("lab.")
-        return getattr(import_module(f"lab.probes.{name}"), name)(*args, **settings)
+        return getattr(import_module(f"lab.probes.{name}"), name)
 
 
 for _name in ("noise", "escape"):

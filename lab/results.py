@@ -33,6 +33,8 @@ class Result(ABC):
 
         Raises ValueError where there is none, with the reason `blank`.
         """
+        if not isinstance(when, str):
+            raise TypeError(f"figure({when!r}): expected the end of a title, a text; a threshold goes by its name")
         if not (figures := self.figures(when)):
             raise ValueError(self.blank)
         return next(iter(figures.values()))

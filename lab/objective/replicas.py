@@ -39,6 +39,10 @@ class Replicated:
         self._calls: Counter[tuple[object, ...]] = Counter()
         self._recorded: dict[tuple[object, ...], Program] = {}
 
+    def __getstate__(self) -> dict[str, object]:
+        """Without the programs, which are recorded anew."""
+        return self.__dict__ | {"_recorded": {}, "_calls": Counter()}
+
     def values(self, W: Tensor, index: Tensor | None) -> Tensor:
         """(R,) losses on the mini-batches `index` (R, B), or on all examples."""
         return self._over_chunks("value", self._loss, W, index, None)

@@ -136,8 +136,8 @@ class Measurement(Generic[S, R]):
     """A measurement as one calls it: of a snapshot, or of an objective by itself (`Snapshot.of`).
 
     objective  the loss, or a snapshot, where the optimiser and its batches matter (`lab.Bench` makes one).
-    w          (P,) the weights; default: the present ones of the objective.
-    seed       of the random streams; audited: whether the laws of the loss are looked at first.
+    w          (P,) the weights; default: the present ones of the objective. A snapshot has its own w, seed and audit.
+    seed       of the random streams (default 0); audited: whether the laws of the loss are looked at first (default True).
     memory     result.memory() of the measurement before, for a warm start.
     The other keywords are the settings of the card. Raises SettingError for a setting that cannot be, Unsound for a loss
     that breaks a law.
@@ -161,18 +161,37 @@ class Measurement(Generic[S, R]):
         objective: Objective | Snapshot,
         w: Tensor | None = None,
         *,
-        seed: int = 0,
-        audited: bool = True,
+        seed: int | None = None,
+        audited: bool | None = None,
         memory: Memory | None = None,
         **settings: Any,
     ) -> R:
+        name = self.__name__
+        if "every" in settings:
+            raise SettingError(f"{name}.every is the rhythm of a probe, and this is one measurement; leave it out")
         try:
             chosen = self.card(**settings)
         except ValidationError as error:
-            raise SettingError(refusal(error, self.__name__)) from None
+            raise SettingError(refusal(error, name)) from None
         if isinstance(objective, Snapshot):
+            if not (w is seed is audited is None):
+                raise SettingError(f"{name}(snapshot, ...): a snapshot has its own w, seed and audit; leave them out")
+            objective.require(chosen)
             return self.function(objective, chosen, memory or {})
-        return self.function(Snapshot.of(objective, w, seed=seed, audited=audited), chosen, memory or {})
+        if not isinstance(objective, Objective):
+            raise SettingError(
+                f"{name}({type(objective).__name__}): expected an objective or a snapshot, e.g. "
+                "lab.NetworkObjective(model, loss, (x, y)) or lab.Bench(model, loss, (x, y), optimizer).snapshot()"
+            )
+        if "examples" in settings:
+            raise SettingError(
+                f"{name}.examples chooses the probe set of a run, and an objective has its own; leave it out"
+            )
+        here = Snapshot.of(objective, w, seed=seed or 0, audited=audited is None or audited)
+        return self.function(here, chosen, memory or {})
+
+    def __reduce__(self) -> str:
+        return self.__qualname__
 
     def __repr__(self) -> str:
         return f"<measurement {self.__name__}>"

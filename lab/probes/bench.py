@@ -22,7 +22,8 @@ from lab.probes.attempt import Failure, attempt, joined
 from lab.probes.audited import Audited
 from lab.probes.base import Examples, Plan, Probe, Snapshot, Value
 from lab.run.signals import cut_off
-from lab.sampling import Sampling
+from lab.sampling import SAMPLINGS, Sampling
+from lab.settings import SettingError
 from lab.streams import stream
 
 AUTO_ALL, AUTO_EXAMPLES = 5000, 2000
@@ -58,6 +59,13 @@ class Bench:
     ):
         self.model, self.criterion, self.data = model, criterion, _pair(data)
         self.optimizers = [optimizers] if isinstance(optimizers, optim.Optimizer) else optimizers
+        if not all(isinstance(one, optim.Optimizer) for one in self.optimizers or ()):
+            raise TypeError(f"optimizers is {optimizers!r}; expected a torch.optim.Optimizer, several, or None")
+        if sampling not in SAMPLINGS or (batch_size is not None and batch_size < 1):
+            raise ValueError(
+                f"batch_size={batch_size}, sampling={sampling!r}: expected a whole number of at least 1, or None, and one "
+                f"of {', '.join(SAMPLINGS)}"
+            )
         self.batch_norm, self.chunk_size, self.batch_examples = batch_norm, chunk_size, batch_size
         self.batch_size, self.sampling, self.seed = batch_size, sampling, seed
         self.objectives: dict[Examples, NetworkObjective] = {}
@@ -79,6 +87,8 @@ class Bench:
     def require(self, probes: Iterable[Probe]) -> None:
         """Raise SettingError, one line, for a measurement that model, data and settings cannot give."""
         for probe in probes:
+            if not isinstance(probe, Probe):
+                continue  # somebody's own, which demands nothing
             probe.require(Plan(self.model, len(self.data[1]), self.objective, self.sampling))
 
     def see_together(self, examples: int | None) -> None:
@@ -102,6 +112,8 @@ class Bench:
     def snapshot(self, step: int = 0, *, batch: Tensor | None = None, ended: bool = False) -> Snapshot:
         """The state before update `step`, at the present weights, whose mini-batch has the examples `batch` (m,)."""
         self.follow()
+        if not self.live.params:
+            raise SettingError("no weight of the model is trainable (requires_grad): there is nothing to measure")
         return self.still(step, batch=batch, ended=ended)
 
     def still(self, step: int, *, batch: Tensor | None = None, ended: bool = False) -> Snapshot:
@@ -120,6 +132,7 @@ class Bench:
             direction=live.direction,
             replicate=live.replicate,
             ended=ended,
+            require=lambda probe: self.require([probe]),
         )
 
     def measure(

@@ -114,7 +114,12 @@ def begin(here: Snapshot, settings: "Escape") -> Start:
             f"probe=[escape]: {len(here.w) - len(rule.moved)} of {len(here.w)} weights do not move, replicas "
             "move all of them; freeze those (requires_grad=False)"
         )
-    if rule is None or not rule.uniform:
+    if rule is None:
+        raise SettingError(
+            "probe=[escape]: no optimiser is known, and replicas need one: optimizer= at a door, in a notebook "
+            "lab.Bench(model, loss, (x, y), optimizer).snapshot()"
+        )
+    if not rule.uniform:
         raise SettingError(
             "probe=[escape]: the weights have no one learning rate, momentum and decay; replicas need one setting"
         )

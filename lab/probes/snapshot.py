@@ -32,7 +32,8 @@ class Snapshot:
     examples (None: no training is known) by `sampling`. direction(g) is the step (P,) that the optimiser as it is would
     make for the gradient g (P,) (None where there is none); ask for it while the optimiser is at this step. replicate(lr)
     makes the optimiser as it is, at another learning rate, of a stack of weights (R, P) (None where there is none);
-    likewise. At the end of training (`ended`) there is no update t.
+    likewise. At the end of training (`ended`) there is no update t. require(probe) raises SettingError where its
+    measurement cannot be had here.
     """
 
     step: int
@@ -47,6 +48,7 @@ class Snapshot:
     direction: Callable[[Tensor], Tensor] | None = None
     replicate: Callable[[float], Callable[[list[Tensor]], Optimizer]] | None = None
     ended: bool = False
+    require: Callable[[Any], None] = lambda probe: None
     _shared: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @classmethod

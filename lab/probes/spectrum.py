@@ -11,7 +11,7 @@ The known eigenpairs are taken out of the density, so it is exact at the ends an
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -140,10 +140,15 @@ class SpectrumResult(Result):
         known = [(name, float(pairs.values[0]), float(pairs.errors[0])) for name, pairs in ends if len(pairs.values)]
         words = [f"the {name} eigenvalue is {value:.4g} +- {error:.1g}" for name, value, error in known]
         words.append(f"the trace {self.trace.value:.4g} +- {self.trace.error:.1g}")
-        words.append(f"{self.density.outliers.value:.0f} eigenvalues lie above the bulk")
+        above = f"{self.density.outliers.value:.0f}"
+        words.append("1 eigenvalue lies above the bulk" if above == "1" else f"{above} eigenvalues lie above the bulk")
         words.append(f"the negative ones are {self.density.negative_mass.value:.2g} of the absolute sum")
         end = "." if self.converged else "; an eigensolve did not converge."
         return f"Hessian spectrum: {', '.join(words)}{end}"
+
+    def figure(self, when: str = "", *, threshold: float | None = None) -> Figure:
+        """As of every result; `threshold` in place of that of the optimiser."""
+        return super().figure(when) if threshold is None else replace(self, threshold=threshold).figure(when)
 
     def arrays(self) -> dict[str, Tensor]:
         """All that the figure is drawn from, float64; nothing where a product was not finite."""

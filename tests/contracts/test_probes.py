@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import math
+import pickle
 import pkgutil
 import warnings
 from dataclasses import replace
@@ -13,10 +14,12 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
+import lab
 import lab.probes
 from lab.curvature.stability import UpdateRule
 from lab.objective import NetworkObjective
 from lab.probes.base import Examples, Probe, Snapshot
+from lab.settings import SettingError
 
 MODULES = [importlib.import_module(f"lab.probes.{info.name}") for info in pkgutil.iter_modules(lab.probes.__path__)]
 PROBES = sorted(
@@ -123,3 +126,23 @@ def test_a_probe_whose_memory_is_restored_measures_the_same(kind: type[Probe]) -
     for tag, value in later[0].items():
         if isinstance(value, float) and not tag.endswith("seconds"):
             assert value == later[1][tag] or math.isnan(value)
+
+
+def test_a_measurement_and_its_result_can_be_stored_and_a_snapshot_has_its_own_weights() -> None:
+    x, y = torch.randn(120, 4, generator=torch.Generator().manual_seed(0)), torch.arange(120) % 3
+    model = nn.Sequential(nn.Linear(4, 2), nn.Tanh(), nn.Linear(2, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    here = lab.Bench(model, nn.functional.cross_entropy, (x, y), optimizer, batch_size=6).snapshot()
+    for name in lab.MEASUREMENTS:
+        measurement = pickle.loads(pickle.dumps(getattr(lab, name)))
+        assert inspect.signature(measurement).parameters["w"].default is None
+        with pytest.raises(SettingError, match="a snapshot has its own w"):
+            measurement(here, torch.zeros(17))
+        with pytest.raises(SettingError, match=rf"{name}\.every is the rhythm"):
+            measurement(here, every=2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of so few products and batches
+            result = measurement(here, **{key: value for key, value in MORE[name].items() if key != "midpoints"})
+        stored = pickle.loads(pickle.dumps(result))
+        assert stored.numbers().keys() == result.numbers().keys() and stored.sentence() == result.sentence()
+        assert isinstance(result.figure(), Figure)
