@@ -12,7 +12,7 @@ from lab.escape.exits import Coordinate, Exit, LossBarrier, Quench
 from lab.escape.fleming_viot import fleming_viot
 from lab.escape.noises import IsotropicNoise
 from lab.escape.replicas import Replicas
-from lab.escape.warnings import Pass, examine
+from lab.escape.warnings import WayOut, examine
 from lab.landscapes.base import Landscape
 from lab.landscapes.double_well import DoubleWell
 from lab.landscapes.quadratic import Quadratic
@@ -48,7 +48,7 @@ def measured(
     start: Tensor,
     dynamics: Dynamics,
     exit: Exit,
-    saddle: Pass | None = None,
+    saddle: WayOut | None = None,
     **settings: object,
 ) -> EnsembleEscape:
     place = examine(objective, start, dynamics, classify(objective, start), saddle=saddle, generator=generator(1))
@@ -130,7 +130,7 @@ def quartic_rate(temperature: float, lr: float, beyond: float) -> float:
 
 def test_the_quartic_well_has_the_rate_of_the_double_quadrature() -> None:
     temperature, lr = 0.07, 0.05
-    saddle = Pass(point(0.0, 0.0), 0.25, point(1.0, 0.0))
+    saddle = WayOut(point(0.0, 0.0), 0.25, point(1.0, 0.0))
     found = measured(
         DoubleWell(), point(-1.0, 0.0), thermal(temperature, lr), well_exit(), saddle, replicas=400, budget=12000
     )
@@ -163,7 +163,7 @@ def said(found: EnsembleEscape, words: str) -> None:
 
 
 def test_a_barrier_below_two_temperatures_has_no_rate() -> None:
-    saddle = Pass(point(0.0, 0.0), 0.25, point(1.0, 0.0))
+    saddle = WayOut(point(0.0, 0.0), 0.25, point(1.0, 0.0))
     said(measured(DoubleWell(), point(-1.0, 0.0), thermal(0.15, 0.05), well_exit(), saddle), "the barrier 0.25")
 
 
@@ -174,7 +174,7 @@ def test_a_drifting_start_has_no_rate() -> None:
 
 
 def test_soft_modes_have_no_rate() -> None:
-    saddle = Pass(point(0.0, 0.0), 0.25, point(1.0, 0.0))
+    saddle = WayOut(point(0.0, 0.0), 0.25, point(1.0, 0.0))
     well = DoubleWell(stiffness=(0.01,))
     said(measured(well, point(-1.0, 0.0), thermal(0.07, 0.05), well_exit(), saddle, budget=2000), "soft modes")
 
@@ -274,7 +274,7 @@ def test_the_temperature_of_a_start_is_that_of_its_walkers_also_with_momentum(mo
     """Var w = T/h along a curvature h: T = lr C/(2 (1 - momentum)), to lr h/2."""
     objective, w, lr = Quadratic((1.0,)), point(0.0), 0.01
     moved = Dynamics(lambda at: partial(optim.SGD, lr=at, momentum=momentum), lr, noise=IsotropicNoise(1.0))
-    saddle = Pass(point(1.0), 1.0, point(1.0))
+    saddle = WayOut(point(1.0), 1.0, point(1.0))
     place = examine(
         objective, w, moved, classify(objective, w), momentum=momentum, saddle=saddle, generator=generator(1)
     )

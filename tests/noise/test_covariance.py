@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lab.layers.examples import ExampleGradients
-from lab.noise.covariance import Spectrum, covariance, eigenvalues, square_by_sample
+from lab.noise.covariance import NoiseSpectrum, covariance, eigenvalues, square_by_sample
 from lab.noise.size import trace
 from lab.objective import NetworkObjective
 
@@ -154,7 +154,7 @@ def test_equal_gradients_have_no_noise() -> None:
     model = nn.Linear(3, 2).double()
     loss = NetworkObjective(model, nn.CrossEntropyLoss(), (torch.ones(5, 3, dtype=DOUBLE), torch.zeros(5).long()))
     assert abs(trace(loss, loss.weights).value) < 1e-14
-    found: Spectrum = eigenvalues(loss, loss.weights, 1)
+    found: NoiseSpectrum = eigenvalues(loss, loss.weights, 1)
     assert found.values.abs().max() < 1e-14
     assert bool(found.pairs.vectors.isfinite().all())
 
