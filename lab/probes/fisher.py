@@ -1,6 +1,6 @@
 """Fisher against Hessian: matrices that are often taken for one another, measured side by side on the same examples.
 
-    true          F = mean E[g g'], labels drawn from the model     lab.noise.fisher: exact expectation over labels
+    true          F = mean E[g g'], labels drawn from the model     lab.noise.information: exact expectation over labels
     sampled       the same from drawn labels, one an example        unbiased: how near so many labels get at best
     empirical     (1/N) sum g_i g_i', labels of the data            lab.noise.covariance
     covariance    D = empirical - g g'                              the noise of mini-batches, for one example
@@ -9,7 +9,7 @@
     residual      R = H - G
 
 The first four are in the unit of the gradient of one example, the last three in that of the loss, and c parts them: the loss
-of an example is c (-log p), with c = 1 for one label and 1/T for the mean over T tokens or labels (`lab.noise.fisher`).
+of an example is c (-log p), with c = 1 for one label and 1/T for the mean over T tokens or labels (`lab.noise.information`).
 Were "the Fisher the Hessian", all cosines but those of R would be 1 and, with c = 1, all traces equal. BatchNorm normalises
 by its running statistics in all of them, also where training and the sharpness go by those of the batch: with these a single
 example has no gradient.
@@ -26,7 +26,7 @@ from lab.curvature.operators import gauss_newton, hessian
 from lab.curvature.vectors import dot
 from lab.noise.comparison import FEWEST, compare
 from lab.noise.covariance import covariance
-from lab.noise.fisher import sampled_fisher, true_fisher
+from lab.noise.information import sampled_fisher, true_fisher
 from lab.objective import CHUNK_BYTES, NetworkObjective, Objective
 from lab.params import layout
 from lab.probes.base import Memory, Plan, Probe, Snapshot, continued, measures, quantities

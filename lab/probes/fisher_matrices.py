@@ -15,7 +15,7 @@ from lab.curvature.vectors import norm
 from lab.layers.anatomy import Anatomy, take_apart
 from lab.layers.recorder import Recording
 from lab.noise.covariance import Covariance
-from lab.noise.fisher import ScoreFisher, TrueFisher
+from lab.noise.information import ScoreFisher, TrueFisher
 from lab.noise.likelihood import Likelihood
 from lab.noise.size import trace
 from lab.objective import NetworkObjective

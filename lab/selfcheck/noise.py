@@ -8,7 +8,7 @@ import torch
 from lab.curvature.operators import gauss_newton
 from lab.noise.covariance import covariance, eigenvalues
 from lab.noise.example_curvature import ExampleCurvature
-from lab.noise.fisher import true_fisher
+from lab.noise.information import true_fisher
 from lab.noise.second_moments import mean_square_lr
 from lab.noise.size import trace
 from lab.sampling import Sampling, batch_factor

@@ -20,7 +20,7 @@ from lab.curvature.trace import gauss_newton_trace, hessian_trace
 from lab.noise.batch_curvature import along_gradients
 from lab.noise.covariance import eigenvalues, trace
 from lab.noise.example_curvature import example_curvature
-from lab.noise.fisher import sampled_fisher, true_fisher
+from lab.noise.information import sampled_fisher, true_fisher
 from lab.noise.likelihood import Bernoulli, Gaussian, Softmax, likelihood_of
 from lab.noise.slope import expected_slope
 from lab.objective import NetworkObjective

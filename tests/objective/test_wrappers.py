@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 from lab.curvature.operators import hessian
 from lab.curvature.trace import gauss_newton_trace, hessian_trace
 from lab.noise.covariance import trace
-from lab.noise.fisher import true_fisher
+from lab.noise.information import true_fisher
 from lab.objective import NetworkObjective
 from lab.probes.spectrum import spectrum
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from lab.curvature.operators import gauss_newton, hessian
 from lab.landscapes.quadratic import Quadratic
 from lab.noise.covariance import covariance
-from lab.noise.fisher import sampled_fisher, true_fisher
+from lab.noise.information import sampled_fisher, true_fisher
 from lab.objective import NetworkObjective
 from lab.probes.base import Examples, Plan, Snapshot
 from lab.probes.fisher import Fisher, fisher

@@ -14,7 +14,7 @@ from lab.curvature.stability import UpdateRule
 from lab.curvature.trace import gauss_newton_trace
 from lab.layers.anatomy import take_apart
 from lab.noise.covariance import covariance
-from lab.noise.fisher import sampled_fisher, true_fisher
+from lab.noise.information import sampled_fisher, true_fisher
 from lab.noise.likelihood import likelihood_of
 from lab.objective import NetworkObjective
 from lab.probes.base import Probe, Snapshot

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lab.curvature.operators import LinearOperator, gauss_newton, hessian
 from lab.curvature.trace import gauss_newton_trace, trace
 from lab.landscapes.quadratic import Quadratic
-from lab.noise.fisher import sampled_fisher, true_fisher
+from lab.noise.information import sampled_fisher, true_fisher
 from lab.objective import NetworkObjective
 from lab.probes.base import Snapshot
 from lab.probes.spectrum import Spectrum, spectrum

@@ -94,7 +94,7 @@ class FisherNoise(SizedNoise):
     """Gradients at labels drawn from the model: covariance F/m exactly, F the true Fisher. With trace: F scaled to it.
 
     F = (1/N) sum of J_i' S_i J_i is c times the generalised Gauss-Newton matrix, c = 1 for one label an example
-    (`lab.noise.fisher`); it knows nothing of the labels in the data. BatchNorm with the statistics of the batch.
+    (`lab.noise.information`); it knows nothing of the labels in the data. BatchNorm with the statistics of the batch.
     """
 
     name: ClassVar[str] = "fisher"

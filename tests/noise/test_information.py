@@ -9,7 +9,7 @@ from lab.curvature.operators import gauss_newton, hessian, residual
 from lab.landscapes.quadratic import Quadratic
 from lab.models.losses import CrossEntropyCriterion, MeanSquaredErrorCriterion
 from lab.noise.covariance import covariance
-from lab.noise.fisher import sampled_fisher, true_fisher
+from lab.noise.information import sampled_fisher, true_fisher
 from lab.noise.likelihood import Bernoulli, Gaussian, Likelihood, Softmax, likelihood_of
 from lab.objective import NetworkObjective, Objective
 
