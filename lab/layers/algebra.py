@@ -12,7 +12,7 @@ gradient g therefore has the parameter gradient A'g. With inputs u (fan_in, L) a
 The last gives traces: Tr A'MA = E z'Mz over the parameters, for any matrix M in the space of the outputs.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from copy import copy
 from functools import cached_property
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.grad import conv2d_weight
 
+from lab.layers.gradients import Gradients, per_example, squares
 from lab.streams import random_signs
 
 ROWS_BYTES = 2**21
@@ -31,13 +32,11 @@ FEW_CHANNELS = 8
 by unfolded inputs on a CPU, and slower with fewer channels."""
 
 
-class Layer(ABC):
-    """One call of a module on n examples, which are the first dimension of its input h and of its output.
+class Layer(Gradients):
+    """One call of a module on n examples, which are the first dimension of its input h and of its output: rows A'g.
 
     names  "weight", "bias" -> name in the network, of the trainable ones.
     g      a gradient in the output (n, ...), which whoever makes a backward pass sets.
-
-    Laws: `squared_norms`, `along` and `weighted` are those of the rows A'g of `rows`, up to round-off.
     """
 
     def __init__(self, module: Any, names: dict[str, str], h: Tensor, output: Tensor):
@@ -48,60 +47,17 @@ class Layer(ABC):
 
     @property
     def bytes(self) -> int:
-        """Memory held."""
         return sum(tensor.numel() * tensor.element_size() for tensor in (self.h, self.g))
 
     @abstractmethod
-    def rows(self, name: str, part: slice = slice(None)) -> Tensor:
-        """Gradients (b, P) in parameter `name` of the examples `part`."""
-
     def signs(self, generator: torch.Generator) -> Tensor:
         """z = A s (n, ...) with random signs s of its own for every example, in the shape of the output: E z z' = A A'."""
-        raise NotImplementedError
-
-    def forms(self, name: str) -> bool:
-        """Whether forming the rows is the cheapest way to their norms."""
-        return True
-
-    def unformed_norms(self, name: str) -> Tensor:
-        """Squared norm of every row (n,) float64, for a parameter that is not formed."""
-        raise NotImplementedError
-
-    def squared_norms(self, name: str, v: Tensor | None = None) -> Tensor:
-        """Squared norm of every row (n,), float64; or squared distance from v, of the size of the parameter."""
-        if v is None and not self.forms(name):
-            return self.unformed_norms(name)
-        origin = 0 if v is None else v.flatten()
-        return torch.cat([squares(self.rows(name, part) - origin).double() for part in self.pieces(name)])
 
     def pieces(self, name: str) -> list[slice]:
-        """The examples in parts whose rows take `ROWS_BYTES`."""
+        """Parts whose rows take `ROWS_BYTES`."""
         size = getattr(self.module, name).numel() * self.g.element_size()
         step = max(1, ROWS_BYTES // size)
         return [slice(begin, begin + step) for begin in range(0, len(self.g), step)]
-
-    def along(self, name: str, v: Tensor) -> Tensor:
-        """Inner product of every row with v, of the shape of the parameter: (n,) float64."""
-        return (self.rows(name) @ v.flatten()).double()
-
-    def weighted(self, name: str, c: Tensor) -> Tensor:
-        """sum_i c_i row_i (P,) for weights c (n,)."""
-        return c @ self.rows(name)
-
-    def moments(self, name: str, c: Tensor) -> tuple[Tensor, Tensor]:
-        """`squared_norms` and `weighted`; rows that have to be formed are formed once."""
-        if not self.forms(name):
-            return self.squared_norms(name), self.weighted(name, c)
-        norms, total = [], c.new_zeros(())
-        for part in self.pieces(name):
-            rows = self.rows(name, part)
-            norms.append(squares(rows).double())
-            total = total + c[part] @ rows
-        return torch.cat(norms), total
-
-    def factors(self, name: str) -> tuple[Tensor, Tensor] | None:
-        """(u (n, fan_in), g (n, out)) where every row is an outer product g u'; None: it is not."""
-        return None
 
     def at(self, index: Tensor) -> "Layer":
         """The same call on the examples `index` only."""
@@ -139,7 +95,8 @@ class Affine(Layer):
             return self.folded(part).sum(3).flatten(1)
         return (self.folded(part) @ self.unfolded(part).transpose(2, 3)).flatten(1)  # g u'
 
-    def forms(self, name: str) -> bool:
+    def _forms(self, name: str) -> bool:
+        """Whether forming the rows is the cheapest way to their norms."""
         if name == "bias" or self.places == 1:
             return name == "bias"
         fan_in = self.module.weight[0].numel()
@@ -147,7 +104,9 @@ class Affine(Layer):
             return 2 * self.places > fan_in
         return self.places * (fan_in + self.out) >= fan_in * self.out
 
-    def unformed_norms(self, name: str) -> Tensor:
+    def unformed_norms(self, name: str) -> Tensor | None:
+        if self._forms(name):
+            return None
         inner = self.inner if self.repeated else self._inner(self.unfolded())
         return per_example(inner * self._inner(self.folded()))  # sum of (u'u) * (g'g)
 
@@ -280,13 +239,3 @@ class Convolution(Affine):
 def _one_image(h: Tensor) -> Tensor:
     """All examples as channels of one image: a convolution with a kernel for every example is one in groups."""
     return h.reshape(1, -1, *h.shape[2:])
-
-
-def squares(tensor: Tensor) -> Tensor:
-    """Squared lengths along the last axis."""
-    return torch.linalg.vector_norm(tensor, dim=-1).square()
-
-
-def per_example(tensor: Tensor) -> Tensor:
-    """Sums over all axes but the first, float64."""
-    return tensor.flatten(1).sum(1).double()

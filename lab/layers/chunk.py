@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lab.layers.algebra import Layer
+from lab.layers.gradients import Gradients
 from lab.layers.recorder import Modules, record
 from lab.objective import NetworkObjective
 
@@ -15,7 +15,7 @@ Pieces = dict[str, Tensor]
 """Parameter -> numbers that belong to it."""
 
 
-class Formed(Layer):
+class Formed(Gradients):
     """Gradients (n, P) that were formed, one tensor for each parameter."""
 
     def __init__(self, gradients: Pieces):
@@ -40,7 +40,7 @@ class Chunk:
     """The examples `index` of all, and the layers that know their gradients, each in parameters of its own."""
 
     index: Tensor
-    layers: list[Layer]
+    layers: list[Gradients]
 
     @property
     def bytes(self) -> int:
@@ -48,7 +48,7 @@ class Chunk:
         return sum(layer.bytes for layer in self.layers)
 
     @property
-    def known(self) -> dict[str, tuple[Layer, str]]:
+    def known(self) -> dict[str, tuple[Gradients, str]]:
         """The layer of every parameter, and its name there."""
         return {name: (layer, local) for layer in self.layers for local, name in layer.names.items()}
 

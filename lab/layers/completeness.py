@@ -10,6 +10,7 @@ from collections.abc import Set as AbstractSet
 import torch
 from torch import Tensor
 
+from lab.layers.algebra import Layer
 from lab.layers.chunk import Chunk
 from lab.objective import NetworkObjective
 from lab.objective.singles import single_gradient
@@ -46,8 +47,9 @@ def unexplained(network: NetworkObjective, w: Tensor, chunk: Chunk, formed: Abst
 def _looked(chunk: Chunk) -> Iterator[Tensor]:
     """Places in the chunk of the examples that are looked at together."""
     num, device, alone = len(chunk.index), chunk.index.device, {0}
-    if num > MOST_LOOKED and chunk.layers:  # else they are all among those below
-        alone |= {num - 1, int(chunk.layers[-1].g.flatten(1).square().sum(1).argmax())}
+    calls = [layer for layer in chunk.layers if isinstance(layer, Layer)]
+    if num > MOST_LOOKED and calls:  # else they are all among those below
+        alone |= {num - 1, int(calls[-1].g.flatten(1).square().sum(1).argmax())}
     yield from (torch.tensor([j], device=device) for j in alone)
     yield torch.linspace(0, num - 1, min(num, MOST_LOOKED), device=device).round().long()
 

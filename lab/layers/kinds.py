@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lab.layers.algebra import Convolution, Layer, Linear, per_example
+from lab.layers.algebra import Convolution, Layer, Linear
+from lab.layers.gradients import per_example
 from lab.streams import random_signs
 
 
@@ -52,9 +53,6 @@ class Embedding(Layer):
         index, g = self._flat(self.g, part)
         rows = g.new_zeros(len(g), self.module.num_embeddings, g.shape[2])
         return rows.scatter_add_(1, index[:, :, None].expand_as(g), g).flatten(1)
-
-    def forms(self, name: str) -> bool:
-        return False
 
     def unformed_norms(self, name: str) -> Tensor:
         index, g = self._flat(self.g)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
-from lab.layers.algebra import Layer, per_example
+from lab.layers.algebra import Layer
+from lab.layers.gradients import per_example
 from lab.layers.kinds import LAYERS
 from lab.objective import NetworkObjective, differentiating_again, require_graph
 
