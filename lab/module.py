@@ -18,15 +18,18 @@ from torch import Tensor, nn
 
 from lab.data.base import Dataset, Split
 from lab.data.batches import Batches
-from lab.models.losses import Criterion
+from lab.models.losses import Criterion, hits
 from lab.optim.escape import EscapeMethod
 from lab.optim.gradient import BatchGradient
+from lab.optim.joint import Updater, members_of
 from lab.optim.noise import GradientNoise
 from lab.run import signals
 from lab.run.agenda import Agenda, Steps
 
 TIMED, TIMED_SECONDS = 25, 2.0
 """What noise costs is timed on so many steps with it and as many without, or for so long."""
+SOMETIMES = ("train/accuracy", "train/noise_norm")
+"""The training curves that not every run has."""
 
 
 @dataclass
@@ -55,7 +58,7 @@ class SupervisedModule(pl.LightningModule):
         self,
         model: nn.Module,
         criterion: Criterion,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Updater,
         dataset: Dataset,
         batches: Batches,
         agenda: Agenda,
@@ -85,8 +88,8 @@ class SupervisedModule(pl.LightningModule):
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.optimizer
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        return members_of(self.optimizer)
 
     def on_fit_start(self) -> None:
         """The data go where the model is, once; by now its tensors have their device and precision."""
@@ -143,14 +146,15 @@ class SupervisedModule(pl.LightningModule):
         gradients = [p.grad for p in self._trainable if p.grad is not None]
         pairs = zip(self._trainable, self._last_finite, strict=False)  # buffers come last
         moves = [p.detach() - old for p, old in pairs]
-        norm = self.gradient.noise_norm
-        return {
+        values = {
             "train/loss": loss,
             "train/accuracy": accuracy,
             "train/grad_norm": _norm(gradients),
             "train/update_norm": _norm(moves),
             "train/lr": self.optimizer.param_groups[0]["lr"],
-        } | ({"train/noise_norm": norm} if math.isfinite(norm) else {})
+            "train/noise_norm": self.gradient.noise_norm,
+        }
+        return {tag: value for tag, value in values.items() if tag not in SOMETIMES or math.isfinite(value)}
 
     @torch.no_grad()
     def _keep(self, step: int) -> None:
@@ -186,15 +190,16 @@ class SupervisedModule(pl.LightningModule):
 
 @torch.no_grad()
 def evaluate(model: nn.Module, criterion: Criterion, data: Split, *, chunk_size: int = 1000) -> dict[str, float]:
-    """Mean loss and accuracy in eval mode."""
-    training, loss, correct = model.training, 0.0, 0
+    """Mean loss in eval mode, and accuracy where there is one (`lab.models.losses.hits`)."""
+    training, loss, correct, labels = model.training, 0.0, 0, 0
     model.eval()
     for x, y in zip(data.x.split(chunk_size), data.y.split(chunk_size), strict=True):
         outputs = model(x)
         loss += float(criterion(outputs, y)) * len(y) / len(data)
-        correct += int((outputs.argmax(1) == y).sum())
+        if (right := hits(outputs, y)) is not None:
+            correct, labels = correct + int(right), labels + y.numel()
     model.train(training)
-    return {"loss": loss, "accuracy": correct / len(data)}
+    return {"loss": loss} | ({"accuracy": correct / labels} if labels else {})
 
 
 def cost_of(noise: GradientNoise, gradient: BatchGradient, step: int, rest: float) -> float:
@@ -230,7 +235,9 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
 
 
 def _to(split: Split, device: torch.device, dtype: torch.dtype) -> Split:
-    return Split(split.x.to(device=device, dtype=dtype), split.y.to(device))
+    """On the device, and where they are real numbers in the precision: tokens and labels stay whole numbers."""
+    x, y = (t.to(device=device, dtype=dtype if t.is_floating_point() else t.dtype) for t in (split.x, split.y))
+    return Split(x, y)
 
 
 def _norm(tensors: list[Tensor]) -> float:

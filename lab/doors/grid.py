@@ -26,6 +26,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from lab.doors.arguments import as_typed, opened
 from lab.doors.request import Request, composed
 from lab.run.folder import RunFolder
 from lab.settings import SettingError
@@ -59,7 +60,7 @@ class Grid:
                 raise SettingError(f"{override.input_line}: a grid has single values, e.g. optimizer.lr=0.1,0.2")
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
         axes = parser.parse_overrides(
-            [f"{name}={values}" for name, values in (first.hydra.sweeper.params or {}).items()]
+            [opened(f"{name}={values}") for name, values in (first.hydra.sweeper.params or {}).items()]
         )
         values = {override.get_key_element(): _values(override) for override in [*axes, *typed]}
         cells = [Request.of(cfg, several=True) for cfg in _cells(config, first, list(values.values()), fixed)]
@@ -82,7 +83,7 @@ class Grid:
         time_left = f", about {mean * left:.0f} s to go" if self.seconds and left else ""
         mine, every = self.cells[cell].overrides, [request.overrides for request in self.cells]
         varied = [one for one, *others in zip(mine, *every, strict=True) if len(set(others)) > 1]
-        return f"cell {cell + 1} of {len(self.cells)}{time_left}: {' '.join(varied or mine)}"
+        return f"cell {cell + 1} of {len(self.cells)}{time_left}: {as_typed(' '.join(varied or mine))}"
 
     def note_done(self, *cells: Request) -> None:
         """Look on disk which of the cells are finished."""

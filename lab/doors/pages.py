@@ -13,6 +13,7 @@ from typing import Any
 import hydra
 from omegaconf import OmegaConf
 
+from lab.doors.arguments import as_typed
 from lab.run.cards import choices, config_dir, listed
 
 FORMER = hydra.__version__ < "1.4"
@@ -57,6 +58,7 @@ def cell_name(overrides: str) -> str:
     >>> cell_name("data.root=/a/b") == cell_name("data.root=-a-b")
     False
     """
+    overrides = as_typed(overrides)
     name = re.sub(r"[^\w.,=+\-\[\]]", "-", overrides or "default")
     if len(name) > LONGEST_NAME or name != (overrides or "default"):
         name = f"{name[: LONGEST_NAME - 9]}-{sha256(overrides.encode()).hexdigest()[:8]}"
@@ -64,7 +66,9 @@ def cell_name(overrides: str) -> str:
 
 
 def card_settings(group: str, card: str) -> list[str]:
-    """The names of the settings of a card, which stand at the top of its file or under the name of the group."""
+    """The names of the settings of a card, which stand at the top of its file or under the name of the group. Raises
+    FileNotFoundError for a card of somebody's own, from --config-dir.
+    """
     loaded = OmegaConf.load(Path(config_dir()) / group / f"{card}.yaml")
     values = loaded.get(group.rpartition("/")[2], loaded)  # type: ignore[union-attr,arg-type]
     return [str(key) for key in values if key != "_target_"]

@@ -13,8 +13,10 @@ from torch import nn
 
 from lab.data.base import DataCard, Dataset
 from lab.data.batches import Batches
+from lab.doors.trial import try_out
 from lab.models.losses import Criterion
 from lab.optim.escape import EscapeMethod, NegativeCurvature
+from lab.optim.joint import Updater
 from lab.optim.noise import GradientNoise, NoiseCard, Trained
 from lab.optim.optimizers import OptimizerCard
 from lab.optim.schedules import Schedule
@@ -56,8 +58,10 @@ class Settings:
         self.trainer.require_accelerator()
         dataset = self.data.load()
         batches = Batches(len(dataset.train), self.data.batch_size, self.data.sampling, self.seed)
-        model: nn.Module = self.model.build(dataset.input_shape, dataset.num_classes, self.seed)
+        model: nn.Module = self.model.build(dataset.input_shape, dataset.num_outputs, self.seed)
         criterion = self.loss.build(dataset.num_classes)
+        cards = {"data": self.data, "model": self.model, "loss": self.loss}
+        try_out(cards, model, criterion, dataset, audit=self.audit)
         train = dataset.train.x, dataset.train.y
         trained = Trained(model, criterion, train, batches.batch_size, self.optimizer)
         return Parts(
@@ -66,7 +70,7 @@ class Settings:
             batches,
             model,
             criterion,
-            self.optimizer.build(model.parameters()),
+            self.optimizer.of(model),
             None if self.noise is None else self.noise.build(trained, self.seed),
             None if self.escape is None else self.escape.build(model, criterion, self.seed),
             self.epochs * batches.steps_per_epoch if self.epochs is not None else self.steps or DEFAULT_STEPS,
@@ -82,7 +86,7 @@ class Parts:
     batches: Batches
     model: nn.Module
     criterion: Criterion
-    optimizer: torch.optim.Optimizer
+    optimizer: Updater
     noise: GradientNoise | None
     escape: EscapeMethod | None
     total: int
@@ -121,7 +125,8 @@ def read_settings(plain: Mapping[str, Any]) -> Settings:
         raise SettingError(f"unknown setting {unknown[0]}; see python -m lab.train --help")
     numbers = _numbers(plain)
     cards = {name: card(plain.get(name), name) for name in CARDS}
-    cards["optimizer"].check()
+    for made in cards.values():
+        getattr(made, "check", lambda: None)()
     if plain.get("compare") is not None:
         card(plain["compare"], "compare")
     noise = _around("noise", plain, ("equivalent_batch_size", "trace"), "sample_weights")

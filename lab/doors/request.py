@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from lab.doors import pages
+from lab.doors.arguments import as_typed
 from lab.run.cards import config_dir
 from lab.settings import SettingError
 
@@ -47,7 +48,7 @@ class Request:
             {str(name): value for name, value in values.items()},  # type: ignore[union-attr]
             dict(hydra.runtime.choices),
             tuple(hydra.overrides.task),
-            hydra.job.override_dirname,
+            as_typed(hydra.job.override_dirname),
             folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder,
             hydra.launcher.get("n_jobs", 1) or 1,
             several,

@@ -13,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Transformer
 from hydra.errors import HydraException
 
+from lab.doors.arguments import opened
 from lab.run.cards import choices, typed
 from lab.settings import SettingError
 
@@ -61,7 +62,9 @@ class Words:
     @staticmethod
     def of(arguments: Iterable[str]) -> "Words":
         """Raises SettingError for a flag that does not exist, and for overrides that `require_sound` refuses."""
-        words = sorted(map(at_home, arguments), key=lambda word: "=" in word and not word.startswith("-"))
+        words = sorted(
+            (opened(at_home(word)) for word in arguments), key=lambda word: "=" in word and not word.startswith("-")
+        )
         parser = OneLineParser(add_help=False)
         parser.add_argument("overrides", nargs="*")
         parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
@@ -103,11 +106,14 @@ def at_home(word: str) -> str:
 def literal(value: Any) -> str:
     """A plain value as Hydra's grammar has it.
 
-    >>> literal("it's"), literal([1, None, True, 1e-3])
-    ("'it\\\\'s'", '[1,null,true,0.001]')
+    >>> literal("it's"), literal([1, None, True, 1e-3]), literal({"a": 1, "b": [2]})
+    ("'it\\\\'s'", '[1,null,true,0.001]', '{a:1,b:[2]}')
     """
     if isinstance(value, str):
-        return "'" + value.replace("'", "\\'") + "'"
+        return "'" + value.replace("'", "\\'").replace("${", "\\${") + "'"
+    if isinstance(value, dict):
+        keys = [re.sub(r"([^\w.-])", r"\\\1", str(key)) for key in value]
+        return "{" + ",".join(f"{key}:{literal(inner)}" for key, inner in zip(keys, value.values(), strict=True)) + "}"
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(literal, value)) + "]"
     return typed(value)

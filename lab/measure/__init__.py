@@ -17,6 +17,7 @@ from lab.doors.request import Request, cards_at_hand, composed
 from lab.doors.words import literal, search_path
 from lab.measure.origin import OriginRun
 from lab.measure.target import Target
+from lab.run.code import changed_code
 from lab.run.folder import RunFolder
 from lab.run.identity import require_no_run, require_same_data
 from lab.settings import SettingError
@@ -67,7 +68,7 @@ def _measure_all(target: Target) -> None:
 
 def measure(target: Target, file: Path, *, several: bool = False) -> "CheckpointResult":
     """Measure one checkpoint and leave the results in a folder of their own. Raises SettingError in one line."""
-    run = OriginRun.find(file)
+    run = OriginRun.find(file, target.words.config_dir)
     if run is None and "model" not in target.names:
         raise SettingError(
             f"{file} lies in no run folder of lab.train; say which model it is, e.g. model=mlp data=digits"
@@ -77,6 +78,8 @@ def measure(target: Target, file: Path, *, several: bool = False) -> "Checkpoint
     with cards_at_hand(target.words.config_dir):
         request = Request.of(composed("measure", [*before, *target.words.overrides, *once]))
     settings = {name: value for name, value in request.values.items() if name != "checkpoint"}
+    for text in changed_code(run.folder, settings) if run else ():
+        print(f"warning: the code is not that of the run: {text}", file=sys.stderr)
     if not settings.get("probe"):
         raise SettingError("probe=[]: there is nothing to measure; choose one or more, e.g. probe=[sharpness,spectrum]")
     with memory_told():
@@ -101,9 +104,8 @@ def _loaded(settings: dict[str, Any], target: Target, file: Path, run: OriginRun
 
     saved, parts = read(file), read_settings(settings).build()
     parts.use_threads(jobs=1)
-    if run is not None and not any(name.partition(".")[0] == "data" for name in target.names):
-        cure = f"to measure on what is there now add data={run.card('data')}"
-        require_same_data(run.folder, parts.dataset.facts, cure=cure)
+    if run is not None and run.means_its_data(target):
+        require_same_data(run.folder, parts.dataset.facts, cure=run.data_cure)
     return LoadedRun(parts, saved, _optimizer(target, run))
 
 
@@ -134,7 +136,7 @@ def _of_the_run(target: Target) -> list[str]:
     """What a page of settings shows besides what was typed."""
     if not target.checkpoint:
         return []
-    run = OriginRun.find(target.files()[0])
+    run = OriginRun.find(target.files()[0], target.words.config_dir)
     return [*(run.overrides(target) if run else []), f"checkpoint={literal(target.checkpoint)}"]
 
 

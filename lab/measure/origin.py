@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lab.doors.arguments import opened
 from lab.doors.words import literal
 from lab.measure.target import LAST, LAST_FINITE, PLACE, Target
 from lab.run.cards import card_names, choices
+from lab.run.code import named_code, require_typed
 from lab.run.folder import RunFolder
 from lab.settings import SettingError
 
@@ -18,13 +20,18 @@ NUMBERS = ("steps", "epochs", "seed", "audit")
 
 @dataclass(frozen=True)
 class OriginRun:
-    """A run, with its settings as plain values."""
+    """A run, with its settings as plain values.
+
+    They name cards that are in conf/, or in the folder `more` of --config-dir, and no other class or code: what a file says
+    is never imported.
+    """
 
     folder: RunFolder
     settings: Mapping[str, Any]
+    more: str | None = None
 
     @staticmethod
-    def find(file: Path) -> "OriginRun | None":
+    def find(file: Path, more: str | None = None) -> "OriginRun | None":
         """The run whose folder holds checkpoints/`file`; None for other weights."""
         folder = RunFolder(file.parent.parent)
         provenance = folder.path / "provenance.json"
@@ -32,7 +39,7 @@ class OriginRun:
             return None
         try:
             settings = json.loads(provenance.read_text())["settings"]
-            complete = all(isinstance(settings[group]["_target_"], str) for group in GROUPS)
+            complete = all(isinstance(settings[group]["_target_"], str) for group in GROUPS) and _plain(settings)
         except (ValueError, KeyError, TypeError, OSError):
             complete = False
         if not complete:
@@ -40,14 +47,18 @@ class OriginRun:
                 f"{provenance} does not hold the settings of the run that left {file.name}; to measure the weights with "
                 "settings of your own, copy the file elsewhere and set model= and data="
             )
-        return OriginRun(folder, settings)
+        return OriginRun(folder, settings, more)
 
     def card(self, group: str) -> str:
         """The name of the card of the run in a group."""
         kind = self.settings[group]["_target_"]
-        if (name := card_names().get(kind)) in choices(group):
+        if (name := card_names(self.more).get(kind)) in choices(group, self.more):
             return str(name)
-        raise SettingError(f"the run was made with {kind}, which no card in conf/{group}/ names; choose {group}=")
+        hers = f" or {self.more}/{group}/" if self.more else ""
+        cure = "" if self.more else ", or type the --config-dir that has it"
+        raise SettingError(
+            f"the run was made with {kind}, which no card in conf/{group}/{hers} names; choose {group}={cure}"
+        )
 
     def keeps(self, group: str, target: Target) -> bool:
         """Whether the card of the run is the one meant: no other one was typed."""
@@ -55,6 +66,20 @@ class OriginRun:
             return False
         cards = [override.value() for override in target.parsed if override.key_or_group == group]
         return not cards or cards[-1] == self.card(group)
+
+    def means_its_data(self, target: Target) -> bool:
+        """Whether nothing of the data was chosen anew: typing the same code again is no such choice."""
+        path = named_code(self.settings).get("data")
+        same = path is not None and [path] == [o.value() for o in target.parsed if o.key_or_group == "data.path"]
+        again = {"data", "data.path"} if same and self.keeps("data", target) else set()
+        return not any(name.partition(".")[0] == "data" for name in target.names - again)
+
+    @property
+    def data_cure(self) -> str:
+        """What makes the data of today those that are meant."""
+        examples = f"data.examples={literal(self.settings['data'].get('examples', 'all'))}"
+        word = examples if "data" in named_code(self.settings) else f"data={self.card('data')}"
+        return f"to measure on what is there now add {word}"
 
     def divergence(self, file: Path, step: int) -> str:
         """That the run diverged, where `file` is what it left then: the state of `step`; "" for any other checkpoint."""
@@ -68,9 +93,13 @@ class OriginRun:
         )
 
     def overrides(self, target: Target) -> list[str]:
-        """What the run says of all that was not chosen anew: its cards, their settings, its seed and length."""
+        """What the run says of all that was not chosen anew: its cards, their settings, its seed and length. Raises
+        SettingError where it names code that was not typed again.
+        """
         words: list[str] = []
-        for group in [group for group in GROUPS if self.keeps(group, target)]:
+        kept = [group for group in GROUPS if self.keeps(group, target)]
+        require_typed(self.settings, target.names, kept)
+        for group in kept:
             words.append(f"{group}={self.card(group)}")
             words += _settings(group, self.settings[group], but=("_target_", *PLACE))
         for probe in target.probes:
@@ -82,4 +111,10 @@ class OriginRun:
 def _settings(place: str, values: Mapping[str, Any], *, but: tuple[str, ...]) -> list[str]:
     """The values of a card as overrides, without some: by their names, or by those with their place."""
     names = [name for name in values if name not in but and f"{place}.{name}" not in but]
-    return [f"{place}.{name}={literal(values[name])}" for name in names]
+    return [opened(f"{place}.{name}={literal(values[name])}") for name in names]
+
+
+def _plain(settings: Mapping[str, Any]) -> bool:
+    """Whether cards have settings with plain names only: another one could be read as a setting of its own."""
+    cards = [*(settings[group] for group in GROUPS), *(settings.get("probe") or {}).values()]
+    return all(str(name).isidentifier() for values in cards if isinstance(values, dict) for name in values)

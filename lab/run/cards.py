@@ -18,6 +18,8 @@ from lab.settings import SettingError
 CURES = {"tuple": "a list, e.g. [1,2]", "integer": "a whole number", "boolean": "true or false"}
 """What pydantic calls a type, in the words of who types a value."""
 
+METHODS = {"data": "load", "model": "build", "loss": "build", "optimizer": "of", "schedule": "factor"}
+"""What the class of a card does in a group, by the name of its method."""
 FORMER = {"lab.optim.noise.Fisher": "fisher"}
 """Cards of classes that had another name when runs that are still there were made."""
 
@@ -29,18 +31,20 @@ def config_dir() -> str:
 
 
 @cache
-def card_names() -> dict[str, str]:
-    """The card that stands for a class, e.g. {"lab.optim.optimizers.Sgd": "sgd", ...}."""
+def card_names(more: str | None = None) -> dict[str, str]:
+    """The card that stands for a class, e.g. {"lab.optim.optimizers.Sgd": "sgd", ...}; `more`: a folder with further ones."""
     named = dict(FORMER)
-    for file in Path(config_dir()).glob("**/*.yaml"):
+    files = [*Path(more).glob("**/*.yaml")] if more else []
+    for file in [*files, *Path(config_dir()).glob("**/*.yaml")]:
         if target := re.search(r"^_target_: *(\S+)", file.read_text(), flags=re.M):
             named[target[1]] = file.stem
     return named
 
 
-def choices(group: str) -> list[str]:
-    """The names of the cards of a group."""
-    return sorted(file.stem for file in (Path(config_dir()) / group).glob("*.yaml"))
+def choices(group: str, more: str | None = None) -> list[str]:
+    """The names of the cards of a group, also of a folder with `more` cards."""
+    folders = [config_dir(), more] if more else [config_dir()]
+    return sorted(file.stem for folder in folders for file in (Path(folder) / group).glob("*.yaml"))
 
 
 def listed(group: str, *, width: int, indent: int) -> str:
@@ -56,19 +60,31 @@ def card(plain: Any, where: str) -> Any:
         raise SettingError(f"{where}={typed(plain)} is not a card with its settings; choose one, e.g. {example}")
     values = {str(name): value for name, value in plain.items()}
     target = str(values.pop("_target_"))
-    try:
-        kind = locate(target)
-    except ErrorDuringImport:
-        kind = None
-    if not isinstance(kind, type):
-        raise SettingError(f"{where}._target_={target} names no class that can be imported")
+    kind = _class_of(target, where)
     try:
         made = kind(**values)
     except ValidationError as error:
         raise SettingError(refusal(error, where)) from None
+    except TypeError as error:  # a card of somebody's own that is no card of pydantic
+        raise SettingError(f"{where}: {' '.join(str(error).split())}") from None
     for name, value in values.items():
-        require_kept(f"{where}.{name}", value, getattr(made, name))
+        require_kept(f"{where}.{name}", value, getattr(made, name, value))
     return made
+
+
+def _class_of(target: str, where: str) -> type:
+    """The class of a card. Raises SettingError where there is none, and for a class that is no card."""
+    own = f"{where}=own {where}.path={target.rpartition('.')[0]}:{target.rpartition('.')[2]}"
+    cure = f"; code of your own is {own}" if where in METHODS and target.rpartition(".")[0] else ""
+    try:
+        kind = locate(target)
+    except ErrorDuringImport as error:
+        raise SettingError(f"{where}._target_={target} cannot be imported: {' '.join(str(error).split())}") from None
+    if not isinstance(kind, type):
+        raise SettingError(f"{where}._target_={target} names no class that can be imported{cure}")
+    if where in METHODS and not hasattr(kind, METHODS[where]):
+        raise SettingError(f"{where}._target_={target} is no card of the lab: it has no method {METHODS[where]}{cure}")
+    return kind
 
 
 def require_kept(setting: str, came: Any, became: Any) -> None:

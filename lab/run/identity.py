@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.run.cards import card_names
+from lab.run.code import require_same_code
 from lab.run.folder import RunFolder
 from lab.settings import SettingError
 
@@ -28,7 +29,7 @@ def flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def require_unchanged(folder: RunFolder, plain: dict[str, Any]) -> None:
-    """Raises SettingError when the folder holds a run with other settings, or a measurement."""
+    """Raises SettingError when the folder holds a run with other settings or of other code, or a measurement."""
     provenance = folder.read("provenance")
     if "checkpoint" in provenance:
         raise SettingError(f"{folder.path} holds a measurement of lab.measure; choose another hydra.run.dir")
@@ -42,6 +43,7 @@ def require_unchanged(folder: RunFolder, plain: dict[str, Any]) -> None:
                 f"{folder.path} holds a run with {name}={old.get(name)}, not {new.get(name)}; "
                 "choose another hydra.run.dir"
             )
+    require_same_code(folder, plain)
 
 
 def require_no_run(folder: RunFolder) -> None:
@@ -68,11 +70,15 @@ def require_same_data(
 
 
 def data_files(plain: Mapping[str, Any]) -> str | None:
-    """A digest of names, sizes and times of change of the files data.root/train|test/<class>/*; None where there are none.
+    """A digest of names, sizes and times of change of the files data.root/train|test/<class>/*, or of data.file; None where
+    there are none.
 
     Equal digests mean equal data; different ones do not mean different data: files may have been copied or touched.
     Costs a look at every file and opens none, about 10 s a million.
     """
+    if (named := plain["data"].get("file")) and Path(named).expanduser().is_file():
+        stat = Path(named).expanduser().stat()
+        return f"1 file, {sha256(f'{stat.st_size} {stat.st_mtime_ns}'.encode()).hexdigest()[:16]}"
     if not (root := plain["data"].get("root")):
         return None
     digest, count = sha256(), 0

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from lab.doors.arguments import as_typed
 from lab.doors.door import Door
 from lab.doors.errors import one_line_errors
 from lab.doors.memory import memory_told
@@ -74,7 +75,7 @@ def _train(folder: RunFolder, settings: dict[str, Any], request: Request) -> dic
         parts,
         _recorded(settings),
         title=request.title(request.cards.get("experiment")) or DEFAULT,
-        command=f"python -m lab.train {shlex.join(request.overrides)}".strip(),
+        command=f"python -m lab.train {shlex.join(map(as_typed, request.overrides))}".strip(),
         bar=not request.several or request.jobs == 1,
     )
     return run.carry_out(folder, begin=lambda: keep_settings(folder.path, settings, request.overrides))

@@ -6,7 +6,6 @@ from typing import Any
 from lab.callbacks.probe import ProbeCallback
 from lab.curvature.phase import Phase
 from lab.doors.parts import Settings
-from lab.models.losses import MeanSquaredError
 from lab.module import SupervisedModule
 from lab.optim.schedules import Constant
 from lab.probes.attempt import findings
@@ -19,7 +18,7 @@ def outcome(settings: Settings, probes: ProbeCallback, module: SupervisedModule,
     if phase["quantity"] not in latest:
         phase["quantity"] = None
     return phase | {
-        "edge_lr": _edge_lr(settings, phase, stochastic=probes.tracker.stochastic),
+        "edge_lr": _edge_lr(settings, phase, _rate(module), stochastic=probes.tracker.stochastic),
         "findings": findings(settings.probes, latest)
         + _noise(settings, module)
         + _escapes(settings, folder)
@@ -29,12 +28,18 @@ def outcome(settings: Settings, probes: ProbeCallback, module: SupervisedModule,
         "reason": module.divergence,
         "test_loss": latest.get("test/loss"),
         "test_accuracy": latest.get("test/accuracy"),
-        "loss_unit": "half squared error" if isinstance(settings.loss, MeanSquaredError) else "cross entropy",
+        "loss_unit": getattr(settings.loss, "unit", "loss"),
     }
 
 
-def _edge_lr(settings: Settings, phase: dict[str, Any], *, stochastic: bool) -> float | None:
-    """The learning rate whose threshold is the last lambda_max, 2/lambda_max for gradient descent.
+def _rate(module: SupervisedModule) -> float | None:
+    """The learning rate before the schedule; None where it differs between weights."""
+    rates = {float(group["initial_lr"]) for group in module.optimizer.param_groups}
+    return rates.pop() if len(rates) == 1 else None
+
+
+def _edge_lr(settings: Settings, phase: dict[str, Any], lr: float | None, *, stochastic: bool) -> float | None:
+    """The learning rate whose threshold is the last lambda_max, 2/lambda_max for gradient descent, for a run at `lr`.
 
     None where this is not one number (with mini-batches, a schedule, weight decay or a preconditioner; lambda_max not
     measured or not positive), or leads nowhere: interpolation takes the sharpness of cross entropy to zero.
@@ -42,9 +47,9 @@ def _edge_lr(settings: Settings, phase: dict[str, Any], *, stochastic: bool) -> 
     ratio = phase["last_ratio"]
     plain = phase["quantity"] == "sharpness/lambda_max" and "wd" not in phase["threshold_formula"]
     fitted, constant = phase["phase"] == Phase.INTERPOLATED, isinstance(settings.schedule, Constant)
-    if stochastic or fitted or not plain or not constant:
+    if stochastic or fitted or not plain or not constant or lr is None:
         return None
-    return settings.optimizer.lr / ratio if ratio is not None and ratio > 0 else None
+    return lr / ratio if ratio is not None and ratio > 0 else None
 
 
 def _noise(settings: Settings, module: SupervisedModule) -> list[str]:

@@ -20,6 +20,7 @@ from lab.module import SupervisedModule
 from lab.params import layout
 from lab.run import checkpoints, figures, signals
 from lab.run.agenda import Agenda
+from lab.run.code import code_facts
 from lab.run.folder import RunFolder
 from lab.run.identity import data_files, flat
 from lab.run.provenance import provenance
@@ -88,6 +89,7 @@ class TrainingRun:
             "data": self.parts.dataset.facts,
             "data_files": data_files(self.plain),
             "model": self._model_facts(),
+            "code": code_facts(self.plain),
         }
         folder.write("provenance", provenance(self.command, self.plain, **facts))
         folder.status("running", step=step)
