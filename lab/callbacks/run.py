@@ -73,8 +73,8 @@ class RunCallback(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, SupervisedModule)
         if not pl_module.divergence:
+            self.save(trainer, pl_module)  # before what only the end adds: the state from which a longer run goes on
             self.evaluate(trainer, pl_module)
-            self.save(trainer, pl_module)
         measurements = self.folder.all_arrays("spectrum")
         if len(measurements) > 1:
             figure = waterfall_figure(measurements)

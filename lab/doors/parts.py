@@ -21,10 +21,10 @@ from lab.optim.schedules import Schedule
 from lab.params import layout
 from lab.probes import Probe
 from lab.run.cards import card, typed
+from lab.run.length import DEFAULT_STEPS
 from lab.run.settings import TrainerSettings
 from lab.settings import SettingError, usable_cpus
 
-DEFAULT_STEPS = 1000
 MAX_SEED = 2**63 - 1
 """What a generator of torch takes."""
 SMALL = 2e8

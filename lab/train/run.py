@@ -22,6 +22,7 @@ from lab.run import checkpoints, figures, signals
 from lab.run.agenda import Agenda
 from lab.run.folder import RunFolder
 from lab.run.identity import data_files, flat
+from lab.run.length import past
 from lab.run.provenance import provenance
 from lab.train.outcome import outcome
 
@@ -83,14 +84,15 @@ class TrainingRun:
         folder.start_clock()
         if state:
             print(f"{folder.path} goes on from step {step} of {self.parts.total}", file=sys.stderr)
+        folder.status("running", step=step)  # first: a finished run that is made longer is over no more
         folder.forget_from(step)
         facts = {
             "data": self.parts.dataset.facts,
             "data_files": data_files(self.plain),
             "model": self._model_facts(),
+            **past(folder, self.plain, step),
         }
         folder.write("provenance", provenance(self.command, self.plain, **facts))
-        folder.status("running", step=step)
         module, loggers = self._train(folder, step, state)
         summary = outcome(self.settings, self.probes, module, folder)
         summary |= {"title": self.title, "seconds": folder.seconds}
