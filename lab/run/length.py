@@ -1,13 +1,14 @@
 """How long a run is, and whether a command asks for the run of its folder made longer. Plain values only, without torch.
 
-    updates = epochs x ceil(N / b)   where epochs are given, for N training examples in batches of b
-              steps                  else; 1000 where neither is
+updates = epochs x ceil(N / b)   where epochs are given, for N training examples in batches of b
+          steps                  else; 1000 where neither is
 """
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from lab.run.cards import require_whole
 from lab.run.folder import RunFolder
 from lab.settings import SettingError
 
@@ -16,11 +17,21 @@ LENGTH = ("steps", "epochs")
 """Settings that say how far a run goes: the updates up to there are those of a longer one."""
 
 
-class Growth(NamedTuple):
+class Lengthening(NamedTuple):
     """The updates that the run of a folder has, and those that are asked for."""
 
     before: int
     now: int
+
+
+def require_length(plain: Mapping[str, Any]) -> None:
+    """Raise SettingError, one line, for a length that is none."""
+    for name in LENGTH:
+        if plain.get(name) is not None:
+            require_whole(name, plain[name], 1)
+    steps, epochs = (plain.get(name) for name in LENGTH)
+    if steps is not None and epochs is not None:
+        raise SettingError(f"steps={steps} and epochs={epochs} contradict each other; set one of them to null")
 
 
 def updates(plain: Mapping[str, Any], examples: int | None) -> int | None:
@@ -38,7 +49,7 @@ def updates(plain: Mapping[str, Any], examples: int | None) -> int | None:
     return None if examples is None else int(epochs) * -(-examples // int(batch_size))
 
 
-def growth(folder: RunFolder, plain: Mapping[str, Any]) -> Growth | None:
+def growth(folder: RunFolder, plain: Mapping[str, Any]) -> Lengthening | None:
     """How much longer the settings are than the run of the folder; None where they are as long, or there is no run.
 
     Raises SettingError for fewer updates than the run has: it is never cut off.
@@ -48,19 +59,21 @@ def growth(folder: RunFolder, plain: Mapping[str, Any]) -> Growth | None:
         return None
     if all(recorded.get(name) == plain.get(name) for name in LENGTH):
         return None
+    require_length(plain)
     examples = provenance.get("data", {}).get("examples")
     before, now = updates(recorded, examples), updates(plain, examples)
     if before is None or now is None:
         name = next(name for name in LENGTH if recorded.get(name) != plain.get(name))
         raise SettingError(
-            f"{folder.path} holds a run with {name}={recorded.get(name)}, not {plain.get(name)}; choose another hydra.run.dir"
+            f"{folder.path} holds a run with {name}={recorded.get(name)}, not {plain.get(name)}; choose "
+            "another hydra.run.dir"
         )
     if now < before:
         raise SettingError(
             f"{folder.path} holds a run of {before} updates, and {_asked(plain, now)} is fewer: a run is made longer, never "
             "shorter; choose another hydra.run.dir"
         )
-    return Growth(before, now) if now > before else None
+    return Lengthening(before, now) if now > before else None
 
 
 def past(folder: RunFolder, plain: Mapping[str, Any], step: int) -> dict[str, Any]:
@@ -68,7 +81,7 @@ def past(folder: RunFolder, plain: Mapping[str, Any], step: int) -> dict[str, An
     every time it was made longer, oldest first, with the one that begins now.
     """
     provenance = folder.read("provenance")
-    kept = {name: provenance[name] for name in ("parent", "extended") if name in provenance}
+    kept: dict[str, Any] = {name: provenance[name] for name in ("parent", "extended") if name in provenance}
     if (grown := growth(folder, plain)) is not None:
         when = datetime.now(UTC).isoformat(timespec="seconds")
         now = {"step": step, "updates": list(grown), "when": when, "command_before": provenance.get("command")}

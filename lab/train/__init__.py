@@ -70,8 +70,10 @@ def _over(folder: RunFolder, settings: dict[str, Any]) -> bool:
 def _train(folder: RunFolder, settings: dict[str, Any], request: Request) -> dict[str, Any]:
     """Check the settings, and only then load Lightning and train. Returns the summary."""
     from lab.doors.parts import read_settings
+    from lab.run.keeping import Kept
 
     parts = read_settings(settings).build()
+    Kept.of(parts.settings.trainer.keep).require_within(parts.total)
     require_same_data(folder, parts.dataset.facts)
     parts.use_threads(jobs=request.jobs)
     from lab.train.run import TrainingRun, quiet

@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lab.run.folder import RunFolder
-from lab.run.length import Growth, growth
+from lab.run.length import Lengthening, growth
 from lab.settings import SettingError
 
 if TYPE_CHECKING:
     from lab.doors.parts import Settings
 
 
-def lengthened(folder: RunFolder, plain: Mapping[str, Any]) -> Growth | None:
+def lengthened(folder: RunFolder, plain: Mapping[str, Any]) -> Lengthening | None:
     """How much longer the run of the folder is to be made; None where it is not, or where it has diverged: a longer one
     would have diverged at the same step.
     """

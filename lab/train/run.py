@@ -22,6 +22,7 @@ from lab.run import checkpoints, figures, signals
 from lab.run.agenda import Agenda
 from lab.run.folder import RunFolder
 from lab.run.identity import data_files, flat
+from lab.run.keeping import Kept
 from lab.run.length import past
 from lab.run.provenance import provenance
 from lab.train.outcome import outcome
@@ -110,6 +111,7 @@ class TrainingRun:
             self.probes,
             evaluate_every=settings.evaluate_every,
             checkpoint_every=settings.checkpoint_every,
+            keep=Kept.of(settings.keep),
             state=state,
         )
         agenda = Agenda(begin, parts.total, (self.probes.due, keeper.due), settings.log_every)

@@ -13,7 +13,12 @@ LONG = {
     "momentum, in the middle of an epoch": (*KINDS["momentum, mini-batches"], "trainer.evaluate_every=20"),
     "adam, two probes with warm starts": (*SMALL, *ADAM, "probe.batch_sharpness.every=9"),
     "BatchNorm and augmentation": (*RESNET, "steps=12", "probe.sharpness.every=5", "trainer.threads=1"),
-    "warm-up, negative curvature": (*SMALL, "schedule=warmup", "schedule.steps=50", "optimizer/escape=negative_curvature"),
+    "warm-up, negative curvature": (
+        *SMALL,
+        "schedule=warmup",
+        "schedule.steps=50",
+        "optimizer/escape=negative_curvature",
+    ),
 }
 
 
