@@ -29,6 +29,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from lab.doors.arguments import as_typed, opened
 from lab.doors.request import Request, composed
 from lab.run.folder import RunFolder
+from lab.run.length import LENGTH
 from lab.settings import SettingError
 
 RECORD = "multirun.yaml"
@@ -63,6 +64,7 @@ class Grid:
             [opened(f"{name}={values}") for name, values in (first.hydra.sweeper.params or {}).items()]
         )
         values = {override.get_key_element(): _values(override) for override in [*axes, *typed]}
+        fixed = [*fixed, *_naming(first, [name for name, along in values.items() if len(along) > 1])]
         cells = [Request.of(cfg, several=True) for cfg in _cells(config, first, list(values.values()), fixed)]
         _name(first, [str(override.input_line) for override in typed])
         return Grid(first, Request.of(first), cells)
@@ -155,6 +157,7 @@ def named(error: SettingError, cell: Request) -> SettingError:
 
 def search(config: DictConfig, typed: Sequence[Override], run: Any) -> None:
     """Runs that a sweeper of Hydra chooses, e.g. by what the runs before them returned. `config`: without the axes."""
+    _naming(config, [override.key_or_group for override in typed if override.is_sweep_override()])
     with read_write(config.hydra):
         config.hydra.overrides.task = [override.input_line for override in typed]
     Plugins.instance().instantiate_sweeper(config=config, **_plugged(run)).sweep(list(config.hydra.overrides.task))
@@ -198,6 +201,21 @@ def _cells(config: str, first: DictConfig, axes: Sequence[Sequence[str]], fixed:
                 OmegaConf.update(cell, parse(word).key_or_group, parse(word).value())
         _name(cell, words, number)
         yield cell
+
+
+def _naming(cfg: DictConfig, axes: Iterable[str]) -> list[str]:
+    """The override, which `cfg` is given too, that has lengths on the axes in the names of the folders, where they stand for
+    different runs: elsewhere a longer run is the same one.
+    """
+    naming = cfg.hydra.job.config.override_dirname
+    kept = [key for key in naming.exclude_keys if not (key in LENGTH and key in axes)]
+    if len(kept) == len(naming.exclude_keys):
+        return []
+    word = f"hydra.job.config.override_dirname.exclude_keys=[{','.join(kept)}]"
+    with read_write(cfg.hydra):
+        naming.exclude_keys = kept
+        cfg.hydra.overrides.hydra = [*cfg.hydra.overrides.hydra, word]  # a worker composes its cell by these
+    return [word]
 
 
 def _is_value(override: Override) -> bool:

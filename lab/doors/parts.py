@@ -22,11 +22,11 @@ from lab.optim.optimizers import OptimizerCard
 from lab.optim.schedules import Schedule
 from lab.params import layout
 from lab.probes import Probe
-from lab.run.cards import card, typed
+from lab.run.cards import card, require_whole, typed
+from lab.run.length import DEFAULT_STEPS, require_length
 from lab.run.settings import TrainerSettings
 from lab.settings import SettingError, usable_cpus
 
-DEFAULT_STEPS = 1000
 MAX_SEED = 2**63 - 1
 """What a generator of torch takes."""
 SMALL = 2e8
@@ -141,19 +141,13 @@ def read_settings(plain: Mapping[str, Any]) -> Settings:
 def _numbers(plain: Mapping[str, Any]) -> dict[str, Any]:
     """Length, seed and audit of a run."""
     numbers: dict[str, Any] = {"audit": True} | {name: plain.get(name) for name in NUMBERS if name in plain}
-    for name, least in (("steps", 1), ("epochs", 1), ("seed", 0)):
-        value = numbers.setdefault(name, None)
-        if value is None and name != "seed":
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise SettingError(f"{name}={typed(value)}: expected a whole number of at least {least}")
+    require_length(plain)
+    numbers = dict.fromkeys(NUMBERS) | numbers
+    require_whole("seed", numbers["seed"], 0)
     if not isinstance(numbers["audit"], bool):
         raise SettingError(f"audit={typed(numbers['audit'])}: expected true or false")
     if numbers["seed"] > MAX_SEED:
         raise SettingError(f"seed={numbers['seed']}: expected a whole number of at most {MAX_SEED}")
-    steps, epochs = numbers["steps"], numbers["epochs"]
-    if steps is not None and epochs is not None:
-        raise SettingError(f"steps={steps} and epochs={epochs} contradict each other; set one of them to null")
     return numbers
 
 

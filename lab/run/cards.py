@@ -98,6 +98,12 @@ def require_kept(setting: str, came: Any, became: Any) -> None:
         raise SettingError(f"{setting}={shown}: expected {expected}{hint}")
 
 
+def require_whole(setting: str, value: Any, least: int) -> None:
+    """Raise SettingError for what is no whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise SettingError(f"{setting}={typed(value)}: expected a whole number of at least {least}")
+
+
 def refusal(error: ValidationError, where: str) -> str:
     """The first refused setting of a card: what came and what was expected."""
     errors = [e for e in error.errors() if e["loc"]]

@@ -4,12 +4,14 @@ import os
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 from lab.run.cards import card_names
 from lab.run.code import require_same_code
 from lab.run.folder import RunFolder
-from lab.settings import SettingError
+from lab.run.length import LENGTH, growth
+from lab.settings import SettingError, knobs
 
 PLACE = ("trainer.threads",)
 """Settings that say how, not what: they may change between a run and its resumption."""
@@ -28,22 +30,42 @@ def flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return items
 
 
-def require_unchanged(folder: RunFolder, plain: dict[str, Any]) -> None:
-    """Raises SettingError when the folder holds a run with other settings or of other code, or a measurement."""
+def require_unchanged(folder: RunFolder, plain: dict[str, Any], *, grows: bool = False) -> None:
+    """Raises SettingError when the folder holds a run with other settings or of other code, or a measurement.
+
+    grows: steps and epochs say how far, not what: they may grow, and SettingError is raised where they shrink. A setting
+    that there was not when the run was made has to have its default.
+    """
     provenance = folder.read("provenance")
     if "checkpoint" in provenance:
         raise SettingError(f"{folder.path} holds a measurement of lab.measure; choose another hydra.run.dir")
     before = provenance.get("settings")
     if before is None:
         return
-    old, new = ({k: v for k, v in flat(s).items() if k not in PLACE} for s in (before, plain))
+    apart = (*PLACE, *LENGTH) if grows else PLACE
+    old, new = ({k: v for k, v in flat(s).items() if k not in apart} for s in (before, plain))
     for name in sorted(old.keys() | new.keys()):
-        if old.get(name) != new.get(name):
+        if old.get(name) != new.get(name) and not (name not in old and new[name] == _default(name, plain)):
             raise SettingError(
                 f"{folder.path} holds a run with {name}={old.get(name)}, not {new.get(name)}; "
                 "choose another hydra.run.dir"
             )
     require_same_code(folder, plain)
+    if grows:
+        growth(folder, plain)
+
+
+def _default(name: str, plain: Mapping[str, Any]) -> Any:
+    """The default of a setting as `flat` says it, of its card where it is of one; null for one that stands alone."""
+    *path, knob = name.split(".")
+    holder: Any = plain
+    for part in path:
+        holder = holder[part]
+    if not path:
+        return str(None)
+    kind = locate(str(holder.get("_target_")))
+    default = knobs(kind)[knob].default if isinstance(kind, type) and knob in knobs(kind) else None
+    return flat({knob: list(default) if isinstance(default, tuple) else default})[knob]
 
 
 def require_no_run(folder: RunFolder) -> None:

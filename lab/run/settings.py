@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 
+from lab.run.keeping import Keep
 from lab.settings import SettingError, settings, usable_cpus
 
 MAX_THREADS = 1024
@@ -39,6 +40,7 @@ class TrainerSettings:
     log_every: Annotated[Period, Field(description="updates between points of the training curves; null: none")] = 1
     evaluate_every: Annotated[Period, Field(description="updates between evaluations; null: only at the end")] = 100
     checkpoint_every: Annotated[Period, Field(description="updates between checkpoints; null: only at the end")] = 500
+    keep: Keep = None
 
     def require_accelerator(self) -> None:
         """Raise SettingError when this machine has no such accelerator."""

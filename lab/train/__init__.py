@@ -23,6 +23,7 @@ from lab.run.identity import require_same_data, require_unchanged, same_data_fil
 from lab.run.signals import ended
 from lab.run.summary import DEFAULT, sentence
 from lab.train.comparison import compare
+from lab.train.extension import lengthened, require_extendable, tell_diverged
 from lab.train.scaling import scaled
 from lab.train.selection import left_out, selected
 
@@ -38,11 +39,11 @@ def main() -> None:
 def look(request: Request) -> Iterable[str]:
     """Whether the settings of a run can be right, and are those of the run in its folder; what is left out of them."""
     folder, settings = RunFolder(request.folder), _settings(request)
-    require_unchanged(folder, _recorded(settings))
-    if not folder.finished:
+    require_unchanged(folder, _recorded(settings), grows=True)
+    if not _over(folder, settings):
         from lab.doors.parts import read_settings  # torch: not for runs that are finished
 
-        read_settings(settings)
+        require_extendable(folder, read_settings(settings), settings)
     return left_out(request)
 
 
@@ -50,10 +51,11 @@ def train(request: Request) -> float | None:
     """One run, unless the folder holds it. Returns the last training loss, for sweepers."""
     folder, settings = RunFolder(request.folder), _settings(request)
     with ended(), memory_told():
-        require_unchanged(folder, _recorded(settings))
+        require_unchanged(folder, _recorded(settings), grows=True)
         summary = folder.read("summary")
-        again = bool(summary) and folder.finished
+        again = bool(summary) and _over(folder, settings)
         if again:
+            tell_diverged(folder, settings)
             _require_same_files(folder, settings)
         else:
             summary = _train(folder, settings, request)
@@ -61,11 +63,18 @@ def train(request: Request) -> float | None:
     return summary["last_loss"]
 
 
+def _over(folder: RunFolder, settings: dict[str, Any]) -> bool:
+    """Whether the folder holds a finished run, as long as it is asked for."""
+    return folder.finished and lengthened(folder, settings) is None
+
+
 def _train(folder: RunFolder, settings: dict[str, Any], request: Request) -> dict[str, Any]:
     """Check the settings, and only then load Lightning and train. Returns the summary."""
     from lab.doors.parts import read_settings
+    from lab.run.keeping import Kept
 
     parts = read_settings(settings).build()
+    Kept.of(parts.settings.trainer.keep).require_within(parts.total)
     require_same_data(folder, parts.dataset.facts)
     parts.use_threads(jobs=request.jobs)
     from lab.train.run import TrainingRun, quiet

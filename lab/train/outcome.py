@@ -9,6 +9,7 @@ from lab.doors.parts import Settings
 from lab.module import SupervisedModule
 from lab.optim.schedules import Constant
 from lab.probes.attempt import findings
+from lab.run import keeping
 from lab.run.folder import RunFolder
 
 
@@ -23,7 +24,8 @@ def outcome(settings: Settings, probes: ProbeCallback, module: SupervisedModule,
         + _noise(settings, module)
         + _escapes(settings, folder)
         + probes.failures.sentences()
-        + probes.notes(),
+        + probes.notes()
+        + keeping.finding(folder),
         "steps": module.step,
         "reason": module.divergence,
         "test_loss": latest.get("test/loss"),

@@ -23,6 +23,8 @@ from lab.run.agenda import Agenda
 from lab.run.code import code_facts
 from lab.run.folder import RunFolder
 from lab.run.identity import data_files, flat
+from lab.run.keeping import Kept
+from lab.run.length import past
 from lab.run.provenance import provenance
 from lab.train.outcome import outcome
 
@@ -84,15 +86,16 @@ class TrainingRun:
         folder.start_clock()
         if state:
             print(f"{folder.path} goes on from step {step} of {self.parts.total}", file=sys.stderr)
+        folder.status("running", step=step)  # first: a finished run that is made longer is over no more
         folder.forget_from(step)
         facts = {
             "data": self.parts.dataset.facts,
             "data_files": data_files(self.plain),
             "model": self._model_facts(),
             "code": code_facts(self.plain),
+            **past(folder, self.plain, step),
         }
         folder.write("provenance", provenance(self.command, self.plain, **facts))
-        folder.status("running", step=step)
         module, loggers = self._train(folder, step, state)
         summary = outcome(self.settings, self.probes, module, folder)
         summary |= {"title": self.title, "seconds": folder.seconds}
@@ -110,6 +113,7 @@ class TrainingRun:
             self.probes,
             evaluate_every=settings.evaluate_every,
             checkpoint_every=settings.checkpoint_every,
+            keep=Kept.of(settings.keep),
             state=state,
         )
         agenda = Agenda(begin, parts.total, (self.probes.due, keeper.due), settings.log_every)
