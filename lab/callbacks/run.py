@@ -91,7 +91,7 @@ class RunCallback(pl.Callback):
         """test/loss and test/accuracy of the present weights."""
         if module.test_data is None:
             return
-        with cut_off():
+        with cut_off(), self.probes.costs.working("test/loss and test/accuracy", 0, 0.0, lambda: 0):
             measured = evaluate(module.model, module.criterion, module.test_data)
         values = {f"test/{name}": value for name, value in measured.items()}
         for logger in trainer.loggers:
