@@ -10,6 +10,7 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lab.callbacks.clipping import Clipping
+from lab.callbacks.costs import Costs
 from lab.callbacks.dashboard import show_figure
 from lab.callbacks.metrics import MetricsLogger
 from lab.curvature.phase import PhaseTracker
@@ -29,7 +30,7 @@ class Probing:
     def __init__(self, probes: Sequence[Probe], bench: Bench, *, stochastic: bool, refuses: bool):
         self.probes, self.bench, self.refuses = list(probes), bench, refuses
         self.tracker, self.clipping, self.failures = PhaseTracker(stochastic=stochastic), Clipping(), Failures()
-        self.formula = "the threshold"
+        self.formula, self.costs = "the threshold", Costs()
         self._parts: dict[str, Any] = {"live": bench.live, "clipping": self.clipping, "failures": self.failures}
         self._parts["audit"] = bench.audited
         self._latest: dict[str, float] = {}
@@ -68,7 +69,7 @@ class Probing:
         if not self._follow(step):
             return
         snapshot = self.bench.still(step, batch=batch, ended=ended)
-        values, failures = self.bench.measure(probes, snapshot)
+        values, failures = self.bench.measure(probes, snapshot, lambda probe: self.costs.around(probe, snapshot))
         for failure in failures:
             self.say(self.failures.note(failure, self.latest, refuses=self.refuses))
         if (audit := self.bench.audited.told()) is not None:

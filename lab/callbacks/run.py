@@ -101,7 +101,7 @@ class RunCallback(pl.Callback):
         data, best = module.test_data, self.keeper.kept.best
         if data is None and not best:
             return
-        with cut_off():
+        with cut_off(), self.probes.costs.working("test/loss and test/accuracy", 0, 0.0, lambda: 0):
             measured = evaluate(module.model, module.criterion, module.gradient.train if data is None else data)
         if data is not None:
             values = {f"test/{name}": value for name, value in measured.items()}

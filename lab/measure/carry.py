@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from lab.curvature.operators import LinearOperator, hessian
+from lab.curvature.operators import hessian
 from lab.doors.parts import Parts
-from lab.measure.progress import MatvecProgress
 from lab.measure.weights import Saved, load_into
 from lab.optim.joint import members_of
 from lab.probes.attempt import findings
 from lab.probes.base import Examples, Probe, Snapshot
 from lab.probes.bench import Bench
+from lab.run.progress import MatvecProgress
 from lab.settings import SettingError
 
 
@@ -131,10 +131,5 @@ class LoadedRun:
             with suppress(Exception):  # the probe will meet it, and say so
                 snapshot.once(("hessian", examples), lambda: hessian(self.bench.objective(examples), snapshot.w))
             seconds = (perf_counter() - begun) * expected
-        before = _matvecs(snapshot)
-        return MatvecProgress(what, expected, seconds, lambda: max(0, _matvecs(snapshot) - before))
-
-
-def _matvecs(snapshot: Snapshot) -> int:
-    """How many products the operators of the snapshot have formed."""
-    return sum(operator.matvecs for operator in snapshot.shared if isinstance(operator, LinearOperator))
+        before = snapshot.matvecs
+        return MatvecProgress(what, expected, seconds, lambda: max(0, snapshot.matvecs - before))

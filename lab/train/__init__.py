@@ -20,6 +20,7 @@ from lab.doors.request import Request, keep_settings
 from lab.doors.words import Words
 from lab.run.folder import RunFolder
 from lab.run.identity import require_same_data, require_unchanged, same_data_files
+from lab.run.progress import waiting
 from lab.run.signals import ended
 from lab.run.summary import DEFAULT, sentence
 from lab.train.comparison import compare
@@ -73,7 +74,9 @@ def _train(folder: RunFolder, settings: dict[str, Any], request: Request) -> dic
     from lab.doors.parts import read_settings
     from lab.run.keeping import Kept
 
-    parts = read_settings(settings).build()
+    sound = read_settings(settings)
+    with waiting("data and model", "loading"):
+        parts = sound.build()
     Kept.of(parts.settings.trainer.keep).require_within(parts.total)
     require_same_data(folder, parts.dataset.facts)
     parts.use_threads(jobs=request.jobs)
