@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from lab.doors.request import Request, composed
 from lab.run.folder import RunFolder
-from lab.settings import SettingError
+from lab.settings import SettingError, UnknownSetting
 
 RECORD = "multirun.yaml"
 """What is left of a grid in its folder, beside its runs: the configuration of Hydra."""
@@ -54,15 +54,7 @@ class Grid:
     @staticmethod
     def of(config: str, first: DictConfig, typed: Sequence[Override], fixed: Sequence[str]) -> "Grid":
         """first: the configuration with the first value of whatever is `typed`; fixed: the overrides of Hydra's settings."""
-        for override in typed:
-            if override.is_sweep_override() and not override.is_discrete_sweep():
-                raise SettingError(f"{override.input_line}: a grid has single values, e.g. optimizer.lr=0.1,0.2")
-        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-        axes = parser.parse_overrides(
-            [f"{name}={values}" for name, values in (first.hydra.sweeper.params or {}).items()]
-        )
-        values = {override.get_key_element(): _values(override) for override in [*axes, *typed]}
-        cells = [Request.of(cfg, several=True) for cfg in _cells(config, first, list(values.values()), fixed)]
+        cells = [Request.of(cfg, several=True) for cfg in _cells(config, first, axes(first, typed), fixed)]
         _name(first, [str(override.input_line) for override in typed])
         return Grid(first, Request.of(first), cells)
 
@@ -146,8 +138,8 @@ def launched(run: Any, cfg: DictConfig) -> Any:
 
 
 def named(error: SettingError, cell: Request) -> SettingError:
-    """The same error with the cell that it is of, where there are several."""
-    if not cell.several:
+    """The same error with the cell that it is of, where there are several; a name that is unknown is so in all of them."""
+    if not cell.several or isinstance(error, UnknownSetting):
         return error
     return SettingError(f"{cell.folder.name}: {error}".replace("another hydra.run.dir", "another hydra.sweep.dir"))
 
@@ -163,6 +155,20 @@ def _plugged(run: Any) -> dict[str, Any]:
     """What a plugin of Hydra is given beside the configuration."""
     context = HydraContext(GlobalHydra.instance().config_loader(), Callback())  # type: ignore[arg-type]
     return {"hydra_context": context, "task_function": partial(launched, run)}
+
+
+def axes(first: DictConfig, typed: Sequence[Override]) -> list[list[str]]:
+    """The values of every setting of a grid as overrides: of those that its experiment names, and of those `typed`.
+
+    Those that have a range in place of values are left out where a sweeper of Hydra chooses, and raise SettingError elsewhere.
+    """
+    ranges = [o for o in typed if o.is_sweep_override() and not o.is_discrete_sweep()]
+    if ranges and first.hydra.runtime.choices["hydra/sweeper"] == "basic":
+        raise SettingError(f"{ranges[0].input_line}: a grid has single values, e.g. optimizer.lr=0.1,0.2")
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    named = [f"{name}={values}" for name, values in (first.hydra.sweeper.params or {}).items()]
+    kept = [override for override in [*parser.parse_overrides(named), *typed] if override not in ranges]
+    return list({override.get_key_element(): _values(override) for override in kept}.values())
 
 
 def first_of(overrides: Iterable[Override]) -> list[str]:
