@@ -35,6 +35,14 @@ class SettingError(ValueError):
     """A value the user chose cannot be right. The message is one line that names the setting and the cure."""
 
 
+class UnknownSetting(SettingError):
+    """There is no setting of this name."""
+
+    def __init__(self, name: str, message: str):
+        super().__init__(message)
+        self.name = name
+
+
 @dataclasses.dataclass(frozen=True)
 class Knob:
     """One setting of a card: its text ("" where it has none), the values it takes as far as the text leaves them out, and

@@ -30,7 +30,7 @@ from lab.doors.arguments import as_typed, opened
 from lab.doors.request import Request, composed
 from lab.run.folder import RunFolder
 from lab.run.length import LENGTH
-from lab.settings import SettingError
+from lab.settings import SettingError, UnknownSetting
 
 RECORD = "multirun.yaml"
 """What is left of a grid in its folder, beside its runs: the configuration of Hydra."""
@@ -56,16 +56,9 @@ class Grid:
     @staticmethod
     def of(config: str, first: DictConfig, typed: Sequence[Override], fixed: Sequence[str]) -> "Grid":
         """first: the configuration with the first value of whatever is `typed`; fixed: the overrides of Hydra's settings."""
-        for override in typed:
-            if override.is_sweep_override() and not override.is_discrete_sweep():
-                raise SettingError(f"{override.input_line}: a grid has single values, e.g. optimizer.lr=0.1,0.2")
-        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-        axes = parser.parse_overrides(
-            [opened(f"{name}={values}") for name, values in (first.hydra.sweeper.params or {}).items()]
-        )
-        values = {override.get_key_element(): _values(override) for override in [*axes, *typed]}
-        fixed = [*fixed, *_naming(first, [name for name, along in values.items() if len(along) > 1])]
-        cells = [Request.of(cfg, several=True) for cfg in _cells(config, first, list(values.values()), fixed)]
+        along = axes(first, typed)
+        varied = [values[0].partition("=")[0].lstrip("+") for values in along if len(values) > 1]
+        cells = [Request.of(cfg, several=True) for cfg in _cells(config, first, along, [*fixed, *_naming(first, varied)])]
         _name(first, [str(override.input_line) for override in typed])
         return Grid(first, Request.of(first), cells)
 
@@ -149,8 +142,8 @@ def launched(run: Any, cfg: DictConfig) -> Any:
 
 
 def named(error: SettingError, cell: Request) -> SettingError:
-    """The same error with the cell that it is of, where there are several."""
-    if not cell.several:
+    """The same error with the cell that it is of, where there are several; a name that is unknown is so in all of them."""
+    if not cell.several or isinstance(error, UnknownSetting):
         return error
     return SettingError(f"{cell.folder.name}: {error}".replace("another hydra.run.dir", "another hydra.sweep.dir"))
 
@@ -167,6 +160,20 @@ def _plugged(run: Any) -> dict[str, Any]:
     """What a plugin of Hydra is given beside the configuration."""
     context = HydraContext(GlobalHydra.instance().config_loader(), Callback())  # type: ignore[arg-type]
     return {"hydra_context": context, "task_function": partial(launched, run)}
+
+
+def axes(first: DictConfig, typed: Sequence[Override]) -> list[list[str]]:
+    """The values of every setting of a grid as overrides: of those that its experiment names, and of those `typed`.
+
+    Those that have a range in place of values are left out where a sweeper of Hydra chooses, and raise SettingError elsewhere.
+    """
+    ranges = [o for o in typed if o.is_sweep_override() and not o.is_discrete_sweep()]
+    if ranges and first.hydra.runtime.choices["hydra/sweeper"] == "basic":
+        raise SettingError(f"{ranges[0].input_line}: a grid has single values, e.g. optimizer.lr=0.1,0.2")
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    named = [opened(f"{name}={values}") for name, values in (first.hydra.sweeper.params or {}).items()]
+    kept = [override for override in [*parser.parse_overrides(named), *typed] if override not in ranges]
+    return list({override.get_key_element(): _values(override) for override in kept}.values())
 
 
 def first_of(overrides: Iterable[Override]) -> list[str]:

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from lab.doors.arguments import as_typed
 from lab.run.cards import choices, config_dir, listed
+from lab.settings import SettingError
 
 FORMER = hydra.__version__ < "1.4"
 """Hydra 1.3 with OmegaConf 2.3: two names were others, and its defaults those of still earlier versions."""
@@ -23,6 +24,8 @@ AROUND = ("noise", "escape")
 """Groups of cards around the optimiser: conf/optimizer/<group>, whose settings stand at <group>."""
 NO_GROUPS = ("experiment", "simulation", "landscape")
 """Folders of cards that are no setting of a run."""
+NO_SETTINGS = ("defaults", "hydra", "probe")
+"""What stands in conf/train.yaml besides plain settings."""
 LONGEST_NAME = 200
 """Characters of a folder name; a longer one is cut and ends in a hash of the whole."""
 PAGE_WIDTH = 112
@@ -45,7 +48,12 @@ def show(config: str, words: Sequence[str]) -> None:
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra raise, so that we can say it in one line
     sys.argv = [sys.argv[0], *words]
-    hydra.main(config_path=config_dir(), config_name=config, **BASE)(lambda cfg: None)()
+    try:
+        hydra.main(config_path=config_dir(), config_name=config, **BASE)(lambda cfg: None)()
+    except ValueError as error:  # flags that do not go together
+        if type(error) is not ValueError:
+            raise
+        raise SettingError(f"{error}; see --hydra-help") from None
 
 
 def cell_name(overrides: str) -> str:
@@ -69,15 +77,35 @@ def card_settings(group: str, card: str) -> list[str]:
     """The names of the settings of a card, which stand at the top of its file or under the name of the group. Raises
     FileNotFoundError for a card of somebody's own, from --config-dir.
     """
+    return [str(key) for key in card_values(group, card) if key != "_target_"]
+
+
+def card_values(group: str, card: str) -> Any:
+    """The settings of a card with their values. Raises FileNotFoundError for a card of somebody's own, from --config-dir."""
     loaded = OmegaConf.load(Path(config_dir()) / group / f"{card}.yaml")
-    values = loaded.get(group.rpartition("/")[2], loaded)  # type: ignore[union-attr,arg-type]
-    return [str(key) for key in values if key != "_target_"]
+    return loaded.get(group.rpartition("/")[2], loaded)  # type: ignore[union-attr,arg-type]
+
+
+def takes_list(name: str) -> bool:
+    """Whether a setting is a list in some card, as model.widths and probe are."""
+    group, _, rest = name.partition(".")
+    cards = [card_values(group, card) for card in choices(group)]
+    return name in ("probe", "data.classes") or any(OmegaConf.is_list(values.get(rest)) for values in cards)
+
+
+@cache
+def default_cards() -> dict[str, str]:
+    """The card of every group that lab.train begins with, e.g. {"data": "digits", ...}."""
+    listed = OmegaConf.load(Path(config_dir()) / "train.yaml")["defaults"]  # type: ignore[index]
+    items = [item for entry in listed if not isinstance(entry, str) for item in entry.items()]
+    return {str(group): card for group, card in items if isinstance(card, str)}
 
 
 @cache
 def known_settings() -> tuple[str, ...]:
     """Every setting that some card of lab.train offers, with its group, and the groups."""
-    names = ["steps", "epochs", "seed", "audit", *(f"optimizer/{group}" for group in AROUND)]
+    plain = [str(name) for name in OmegaConf.load(Path(config_dir()) / "train.yaml") if name not in NO_SETTINGS]
+    names = [*plain, *(f"optimizer/{group}" for group in AROUND)]
     folders = [folder for folder in Path(config_dir()).iterdir() if folder.is_dir() and folder.name not in NO_GROUPS]
     for group in sorted([folder.name for folder in folders] + [f"optimizer/{group}" for group in AROUND]):
         place = group.rpartition("/")[2]

@@ -25,7 +25,7 @@ from lab.probes import Probe
 from lab.run.cards import card, require_whole, typed
 from lab.run.length import DEFAULT_STEPS, require_length
 from lab.run.settings import TrainerSettings
-from lab.settings import SettingError, usable_cpus
+from lab.settings import SettingError, UnknownSetting, usable_cpus
 
 MAX_SEED = 2**63 - 1
 """What a generator of torch takes."""
@@ -122,7 +122,7 @@ def read_settings(plain: Mapping[str, Any]) -> Settings:
     """Every card built and every plain number checked. Raises SettingError in one line."""
     known = {*CARDS, "noise", "escape", "probe", "scaling", "compare", *NUMBERS}
     if unknown := [name for name in plain if name not in known]:
-        raise SettingError(f"unknown setting {unknown[0]}; see python -m lab.train --help")
+        raise UnknownSetting(unknown[0], f"unknown setting {unknown[0]}; see python -m lab.train --help")
     numbers = _numbers(plain)
     cards = {name: card(plain.get(name), name) for name in CARDS}
     for made in cards.values():

@@ -33,7 +33,7 @@ def main() -> None:
     """The command line."""
     with one_line_errors("measure", _unknown):
         target = Target.of(sys.argv[1:])
-        if target.words.shows:
+        if target.words.shows and target.parsed is not None:
             show("measure", [*target.words.flags, *_of_the_run(target), *target.words.overrides])
         else:
             _measure_all(target)

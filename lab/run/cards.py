@@ -13,10 +13,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lab.settings import SettingError
+from lab.settings import SettingError, UnknownSetting
 
 CURES = {"tuple": "a list, e.g. [1,2]", "integer": "a whole number", "boolean": "true or false"}
 """What pydantic calls a type, in the words of who types a value."""
+UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
+"""What pydantic calls a setting that the card does not have."""
 
 METHODS = {"data": "load", "model": "build", "loss": "build", "optimizer": "of", "schedule": "factor"}
 """What the class of a card does in a group, by the name of its method."""
@@ -64,6 +66,8 @@ def card(plain: Any, where: str) -> Any:
     try:
         made = kind(**values)
     except ValidationError as error:
+        if unknown := [e["loc"][0] for e in error.errors()[:1] if e["type"] in UNKNOWN]:
+            raise UnknownSetting(f"{where}.{unknown[0]}", refusal(error, where)) from None
         raise SettingError(refusal(error, where)) from None
     except TypeError as error:  # a card of somebody's own that is no card of pydantic
         raise SettingError(f"{where}: {' '.join(str(error).split())}") from None
@@ -111,7 +115,7 @@ def refusal(error: ValidationError, where: str) -> str:
         return f"{where}.{_expected(error.errors()[0])}"
     first = str(errors[0]["loc"][0])
     mine = [e for e in errors if str(e["loc"][0]) == first]
-    if mine[0]["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+    if mine[0]["type"] in UNKNOWN:
         return f"{where}.{first} is not a setting of this card"
     # A union reports each of its types; an entry of a list, e.g. widths=[32,x], says more than that a list is no word.
     inner = [e for e in mine if any(isinstance(part, int) for part in e["loc"]) and e["type"] != "missing"]
