@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 
 from lab.callbacks.adapter import adapt
@@ -78,10 +79,15 @@ class ProbeCallback(Probing, pl.Callback):
         self._kept: dict[str, Any] | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        bench, self._run = self.bench, adapt(trainer, pl_module)
+        self._run = adapt(trainer, pl_module)
         if self._whole_module:
-            bench.model = pl_module
-        bench.place(pl_module.device, next(bench.model.parameters()).dtype)
+            self.bench.model = pl_module
+        self.prepare(pl_module.device)
+
+    def prepare(self, device: torch.device) -> None:
+        """The data and the memories of the probes go where the weights are, and each probe says what it demands."""
+        bench = self.bench
+        bench.place(device, next(bench.model.parameters()).dtype)
         for probe in self.probes if trainable(bench.model) else []:
             try:
                 bench.require([probe])
@@ -92,7 +98,7 @@ class ProbeCallback(Probing, pl.Callback):
                 self.say(self.failures.note(failure, {}, refuses=False))
         for probe in self.probes:
             memory = self._saved.get(type(probe).__name__, {})
-            probe.load_state_dict({name: tensor.to(pl_module.device) for name, tensor in memory.items()})
+            probe.load_state_dict({name: tensor.to(device) for name, tensor in memory.items()})
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._measured, self._kept, self._run = -1, None, adapt(trainer, pl_module)
@@ -106,15 +112,19 @@ class ProbeCallback(Probing, pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        self.look(trainer.loggers, lambda: self._run.together(batch))
+
+    def look(self, loggers: Sequence[Logger], together: Callable[[], int | None] = lambda: None) -> None:
+        """The probes that are due at the present step, before its update, once. together: as of `Bench.see_together`."""
         step = self._run.step
         if step == self._measured or not self.due(step):
             return
         self._measured = step
-        if self.bench.batch_examples is None and (together := self._run.together(batch)) is not None:
-            self.bench.see_together(together)
+        if self.bench.batch_examples is None and (examples := together()) is not None:
+            self.bench.see_together(examples)
         with torch.enable_grad():
             due = [probe for probe in self.failures.heard(self.probes) if probe.due(step)]
-            self.measure(trainer.loggers, step, due, self._run.batch(step))
+            self.measure(loggers, step, due, self._run.batch(step))
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
@@ -125,16 +135,23 @@ class ProbeCallback(Probing, pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         for step, loss in self._run.losses(outputs):
-            self.tracker.add_loss(step, loss)
+            self.add_loss(step, loss)
         if self._run.divergence:
             self.tracker.diverged(self._run.step)
 
+    def add_loss(self, step: int, loss: float) -> None:
+        """The loss of the update `step` that was made."""
+        self.tracker.add_loss(step, loss)
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.look_back(trainer.loggers)
+
+    def look_back(self, loggers: Sequence[Logger]) -> None:
         """The probes that wait for the end, unless the run diverged; not those that have just measured this step.
 
         What is saved from now on is what was known before: a run that goes on from here is the one that never ended.
         """
-        self.judge(trainer.loggers)  # no step follows: by the factor of the last one
+        self.judge(loggers)  # no step follows: by the factor of the last one
         self._kept, step = self.known(), self._run.step
         last = [
             probe
@@ -143,8 +160,8 @@ class ProbeCallback(Probing, pl.Callback):
         ]
         if last and not self._run.divergence:
             with torch.enable_grad():
-                self.measure(trainer.loggers, step, last, self._run.batch(step), ended=True)
-        self.judge(trainer.loggers)
+                self.measure(loggers, step, last, self._run.batch(step), ended=True)
+        self.judge(loggers)
         self.clipping.end()
 
     def state_dict(self) -> dict[str, Any]:

@@ -4,13 +4,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from lab.callbacks.dashboard import flush, show_figure
+from lab.callbacks.dashboard import flush
+from lab.callbacks.outcome import show_waterfall
 from lab.callbacks.probe import ProbeCallback
 from lab.module import SupervisedModule, evaluate
 from lab.run import checkpoints
 from lab.run.agenda import Steps, every
 from lab.run.checkpoints import State
-from lab.run.figures import save, waterfall_figure
 from lab.run.folder import RunFolder
 from lab.run.keeping import Keeper, Kept
 from lab.run.signals import cut_off
@@ -84,12 +84,7 @@ class RunCallback(pl.Callback):
             self.save(trainer, pl_module)  # before what only the end adds: the state from which a longer run goes on
             self.keep(pl_module)
             self.evaluate(trainer, pl_module)
-        measurements = self.folder.all_arrays("spectrum")
-        if len(measurements) > 1:
-            figure = waterfall_figure(measurements)
-            save(figure, self.folder.figures / "spectrum_waterfall.png")
-            for logger in trainer.loggers:
-                show_figure(logger, "spectrum/waterfall", figure, pl_module.step)
+        show_waterfall(self.folder, trainer.loggers, pl_module.step)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """SIGTERM ends a run where its state is whole, see `lab.run.signals`: no update made so far is lost."""

@@ -32,10 +32,13 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class RunFolder:
-    """The folder of one run. Write while it is `owned`; every method may be called again after a kill."""
+    """The folder of one run. Write while it is `owned`; every method may be called again after a kill.
 
-    def __init__(self, path: Path | str):
-        self.path = Path(path)
+    chosen_by  what a user sets to have another folder, for the messages.
+    """
+
+    def __init__(self, path: Path | str, *, chosen_by: str = "hydra.run.dir"):
+        self.path, self.chosen_by = Path(path), chosen_by
         self._metrics: IO[str] | None = None
         self._begin = math.nan
 
@@ -66,19 +69,22 @@ class RunFolder:
             lock = (self.path / ".lock").open("a")
         except OSError as error:
             raise SettingError(
-                f"{self.path} cannot be written ({error.strerror}); choose another hydra.run.dir"
+                f"{self.path} cannot be written ({error.strerror}); choose another {self.chosen_by}"
             ) from None
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise SettingError(f"{self.path} is in use by another run; wait for it or set hydra.run.dir") from None
+                raise SettingError(
+                    f"{self.path} is in use by another run; wait for it or set {self.chosen_by}"
+                ) from None
             try:
                 try:
                     yield
                 finally:
                     if self._metrics is not None:
                         self._metrics.close()
+                    fcntl.flock(lock, fcntl.LOCK_UN)  # also where a process forked off has inherited it
             except OSError as error:
                 if error.errno not in FULL:
                     raise
@@ -147,7 +153,7 @@ class RunFolder:
             content = None
         if isinstance(content, dict):
             return content
-        raise SettingError(f"{file} is damaged; remove it, or choose another hydra.run.dir")
+        raise SettingError(f"{file} is damaged; remove it, or choose another {self.chosen_by}")
 
     def remove_if_empty(self) -> None:
         """Take the folder away where there is nothing in it, and its parents as far as they are empty."""

@@ -54,19 +54,20 @@ def _of_the_run(summary: Mapping[str, Any]) -> str:
     late = summary["entry_step"] is not None and summary["level_since"] == summary["entry_step"]
     span = f" ({low} to {high})" if low != high else ""
     hover = f"{decimals(level)} x {unit}{span} {'since then' if late else 'over the last half'}"
-    rises = f"loss rose on {100 * summary['loss_rises']:.0f} % of the last steps and went {_loss(summary)}"
+    rises = _rises(summary)
     if summary["entry_step"] is not None:
         left = "" if summary["phase"] == "edge of stability" else f", and has left it again (now {summary['phase']})"
         verb = "hovers at" if not left and summary["level_since"] >= summary["entry_step"] else "was at"
         return (
-            f"Reached the edge of stability at step {summary['entry_step']}{left}: {sharpness} {verb} {hover}; {rises}."
+            f"Reached the edge of stability at step {summary['entry_step']}{left}: {sharpness} {verb} {hover}{rises}."
         )
-    return f"Phase at the end: {summary['phase']}. {sharpness} was at {hover}; {rises}.{_hint(summary)}"
+    return f"Phase at the end: {summary['phase']}. {sharpness} was at {hover}{rises}.{_hint(summary)}"
 
 
 def _trained(summary: Mapping[str, Any]) -> str:
     steps = f"{summary['steps']} step{'s' if summary['steps'] != 1 else ''}"
-    return f"Trained {steps}; loss {_loss(summary)}{_accuracy(summary)}"
+    loss = "" if summary["last_loss"] is None else f"; loss {_loss(summary)}"
+    return f"Trained {steps}{loss}{_accuracy(summary)}"
 
 
 def _too_few(summary: Mapping[str, Any]) -> str:
@@ -77,6 +78,15 @@ def _too_few(summary: Mapping[str, Any]) -> str:
     measured = f"measured {count} time{'s' if count != 1 else ''} in the last half of the run"
     cure = f"probe.sharpness.every={every} would do" if every else f"so would be any number in {summary['steps']} steps"
     return f", {measured}: too few to tell a phase ({FEWEST} at least); {cure}"
+
+
+def _rises(summary: Mapping[str, Any]) -> str:
+    """How the loss went, as far as it is known: of every step, at some of them, or not."""
+    if summary["last_loss"] is None:
+        return ""
+    share = summary["loss_rises"]
+    rose = "" if share is None else f"rose on {100 * share:.0f} % of the last steps and "
+    return f"; loss {rose}went {_loss(summary)}"
 
 
 def _loss(summary: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from lab.doors.errors import one_line_errors
 from lab.doors.memory import memory_told
 from lab.doors.request import Request, keep_settings
 from lab.doors.words import Words
+from lab.run.closing import closing_words
 from lab.run.folder import RunFolder
 from lab.run.identity import require_same_data, require_unchanged, same_data_files
 from lab.run.progress import waiting
@@ -113,14 +114,8 @@ def _recorded(settings: dict[str, Any]) -> dict[str, Any]:
 
 def report(folder: RunFolder, summary: dict[str, Any], *, again: bool = False, brief: bool = False) -> None:
     """The result in one plain paragraph, and where to look. brief: for one of many runs, the paragraph and the folder."""
-    paragraph = sentence(summary)
     if brief:
-        print(f"{'already finished: ' if again else ''}{paragraph}\n  run folder   {folder.path}", flush=True)
+        print(f"{'already finished: ' if again else ''}{sentence(summary)}\n  run folder   {folder.path}", flush=True)
         return
     print("\nThis run was already finished." if again else "")
-    print(paragraph)
-    print()
-    for figure in sorted(folder.figures.glob("*.png")):
-        print(f"  figure       {figure}")
-    print(f"  run folder   {folder.path}")
-    print(f"  dashboard    tensorboard --logdir {folder.path}    (Custom Scalars; set smoothing to 0)\n", flush=True)
+    print(f"{closing_words(folder, summary)}\n", flush=True)

@@ -3,33 +3,26 @@
 import math
 from typing import Any
 
+from lab.callbacks.outcome import outcome_of
 from lab.callbacks.probe import ProbeCallback
 from lab.curvature.phase import Phase
 from lab.doors.parts import Settings
 from lab.module import SupervisedModule
 from lab.optim.schedules import Constant
-from lab.probes.attempt import findings
 from lab.run import keeping
 from lab.run.folder import RunFolder
 
 
 def outcome(settings: Settings, probes: ProbeCallback, module: SupervisedModule, folder: RunFolder) -> dict[str, Any]:
     """The summary of the run in `folder`; of sharpness and phase only what was measured."""
-    latest, phase = dict(probes.latest), probes.summary()
-    if phase["quantity"] not in latest:
-        phase["quantity"] = None
-    return phase | {
-        "edge_lr": _edge_lr(settings, phase, _rate(module), stochastic=probes.tracker.stochastic),
-        "findings": findings(settings.probes, latest)
-        + _noise(settings, module)
-        + _escapes(settings, folder)
-        + probes.failures.sentences()
-        + probes.notes()
-        + keeping.finding(folder),
-        "steps": module.step,
-        "reason": module.divergence,
-        "test_loss": latest.get("test/loss"),
-        "test_accuracy": latest.get("test/accuracy"),
+    summary = outcome_of(
+        probes,
+        steps=module.step,
+        reason=module.divergence,
+        others=_noise(settings, module) + _escapes(settings, folder) + keeping.finding(folder),
+    )
+    return summary | {
+        "edge_lr": _edge_lr(settings, summary, _rate(module), stochastic=probes.tracker.stochastic),
         "loss_unit": getattr(settings.loss, "unit", "loss"),
     }
 

@@ -10,15 +10,15 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
-from lab.callbacks.dashboard import show_figure, show_settings
 from lab.callbacks.metrics import MetricsLogger
+from lab.callbacks.outcome import show_outcome
 from lab.callbacks.probe import ProbeCallback
 from lab.callbacks.progress import ProgressCallback
 from lab.callbacks.run import RunCallback
 from lab.doors.parts import Parts
 from lab.module import SupervisedModule
 from lab.params import layout
-from lab.run import checkpoints, figures, signals
+from lab.run import checkpoints, signals
 from lab.run.agenda import Agenda
 from lab.run.code import code_facts
 from lab.run.folder import RunFolder
@@ -99,7 +99,7 @@ class TrainingRun:
         module, loggers = self._train(folder, step, state)
         summary = outcome(self.settings, self.probes, module, folder)
         summary |= {"title": self.title, "seconds": folder.seconds}
-        self._show(folder, summary, loggers)
+        show_outcome(folder, loggers, flat(self.plain), summary)
         folder.write("summary", summary)
         folder.status("diverged" if module.divergence else "finished", step=module.step, reason=module.divergence)
         return summary
@@ -153,17 +153,6 @@ class TrainingRun:
             noise=parts.noise,
             escape=parts.escape,
         )
-
-    def _show(self, folder: RunFolder, summary: dict[str, Any], loggers: list[Logger]) -> None:
-        """The figure, on disk and on the dashboard, and the settings beside the final metrics."""
-        draw = figures.edge_figure if summary["quantity"] else figures.training_figure
-        name, figure = draw.__name__.removesuffix("_figure"), draw(folder.all_series(), summary)
-        figures.save(figure, folder.figures / f"{name}.png")
-        for logger in loggers:
-            show_figure(logger, f"figures/{name}", figure, summary["steps"])
-        show_settings(loggers, flat(self.plain), summary)
-        for logger in loggers:
-            logger.finalize("success")
 
     def _model_facts(self) -> dict[str, Any]:
         return {
