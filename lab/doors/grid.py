@@ -58,7 +58,9 @@ class Grid:
         """first: the configuration with the first value of whatever is `typed`; fixed: the overrides of Hydra's settings."""
         along = axes(first, typed)
         varied = [values[0].partition("=")[0].lstrip("+") for values in along if len(values) > 1]
-        cells = [Request.of(cfg, several=True) for cfg in _cells(config, first, along, [*fixed, *_naming(first, varied)])]
+        cells = [
+            Request.of(cfg, several=True) for cfg in _cells(config, first, along, [*fixed, *_naming(first, varied)])
+        ]
         _name(first, [str(override.input_line) for override in typed])
         return Grid(first, Request.of(first), cells)
 
@@ -165,7 +167,7 @@ def _plugged(run: Any) -> dict[str, Any]:
 def axes(first: DictConfig, typed: Sequence[Override]) -> list[list[str]]:
     """The values of every setting of a grid as overrides: of those that its experiment names, and of those `typed`.
 
-    Those that have a range in place of values are left out where a sweeper of Hydra chooses, and raise SettingError elsewhere.
+    Those that have a range in place of values are left out where a sweeper of Hydra chooses, else refused: SettingError.
     """
     ranges = [o for o in typed if o.is_sweep_override() and not o.is_discrete_sweep()]
     if ranges and first.hydra.runtime.choices["hydra/sweeper"] == "basic":

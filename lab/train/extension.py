@@ -41,10 +41,10 @@ def require_extendable(folder: RunFolder, settings: "Settings", plain: Mapping[s
     factor, card = settings.schedule.factor, type(settings.schedule).__name__.lower()
     if all(factor(step, grown.before) == factor(step, grown.now) for step in range(done)):
         return
-    lr, last = settings.optimizer.lr, done - 1
-    rates = [lr * factor(last, total) for total in grown]
+    last = done - 1
+    rates = [factor(last, total) for total in grown]
     raise SettingError(
         f"{folder.path} cannot be lengthened from {grown.before} to {grown.now} updates: schedule={card} looks at the end, "
-        f"and the learning rate of step {last} would have been {rates[1]:.3g}, not {rates[0]:.3g}; from={folder.path} "
+        f"and its factor of step {last} would have been {rates[1]:.3g}, not {rates[0]:.3g}; from={folder.path} "
         f"steps={grown.now} begins a new run at its end, or choose another hydra.run.dir for a whole one"
     )

@@ -62,10 +62,10 @@ def test_a_schedule_that_looks_at_the_end_is_refused_with_words(capsys: pytest.C
     with pytest.raises(SystemExit) as stopped:
         train("run", *KINDS["adam, cosine"], "steps=90")
     assert stopped.value.code == 2
-    # lr (1 + cos(pi 59/60))/2 and the same of 59/90, lr = 1e-3
+    # (1 + cos(pi 59/60))/2 and the same of 59/90
     assert capsys.readouterr().err == (
-        "error: run cannot be lengthened from 60 to 90 updates: schedule=cosine looks at the end, and the learning rate of "
-        "step 59 would have been 0.000265, not 6.85e-07; from=run steps=90 begins a new run at its end, or choose another "
+        "error: run cannot be lengthened from 60 to 90 updates: schedule=cosine looks at the end, and its factor of "
+        "step 59 would have been 0.265, not 0.000685; from=run steps=90 begins a new run at its end, or choose another "
         "hydra.run.dir for a whole one\n"
     )
     assert {file: file.read_bytes() for file in folder.path.rglob("*") if file.is_file()} == before
