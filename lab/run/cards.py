@@ -32,7 +32,7 @@ def config_dir() -> str:
 
 @cache
 def card_names(more: str | None = None) -> dict[str, str]:
-    """The card that stands for a class, e.g. {"lab.optim.optimizers.Sgd": "sgd", ...}; `more`: a folder with further ones."""
+    """The card that stands for a class, e.g. {"lab.optim.optimizers.Sgd": "sgd"}; `more`: a folder with further ones."""
     named = dict(FORMER)
     files = [*Path(more).glob("**/*.yaml")] if more else []
     for file in [*files, *Path(config_dir()).glob("**/*.yaml")]:

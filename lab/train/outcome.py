@@ -7,6 +7,7 @@ from lab.callbacks.probe import ProbeCallback
 from lab.curvature.phase import Phase
 from lab.doors.parts import Settings
 from lab.module import SupervisedModule
+from lab.named import NamedCode
 from lab.optim.schedules import Constant
 from lab.probes.attempt import findings
 from lab.run.folder import RunFolder
@@ -24,6 +25,7 @@ def outcome(settings: Settings, probes: ProbeCallback, module: SupervisedModule,
         + _escapes(settings, folder)
         + probes.failures.sentences()
         + probes.notes(),
+        "rate": "optimizer.args.lr" if isinstance(settings.optimizer, NamedCode) else "optimizer.lr",
         "steps": module.step,
         "reason": module.divergence,
         "test_loss": latest.get("test/loss"),
