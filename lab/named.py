@@ -85,7 +85,7 @@ def load(path: str, setting: str) -> Callable[..., Any]:
             raise SettingError(f"{setting}={path}: {where} has no {name}{_near(name, vars(module))}")
         found = getattr(found, part)
     if not callable(found):
-        raise SettingError(f"{setting}={path} is a {type(found).__name__}; expected a class or a function")
+        raise SettingError(f"{setting}={path} is of type {type(found).__name__}; expected a class or a function")
     return found
 
 

@@ -83,7 +83,9 @@ def _class_of(target: str, where: str) -> type:
     if not isinstance(kind, type):
         raise SettingError(f"{where}._target_={target} names no class that can be imported{cure}")
     if where in METHODS and not hasattr(kind, METHODS[where]):
-        raise SettingError(f"{where}._target_={target} is no card of the lab: it has no method {METHODS[where]}{cure}")
+        raise SettingError(
+            f"{where}._target_={target} is no card of the lab: it has no method {METHODS[where]}(){cure}"
+        )
     return kind
 
 
