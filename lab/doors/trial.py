@@ -1,5 +1,6 @@
 """Somebody's own model, loss or data, tried on two examples before the run begins: what does not fit is one line."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -100,7 +101,9 @@ def _loss(cards: dict[str, Any], criterion: Criterion, outputs: Tensor, y: Tenso
             "the targets, or save the targets in that of the outputs"
         )
     try:
-        loss = criterion(outputs, y)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Using a target size")  # torch goes on, with each against each
+            loss = criterion(outputs, y)
     except Exception as error:
         path = getattr(cards["loss"], "path", ":")
         few = classes is not None and outputs.shape[-1] < classes
