@@ -141,6 +141,8 @@ def source(path: str) -> dict[str, str | None]:
     code, file = load(path, "path"), file_of(path)
     if file is not None:
         return {"path": path, "file": str(file), "sha256": vars(sys.modules[_module_name(file)])["__sha256__"]}
+    if inspect.isclass(code):  # packages tell another module than that of the file
+        code = vars(code).get("__init__", code)
     try:
         found = inspect.getsourcefile(inspect.unwrap(code)) or ""
     except TypeError:  # written in C
@@ -200,20 +202,17 @@ def _of_file(file: Path, path: str, setting: str) -> ModuleType:
 
 
 def _of_package(where: str, name: str, path: str, setting: str) -> ModuleType:
-    try:
-        with running(path, f"{setting}={path}: its import"):
-            try:
-                return importlib.import_module(where)
-            except ModuleNotFoundError as error:
-                if error.name is None or not f"{where}.".startswith(f"{error.name}."):
-                    raise
-                beside = Path(f"{where.replace('.', '/')}.py")
-                cure = f"; did you mean {beside}:{name}?" if beside.is_file() else f"; {FORM}"
-                raise SettingError(f"{setting}={path}: there is no module {error.name}{cure}") from None
-    except ValueError as error:  # an empty or relative name
-        if isinstance(error, SettingError):
-            raise
-        raise SettingError(f"{setting}={path} names no module; {FORM}") from None
+    if not all(part.isidentifier() for part in where.split(".")):
+        raise SettingError(f"{setting}={path} names no module; {FORM}")
+    with running(path, f"{setting}={path}: its import"):
+        try:
+            return importlib.import_module(where)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{where}.".startswith(f"{error.name}."):
+                raise
+            beside = Path(f"{where.replace('.', '/')}.py")
+            cure = f"; did you mean {beside}:{name}?" if beside.is_file() else f"; {FORM}"
+            raise SettingError(f"{setting}={path}: there is no module {error.name}{cure}") from None
 
 
 @contextmanager

@@ -111,7 +111,7 @@ class TensorCard(DataCard):
             if value.dtype.kind not in "fiub":
                 raise SettingError(f"{where} has dtype {value.dtype}; expected real or whole numbers")
             kind = np.int64 if value.dtype.kind in "iu" else np.float64 if value.dtype.itemsize > 8 else value.dtype
-            value = torch.from_numpy(np.ascontiguousarray(value, dtype=np.dtype(kind).newbyteorder("=")))
+            value = torch.from_numpy(np.asarray(value, dtype=np.dtype(kind).newbyteorder("="), order="C"))
         if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_complex() or value.is_quantized:
             kind = str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
             raise SettingError(f"{where} is a {kind}; expected an array of real or whole numbers")
