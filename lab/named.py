@@ -2,7 +2,8 @@
 
 A file is read by its path, relative to the folder one stands in. It becomes a module whose name is a function of that path,
 so that two loads give one class; where it has changed since, it is read anew. The folder of the file can be imported from
-while its code runs. What is wrong with the name, and what the code raises, is one line: a SettingError.
+while its code runs, and what the file draws while it is read is of the seed 0. What is wrong with the name, and what the
+code raises, is one line: a SettingError.
 
 Naming code is running it: nothing here is to be called with a path that was read from a file.
 """
@@ -188,12 +189,14 @@ def _of_file(file: Path, path: str, setting: str) -> ModuleType:
     loaded = sys.modules.get(name)
     if loaded is not None and vars(loaded).get("__sha256__") == sha256:
         return loaded
+    from lab.streams import seeded  # torch: not where files are only compared
+
     module = ModuleType(name)
     module.__file__ = str(file)
     vars(module)["__sha256__"] = sha256
     sys.modules[name] = module  # dataclasses and pickle look there for what the code defines
     try:
-        with running(path, f"{setting}={path}: the file"):
+        with running(path, f"{setting}={path}: the file"), seeded(0):
             exec(compile(content, str(file), "exec"), vars(module))
     except BaseException:
         del sys.modules[name]

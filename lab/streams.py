@@ -36,7 +36,7 @@ def seed_of(seed: int, name: str, step: int = 0) -> int:
 
 
 def begin_draws(seed: int, name: str, step: int, device: torch.device) -> None:
-    """Let what a network draws from the global generator of its device, as dropout does, be a function of (seed, name, step).
+    """Let what a network draws from the global generator of its device, as dropout does, be a function of seed, name, step.
 
     Cost: 5 microseconds on the CPU. Nothing in the lab draws from that generator.
     """

@@ -78,7 +78,7 @@ def test_a_loss_is_a_function_with_arguments_or_a_class_made_with_them() -> None
     assert OwnLoss(path="mine.py:scaled", args={"factor": 0.5}).build(None)(f, y) == 1.0
     assert OwnLoss(path="torch.nn:HuberLoss", args={"delta": 1.0}).build(None)(f, y) == 0.75  # (2 - 1/2) / 2
     assert OwnLoss(path="mine.py:scaled").unit == "scaled"
-    with pytest.raises(SettingError, match="did you mean loss.args.factor"):
+    with pytest.raises(SettingError, match=r"did you mean loss\.args\.factor"):
         OwnLoss(path="mine.py:scaled", args={"facto": 1}).check()
     with pytest.raises(SettingError, match="trainable weights, which would not be trained"):
         OwnLoss(path="mine.py:Learned").build(None)
@@ -94,7 +94,7 @@ def test_the_squared_error_of_real_targets_is_half_the_sum_over_the_numbers_of_a
 
 
 def test_real_targets_have_no_cross_entropy() -> None:
-    with pytest.raises(SettingError, match="loss=cross_entropy needs class labels.*use loss=mse"):
+    with pytest.raises(SettingError, match=r"loss=cross_entropy needs class labels.*use loss=mse"):
         CrossEntropy().build(None)
 
 
