@@ -2,7 +2,8 @@
 
 A file is read by its path, relative to the folder one stands in. It becomes a module whose name is a function of that path,
 so that two loads give one class; where it has changed since, it is read anew. The folder of the file can be imported from
-while its code runs. What is wrong with the name, and what the code raises, is one line: a SettingError.
+while its code runs, and what the file draws while it is read is of the seed 0. What is wrong with the name, and what the
+code raises, is one line: a SettingError.
 
 Naming code is running it: nothing here is to be called with a path that was read from a file.
 """
@@ -85,7 +86,7 @@ def load(path: str, setting: str) -> Callable[..., Any]:
             raise SettingError(f"{setting}={path}: {where} has no {name}{_near(name, vars(module))}")
         found = getattr(found, part)
     if not callable(found):
-        raise SettingError(f"{setting}={path} is a {type(found).__name__}; expected a class or a function")
+        raise SettingError(f"{setting}={path} is of type {type(found).__name__}; expected a class or a function")
     return found
 
 
@@ -141,6 +142,8 @@ def source(path: str) -> dict[str, str | None]:
     code, file = load(path, "path"), file_of(path)
     if file is not None:
         return {"path": path, "file": str(file), "sha256": vars(sys.modules[_module_name(file)])["__sha256__"]}
+    if inspect.isclass(code):  # packages tell another module than that of the file
+        code = vars(code).get("__init__", code)
     try:
         found = inspect.getsourcefile(inspect.unwrap(code)) or ""
     except TypeError:  # written in C
@@ -186,12 +189,14 @@ def _of_file(file: Path, path: str, setting: str) -> ModuleType:
     loaded = sys.modules.get(name)
     if loaded is not None and vars(loaded).get("__sha256__") == sha256:
         return loaded
+    from lab.streams import seeded  # torch: not where files are only compared
+
     module = ModuleType(name)
     module.__file__ = str(file)
     vars(module)["__sha256__"] = sha256
     sys.modules[name] = module  # dataclasses and pickle look there for what the code defines
     try:
-        with running(path, f"{setting}={path}: the file"):
+        with running(path, f"{setting}={path}: the file"), seeded(0):
             exec(compile(content, str(file), "exec"), vars(module))
     except BaseException:
         del sys.modules[name]
@@ -200,20 +205,17 @@ def _of_file(file: Path, path: str, setting: str) -> ModuleType:
 
 
 def _of_package(where: str, name: str, path: str, setting: str) -> ModuleType:
-    try:
-        with running(path, f"{setting}={path}: its import"):
-            try:
-                return importlib.import_module(where)
-            except ModuleNotFoundError as error:
-                if error.name is None or not f"{where}.".startswith(f"{error.name}."):
-                    raise
-                beside = Path(f"{where.replace('.', '/')}.py")
-                cure = f"; did you mean {beside}:{name}?" if beside.is_file() else f"; {FORM}"
-                raise SettingError(f"{setting}={path}: there is no module {error.name}{cure}") from None
-    except ValueError as error:  # an empty or relative name
-        if isinstance(error, SettingError):
-            raise
-        raise SettingError(f"{setting}={path} names no module; {FORM}") from None
+    if not all(part.isidentifier() for part in where.split(".")):
+        raise SettingError(f"{setting}={path} names no module; {FORM}")
+    with running(path, f"{setting}={path}: its import"):
+        try:
+            return importlib.import_module(where)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{where}.".startswith(f"{error.name}."):
+                raise
+            beside = Path(f"{where.replace('.', '/')}.py")
+            cure = f"; did you mean {beside}:{name}?" if beside.is_file() else f"; {FORM}"
+            raise SettingError(f"{setting}={path}: there is no module {error.name}{cure}") from None
 
 
 @contextmanager

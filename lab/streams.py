@@ -25,10 +25,24 @@ def stream(seed: int, name: str, step: int = 0, *, device: torch.device | str = 
     >>> bool((torch.rand(3, generator=a) == torch.rand(3, generator=b)).all())
     True
     """
-    digest = hashlib.sha256(f"{seed}/{name}/{step}".encode()).digest()
     generator = torch.Generator(device=device)
-    generator.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    generator.manual_seed(seed_of(seed, name, step))
     return generator
+
+
+def seed_of(seed: int, name: str, step: int = 0) -> int:
+    """What `stream` begins with, for generators that are somebody else's: 63 bits."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}/{step}".encode()).digest()[:8], "big") >> 1
+
+
+def begin_draws(seed: int, name: str, step: int, device: torch.device) -> None:
+    """Let what a network draws from the global generator of its device, as dropout does, be a function of seed, name, step.
+
+    Cost: 5 microseconds on the CPU. Nothing in the lab draws from that generator.
+    """
+    cuda = device.type == "cuda"
+    generator = torch.cuda.default_generators[device.index or 0] if cuda else torch.default_generator
+    generator.manual_seed(seed_of(seed, name, step))
 
 
 def random_signs(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:

@@ -135,7 +135,8 @@ class Probing:
         """Phase, entry step, overshoot, level ... of the run so far, and what they are measured in.
 
         The phase is None where no ratio was measured, as under an optimiser whose threshold is not known. left_out: the
-        weights that do not move, in a sentence; clipped: the share of steps on clipped gradients; None for nothing to say.
+        weights that do not move, in a sentence; no_threshold: why there is none; clipped: the share of steps on clipped
+        gradients; None for nothing to say.
         """
         compared = [tag for tag in ("sharpness/preconditioned", "sharpness/moved") if tag in self._latest]
         audit = self.bench.audited.found
@@ -143,6 +144,7 @@ class Probing:
             "quantity": compared[0] if compared else "sharpness/lambda_max",
             "threshold_formula": self.formula,
             "left_out": self.bench.live.left_out or None,
+            "no_threshold": self.bench.live.refusal or None,
             "clipped": self.clipping.share,
             "failed_probes": self.failures.counts,
             "audit": audit.sentence() if audit else None,

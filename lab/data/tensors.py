@@ -111,7 +111,7 @@ class TensorCard(DataCard):
             if value.dtype.kind not in "fiub":
                 raise SettingError(f"{where} has dtype {value.dtype}; expected real or whole numbers")
             kind = np.int64 if value.dtype.kind in "iu" else np.float64 if value.dtype.itemsize > 8 else value.dtype
-            value = torch.from_numpy(np.ascontiguousarray(value, dtype=np.dtype(kind).newbyteorder("=")))
+            value = torch.from_numpy(np.asarray(value, dtype=np.dtype(kind).newbyteorder("="), order="C"))
         if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_complex() or value.is_quantized:
             kind = str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
             raise SettingError(f"{where} is a {kind}; expected an array of real or whole numbers")
@@ -148,6 +148,8 @@ class TensorCard(DataCard):
         if low < 0:
             raise SettingError(f"{self.where}: y_train has the label {low}; expected the labels 0..K-1")
         if y.dim() == 1:
+            if most == 0:
+                raise SettingError(f"{self.where}: all labels in y_train are 0; expected two classes at least")
             present = y.unique()
             if len(present) <= most:
                 gap = next(label for label in range(most) if label == len(present) or int(present[label]) != label)
@@ -263,7 +265,7 @@ def _pt(file: Path) -> Mapping[str, Any]:
         ) from None
     if not isinstance(content, dict):
         raise SettingError(
-            f"data.file={file} holds a {type(content).__name__}; expected a dictionary of tensors: {EXPECTED}"
+            f"data.file={file} holds a {type(content).__name__}; expected a dictionary of tensors, x_train and y_train"
         )
     return content
 

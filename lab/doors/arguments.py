@@ -19,9 +19,10 @@ def opened(word: str) -> str:
 
 
 def as_typed(words: str) -> str:
-    """One word, or several between commas, without what `opened` put before them.
+    """One word, or several between commas, without what `opened` put before them, and without the backslash that Hydra puts
+    before the colon of a path on the axis of a grid.
 
-    >>> as_typed("++model.args.depth=2,++model.args.width=64,model=own")
-    'model.args.depth=2,model.args.width=64,model=own'
+    >>> as_typed("++model.args.width=64,model=own,model.path=nets.py\\\\:TinyNet")
+    'model.args.width=64,model=own,model.path=nets.py:TinyNet'
     """
-    return re.sub(rf"(?<![^,\s])\+\+(?={NAMED})", "", words)
+    return re.sub(rf"(?<![^,\s])\+\+(?={NAMED})", "", words).replace("\\:", ":")

@@ -61,7 +61,7 @@ class Settings:
         model: nn.Module = self.model.build(dataset.input_shape, dataset.num_outputs, self.seed)
         criterion = self.loss.build(dataset.num_classes)
         cards = {"data": self.data, "model": self.model, "loss": self.loss}
-        try_out(cards, model, criterion, dataset, audit=self.audit)
+        try_out(cards, model, criterion, dataset, seed=self.seed, audit=self.audit)
         train = dataset.train.x, dataset.train.y
         trained = Trained(model, criterion, train, batches.batch_size, self.optimizer)
         return Parts(

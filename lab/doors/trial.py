@@ -1,5 +1,6 @@
 """Somebody's own model, loss or data, tried on two examples before the run begins: what does not fit is one line."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -10,28 +11,32 @@ from lab.data.base import Dataset
 from lab.data.tensors import TensorCard
 from lab.models.losses import Criterion
 from lab.named import NamedCode, raised
-from lab.objective import NetworkObjective
+from lab.objective import NetworkObjective, Unsound
 from lab.params import trainable
 from lab.run.cards import card_names
 from lab.settings import SettingError
+from lab.streams import seeded
 
 TOKENS = "whole numbers are tokens for an embedding; save images and measurements as real numbers, e.g. x/255"
 
 
-def try_out(cards: dict[str, Any], model: nn.Module, criterion: Criterion, dataset: Dataset, *, audit: bool) -> None:
+def try_out(
+    cards: dict[str, Any], model: nn.Module, criterion: Criterion, dataset: Dataset, *, seed: int, audit: bool
+) -> None:
     """Raise SettingError, one line, where outputs or loss of two examples cannot be had, or are not what a run takes: one
     tensor of outputs, some for each example; a scalar loss, finite, that depends on the weights, and where `audit` is
     wanted is a mean over examples. Nothing of this is asked of the lab's own cards on the lab's own data.
 
-    cards: data, model and loss, by group. Model and global generators stay as they are. Cost: two examples, and the loss of
+    cards: data, model and loss, by group. Model and global generators stay as they are; lazy layers get their weights, from
+    the seed of the run. Cost: two examples, and the loss of
     as many targets as there are.
     """
     if not any(isinstance(card, NamedCode | TensorCard) for card in cards.values()):
         return
     x, y = _two(dataset, next(model.parameters()).dtype)
-    with torch.random.fork_rng(devices=[]):
+    with seeded(seed):
         outputs = _outputs(cards, model, x)
-        loss = _loss(cards, criterion, outputs, y)
+        loss = _loss(cards, criterion, outputs, y, dataset.num_classes)
     weights = trainable(model)
     slopes = torch.autograd.grad(loss, weights, allow_unused=True) if loss.requires_grad else [None]
     if all(slope is None for slope in slopes):
@@ -47,6 +52,9 @@ def try_out(cards: dict[str, Any], model: nn.Module, criterion: Criterion, datas
         whole = NetworkObjective(model, criterion, (dataset.train.x, dataset.train.y))
         if audit and isinstance(cards["loss"], NamedCode):
             whole.require_mean()
+    except Unsound as error:
+        text = str(error).partition("; use a mean")[0]
+        raise SettingError(f"{_name(cards, 'loss')}: {text}; use a mean (audit=false trains on it as it is)") from None
     except ValueError as error:
         raise SettingError(f"{_name(cards, 'loss')}: {error}") from None
 
@@ -84,7 +92,7 @@ def _outputs(cards: dict[str, Any], model: nn.Module, x: Tensor) -> Tensor:
     return outputs
 
 
-def _loss(cards: dict[str, Any], criterion: Criterion, outputs: Tensor, y: Tensor) -> Tensor:
+def _loss(cards: dict[str, Any], criterion: Criterion, outputs: Tensor, y: Tensor, classes: int | None) -> Tensor:
     name = _name(cards, "loss")
     where = f"{name} of outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(y.shape)}"
     if isinstance(cards["loss"], NamedCode) and y.is_floating_point() and _broadcast(outputs, y):
@@ -93,11 +101,14 @@ def _loss(cards: dict[str, Any], criterion: Criterion, outputs: Tensor, y: Tenso
             "the targets, or save the targets in that of the outputs"
         )
     try:
-        loss = criterion(outputs, y)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Using a target size")  # torch goes on, with each against each
+            loss = criterion(outputs, y)
     except Exception as error:
         path = getattr(cards["loss"], "path", ":")
-        labels = "" if y.is_floating_point() else f" ({int(y.min())} to {int(y.max())})"
-        raise SettingError(f"{where}{labels} raised {raised(error, path)}") from error
+        few = classes is not None and outputs.shape[-1] < classes
+        cure = f"; the labels are 0 to {(classes or 1) - 1}: give as many outputs as there are classes" if few else ""
+        raise SettingError(f"{where} raised {raised(error, path)}{cure}") from error
     if not isinstance(loss, Tensor) or loss.dim():
         what = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
         raise SettingError(f"{where} returned {what}; expected the mean over examples, a scalar tensor")

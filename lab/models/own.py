@@ -39,7 +39,7 @@ class OwnModel(NamedCode):
         with running(self.path, self.setting), seeded(seed), torch.device("cpu"):
             model = code(**self.args)
         if not isinstance(model, nn.Module):
-            raise SettingError(f"{self.setting} returned a {type(model).__name__}; expected a torch.nn.Module")
+            raise SettingError(f"{self.setting} returned {type(model).__name__}, no torch.nn.Module")
         if not trainable(model):
             raise SettingError(
                 f"{self.setting}: the model has no trainable weight (requires_grad); there is nothing to train"

@@ -11,11 +11,12 @@ from lab.data.batches import Batches
 from lab.models.losses import Criterion, hits
 from lab.optim.joint import Updater
 from lab.optim.noise import GradientNoise
-from lab.streams import stream
+from lab.streams import begin_draws, stream
 
 
 class BatchGradient:
-    """Leaves the gradient of the batch of a step in `.grad`. Batches and augmentation are functions of (seed, step).
+    """Leaves the gradient of the batch of a step in `.grad`. Batches, augmentation and what the network draws, as dropout
+    does, are functions of (seed, step).
 
     train       the examples; whoever moves the model moves them.
     augment     random crop and flip of the batch.
@@ -45,6 +46,7 @@ class BatchGradient:
         of the noise is wanted.
         """
         x, y = self._batch(step)
+        begin_draws(self.seed, "dropout", step, y.device)
         self.optimizer.zero_grad()
         draw = None
         if noise is not None:

@@ -27,12 +27,14 @@ class Joint:
             member.step()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"members": [member.state_dict() for member in self.members]}
+        return {str(i): member.state_dict() for i, member in enumerate(self.members)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it back. Raises KeyError or ValueError for the state of other optimisers."""
-        for member, kept in zip(self.members, state["members"], strict=True):
-            member.load_state_dict(kept)
+        if len(state) != len(self.members):
+            raise ValueError(f"the state of {len(state)} optimisers for {len(self.members)}")
+        for i, member in enumerate(self.members):
+            member.load_state_dict(state[str(i)])
 
 
 Updater = optim.Optimizer | Joint

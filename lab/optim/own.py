@@ -65,7 +65,7 @@ class OwnOptimizer(NamedCode, OptimizerCard):
     def _require(self, one: Any) -> None:
         if not isinstance(one, optim.Optimizer):
             raise SettingError(
-                f"{self.setting} returned a {type(one).__name__}; expected a torch.optim.Optimizer, or a list of them"
+                f"{self.setting} returned {type(one).__name__}; expected a torch.optim.Optimizer, or a list of them"
             )
         if any("lr" not in group for group in one.param_groups):
             raise SettingError(

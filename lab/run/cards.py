@@ -32,12 +32,17 @@ def config_dir() -> str:
     return str(next((c for c in (package.parent / "conf", package / "conf") if c.is_dir()), package / "conf"))
 
 
-@cache
 def card_names(more: str | None = None) -> dict[str, str]:
     """The card that stands for a class, e.g. {"lab.optim.optimizers.Sgd": "sgd"}; `more`: a folder with further ones."""
-    named = dict(FORMER)
-    files = [*Path(more).glob("**/*.yaml")] if more else []
-    for file in [*files, *Path(config_dir()).glob("**/*.yaml")]:
+    others = _named_in(str(Path(more).absolute())) if more else {}
+    return FORMER | others | _named_in(config_dir())
+
+
+@cache
+def _named_in(folder: str) -> dict[str, str]:
+    """The cards of a folder by their class."""
+    named = {}
+    for file in sorted(Path(folder).glob("**/*.yaml")):
         if target := re.search(r"^_target_: *(\S+)", file.read_text(), flags=re.M):
             named[target[1]] = file.stem
     return named
@@ -87,7 +92,9 @@ def _class_of(target: str, where: str) -> type:
     if not isinstance(kind, type):
         raise SettingError(f"{where}._target_={target} names no class that can be imported{cure}")
     if where in METHODS and not hasattr(kind, METHODS[where]):
-        raise SettingError(f"{where}._target_={target} is no card of the lab: it has no method {METHODS[where]}{cure}")
+        raise SettingError(
+            f"{where}._target_={target} is no card of the lab: it has no method {METHODS[where]}(){cure}"
+        )
     return kind
 
 

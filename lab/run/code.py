@@ -56,9 +56,12 @@ def require_typed(settings: Mapping[str, Any], typed: Collection[str], groups: C
     """Raises SettingError where settings that were read from a run folder name code, in one of `groups`, whose path is not
     among the `typed` settings.
     """
-    for group, path in named_code(settings).items():
-        if group in groups and f"{group}.path" not in typed:
-            raise SettingError(
-                f"the run was made with {group}.path={path}, which is code; type {group}=own {group}.path={path} again to "
-                f"run it, or choose another {group}="
-            )
+    code = {group: path for group, path in named_code(settings).items() if group in groups}
+    missing = {group: path for group, path in code.items() if f"{group}.path" not in typed}
+    if missing:
+        named = ", ".join(f"{group}.path={path}" for group, path in missing.items())
+        words = " ".join(f"{group}=own {group}.path={path}" for group, path in missing.items())
+        others = " or ".join(f"{group}=" for group in missing)
+        raise SettingError(
+            f"the run was made with {named}, which is code; type {words} again to run it, or choose another {others}"
+        )

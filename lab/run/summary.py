@@ -45,7 +45,8 @@ def _of_the_run(summary: Mapping[str, Any]) -> str:
     if summary["phase"] == "diverged":
         return f"The run diverged at step {summary['steps']}: {summary['reason']}.{_start(summary, sharpness, unit)}"
     if level is None:
-        held = " Sharpness was not held against a threshold." if summary["quantity"] else ""
+        why = f": {summary['no_threshold']}" if summary.get("no_threshold") else ""
+        held = f" Sharpness was not held against a threshold{why}." if summary["quantity"] else ""
         return f"{_trained(summary)}.{held}"
     low, high = decimals(summary["level_low"]), decimals(summary["level_high"])
     if summary["phase"] is None:
@@ -106,7 +107,7 @@ def _start(summary: Mapping[str, Any], sharpness: str, unit: str) -> str:
     ratio = summary["first_ratio"]
     if ratio is None:
         return ""
-    return f" {sharpness} began at {decimals(ratio)} x {unit}; a smaller optimizer.lr may survive."
+    return f" {sharpness} began at {decimals(ratio)} x {unit}; a smaller {_rate(summary)} may survive."
 
 
 def _hint(summary: Mapping[str, Any]) -> str:
@@ -119,9 +120,14 @@ def _hint(summary: Mapping[str, Any]) -> str:
     return f"{text}. experiment=quickstart reaches it." if summary["title"] == DEFAULT else f"{text}."
 
 
+def _rate(summary: Mapping[str, Any]) -> str:
+    """The setting of the learning rate."""
+    return summary.get("rate", "optimizer.lr")
+
+
 def _edge_lr(summary: Mapping[str, Any]) -> str:
     """The learning rate that would put the last lambda_max at the edge, where it is one number."""
     if (lr := summary.get("edge_lr")) is None:
         return ""
     edge = summary["threshold_formula"].replace("/lr", "/lambda_max")
-    return f"; the threshold meets the last lambda_max at optimizer.lr = {edge} = {lr:.3g}"
+    return f"; the threshold meets the last lambda_max at {_rate(summary)} = {edge} = {lr:.3g}"

@@ -8,6 +8,7 @@ from lab.callbacks.probe import ProbeCallback
 from lab.curvature.phase import Phase
 from lab.doors.parts import Settings
 from lab.module import SupervisedModule
+from lab.named import NamedCode
 from lab.optim.schedules import Constant
 from lab.run import keeping
 from lab.run.folder import RunFolder
@@ -23,6 +24,7 @@ def outcome(settings: Settings, probes: ProbeCallback, module: SupervisedModule,
     )
     return summary | {
         "edge_lr": _edge_lr(settings, summary, _rate(module), stochastic=probes.tracker.stochastic),
+        "rate": "optimizer.args.lr" if isinstance(settings.optimizer, NamedCode) else "optimizer.lr",
         "loss_unit": getattr(settings.loss, "unit", "loss"),
     }
 
