@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lab.objective import BatchesObjective as BatchesObjective
     from lab.objective import NetworkObjective as NetworkObjective
     from lab.probes.batch_landscape import batch_landscape as batch_landscape
     from lab.probes.batch_sharpness import batch_sharpness as batch_sharpness
@@ -31,7 +32,7 @@ MEASUREMENTS = (
     *("linear_stability", "batch_landscape", "critical_point", "escape"),
 )
 HOMES = {name: f"lab.probes.{name}" for name in MEASUREMENTS}
-HOMES |= {"Bench": "lab.probes.bench", "NetworkObjective": "lab.objective"}
+HOMES |= {"Bench": "lab.probes.bench", "NetworkObjective": "lab.objective", "BatchesObjective": "lab.objective"}
 __all__ = list(HOMES)
 
 

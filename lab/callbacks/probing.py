@@ -15,7 +15,7 @@ from lab.callbacks.dashboard import show_figure
 from lab.callbacks.metrics import MetricsLogger
 from lab.curvature.phase import PhaseTracker
 from lab.curvature.stability import UpdateRule
-from lab.objective import NetworkObjective
+from lab.objective import BatchesObjective, NetworkObjective
 from lab.probes.attempt import Failures
 from lab.probes.base import Examples, Probe
 from lab.probes.bench import Bench
@@ -47,7 +47,7 @@ class Probing:
         kept = {tag: value for tag, value in self._latest.items() if tag not in values}
         self._latest = kept | {tag: float(value) for tag, value in values.items() if math.isfinite(value)}
 
-    def objective(self, examples: Examples) -> NetworkObjective:
+    def objective(self, examples: Examples) -> NetworkObjective | BatchesObjective:
         """The loss on the fixed, class-balanced probe set of a size."""
         return self.bench.objective(examples)
 

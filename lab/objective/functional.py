@@ -1,7 +1,7 @@
 """A module whose parameters are replaced by pieces of a flat vector w: the base of every loss that a network has.
 
-Its buffers are replaced by copies and its modes by those of `lab.objective.modes`, so that what it computes can be
-differentiated in w as often as its functions are, and the module is left as found.
+Its buffers are replaced by copies and its modes by those of `lab.objective.modes`, so that what it computes is
+differentiable in w as often as its functions are, and the module is left as found.
 """
 
 from abc import abstractmethod

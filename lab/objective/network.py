@@ -59,7 +59,7 @@ class NetworkObjective(ChunkedNetwork):
         super().__init__(model, criterion, data, batch_norm)
         self._chunk_size = chunk_size
         self._replicated = Replicated(self)
-        _warn_half(self.model)
+        warn_half(self.model)
 
     @with_gradients
     def example_grads(self, w: Tensor, index: Tensor | None = None) -> Tensor:
@@ -100,7 +100,7 @@ class NetworkObjective(ChunkedNetwork):
         return NetworkObjective(self.model, self.criterion, (self.x, self.y), batch_norm="eval")
 
 
-def _warn_half(model: nn.Module) -> None:
+def warn_half(model: nn.Module) -> None:
     """Warn that weights of half precision are measured in float32."""
     half = sorted(
         {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.dtype != at_least_single(p).dtype}
