@@ -19,7 +19,7 @@ from lab.measure.origin import OriginRun
 from lab.measure.target import Target
 from lab.run.folder import RunFolder
 from lab.run.identity import require_no_run, require_same_data
-from lab.settings import SettingError
+from lab.settings import SettingError, asked_threads
 
 if TYPE_CHECKING:
     from lab.measure.carry import CheckpointResult, LoadedRun, OptimizerUse
@@ -100,7 +100,7 @@ def _loaded(settings: dict[str, Any], target: Target, file: Path, run: OriginRun
     from lab.measure.weights import read
 
     saved, parts = read(file), read_settings(settings).build()
-    parts.use_threads(jobs=1)
+    parts.use_threads(jobs=1, asked=asked_threads())
     if run is not None and not any(name.partition(".")[0] == "data" for name in target.names):
         cure = f"to measure on what is there now add data={run.card('data')}"
         require_same_data(run.folder, parts.dataset.facts, cure=cure)

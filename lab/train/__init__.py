@@ -66,7 +66,7 @@ def _train(folder: RunFolder, settings: dict[str, Any], request: Request) -> dic
 
     parts = read_settings(settings).build()
     require_same_data(folder, parts.dataset.facts)
-    parts.use_threads(jobs=request.jobs)
+    parts.use_threads(jobs=request.jobs, asked=request.threads)
     from lab.train.run import TrainingRun, quiet
 
     quiet()
