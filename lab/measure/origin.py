@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from lab.doors.words import literal
-from lab.measure.target import LAST, LAST_FINITE, PLACE, Target
+from lab.measure.target import LAST, LAST_FINITE, Target
 from lab.run.cards import card_names, choices
 from lab.run.folder import RunFolder
 from lab.settings import SettingError
 
 GROUPS = ("data", "model", "loss", "optimizer", "schedule", "trainer")
+OF_THE_MACHINE = ("trainer.threads", "trainer.accelerator")
+"""Settings that are no matter of the run: it may have been made elsewhere."""
 NUMBERS = ("steps", "epochs", "seed", "audit")
 
 
@@ -72,7 +74,7 @@ class OriginRun:
         words: list[str] = []
         for group in [group for group in GROUPS if self.keeps(group, target)]:
             words.append(f"{group}={self.card(group)}")
-            words += _settings(group, self.settings[group], but=("_target_", *PLACE))
+            words += _settings(group, self.settings[group], but=("_target_", *OF_THE_MACHINE))
         for probe in target.probes:
             values = self.settings.get("probe", {}).get(probe, {})
             words += _settings(f"probe.{probe}", values, but=("_target_", "every"))

@@ -10,7 +10,7 @@ from lab.run.cards import card_names
 from lab.run.folder import RunFolder
 from lab.settings import SettingError
 
-PLACE = ("trainer.threads",)
+PLACE = ("trainer.threads", "data.cache")
 """Settings that say how, not what: they may change between a run and its resumption."""
 
 
