@@ -146,6 +146,17 @@ def _range(kind: Any, metadata: tuple[Any, ...], each: str) -> str:
     return f"{each}in {'(' if 'gt' in bounds else '['}{low:g}, {high:g}{')' if 'lt' in bounds else ']'}"
 
 
+def asked_threads() -> int | None:
+    """The threads that OMP_NUM_THREADS asks for, or where it is not set MKL_NUM_THREADS; None: neither is a count.
+
+    Of a list, one entry for each level of nesting, the first is meant.
+    """
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        if match := re.fullmatch(r"\s*(\d+)\s*(,.*)?", os.environ.get(name, "")):
+            return int(match[1]) or None
+    return None
+
+
 def usable_cpus() -> int:
     """The CPUs this process may use: a container, taskset or SLURM may grant fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

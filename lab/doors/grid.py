@@ -11,7 +11,7 @@ import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import redirect_stderr
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from time import monotonic
@@ -30,7 +30,7 @@ from lab.doors.arguments import as_typed, opened
 from lab.doors.request import Request, composed
 from lab.run.folder import RunFolder
 from lab.run.length import LENGTH
-from lab.settings import SettingError, UnknownSetting
+from lab.settings import SettingError, UnknownSetting, asked_threads
 
 RECORD = "multirun.yaml"
 """What is left of a grid in its folder, beside its runs: the configuration of Hydra."""
@@ -132,11 +132,13 @@ class Grid:
         return failures
 
 
-def launched(run: Any, cfg: DictConfig) -> Any:
-    """One cell in the process of a launcher, which keeps the configuration of Hydra apart and has made the folder."""
+def launched(run: Any, threads: int | None, cfg: DictConfig) -> Any:
+    """One cell in the process of a launcher, which keeps the configuration of Hydra apart and has made the folder, and may
+    have set OMP_NUM_THREADS there: `threads` is what the user's own says.
+    """
     with open_dict(whole := cfg.copy()):
         whole.hydra = HydraConfig.get()
-    request = Request.of(whole, several=True)
+    request = replace(Request.of(whole, several=True), threads=threads)
     try:
         return run(request)
     finally:
@@ -161,13 +163,13 @@ def search(config: DictConfig, typed: Sequence[Override], run: Any) -> None:
 def _plugged(run: Any) -> dict[str, Any]:
     """What a plugin of Hydra is given beside the configuration."""
     context = HydraContext(GlobalHydra.instance().config_loader(), Callback())  # type: ignore[arg-type]
-    return {"hydra_context": context, "task_function": partial(launched, run)}
+    return {"hydra_context": context, "task_function": partial(launched, run, asked_threads())}
 
 
 def axes(first: DictConfig, typed: Sequence[Override]) -> list[list[str]]:
     """The values of every setting of a grid as overrides: of those that its experiment names, and of those `typed`.
 
-    Those that have a range in place of values are left out where a sweeper of Hydra chooses, else refused: SettingError.
+    Those that have a range in place of values are left out where a sweeper of Hydra chooses, else SettingError is raised.
     """
     ranges = [o for o in typed if o.is_sweep_override() and not o.is_discrete_sweep()]
     if ranges and first.hydra.runtime.choices["hydra/sweeper"] == "basic":

@@ -112,10 +112,12 @@ class Parts:
         batch_size = self.batches.batch_size
         return min(self.chunk_size or batch_size, batch_size)
 
-    def use_threads(self, *, jobs: int) -> None:
-        """Set the threads of torch for one of `jobs` parallel runs (-1: as many as there are CPUs)."""
+    def use_threads(self, *, jobs: int, asked: int | None = None) -> None:
+        """Set the threads of torch for one of `jobs` parallel runs (-1: as many as there are CPUs); `asked` by the user's
+        environment.
+        """
         jobs = jobs if jobs > 0 else usable_cpus()
-        torch.set_num_threads(self.settings.trainer.num_threads(jobs, small=self.small))
+        torch.set_num_threads(self.settings.trainer.num_threads(jobs, small=self.small, asked=asked))
 
 
 def read_settings(plain: Mapping[str, Any]) -> Settings:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from lab.doors import pages
 from lab.doors.arguments import as_typed
 from lab.run.cards import config_dir
-from lab.settings import SettingError
+from lab.settings import SettingError, asked_threads
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Request:
     overrides  what was typed, or stands on the axes of a grid; names: those that make the name of the folder.
     folder     where the run belongs.
     jobs       how many runs are made at once; -1: as many as there are CPUs.
+    threads    how many the environment of the command asks for, of each run; None: it does not say.
     several    the run is one of a grid.
     """
 
@@ -34,6 +35,7 @@ class Request:
     folder: Path
     jobs: int = 1
     several: bool = False
+    threads: int | None = field(default_factory=asked_threads)
 
     @staticmethod
     def of(cfg: DictConfig, *, several: bool = False) -> "Request":

@@ -20,7 +20,7 @@ from lab.measure.target import Target
 from lab.run.code import changed_code
 from lab.run.folder import RunFolder
 from lab.run.identity import require_no_run, require_same_data
-from lab.settings import SettingError
+from lab.settings import SettingError, asked_threads
 
 if TYPE_CHECKING:
     from lab.measure.carry import CheckpointResult, LoadedRun, OptimizerUse
@@ -103,7 +103,7 @@ def _loaded(settings: dict[str, Any], target: Target, file: Path, run: OriginRun
     from lab.measure.weights import read
 
     saved, parts = read(file), read_settings(settings).build()
-    parts.use_threads(jobs=1)
+    parts.use_threads(jobs=1, asked=asked_threads())
     if run is not None and run.means_its_data(target):
         require_same_data(run.folder, parts.dataset.facts, cure=run.data_cure)
     return LoadedRun(parts, saved, _optimizer(target, run))

@@ -8,13 +8,15 @@ from typing import Any
 
 from lab.doors.arguments import opened
 from lab.doors.words import literal
-from lab.measure.target import LAST, LAST_FINITE, PLACE, Target
+from lab.measure.target import LAST, LAST_FINITE, Target
 from lab.run.cards import card_names, choices
 from lab.run.code import named_code, require_typed
 from lab.run.folder import RunFolder
 from lab.settings import SettingError
 
 GROUPS = ("data", "model", "loss", "optimizer", "schedule", "trainer")
+OF_THE_MACHINE = ("trainer.threads", "trainer.accelerator")
+"""Settings that are no matter of the run: it may have been made elsewhere."""
 NUMBERS = ("steps", "epochs", "seed", "audit")
 
 
@@ -101,7 +103,7 @@ class OriginRun:
         require_typed(self.settings, target.names, kept)
         for group in kept:
             words.append(f"{group}={self.card(group)}")
-            words += _settings(group, self.settings[group], but=("_target_", *PLACE))
+            words += _settings(group, self.settings[group], but=("_target_", *OF_THE_MACHINE))
         for probe in target.probes:
             values = self.settings.get("probe", {}).get(probe, {})
             words += _settings(f"probe.{probe}", values, but=("_target_", "every"))

@@ -12,7 +12,7 @@ from lab.doors.slips import checkpoint_answer, flag_answer
 from lab.doors.words import Override, Words, at_home
 from lab.settings import SettingError
 
-PLACE = ("trainer.threads", "trainer.accelerator")
+PLACE = ("trainer.threads", "trainer.accelerator", "data.cache")
 """Settings that say how and not what: they are no part of a folder's name."""
 LAST, LAST_FINITE = "checkpoints/last.ckpt", "checkpoints/last_finite.ckpt"
 WEIGHTS = (".ckpt", ".pt", ".pth", ".safetensors")

@@ -13,7 +13,7 @@ from lab.run.folder import RunFolder
 from lab.run.length import LENGTH, growth
 from lab.settings import SettingError, knobs
 
-PLACE = ("trainer.threads",)
+PLACE = ("trainer.threads", "data.cache")
 """Settings that say how, not what: they may change between a run and its resumption."""
 
 

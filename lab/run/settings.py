@@ -26,7 +26,9 @@ class TrainerSettings:
     ] = "32-true"
     threads: Annotated[
         Annotated[int, Field(gt=0, le=MAX_THREADS)] | Literal["auto"],
-        Field(description="of torch; auto: 1 for a small MLP, else all CPUs, shared out among parallel jobs"),
+        Field(
+            description="of torch; auto: OMP_NUM_THREADS if set, 1 for a small MLP, else all CPUs, shared by parallel jobs"
+        ),
     ] = "auto"
     chunk_examples: Annotated[
         Annotated[int, Field(gt=0)] | Literal["all"],
@@ -53,11 +55,14 @@ class TrainerSettings:
         """The name for Lightning, whose own gpu and auto may mean mps: that has no float64, which curvature needs."""
         return "cuda" if self.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
 
-    def num_threads(self, jobs: int = 1, *, small: bool = False) -> int:
+    def num_threads(self, jobs: int = 1, *, small: bool = False, asked: int | None = None) -> int:
         """Threads of this process when `jobs` of them share the machine: as set, or its CPUs divided among them.
 
         small: operations too short to be worth waking a second thread, which on a busy machine costs 8 ms each time.
+        asked: how many the environment asks for, of each of the processes.
         """
         if isinstance(self.threads, int):
             return self.threads
+        if asked is not None:
+            return min(asked, MAX_THREADS)
         return 1 if small else max(1, usable_cpus() // max(1, jobs))

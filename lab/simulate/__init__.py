@@ -82,7 +82,7 @@ def simulate(request: Request) -> None:
     from lab.simulate.settings import read_settings
 
     experiment, shared = read_settings(request.values)
-    shared.use_threads(experiment, request.jobs)
+    shared.use_threads(experiment, request.jobs, request.threads)
     typed = [re.sub(f"^{GROUP}=", "experiment=", word) for word in request.overrides]
     carry_out(
         experiment,

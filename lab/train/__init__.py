@@ -80,7 +80,7 @@ def _train(folder: RunFolder, settings: dict[str, Any], request: Request) -> dic
         parts = sound.build()
     Kept.of(parts.settings.trainer.keep).require_within(parts.total)
     require_same_data(folder, parts.dataset.facts)
-    parts.use_threads(jobs=request.jobs)
+    parts.use_threads(jobs=request.jobs, asked=request.threads)
     from lab.train.run import TrainingRun, quiet
 
     quiet()
