@@ -4,7 +4,8 @@
     from lab import linear_stability, batch_landscape, critical_point, escape
 
 Every measurement is a function of an objective, or of a snapshot where the optimiser matters (`Bench`), and returns a frozen
-result with `.numbers()`, `.sentence()`, `.figure()` and `.arrays()`. They are loaded when they are first asked for.
+result with `.numbers()`, `.sentence()`, `.figure()` and `.arrays()`. `watch` repeats them in any training loop. They are
+loaded when they are first asked for.
 """
 
 import sys
@@ -13,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lab.callbacks.watch import watch as watch
     from lab.objective import BatchesObjective as BatchesObjective
     from lab.objective import NetworkObjective as NetworkObjective
     from lab.probes.batch_landscape import batch_landscape as batch_landscape

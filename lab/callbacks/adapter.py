@@ -76,6 +76,20 @@ class Own(Foreign):
         return self.module.updates.losses
 
 
+class Counted(Foreign):
+    """A loop without a trainer: whoever sees its updates counts them."""
+
+    def __init__(self) -> None:
+        self.made = 0
+
+    @property
+    def step(self) -> int:
+        return self.made
+
+    def together(self, batch: Any) -> int | None:
+        return None
+
+
 def adapt(trainer: pl.Trainer, module: pl.LightningModule) -> Foreign:
     """What the probes ask of a module that is trained."""
     return Own(trainer, module) if isinstance(module, SupervisedModule) else Foreign(trainer, module)

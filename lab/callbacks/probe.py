@@ -110,10 +110,7 @@ class ProbeCallback(Probing, pl.Callback):
         self._measured, self._kept, self._run = -1, None, adapt(trainer, pl_module)
         self.bench.optimizers = trainer.optimizers
         self.clipping.begin(trainer, pl_module, lambda: self.judge(trainer.loggers))
-        now = Live()
-        now.follow(self.bench.model, trainer.optimizers, lambda: torch.ones(sum(p.numel() for p in now.params)))
-        names = [probe.name for probe in self.probes]
-        show_layout(trainer.loggers, names, preconditioned=now.rule is not None and not now.rule.moving.plain)
+        lay_out(self, trainer.loggers)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -178,3 +175,11 @@ class ProbeCallback(Probing, pl.Callback):
         """Take it back; the memory of the probes follows at the start of the fit, when the device is known."""
         self.recall(state)
         self._saved = state["probes"]
+
+
+def lay_out(probing: Probing, loggers: Sequence[Logger]) -> None:
+    """The custom-scalars page of the loggers, for the probes and the optimisers of the bench."""
+    bench, now = probing.bench, Live()
+    now.follow(bench.model, bench.optimizers, lambda: torch.ones(sum(p.numel() for p in now.params)))
+    names = [probe.name for probe in probing.probes]
+    show_layout(loggers, names, preconditioned=now.rule is not None and not now.rule.moving.plain)

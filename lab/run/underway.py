@@ -19,8 +19,8 @@ class Underway(Protocol):
     def stopped(self, reason: str) -> None:
         """Note at once why it ends, and nothing else: SIGTERM leaves no time."""
 
-    def close(self, reason: str | None = None) -> None:
-        """End it: because of `reason`, None where nothing is known to have gone wrong."""
+    def left(self, reason: str) -> None:
+        """Nobody has closed it: end it, because of `reason`, "" where nothing is known to have gone wrong."""
 
 
 class _Open:
@@ -36,8 +36,8 @@ def enlist(folder: Path, run: Underway) -> None:
     run again, and the run it had begun is over.
     """
     path = folder.absolute()
-    if (left := _Open.runs.get(path)) is not None and left is not run:
-        left.close("begun anew")
+    if (older := _Open.runs.get(path)) is not None and older is not run:
+        older.left("begun anew")
     if not _Open.runs:
         _Open.error_before, _Open.pid = _uncaught(), os.getpid()
         _listen()
@@ -79,9 +79,9 @@ def _at_exit() -> None:
     if os.getpid() != _Open.pid:
         return
     error = _uncaught()
-    reason = None if error is None or error is _Open.error_before else reason_of(error)
+    reason = "" if error is None or error is _Open.error_before else reason_of(error)
     for run in [*_Open.runs.values()]:
-        run.close(reason)
+        run.left(reason)
 
 
 def _uncaught() -> Any:
