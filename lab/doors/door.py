@@ -7,6 +7,7 @@ from typing import Any
 
 from hydra.types import RunMode
 
+from lab.doors.fork import inherited
 from lab.doors.grid import Grid, first_of, named, search
 from lab.doors.pages import show
 from lab.doors.request import Request, cards_at_hand, composed
@@ -36,7 +37,8 @@ class Door:
         Nothing is written before the settings of every run are known to be sound.
         """
         if words.shows:
-            show(self.config, [*words.flags, *words.overrides])
+            asked = inherited(words.overrides) if {"--cfg", "-c"} & {*words.flags} else []
+            show(self.config, [*words.flags, *asked, *words.overrides])
             return None
         fixed = [*search_path(words), *(str(o.input_line) for o in words.parsed if o.is_hydra_override())]
         typed = [override for override in words.parsed if not override.is_hydra_override()]

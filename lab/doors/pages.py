@@ -57,7 +57,7 @@ def cell_name(overrides: str) -> str:
     >>> cell_name("data.root=/a/b") == cell_name("data.root=-a-b")
     False
     """
-    name = re.sub(r"[^\w.,=+\-\[\]]", "-", overrides or "default")
+    name = re.sub(r"[^\w.,=+@\-\[\]]", "-", (overrides or "default").replace("from=outputs/", "from="))
     if len(name) > LONGEST_NAME or name != (overrides or "default"):
         name = f"{name[: LONGEST_NAME - 9]}-{sha256(overrides.encode()).hexdigest()[:8]}"
     return name
@@ -73,7 +73,7 @@ def card_settings(group: str, card: str) -> list[str]:
 @cache
 def known_settings() -> tuple[str, ...]:
     """Every setting that some card of lab.train offers, with its group, and the groups."""
-    names = ["steps", "epochs", "seed", "audit", *(f"optimizer/{group}" for group in AROUND)]
+    names = ["from", "steps", "epochs", "seed", "audit", *(f"optimizer/{group}" for group in AROUND)]
     folders = [folder for folder in Path(config_dir()).iterdir() if folder.is_dir() and folder.name not in NO_GROUPS]
     for group in sorted([folder.name for folder in folders] + [f"optimizer/{group}" for group in AROUND]):
         place = group.rpartition("/")[2]

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from lab.doors.errors import one_line_errors
 from lab.doors.memory import memory_told
+from lab.doors.origin import OriginRun
 from lab.doors.pages import show
 from lab.doors.request import Request, cards_at_hand, composed
 from lab.doors.words import literal, search_path
-from lab.measure.origin import OriginRun
 from lab.measure.target import Target
 from lab.run.folder import RunFolder
 from lab.run.identity import require_no_run, require_same_data
@@ -73,7 +73,7 @@ def measure(target: Target, file: Path, *, several: bool = False) -> "Checkpoint
             f"{file} lies in no run folder of lab.train; say which model it is, e.g. model=mlp data=digits"
         )
     once = [f"probe.{name}.every=1" for name in target.probes]
-    before = [*search_path(target.words), *(run.overrides(target) if run else [])]
+    before = [*search_path(target.words), *(run.overrides(target.parsed, target.probes) if run else [])]
     with cards_at_hand(target.words.config_dir):
         request = Request.of(composed("measure", [*before, *target.words.overrides, *once]))
     settings = {name: value for name, value in request.values.items() if name != "checkpoint"}
@@ -127,7 +127,7 @@ def _optimizer(target: Target, run: OriginRun | None) -> "OptimizerUse":
 
     typed = {name.removeprefix("optimizer.") for name in target.names if name.startswith("optimizer.")}
     known = run is not None or bool(typed) or "optimizer" in target.names
-    return OptimizerUse(known, run is not None and run.keeps("optimizer", target), frozenset(typed))
+    return OptimizerUse(known, run is not None and run.keeps("optimizer", target.parsed), frozenset(typed))
 
 
 def _of_the_run(target: Target) -> list[str]:
@@ -135,7 +135,7 @@ def _of_the_run(target: Target) -> list[str]:
     if not target.checkpoint:
         return []
     run = OriginRun.find(target.files()[0])
-    return [*(run.overrides(target) if run else []), f"checkpoint={literal(target.checkpoint)}"]
+    return [*(run.overrides(target.parsed, target.probes) if run else []), f"checkpoint={literal(target.checkpoint)}"]
 
 
 def _unknown(setting: str) -> str | None:

@@ -17,22 +17,28 @@ from lab.run.folder import RunFolder
 def outcome(settings: Settings, probes: ProbeCallback, module: SupervisedModule, folder: RunFolder) -> dict[str, Any]:
     """The summary of the run in `folder`; of sharpness and phase only what was measured."""
     latest, phase = dict(probes.latest), probes.summary()
+    parent = folder.read("provenance").get("parent")
+    began = {"parent": {name: parent[name] for name in ("folder", "step", "changes")}} if parent else {}
     if phase["quantity"] not in latest:
         phase["quantity"] = None
-    return phase | {
-        "edge_lr": _edge_lr(settings, phase, stochastic=probes.tracker.stochastic),
-        "findings": findings(settings.probes, latest)
-        + _noise(settings, module)
-        + _escapes(settings, folder)
-        + probes.failures.sentences()
-        + probes.notes()
-        + keeping.finding(folder),
-        "steps": module.step,
-        "reason": module.divergence,
-        "test_loss": latest.get("test/loss"),
-        "test_accuracy": latest.get("test/accuracy"),
-        "loss_unit": "half squared error" if isinstance(settings.loss, MeanSquaredError) else "cross entropy",
-    }
+    return (
+        phase
+        | {
+            "edge_lr": _edge_lr(settings, phase, stochastic=probes.tracker.stochastic),
+            "findings": findings(settings.probes, latest)
+            + _noise(settings, module)
+            + _escapes(settings, folder)
+            + probes.failures.sentences()
+            + probes.notes()
+            + keeping.finding(folder),
+            "steps": module.step,
+            "reason": module.divergence,
+            "test_loss": latest.get("test/loss"),
+            "test_accuracy": latest.get("test/accuracy"),
+            "loss_unit": "half squared error" if isinstance(settings.loss, MeanSquaredError) else "cross entropy",
+        }
+        | began
+    )
 
 
 def _edge_lr(settings: Settings, phase: dict[str, Any], *, stochastic: bool) -> float | None:
