@@ -35,6 +35,7 @@ MEASUREMENTS = (
 )
 HOMES = {name: f"lab.probes.{name}" for name in MEASUREMENTS}
 HOMES |= {"Bench": "lab.probes.bench", "NetworkObjective": "lab.objective", "BatchesObjective": "lab.objective"}
+HOMES["watch"] = "lab.callbacks.watch"
 __all__ = list(HOMES)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from hydra.types import RunMode
 
+from lab.doors.fork import inherited
 from lab.doors.grid import Grid, axes, first_of, named, search
 from lab.doors.pages import show
 from lab.doors.request import Request, cards_at_hand, composed
@@ -70,9 +71,15 @@ class Door:
             if (words.several or first.hydra.mode == RunMode.MULTIRUN) and not words.single:
                 if words.page is not None:
                     print(f"# {_described(values)}; these are the settings of the first")
-                show(self.config, [*flags, *fixed, *(value[0] for value in values)])
+                chosen = [value[0] for value in values]
+                show(self.config, [*flags, *fixed, *self._asked(words, chosen), *chosen])
                 return
-        show(self.config, [*flags, *words.overrides])
+        show(self.config, [*flags, *self._asked(words, words.overrides), *words.overrides])
+
+    @staticmethod
+    def _asked(words: Words, overrides: Sequence[str]) -> list[str]:
+        """What a page of settings shows of the run that `from=` names."""
+        return inherited(overrides) if words.page is not None else []
 
     def _look(self, requests: Iterable[Request]) -> None:
         """At all of them, and then say what is to be said, each line once."""

@@ -9,7 +9,7 @@ import io
 import itertools
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -27,7 +27,9 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from lab.doors.arguments import as_typed, opened
-from lab.doors.request import Request, composed
+from lab.doors.fork import FROM, inherited
+from lab.doors.request import Request, composed, name_run
+from lab.doors.words import literal
 from lab.run.folder import RunFolder
 from lab.run.length import LENGTH
 from lab.settings import SettingError, UnknownSetting, asked_threads
@@ -61,7 +63,7 @@ class Grid:
         cells = [
             Request.of(cfg, several=True) for cfg in _cells(config, first, along, [*fixed, *_naming(first, varied)])
         ]
-        _name(first, [str(override.input_line) for override in typed])
+        name_run(first, [str(override.input_line) for override in typed])
         return Grid(first, Request.of(first), cells)
 
     @property
@@ -116,12 +118,13 @@ class Grid:
 
     def _launched(self, run: Any) -> list[Failure]:
         """By a launcher of Hydra, whose workers compose each cell for themselves."""
-        launcher = Plugins.instance().instantiate_launcher(config=self.config, **_plugged(run))
+        begun = {cell.folder.name: cell for cell in self.cells if inherited(cell.overrides)}
+        launcher = Plugins.instance().instantiate_launcher(config=self.config, **_plugged(run, begun))
         size = self.config.hydra.sweeper.get("max_batch_size") or len(self.cells)
         failures = list[Failure]()
         for begin in range(0, len(self.cells), size):
             batch = self.cells[begin : begin + size]
-            jobs = launcher.launch([list(cell.overrides) for cell in batch], initial_job_idx=begin)
+            jobs = launcher.launch([_sent(cell) for cell in batch], initial_job_idx=begin)
             for cell, job in zip(batch, jobs, strict=True):
                 try:
                     with redirect_stderr(io.StringIO()):  # Hydra announces the error
@@ -132,17 +135,28 @@ class Grid:
         return failures
 
 
-def launched(run: Any, threads: int | None, cfg: DictConfig) -> Any:
+def launched(run: Any, begun: Mapping[str, Request], threads: int | None, cfg: DictConfig) -> Any:
     """One cell in the process of a launcher, which keeps the configuration of Hydra apart and has made the folder, and may
     have set OMP_NUM_THREADS there: `threads` is what the user's own says.
+
+    begun: by the name of the folder, cells that begin from another run: of these it was sent more than what was typed.
     """
     with open_dict(whole := cfg.copy()):
         whole.hydra = HydraConfig.get()
     request = replace(Request.of(whole, several=True), threads=threads)
+    if (cell := begun.get(request.folder.name)) is not None:
+        request = replace(request, overrides=cell.overrides, names=cell.names)
     try:
         return run(request)
     finally:
         RunFolder(request.folder).remove_if_empty()
+
+
+def _sent(cell: Request) -> list[str]:
+    """The overrides that a worker composes a cell by, behind the settings of the run it begins from."""
+    before = inherited(cell.overrides)
+    folder = [f"hydra.sweep.subdir={literal(cell.folder.name)}"] if before else []
+    return [*before, *cell.overrides, *folder]
 
 
 def named(error: SettingError, cell: Request) -> SettingError:
@@ -160,10 +174,10 @@ def search(config: DictConfig, typed: Sequence[Override], run: Any) -> None:
     Plugins.instance().instantiate_sweeper(config=config, **_plugged(run)).sweep(list(config.hydra.overrides.task))
 
 
-def _plugged(run: Any) -> dict[str, Any]:
+def _plugged(run: Any, begun: Mapping[str, Request] | None = None) -> dict[str, Any]:
     """What a plugin of Hydra is given beside the configuration."""
     context = HydraContext(GlobalHydra.instance().config_loader(), Callback())  # type: ignore[arg-type]
-    return {"hydra_context": context, "task_function": partial(launched, run, asked_threads())}
+    return {"hydra_context": context, "task_function": partial(launched, run, begun or {}, asked_threads())}
 
 
 def axes(first: DictConfig, typed: Sequence[Override]) -> list[list[str]]:
@@ -210,7 +224,7 @@ def _cells(config: str, first: DictConfig, axes: Sequence[Sequence[str]], fixed:
         for word in words:
             if word in moving:
                 OmegaConf.update(cell, parse(word).key_or_group, parse(word).value())
-        _name(cell, words, number)
+        name_run(cell, words, number)
         yield cell
 
 
@@ -230,16 +244,8 @@ def _naming(cfg: DictConfig, axes: Iterable[str]) -> list[str]:
 
 
 def _is_value(override: Override) -> bool:
-    """Whether an override only puts a value in the place of another: it chooses no card, and adds nothing."""
+    """Whether an override only puts a value in the place of another: it chooses no card or run, and adds nothing."""
+    if override.key_or_group == FROM:
+        return False
     group = GlobalHydra.instance().config_loader().get_group_options(override.key_or_group)
     return override.type == OverrideType.CHANGE and not group and not isinstance(override.value(), dict)
-
-
-def _name(cfg: DictConfig, words: Sequence[str], number: int = 0) -> None:
-    """Note the overrides where Hydra does, the name of a run that it makes of them, and the number of the run."""
-    naming = cfg.hydra.job.config.override_dirname
-    kept = sorted(word for word in words if word.lstrip("+").partition("=")[0] not in naming.exclude_keys)
-    with read_write(cfg.hydra):
-        cfg.hydra.job.override_dirname = naming.item_sep.join(kept).replace("=", naming.kv_sep)
-        cfg.hydra.overrides.task = list(words)
-        cfg.hydra.job.num = number

@@ -67,7 +67,7 @@ def cell_name(overrides: str) -> str:
     False
     """
     overrides = as_typed(overrides)
-    name = re.sub(r"[^\w.,=+\-\[\]]", "-", overrides or "default")
+    name = re.sub(r"[^\w.,=+@\-\[\]]", "-", (overrides or "default").replace("from=outputs/", "from="))
     if len(name) > LONGEST_NAME or name != (overrides or "default"):
         name = f"{name[: LONGEST_NAME - 9]}-{sha256(overrides.encode()).hexdigest()[:8]}"
     return name

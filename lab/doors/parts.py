@@ -122,7 +122,7 @@ class Parts:
 
 def read_settings(plain: Mapping[str, Any]) -> Settings:
     """Every card built and every plain number checked. Raises SettingError in one line."""
-    known = {*CARDS, "noise", "escape", "probe", "scaling", "compare", *NUMBERS}
+    known = {*CARDS, "from", "noise", "escape", "probe", "scaling", "compare", *NUMBERS}
     if unknown := [name for name in plain if name not in known]:
         raise UnknownSetting(unknown[0], f"unknown setting {unknown[0]}; see python -m lab.train --help")
     numbers = _numbers(plain)

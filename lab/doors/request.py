@@ -9,10 +9,11 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 
 from lab.doors import pages
 from lab.doors.arguments import as_typed
+from lab.doors.fork import FROM, bare, inherited
 from lab.run.cards import config_dir
 from lab.settings import SettingError, asked_threads
 
@@ -75,8 +76,28 @@ def cards_at_hand(more: str | None = None) -> Iterator[None]:
 
 
 def composed(config: str, overrides: Sequence[str]) -> DictConfig:
-    """The configuration conf/`config`.yaml with overrides, and that of Hydra in it. What Hydra refuses, it raises."""
-    return compose(config, overrides=list(overrides), return_hydra_config=True)
+    """The configuration conf/`config`.yaml with overrides, and that of Hydra in it. What Hydra refuses, it raises.
+
+    Before them come the settings of the run that `from=` names, where it stands among them: what is typed wins. They are no
+    part of the overrides that name the run.
+    """
+    before = inherited(overrides)
+    cfg = compose(config, overrides=[*before, *overrides], return_hydra_config=True)
+    if before:
+        name_run(cfg, list(cfg.hydra.overrides.task)[len(before) :])
+    return cfg
+
+
+def name_run(cfg: DictConfig, words: Sequence[str], number: int = 0) -> None:
+    """Note the overrides where Hydra does, the name of a run that it makes of them, and the number of the run."""
+    naming = cfg.hydra.job.config.override_dirname
+    kept = sorted(word for word in words if word.lstrip("+").partition("=")[0] not in naming.exclude_keys)
+    kept.sort(key=lambda word: not word.startswith(f"{FROM}="))
+    kept = [bare(word) for word in kept]
+    with read_write(cfg.hydra):
+        cfg.hydra.job.override_dirname = naming.item_sep.join(kept).replace("=", naming.kv_sep)
+        cfg.hydra.overrides.task = list(words)
+        cfg.hydra.job.num = number
 
 
 def keep_settings(folder: Path, settings: dict[str, Any], overrides: Sequence[str]) -> None:

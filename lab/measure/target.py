@@ -7,14 +7,12 @@ from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
+from lab.doors.origin import LAST, LAST_FINITE, PLACE
 from lab.doors.pages import cell_name
 from lab.doors.slips import checkpoint_answer, flag_answer
 from lab.doors.words import Override, Words, at_home
 from lab.settings import SettingError
 
-PLACE = ("trainer.threads", "trainer.accelerator", "data.cache")
-"""Settings that say how and not what: they are no part of a folder's name."""
-LAST, LAST_FINITE = "checkpoints/last.ckpt", "checkpoints/last_finite.ckpt"
 WEIGHTS = (".ckpt", ".pt", ".pth", ".safetensors")
 """How files of weights end; another file that a glob finds is taken for one only where the glob ends like it."""
 FLAGS = ("--help", "-h", "--cfg", "-c", "--resolve", "--config-dir", "-cd")

@@ -43,16 +43,22 @@ def require_unchanged(folder: RunFolder, plain: dict[str, Any], *, grows: bool =
     if before is None:
         return
     apart = (*PLACE, *LENGTH) if grows else PLACE
-    old, new = ({k: v for k, v in flat(s).items() if k not in apart} for s in (before, plain))
-    for name in sorted(old.keys() | new.keys()):
-        if old.get(name) != new.get(name) and not (name not in old and new[name] == _default(name, plain)):
-            raise SettingError(
-                f"{folder.path} holds a run with {name}={old.get(name)}, not {new.get(name)}; "
-                "choose another hydra.run.dir"
-            )
+    for name, (old, new) in differences(before, plain).items():
+        if name not in apart:
+            raise SettingError(f"{folder.path} holds a run with {name}={old}, not {new}; choose another hydra.run.dir")
     require_same_code(folder, plain)
     if grows:
         growth(folder, plain)
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The settings that differ, in order, with the value before and now. One that there was not then had its default."""
+    old, new = flat(before), flat(now)
+    return {
+        name: (old.get(name), new.get(name))
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and not (name not in old and new[name] == _default(name, now))
+    }
 
 
 def _default(name: str, plain: Mapping[str, Any]) -> Any:

@@ -43,6 +43,12 @@ class TrainerSettings:
     evaluate_every: Annotated[Period, Field(description="updates between evaluations; null: only at the end")] = 100
     checkpoint_every: Annotated[Period, Field(description="updates between checkpoints; null: only at the end")] = 500
     keep: Keep = None
+    state: Annotated[
+        Literal["keep", "drop"],
+        Field(
+            description="of the optimiser in a run that begins from another (from=): keep, where it is the same | drop"
+        ),
+    ] = "keep"
 
     def require_accelerator(self) -> None:
         """Raise SettingError when this machine has no such accelerator."""

@@ -8,8 +8,28 @@ DEFAULT = "default settings"
 
 
 def sentence(summary: Mapping[str, Any]) -> str:
-    """The phase of the run and the numbers that say so, then what the probes found, from `summary.json`."""
-    return joined([_of_the_run(summary), *summary.get("findings", [])])
+    """Where the run began, if from another, its phase and the numbers that say so, then what the probes found, from
+    `summary.json`.
+    """
+    began = [f"Began {beginning(summary['parent'])}"] if "parent" in summary else []
+    return joined([*began, _of_the_run(summary), *summary.get("findings", [])])
+
+
+def beginning(parent: Mapping[str, Any]) -> str:
+    """At which step of which run another one begins, and what was changed.
+
+    >>> beginning({"folder": "outputs/x", "step": 100, "changes": {"optimizer.lr": [0.1, 0.2]}})
+    'at step 100 of outputs/x: optimizer.lr 0.1 -> 0.2'
+    """
+    return f"at step {parent['step']} of {parent['folder']}: {changed(parent) or 'nothing is changed'}"
+
+
+def changed(parent: Mapping[str, Any], *, but: Iterable[str] = ()) -> str:
+    """What was changed, less some settings; "" for nothing. Settings of a card that gave way to another are none."""
+    left, changes = {*but}, parent["changes"]
+    shown = {name: pair for name, pair in changes.items() if name not in left and name.partition(".")[0] not in changes}
+    shown |= {name: pair for name, pair in changes.items() if "." not in name and name not in left}
+    return ", ".join(f"{name} {before} -> {now}" for name, (before, now) in sorted(shown.items()))
 
 
 def joined(sentences: Iterable[str]) -> str:

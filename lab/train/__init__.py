@@ -15,6 +15,7 @@ from typing import Any
 from lab.doors.arguments import as_typed
 from lab.doors.door import Door
 from lab.doors.errors import one_line_errors
+from lab.doors.fork import bare, readable
 from lab.doors.memory import memory_told
 from lab.doors.request import Request, keep_settings
 from lab.doors.words import Words
@@ -24,6 +25,7 @@ from lab.run.identity import require_same_data, require_unchanged, same_data_fil
 from lab.run.progress import waiting
 from lab.run.signals import ended
 from lab.run.summary import DEFAULT, sentence
+from lab.train.beginning import inherited_length, require_origin
 from lab.train.comparison import compare
 from lab.train.extension import lengthened, require_extendable, tell_diverged
 from lab.train.scaling import scaled
@@ -33,7 +35,7 @@ from lab.train.selection import left_out, selected
 def main() -> None:
     """The command line."""
     with one_line_errors("train"):
-        grid = Door("train", look, train).open(Words.of(sys.argv[1:]))
+        grid = Door("train", look, train).open(Words.of(readable(sys.argv[1:])))
         if grid is not None:
             compare(grid)
 
@@ -43,6 +45,7 @@ def look(request: Request) -> Iterable[str]:
     folder, settings = RunFolder(request.folder), _settings(request)
     require_unchanged(folder, _recorded(settings), grows=True)
     if not _over(folder, settings):
+        require_origin(folder, settings)
         from lab.doors.parts import read_settings  # torch: not for runs that are finished
 
         require_extendable(folder, read_settings(settings), settings)
@@ -74,24 +77,32 @@ def _train(folder: RunFolder, settings: dict[str, Any], request: Request) -> dic
     """Check the settings, and only then load Lightning and train. Returns the summary."""
     from lab.doors.parts import read_settings
     from lab.run.keeping import Kept
+    from lab.train.forking import fork
 
     sound = read_settings(settings)
     with waiting("data and model", "loading"):
         parts = sound.build()
-    Kept.of(parts.settings.trainer.keep).require_within(parts.total)
     require_same_data(folder, parts.dataset.facts)
     parts.use_threads(jobs=request.jobs, asked=request.threads)
     from lab.train.run import TrainingRun, quiet
 
     quiet()
+    child = fork(folder, settings, parts)
+    Kept.of(parts.settings.trainer.keep).require_within(parts.total)
+
+    def begin() -> None:
+        keep_settings(folder.path, settings, request.overrides)
+        if child is not None:
+            child.plant(folder)
+
     run = TrainingRun(
         parts,
         _recorded(settings),
         title=request.title(request.cards.get("experiment")) or DEFAULT,
-        command=f"python -m lab.train {shlex.join(map(as_typed, request.overrides))}".strip(),
+        command=f"python -m lab.train {shlex.join(bare(as_typed(word)) for word in request.overrides)}".strip(),
         bar=not request.several or request.jobs == 1,
     )
-    return run.carry_out(folder, begin=lambda: keep_settings(folder.path, settings, request.overrides))
+    return run.carry_out(folder, begin=begin)
 
 
 def _require_same_files(folder: RunFolder, settings: dict[str, Any]) -> None:
@@ -104,12 +115,13 @@ def _require_same_files(folder: RunFolder, settings: dict[str, Any]) -> None:
 
 def _settings(request: Request) -> dict[str, Any]:
     """The settings that the run really has. Raises SettingError for what is typed and none of them."""
-    return scaled(selected(request))
+    settings = scaled(selected(request))
+    return inherited_length(RunFolder(request.folder), settings, request.overrides) if settings["from"] else settings
 
 
 def _recorded(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings for provenance.json: what the run is, not what it is compared with."""
-    return {name: value for name, value in settings.items() if name != "compare"}
+    return {name: value for name, value in settings.items() if name != "compare" and (name, value) != ("from", None)}
 
 
 def report(folder: RunFolder, summary: dict[str, Any], *, again: bool = False, brief: bool = False) -> None:

@@ -16,17 +16,20 @@ from lab.run.folder import RunFolder
 
 def outcome(settings: Settings, probes: ProbeCallback, module: SupervisedModule, folder: RunFolder) -> dict[str, Any]:
     """The summary of the run in `folder`; of sharpness and phase only what was measured."""
+    parent = folder.read("provenance").get("parent")
+    began = {"parent": {name: parent[name] for name in ("folder", "step", "changes")}} if parent else {}
     summary = outcome_of(
         probes,
         steps=module.step,
         reason=module.divergence,
         others=_noise(settings, module) + _escapes(settings, folder) + keeping.finding(folder),
     )
-    return summary | {
+    more = {
         "edge_lr": _edge_lr(settings, summary, _rate(module), stochastic=probes.tracker.stochastic),
         "rate": "optimizer.args.lr" if isinstance(settings.optimizer, NamedCode) else "optimizer.lr",
         "loss_unit": getattr(settings.loss, "unit", "loss"),
     }
+    return summary | more | began
 
 
 def _rate(module: SupervisedModule) -> float | None:

@@ -20,7 +20,6 @@ import lab.data.image_folder
 from lab.data.image_folder import ImageFolder
 from lab.settings import SettingError
 
-
 FILES = ["test-native.json", "test-native.uint8", "train-native.json", "train-native.uint8"]
 
 
