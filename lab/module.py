@@ -6,7 +6,7 @@ updates in `step`. Batches and augmentation are functions of (seed, step): a res
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter, process_time
@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from lab.data.base import Dataset, Split
 from lab.data.batches import Batches
 from lab.models.losses import Criterion
+from lab.optim.clip import GradientClip
 from lab.optim.escape import EscapeMethod
 from lab.optim.gradient import BatchGradient
 from lab.optim.noise import GradientNoise
 from lab.run import signals
 from lab.run.agenda import Agenda, Steps
+from lab.run.stopping import Stopping
 
 TIMED, TIMED_SECONDS = 25, 2.0
 """What noise costs is timed on so many steps with it and as many without, or for so long."""
@@ -49,6 +51,8 @@ class SupervisedModule(pl.LightningModule):
     noise       what is added to the gradient before the optimiser has it; `noise_cost` says in the end how many steps
                 without it a step took.
     escape      asked before every update whether the weights stand at a saddle, which it moves them off.
+    clip        of the gradient, after the noise; train/grad_norm is that before it.
+    stopping    conditions that end the run before the update of the step at which one is met.
     """
 
     def __init__(
@@ -67,6 +71,8 @@ class SupervisedModule(pl.LightningModule):
         seed: int = 0,
         noise: GradientNoise | None = None,
         escape: EscapeMethod | None = None,
+        clip: GradientClip | None = None,
+        stopping: Stopping | None = None,
     ):
         super().__init__()
         self.automatic_optimization = False
@@ -76,6 +82,7 @@ class SupervisedModule(pl.LightningModule):
             model, criterion, optimizer, dataset.train, batches, augment=augment, chunk_size=chunk_size, seed=seed
         )
         self.test_data, self.max_loss, self.noise, self.escape = dataset.test, max_loss, noise, escape
+        self.clip, self.stopping = clip or GradientClip(), stopping or Stopping()
         self.step = self.finite_step = agenda.begin
         self.divergence, self.noise_cost, self._rest_seconds = "", math.nan, math.inf
         self.updates = Updates([], [])
@@ -112,18 +119,23 @@ class SupervisedModule(pl.LightningModule):
         for step in range(steps.begin, steps.end):
             if signals.asked():
                 break
-            if self.escape is not None:
+            if self.escape is not None and not self.stopping.reason:
                 escaped = self.escape.look(step, self.model, self.gradient.train, self.optimizer)
                 updates.curves += [(step, escaped)] if escaped else []
-            loss, accuracy = self.gradient(step, self.noise, measured=self.agenda.logs(step))
-            if self._diverged(loss):
+            logged = self.agenda.logs(step)
+            buffers = [buffer.clone() for buffer in self.model.buffers()] if self.stopping else []
+            loss, accuracy = self.gradient(step, self.noise, measured=logged)
+            if self._diverged(loss) or self._stops(step, loss, accuracy, buffers):
                 break
             begin = clock(self.device)
             self._keep(step)
+            grad_norm = self._grad_norm() if logged else math.nan
+            self.clip(self.optimizer)
             self.optimizer.step()
             updates.losses.append((step, loss))
-            if self.agenda.logs(step):
-                updates.curves.append((step, self._curves(loss, accuracy)))
+            if logged:
+                updates.curves.append((step, self._curves(loss, accuracy, grad_norm)))
+                self.stopping.see(step, updates.curves[-1][1])
             self.step = step + 1
             self.set_lr(self.step)
             self._rest_seconds = min(self._rest_seconds, clock(self.device) - begin)
@@ -138,16 +150,32 @@ class SupervisedModule(pl.LightningModule):
         if signals.asked() and self.step < self.agenda.total and not self.divergence:
             signals.leave()
 
-    def _curves(self, loss: float, accuracy: float) -> dict[str, float]:
+    def _stops(self, step: int, loss: float, accuracy: float, buffers: list[Tensor]) -> bool:
+        """Whether a condition of the run is met before update `step`, which is not made then; the buffers are those before
+        its batch was seen.
+        """
+        values = {"train/loss": loss, "train/accuracy": accuracy}
+        curves = {tag: value for tag, value in values.items() if math.isfinite(value)}
+        if not self.stopping.see(step, curves):
+            return False
+        put_back(self.model.buffers(), buffers)
+        self.updates.losses.append((step, loss))
+        self.updates.curves.append((step, curves))
+        self.trainer.should_stop = True
+        return True
+
+    def _grad_norm(self) -> float:
+        return _norm([p.grad for p in self._trainable if p.grad is not None])
+
+    def _curves(self, loss: float, accuracy: float, grad_norm: float) -> dict[str, float]:
         """The training curves of the step just made: loss and accuracy of its batch, norms of gradient and update."""
-        gradients = [p.grad for p in self._trainable if p.grad is not None]
         pairs = zip(self._trainable, self._last_finite, strict=False)  # buffers come last
         moves = [p.detach() - old for p, old in pairs]
         norm = self.gradient.noise_norm
         return {
             "train/loss": loss,
             "train/accuracy": accuracy,
-            "train/grad_norm": _norm(gradients),
+            "train/grad_norm": grad_norm,
             "train/update_norm": _norm(moves),
             "train/lr": self.optimizer.param_groups[0]["lr"],
         } | ({"train/noise_norm": norm} if math.isfinite(norm) else {})
@@ -179,8 +207,7 @@ class SupervisedModule(pl.LightningModule):
     def _diverge(self, reason: str) -> None:
         """Back to the last state whose loss was finite."""
         self.divergence = reason
-        for tensor, old in zip(self._state, self._last_finite, strict=True):
-            tensor.copy_(old)
+        put_back(self._state, self._last_finite)
         self.trainer.should_stop = True
 
 
@@ -225,8 +252,14 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
     """Put the buffers back: BatchNorm counts batches that are no part of the run."""
     buffers = [buffer.clone() for buffer in model.buffers()]
     yield
-    for buffer, kept in zip(model.buffers(), buffers, strict=True):
-        buffer.copy_(kept)
+    put_back(model.buffers(), buffers)
+
+
+@torch.no_grad()
+def put_back(tensors: Iterable[Tensor], kept: Iterable[Tensor]) -> None:
+    """The values that were kept of these tensors."""
+    for tensor, old in zip(tensors, kept, strict=True):
+        tensor.copy_(old)
 
 
 def _to(split: Split, device: torch.device, dtype: torch.dtype) -> Split:

@@ -5,6 +5,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from lab.callbacks.dashboard import flush, show_figure
+from lab.callbacks.guests import Guests
 from lab.callbacks.probe import ProbeCallback
 from lab.module import SupervisedModule, evaluate
 from lab.run import checkpoints
@@ -30,8 +31,10 @@ class RunCallback(pl.Callback):
         evaluate_every: int | None,
         checkpoint_every: int | None,
         state: State | None = None,
+        guests: Guests | None = None,
     ):
-        self.folder, self.probes, self.state = folder, probes, state
+        self.folder, self.probes, self.state, self.guests = folder, probes, state, guests or Guests()
+        self._evaluated = -1
         self.evaluates, self.saves = every(evaluate_every), every(checkpoint_every, first=1)
 
     def due(self, step: int) -> bool:
@@ -48,6 +51,8 @@ class RunCallback(pl.Callback):
             if pl_module.escape is not None:
                 memory = self.state["escape"]
                 pl_module.escape.load_state_dict({name: kept.to(pl_module.device) for name, kept in memory.items()})
+            pl_module.stopping.load_state_dict(self.state.get("stop", {}))
+            self.guests.load_state_dict(self.state.get("callbacks", {}))
             self.state = None
 
     def on_train_batch_start(
@@ -88,9 +93,10 @@ class RunCallback(pl.Callback):
             self.save(trainer, pl_module)
 
     def evaluate(self, trainer: pl.Trainer, module: SupervisedModule) -> None:
-        """test/loss and test/accuracy of the present weights."""
-        if module.test_data is None:
+        """test/loss and test/accuracy of the present weights, once."""
+        if module.test_data is None or (self._evaluated == module.step and not self.guests):
             return
+        self._evaluated = module.step
         with cut_off():
             measured = evaluate(module.model, module.criterion, module.test_data)
         values = {f"test/{name}": value for name, value in measured.items()}
@@ -110,6 +116,10 @@ class RunCallback(pl.Callback):
         }
         if module.escape is not None:
             state["escape"] = module.escape.state_dict()
+        if module.stopping:
+            state["stop"] = module.stopping.state_dict()
+        if self.guests:
+            state["callbacks"] = self.guests.state_dict()
         checkpoints.save(self.folder.checkpoints / "last.ckpt", state)
         self.folder.status("running", step=module.step)
         flush(trainer.loggers)

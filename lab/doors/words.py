@@ -61,7 +61,7 @@ class Words:
     @staticmethod
     def of(arguments: Iterable[str]) -> "Words":
         """Raises SettingError for a flag that does not exist, and for overrides that `require_sound` refuses."""
-        words = sorted(map(at_home, arguments), key=lambda word: "=" in word and not word.startswith("-"))
+        words = sorted(map(quoted, map(at_home, arguments)), key=lambda word: "=" in word and not word.startswith("-"))
         parser = OneLineParser(add_help=False)
         parser.add_argument("overrides", nargs="*")
         parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
@@ -98,6 +98,22 @@ def at_home(word: str) -> str:
     ('optimizer.lr=0.1', True)
     """
     return re.sub(r"^([\w./]+=)~(?=/|$)", lambda match: f"{match[1]}{Path.home()}", word)
+
+
+def quoted(word: str) -> str:
+    """A word with conditions as one writes them, trainer.stop=[train/loss<1e-3], in the quotes that Hydra's grammar wants.
+
+    >>> quoted("trainer.stop=[train/loss < 1e-3,'a/b>.9']"), quoted("optimizer.lr=0.1")
+    ("trainer.stop=['train/loss < 1e-3','a/b>.9']", 'optimizer.lr=0.1')
+    """
+    name, equals, value = word.partition("=")
+    if name.lstrip("+") != "trainer.stop":
+        return word
+    return f"{name}{equals}" + re.sub(
+        r"""("[^"]*"|'[^']*')|([^\[\],"']*[<>][^\[\],"']*)""",
+        lambda match: match[1] or f"'{match[2].strip()}'",
+        value,
+    )
 
 
 def literal(value: Any) -> str:

@@ -10,8 +10,15 @@ from lab.run.cards import card_names
 from lab.run.folder import RunFolder
 from lab.settings import SettingError
 
-PLACE = ("trainer.threads",)
+PLACE = ("trainer.threads", "name", "tags", "logger", "debug")
 """Settings that say how, not what: they may change between a run and its resumption."""
+ABSENT = {
+    "trainer.clip_norm": "None",
+    "trainer.clip_value": "None",
+    "trainer.stop": "[]",
+    "trainer.callbacks": "[]",
+}
+"""What the settings were, laid `flat`, of a run that was made before they were there."""
 
 
 def flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -35,7 +42,7 @@ def require_unchanged(folder: RunFolder, plain: dict[str, Any]) -> None:
     before = provenance.get("settings")
     if before is None:
         return
-    old, new = ({k: v for k, v in flat(s).items() if k not in PLACE} for s in (before, plain))
+    old, new = ({k: v for k, v in (ABSENT | flat(s)).items() if k not in PLACE} for s in (before, plain))
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
             raise SettingError(

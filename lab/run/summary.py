@@ -9,7 +9,13 @@ DEFAULT = "default settings"
 
 def sentence(summary: Mapping[str, Any]) -> str:
     """The phase of the run and the numbers that say so, then what the probes found, from `summary.json`."""
-    return joined([_of_the_run(summary), *summary.get("findings", [])])
+    stopped = [f"Stopped at step {summary['steps']}: {reason}"] if (reason := _stop(summary)) else []
+    return joined([*stopped, _of_the_run(summary), *summary.get("findings", [])])
+
+
+def _stop(summary: Mapping[str, Any]) -> str:
+    """Why the run ended before its last step, if it did and has not diverged."""
+    return "" if summary["phase"] == "diverged" else summary.get("reason", "")
 
 
 def joined(sentences: Iterable[str]) -> str:
