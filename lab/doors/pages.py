@@ -73,7 +73,17 @@ def card_settings(group: str, card: str) -> list[str]:
 @cache
 def known_settings() -> tuple[str, ...]:
     """Every setting that some card of lab.train offers, with its group, and the groups."""
-    names = ["steps", "epochs", "seed", "audit", *(f"optimizer/{group}" for group in AROUND)]
+    names = [
+        "steps",
+        "epochs",
+        "seed",
+        "audit",
+        "name",
+        "tags",
+        "logger",
+        "debug",
+        *(f"optimizer/{group}" for group in AROUND),
+    ]
     folders = [folder for folder in Path(config_dir()).iterdir() if folder.is_dir() and folder.name not in NO_GROUPS]
     for group in sorted([folder.name for folder in folders] + [f"optimizer/{group}" for group in AROUND]):
         place = group.rpartition("/")[2]
@@ -105,8 +115,23 @@ def offer(name: str, text: Callable[..., str]) -> None:
     register(name, text, replace=True)
 
 
+def folder(experiment: str | None, debug: object = False, name: object = None) -> str:
+    """The folder of the runs of an experiment, or of those without one; of a grid that has a name.
+
+    >>> folder("quickstart"), folder(None, True, "mine")
+    ('outputs/quickstart', 'outputs/debug/train/mine')
+    """
+    parts = ("outputs", "debug" if debug is True else "", experiment or "train", "" if name is None else str(name))
+    return "/".join(filter(None, parts))
+
+
+def cell(overrides: str, name: object = None) -> str:
+    """The name of the folder of a run: its own, else that of its overrides."""
+    return cell_name(overrides) if name is None else str(name)
+
+
 # At import, not in a door: a worker process of a grid imports this room and nothing else of ours before it resolves.
-offer("lab.folder", lambda experiment: f"outputs/{experiment or 'train'}")
-offer("lab.cell", cell_name)
+offer("lab.folder", folder)
+offer("lab.cell", cell)
 offer("lab.choices", lambda group, indent: listed(group, width=PAGE_WIDTH, indent=indent))
 offer("lab.settings", settings_listed)

@@ -14,6 +14,7 @@ from typing import Any
 
 from lab.doors.door import Door
 from lab.doors.errors import one_line_errors
+from lab.doors.labels import Labels
 from lab.doors.memory import memory_told
 from lab.doors.request import Request, keep_settings
 from lab.doors.words import Words
@@ -22,6 +23,7 @@ from lab.run.identity import require_same_data, require_unchanged, same_data_fil
 from lab.run.signals import ended
 from lab.run.summary import DEFAULT, sentence
 from lab.train.comparison import compare
+from lab.train.naming import begins_anew, relabelled, require_named
 from lab.train.scaling import scaled
 from lab.train.selection import left_out, selected
 
@@ -37,11 +39,12 @@ def main() -> None:
 def look(request: Request) -> Iterable[str]:
     """Whether the settings of a run can be right, and are those of the run in its folder; what is left out of them."""
     folder, settings = RunFolder(request.folder), _settings(request)
-    require_unchanged(folder, _recorded(settings))
-    if not folder.finished:
+    if not begins_anew(folder, settings):
+        require_unchanged(folder, _recorded(settings))
+    if not folder.finished or settings["debug"]:
         from lab.doors.parts import read_settings  # torch: not for runs that are finished
 
-        read_settings(settings)
+        require_named(read_settings(settings))
     return left_out(request)
 
 
@@ -49,11 +52,14 @@ def train(request: Request) -> float | None:
     """One run, unless the folder holds it. Returns the last training loss, for sweepers."""
     folder, settings = RunFolder(request.folder), _settings(request)
     with ended(), memory_told():
-        require_unchanged(folder, _recorded(settings))
-        summary = folder.read("summary")
+        anew = begins_anew(folder, settings)
+        if not anew:
+            require_unchanged(folder, _recorded(settings))
+        summary = {} if anew else folder.read("summary")
         again = bool(summary) and folder.finished
         if again:
             _require_same_files(folder, settings)
+            summary = relabelled(folder, settings, summary)
         else:
             summary = _train(folder, settings, request)
     report(folder, summary, again=again, brief=request.several)
@@ -73,11 +79,12 @@ def _train(folder: RunFolder, settings: dict[str, Any], request: Request) -> dic
     run = TrainingRun(
         parts,
         _recorded(settings),
-        title=request.title(request.cards.get("experiment")) or DEFAULT,
+        title=request.title(Labels.of(settings).name or request.cards.get("experiment")) or DEFAULT,
         command=f"python -m lab.train {shlex.join(request.overrides)}".strip(),
         bar=not request.several or request.jobs == 1,
     )
-    return run.carry_out(folder, begin=lambda: keep_settings(folder.path, settings, request.overrides))
+    summary = run.carry_out(folder, begin=lambda: keep_settings(folder.path, settings, request.overrides))
+    return summary | {"remark": run.remark}
 
 
 def _require_same_files(folder: RunFolder, settings: dict[str, Any]) -> None:
@@ -90,7 +97,9 @@ def _require_same_files(folder: RunFolder, settings: dict[str, Any]) -> None:
 
 def _settings(request: Request) -> dict[str, Any]:
     """The settings that the run really has. Raises SettingError for what is typed and none of them."""
-    return scaled(selected(request))
+    settings = scaled(selected(request))
+    Labels.of(settings)
+    return settings
 
 
 def _recorded(settings: dict[str, Any]) -> dict[str, Any]:
@@ -100,9 +109,10 @@ def _recorded(settings: dict[str, Any]) -> dict[str, Any]:
 
 def report(folder: RunFolder, summary: dict[str, Any], *, again: bool = False, brief: bool = False) -> None:
     """The result in one plain paragraph, and where to look. brief: for one of many runs, the paragraph and the folder."""
-    paragraph = sentence(summary)
+    paragraph, remark = sentence(summary), summary.get("remark")
     if brief:
         print(f"{'already finished: ' if again else ''}{paragraph}\n  run folder   {folder.path}", flush=True)
+        print(f"{remark}\n" if remark else "", end="", flush=True)
         return
     print("\nThis run was already finished." if again else "")
     print(paragraph)
@@ -110,4 +120,6 @@ def report(folder: RunFolder, summary: dict[str, Any], *, again: bool = False, b
     for figure in sorted(folder.figures.glob("*.png")):
         print(f"  figure       {figure}")
     print(f"  run folder   {folder.path}")
-    print(f"  dashboard    tensorboard --logdir {folder.path}    (Custom Scalars; set smoothing to 0)\n", flush=True)
+    if (folder.path / "tensorboard").is_dir():
+        print(f"  dashboard    tensorboard --logdir {folder.path}    (Custom Scalars; set smoothing to 0)")
+    print(f"\n{remark}\n" if remark else "", flush=True)

@@ -11,6 +11,7 @@ from lab.module import SupervisedModule
 from lab.optim.schedules import Constant
 from lab.probes.attempt import findings
 from lab.run.folder import RunFolder
+from lab.train.ending import reason
 
 
 def outcome(settings: Settings, probes: ProbeCallback, module: SupervisedModule, folder: RunFolder) -> dict[str, Any]:
@@ -24,9 +25,10 @@ def outcome(settings: Settings, probes: ProbeCallback, module: SupervisedModule,
         + _noise(settings, module)
         + _escapes(settings, folder)
         + probes.failures.sentences()
-        + probes.notes(),
+        + probes.notes()
+        + module.stopping.unseen(),
         "steps": module.step,
-        "reason": module.divergence,
+        "reason": reason(module),
         "test_loss": latest.get("test/loss"),
         "test_accuracy": latest.get("test/accuracy"),
         "loss_unit": "half squared error" if isinstance(settings.loss, MeanSquaredError) else "cross entropy",
@@ -36,13 +38,13 @@ def outcome(settings: Settings, probes: ProbeCallback, module: SupervisedModule,
 def _edge_lr(settings: Settings, phase: dict[str, Any], *, stochastic: bool) -> float | None:
     """The learning rate whose threshold is the last lambda_max, 2/lambda_max for gradient descent.
 
-    None where this is not one number (with mini-batches, a schedule, weight decay or a preconditioner; lambda_max not
-    measured or not positive), or leads nowhere: interpolation takes the sharpness of cross entropy to zero.
+    None where this is not one number (with mini-batches, a schedule, clipping, weight decay or a preconditioner; lambda_max
+    not measured or not positive), or leads nowhere: interpolation takes the sharpness of cross entropy to zero.
     """
     ratio = phase["last_ratio"]
     plain = phase["quantity"] == "sharpness/lambda_max" and "wd" not in phase["threshold_formula"]
     fitted, constant = phase["phase"] == Phase.INTERPOLATED, isinstance(settings.schedule, Constant)
-    if stochastic or fitted or not plain or not constant:
+    if stochastic or fitted or not plain or not constant or phase["clipped"]:
         return None
     return settings.optimizer.lr / ratio if ratio is not None and ratio > 0 else None
 
