@@ -38,6 +38,12 @@ class Updates:
     losses: list[tuple[int, float]]
     curves: list[tuple[int, dict[str, float]]]
 
+    def log(self, step: int, curves: dict[str, float]) -> dict[str, float]:
+        """A point of the training curves, by tag, less what is not measured (NaN)."""
+        values = {f"train/{name}": value for name, value in curves.items() if not math.isnan(value)}
+        self.curves.append((step, values))
+        return values
+
 
 class SupervisedModule(pl.LightningModule):
     """Trains `model` on `dataset.train` by `optimizer`, whose learning rate at step t is its initial one times factor(t).
@@ -129,18 +135,24 @@ class SupervisedModule(pl.LightningModule):
                 break
             begin = clock(self.device)
             self._keep(step)
-            grad_norm = self._grad_norm() if logged else math.nan
+            grad_norm = _norm([p.grad for p in self._trainable if p.grad is not None]) if logged else math.nan
             self.clip(self.optimizer)
             self.optimizer.step()
             updates.losses.append((step, loss))
             if logged:
-                updates.curves.append((step, self._curves(loss, accuracy, grad_norm)))
-                self.stopping.see(step, updates.curves[-1][1])
+                moves = zip(self._trainable, self._last_finite, strict=False)  # buffers come last
+                curves = {"loss": loss, "accuracy": accuracy, "grad_norm": grad_norm}
+                curves["update_norm"] = _norm([p.detach() - old for p, old in moves])
+                curves["lr"] = self.optimizer.param_groups[0]["lr"]
+                self.stopping.see(step, updates.log(step, curves | {"noise_norm": self.gradient.noise_norm}))
             self.step = step + 1
             self.set_lr(self.step)
             self._rest_seconds = min(self._rest_seconds, clock(self.device) - begin)
         if self.step == self.agenda.total and not self.divergence:
-            self._look_back()
+            with buffers_kept(self.model):  # what the last update did, which no step after it sees
+                loss, _ = self.gradient(self.step)
+            if not self._diverged(loss) and not all(bool(p.isfinite().all()) for p in self._trainable):
+                self._diverge("a weight is no longer finite")  # saturated units hide it from the loss
             if self.noise is not None:
                 with buffers_kept(self.model):
                     self.noise_cost = cost_of(self.noise, self.gradient, self.step - 1, self._rest_seconds)
@@ -151,34 +163,13 @@ class SupervisedModule(pl.LightningModule):
             signals.leave()
 
     def _stops(self, step: int, loss: float, accuracy: float, buffers: list[Tensor]) -> bool:
-        """Whether a condition of the run is met before update `step`, which is not made then; the buffers are those before
-        its batch was seen.
-        """
-        values = {"train/loss": loss, "train/accuracy": accuracy}
-        curves = {tag: value for tag, value in values.items() if math.isfinite(value)}
-        if not self.stopping.see(step, curves):
-            return False
-        put_back(self.model.buffers(), buffers)
-        self.updates.losses.append((step, loss))
-        self.updates.curves.append((step, curves))
-        self.trainer.should_stop = True
-        return True
-
-    def _grad_norm(self) -> float:
-        return _norm([p.grad for p in self._trainable if p.grad is not None])
-
-    def _curves(self, loss: float, accuracy: float, grad_norm: float) -> dict[str, float]:
-        """The training curves of the step just made: loss and accuracy of its batch, norms of gradient and update."""
-        pairs = zip(self._trainable, self._last_finite, strict=False)  # buffers come last
-        moves = [p.detach() - old for p, old in pairs]
-        norm = self.gradient.noise_norm
-        return {
-            "train/loss": loss,
-            "train/accuracy": accuracy,
-            "train/grad_norm": grad_norm,
-            "train/update_norm": _norm(moves),
-            "train/lr": self.optimizer.param_groups[0]["lr"],
-        } | ({"train/noise_norm": norm} if math.isfinite(norm) else {})
+        """Whether a condition is met before update `step`, which is not made then; buffers: those before its batch."""
+        if stops := self.stopping.see(step, {"train/loss": loss, "train/accuracy": accuracy}):
+            put_back(self.model.buffers(), buffers)
+            self.updates.losses.append((step, loss))
+            self.updates.log(step, {"loss": loss, "accuracy": accuracy})
+            self.trainer.should_stop = True
+        return stops
 
     @torch.no_grad()
     def _keep(self, step: int) -> None:
@@ -186,14 +177,6 @@ class SupervisedModule(pl.LightningModule):
         self.finite_step = step
         for kept, tensor in zip(self._last_finite, self._state, strict=True):
             kept.copy_(tensor)
-
-    def _look_back(self) -> None:
-        """What the last update did, which no step after it sees: the loss of the batch that would be next."""
-        with buffers_kept(self.model):
-            loss, _ = self.gradient(self.step)
-        # Saturated units hide infinite weights from the loss.
-        if not self._diverged(loss) and not all(bool(p.isfinite().all()) for p in self._trainable):
-            self._diverge("a weight is no longer finite")
 
     def _diverged(self, loss: float) -> bool:
         """Whether the loss is not finite or too large; if so the run has diverged."""
