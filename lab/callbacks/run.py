@@ -5,6 +5,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from lab.callbacks.dashboard import flush
+from lab.callbacks.guests import Guests
 from lab.callbacks.outcome import show_waterfall
 from lab.callbacks.probe import ProbeCallback
 from lab.module import SupervisedModule, evaluate
@@ -35,8 +36,10 @@ class RunCallback(pl.Callback):
         checkpoint_every: int | None,
         keep: Kept = NOTHING,
         state: State | None = None,
+        guests: Guests | None = None,
     ):
-        self.folder, self.probes, self.state = folder, probes, state
+        self.folder, self.probes, self.state, self.guests = folder, probes, state, guests or Guests()
+        self._evaluated = -1
         self.evaluates, self.saves = every(evaluate_every), every(checkpoint_every, first=1)
         self.keeper = Keeper(folder, keep)
 
@@ -55,6 +58,8 @@ class RunCallback(pl.Callback):
                 memory = self.state.get("escape", {})
                 pl_module.escape.load_state_dict({name: kept.to(pl_module.device) for name, kept in memory.items()})
             self.keeper.recall(self.state.get("best", {}))
+            pl_module.stopping.load_state_dict(self.state.get("stop", {}))
+            self.guests.load_state_dict(self.state.get("callbacks", {}))
             self.state = None
 
     def on_train_batch_start(
@@ -92,10 +97,11 @@ class RunCallback(pl.Callback):
             self.save(trainer, pl_module)
 
     def evaluate(self, trainer: pl.Trainer, module: SupervisedModule) -> None:
-        """test/loss and test/accuracy of the present weights, which are kept where they are the best."""
+        """test/loss and test/accuracy of the present weights, which are kept where they are the best; once a step."""
         data, best = module.test_data, self.keeper.kept.best
-        if data is None and not best:
+        if (data is None and not best) or (self._evaluated == module.step and not self.guests):
             return
+        self._evaluated = module.step
         with cut_off(), self.probes.costs.working("test/loss and test/accuracy", 0, 0.0, lambda: 0):
             measured = evaluate(module.model, module.criterion, module.gradient.train if data is None else data)
         if data is not None:
@@ -130,6 +136,10 @@ class RunCallback(pl.Callback):
         }
         if module.escape is not None:
             state["escape"] = module.escape.state_dict()
+        if module.stopping:
+            state["stop"] = module.stopping.state_dict()
+        if self.guests:
+            state["callbacks"] = self.guests.state_dict()
         return state | ({"best": self.keeper.record} if self.keeper.record else {})
 
 

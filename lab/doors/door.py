@@ -10,6 +10,7 @@ from hydra.types import RunMode
 
 from lab.doors.fork import inherited
 from lab.doors.grid import Grid, axes, first_of, named, search
+from lab.doors.labels import NAMES
 from lab.doors.pages import show
 from lab.doors.request import Request, cards_at_hand, composed
 from lab.doors.words import Override, Words, search_path
@@ -130,6 +131,10 @@ def _require_one(overrides: Iterable[Override]) -> None:
 def _require_many(overrides: Iterable[Override]) -> None:
     """Raise SettingError for what only a single run can make use of."""
     for override in overrides:
+        if override.key_or_group in NAMES and override.is_sweep_override():
+            raise SettingError(
+                f"{override.input_line}: runs do not differ in {override.key_or_group}; give one for all"
+            )
         if override.key_or_group == "hydra.run.dir":
             raise SettingError("hydra.run.dir is the folder of one run, and these are several; set hydra.sweep.dir")
         if override.is_hydra_override() and override.is_sweep_override():

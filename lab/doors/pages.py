@@ -137,8 +137,23 @@ def offer(name: str, text: Callable[..., str]) -> None:
     register(name, text, replace=True)
 
 
+def folder(experiment: str | None, debug: object = False, name: object = None) -> str:
+    """The folder of the runs of an experiment, or of those without one; of a grid that has a name.
+
+    >>> folder("quickstart"), folder(None, True, "mine")
+    ('outputs/quickstart', 'outputs/debug/train/mine')
+    """
+    parts = ("outputs", "debug" if debug is True else "", experiment or "train", "" if name is None else str(name))
+    return "/".join(filter(None, parts))
+
+
+def cell(overrides: str, name: object = None) -> str:
+    """The name of the folder of a run: its own, else that of its overrides."""
+    return cell_name(overrides) if name is None else str(name)
+
+
 # At import, not in a door: a worker process of a grid imports this room and nothing else of ours before it resolves.
-offer("lab.folder", lambda experiment: f"outputs/{experiment or 'train'}")
-offer("lab.cell", cell_name)
+offer("lab.folder", folder)
+offer("lab.cell", cell)
 offer("lab.choices", lambda group, indent: listed(group, width=PAGE_WIDTH, indent=indent))
 offer("lab.settings", settings_listed)

@@ -13,6 +13,7 @@ from torch import nn
 
 from lab.data.base import DataCard, Dataset
 from lab.data.batches import Batches
+from lab.doors.labels import NAMES
 from lab.doors.trial import try_out
 from lab.models.losses import Criterion
 from lab.optim.escape import EscapeMethod, NegativeCurvature
@@ -122,7 +123,7 @@ class Parts:
 
 def read_settings(plain: Mapping[str, Any]) -> Settings:
     """Every card built and every plain number checked. Raises SettingError in one line."""
-    known = {*CARDS, "from", "noise", "escape", "probe", "scaling", "compare", *NUMBERS}
+    known = {*CARDS, "from", "noise", "escape", "probe", "scaling", "compare", *NUMBERS, *NAMES}
     if unknown := [name for name in plain if name not in known]:
         raise UnknownSetting(unknown[0], f"unknown setting {unknown[0]}; see python -m lab.train --help")
     numbers = _numbers(plain)

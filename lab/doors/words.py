@@ -72,7 +72,7 @@ class Words:
     @staticmethod
     def of(arguments: Iterable[str], door: str = "train") -> "Words":
         """Raises SettingError for a flag that does not exist, and for overrides that `require_sound` refuses."""
-        typed = [opened(at_home(word)) for word in arguments]
+        typed = [quoted(opened(at_home(word))) for word in arguments]
         for i, word in enumerate(typed):
             if word in INFO.split() and typed[i + 1 : i + 2] not in [[page] for page in INFO_PAGES]:
                 typed[i] = "--info=all"
@@ -115,6 +115,22 @@ def at_home(word: str) -> str:
     ('optimizer.lr=0.1', True)
     """
     return re.sub(r"^([\w./]+=)~(?=/|$)", lambda match: f"{match[1]}{Path.home()}", word)
+
+
+def quoted(word: str) -> str:
+    """A word with conditions as one writes them, trainer.stop=[train/loss<1e-3], in the quotes that Hydra's grammar wants.
+
+    >>> quoted("trainer.stop=[train/loss < 1e-3,'a/b>.9']"), quoted("optimizer.lr=0.1")
+    ("trainer.stop=['train/loss < 1e-3','a/b>.9']", 'optimizer.lr=0.1')
+    """
+    name, equals, value = word.partition("=")
+    if name.lstrip("+") != "trainer.stop":
+        return word
+    return f"{name}{equals}" + re.sub(
+        r"""("[^"]*"|'[^']*')|([^\[\],"']*[<>][^\[\],"']*)""",
+        lambda match: match[1] or f"'{match[2].strip()}'",
+        value,
+    )
 
 
 def literal(value: Any) -> str:

@@ -60,8 +60,11 @@ def edge_figure(series: Series, summary: Mapping[str, Any]) -> Figure:
         slope = r"$g'Hg/|g|^2$"
         _line(below, series, "sharpness/directional", dot=".", color="tab:orange", lw=0.8, alpha=0.8, label=slope)
         _line(below, series, BATCH, color="tab:purple", lw=0.8, label="batch sharpness")
-    formula = f"threshold {summary['threshold_formula']}"
-    _line(below, series, "sharpness/threshold", color="tab:red", ls="--", lw=1.5, label=formula)
+    formula, threshold = f"threshold {summary['threshold_formula']}", "sharpness/threshold"
+    if "sharpness/clipped_threshold" in series:
+        _line(below, series, threshold, color="tab:red", ls=":", lw=1, label="that of steps that are not clipped")
+        threshold = "sharpness/clipped_threshold"
+    _line(below, series, threshold, color="tab:red", ls="--", lw=1.5, label=formula)
     if summary["entry_step"] is not None:
         below.axvline(summary["entry_step"], color="0.4", lw=1.2, ls=":", label="edge of stability reached")
     unit = "preconditioned, 1 / weight" if preconditioned else CURVATURE

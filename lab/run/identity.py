@@ -13,7 +13,7 @@ from lab.run.folder import RunFolder
 from lab.run.length import LENGTH, growth
 from lab.settings import SettingError, knobs
 
-PLACE = ("trainer.threads", "data.cache")
+PLACE = ("trainer.threads", "data.cache", "name", "tags", "logger", "debug")
 """Settings that say how, not what: they may change between a run and its resumption."""
 
 

@@ -12,7 +12,13 @@ def sentence(summary: Mapping[str, Any]) -> str:
     `summary.json`.
     """
     began = [f"Began {beginning(summary['parent'])}"] if "parent" in summary else []
-    return joined([*began, _of_the_run(summary), *summary.get("findings", [])])
+    stopped = [f"Stopped at step {summary['steps']}: {reason}"] if (reason := _stop(summary)) else []
+    return joined([*began, *stopped, _of_the_run(summary), *summary.get("findings", [])])
+
+
+def _stop(summary: Mapping[str, Any]) -> str:
+    """Why the run ended before its last step, if it did and has not diverged."""
+    return "" if summary["phase"] == "diverged" else summary.get("reason", "")
 
 
 def beginning(parent: Mapping[str, Any]) -> str:

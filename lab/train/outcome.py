@@ -12,6 +12,7 @@ from lab.named import NamedCode
 from lab.optim.schedules import Constant
 from lab.run import keeping
 from lab.run.folder import RunFolder
+from lab.train.ending import reason
 
 
 def outcome(settings: Settings, probes: ProbeCallback, module: SupervisedModule, folder: RunFolder) -> dict[str, Any]:
@@ -21,8 +22,11 @@ def outcome(settings: Settings, probes: ProbeCallback, module: SupervisedModule,
     summary = outcome_of(
         probes,
         steps=module.step,
-        reason=module.divergence,
-        others=_noise(settings, module) + _escapes(settings, folder) + keeping.finding(folder),
+        reason=reason(module),
+        others=_noise(settings, module)
+        + _escapes(settings, folder)
+        + keeping.finding(folder)
+        + module.stopping.unseen(),
     )
     more = {
         "edge_lr": _edge_lr(settings, summary, _rate(module), stochastic=probes.tracker.stochastic),
@@ -41,13 +45,13 @@ def _rate(module: SupervisedModule) -> float | None:
 def _edge_lr(settings: Settings, phase: dict[str, Any], lr: float | None, *, stochastic: bool) -> float | None:
     """The learning rate whose threshold is the last lambda_max, 2/lambda_max for gradient descent, for a run at `lr`.
 
-    None where this is not one number (with mini-batches, a schedule, weight decay or a preconditioner; lambda_max not
-    measured or not positive), or leads nowhere: interpolation takes the sharpness of cross entropy to zero.
+    None where this is not one number (with mini-batches, a schedule, clipping, weight decay or a preconditioner; lambda_max
+    not measured or not positive), or leads nowhere: interpolation takes the sharpness of cross entropy to zero.
     """
     ratio = phase["last_ratio"]
     plain = phase["quantity"] == "sharpness/lambda_max" and "wd" not in phase["threshold_formula"]
     fitted, constant = phase["phase"] == Phase.INTERPOLATED, isinstance(settings.schedule, Constant)
-    if stochastic or fitted or not plain or not constant or lr is None:
+    if stochastic or fitted or not plain or not constant or lr is None or phase["clipped"]:
         return None
     return lr / ratio if ratio is not None and ratio > 0 else None
 
