@@ -35,7 +35,6 @@ from lab.probes import Sharpness
 from lab.run.folder import RunFolder
 from lab.run.progress import MatvecProgress
 from lab.train import main as train_main
-from lab.train.run import TrainingRun
 
 STEP = 20
 """The step of the checkpoint `previous.ckpt`, and of a measurement of the run."""
@@ -82,7 +81,7 @@ def values(folder: Path | str) -> dict[str, float]:
 @pytest.fixture(autouse=True)
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(TrainingRun, "_show", lambda *arguments: None)
+    monkeypatch.setattr("lab.train.run.show_outcome", lambda *arguments: None)
     return tmp_path
 
 
@@ -102,7 +101,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """One small run, for the tests that do not care which."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainingRun, "_show", lambda *arguments: None)
+        patch.setattr("lab.train.run.show_outcome", lambda *arguments: None)
         return run(tmp_path_factory.mktemp("finished") / "run", *MLP)
 
 

@@ -68,8 +68,8 @@ def test_a_resumed_run_has_all_arrays_and_the_same(
     for draws in (
         "callbacks.probing.show_figure",
         "callbacks.metrics.save",
-        "callbacks.run.save",
-        "train.run.TrainingRun._show",
+        "callbacks.outcome.figures.save",
+        "train.run.show_outcome",
     ):
         monkeypatch.setattr(f"lab.{draws}", nothing)
     folder = train(tmp_path / "resumed", "steps=12")  # its last checkpoint is at step 12

@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lab.train.run import TrainingRun
-
 
 @pytest.fixture(autouse=True)
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
@@ -31,4 +29,4 @@ def drawn() -> None:
 @pytest.fixture(autouse=True)
 def figures_on_demand(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "drawn" not in request.fixturenames:
-        monkeypatch.setattr(TrainingRun, "_show", lambda *arguments: None)
+        monkeypatch.setattr("lab.train.run.show_outcome", lambda *arguments: None)

@@ -14,7 +14,6 @@ from hydra.core.global_hydra import GlobalHydra
 from lab.run import checkpoints
 from lab.run.folder import RunFolder
 from lab.train import main
-from lab.train.run import TrainingRun
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +21,7 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every test runs in a folder of its own. What costs more than tiny runs is left out: the figures of single runs, and
     all rounds but one in which the cost of a noise is taken."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(TrainingRun, "_show", lambda *arguments: None)
+    monkeypatch.setattr("lab.train.run.show_outcome", lambda *arguments: None)
     monkeypatch.setattr("lab.module.TIMED", 1)
     return tmp_path
 
