@@ -39,7 +39,7 @@ def card_answer(group: str, name: str, words: Sequence[str], door: str) -> str |
 
 def flag_answer(words: Sequence[str], flags: Iterable[str], door: str) -> str | None:
     """One line for a setting that was typed as a flag, as in --lr 0.1 or --trainer.max_epochs=10; None: there is none."""
-    for word, after in zip(words, [*words[1:], ""], strict=True):
+    for word, after in zip(words, [*words[1:], ""], strict=False):
         name, equals, value = word.partition("=")
         bare = name.lstrip("-")
         if not re.match(r"--?[a-zA-Z]", word) or any(flag == name or flag.startswith(f"{name}") for flag in flags):
@@ -71,10 +71,10 @@ def simulated_answer(name: str, words: Sequence[str], known: Sequence[str]) -> s
 
 
 def meant(name: str, words: Sequence[str], door: str) -> str | None:
-    """The setting that a name means; None: nothing is known, or it is no single one."""
+    """The setting that a name means, of several the first; None: nothing is known, or there is none."""
     line = CommandLine(words)
     found = cure(name, line.typed(name) or "", line, door)
-    return found.setting or None if found else None
+    return found.write.partition("=")[0] or None if found else None
 
 
 def cure(name: str, value: str, line: CommandLine, door: str) -> Cure | None:
@@ -82,7 +82,7 @@ def cure(name: str, value: str, line: CommandLine, door: str) -> Cure | None:
     key, last = normal(name), normal(name).rpartition(".")[2]
     if door == "measure" and key in names(CHECKPOINT):
         return Cure.of("checkpoint", value)
-    if key in names(synonyms.PLACES) and (place := _place(value, line)).setting != name:
+    if key in names(synonyms.PLACES) and (place := _place(name, value, line)):
         return place
     if name in known_settings():
         return None
@@ -102,9 +102,7 @@ def cure(name: str, value: str, line: CommandLine, door: str) -> Cure | None:
     ends = [known for known in known_settings() if "." in known and normal(known).rpartition(".")[2] == last]
     if len(ends) == 1:
         return _fitting(ends[0], value, line)
-    return (
-        Cure.of(f"probe.{_selected(line)}.{name}", value) if name in card_settings("probe", _selected(line)) else None
-    )
+    return None if "." in name else _of_a_probe("probe", name, value, line)
 
 
 def _in_tables(key: str, value: str, line: CommandLine) -> Cure | None:
@@ -170,13 +168,17 @@ def _of_a_probe(group: str, rest: str, value: str, line: CommandLine) -> Cure | 
     return Cure.of(f"probe.{probe}.{own[0]}", value) if own else None
 
 
-def _place(value: str, line: CommandLine) -> Cure:
-    """Where the data are: data.root, data.file or data.path, by the card that is chosen, else by the value."""
+def _place(name: str, value: str, line: CommandLine) -> Cure | None:
+    """Where the data are: data.root, data.file or data.path, by the card that is chosen, else by the value; None: as it is
+    named.
+    """
     typed = line.typed("data")
     rooted = [card for card in choices("data") if "root" in card_settings("data", card)]
     kinds = dict.fromkeys(rooted, "data.root") | {"tensors": "data.file", "own": "data.path"}
     if typed in kinds:
-        return Cure.of(kinds[str(typed)], value)
+        return Cure.of(kinds[str(typed)], value) if kinds[str(typed)] != name else None
+    if typed is not None and name in known_settings():
+        return None
     card = "own" if ".py:" in value else "tensors" if value.lower().endswith(FILES) else "image_folder"
     return Cure(f"data={card} {kinds[card]}={value}")
 
@@ -230,6 +232,6 @@ def _likewise(name: str, line: CommandLine, door: str) -> str:
             found = instead_of_card(other, value) if choices(other) else None
         else:
             found = cure(other, value, line, door)
-        if found and found.write:
+        if found and found.write not in ("", word):
             cures.append(f"{found.write} for {word}")
     return f"; likewise {', '.join(cures)}" if cures else ""
