@@ -26,7 +26,11 @@ def setting_answer(name: str, words: Sequence[str], door: str) -> str | None:
     line = CommandLine(words)
     value = line.typed(name)
     found = cure(name, value or "", line, door)
-    return None if found is None else f"{name}={value or ''}: {found}{_likewise(name, line, door)}"
+    if found is None:
+        return None
+    if value is None:  # of a card of the user's own
+        return f"{name}: {found.sentence or 'the setting is ' + found.write.partition('=')[0]}"
+    return f"{name}={value}: {found}{_likewise(name, line, door)}"
 
 
 def card_answer(group: str, name: str, words: Sequence[str], door: str) -> str | None:
@@ -39,21 +43,22 @@ def card_answer(group: str, name: str, words: Sequence[str], door: str) -> str |
 
 def flag_answer(words: Sequence[str], flags: Iterable[str], door: str) -> str | None:
     """One line for a setting that was typed as a flag, as in --lr 0.1 or --trainer.max_epochs=10; None: there is none."""
+    shown, written = "", list[str]()
     for word, after in zip(words, [*words[1:], ""], strict=False):
         name, equals, value = word.partition("=")
-        bare = name.lstrip("-")
-        if not re.match(r"--?[a-zA-Z]", word) or any(flag == name or flag.startswith(f"{name}") for flag in flags):
+        if not re.match(r"--?[a-zA-Z]", word) or any(flag.startswith(name) for flag in flags):
             continue
-        shown = word
+        typed, bare = word, name.lstrip("-")
         if not equals:
             apart = after and "=" not in after and not re.match(r"-\D", after)
-            shown, value = (f"{word} {after}", after) if apart else (word, "true")
+            typed, value = (f"{word} {after}", after) if apart else (word, "true")
         own = door == "simulate" or bare in known_settings()
         found = Cure(f"{bare}={value}") if own else cure(bare, value, CommandLine(words), door)
+        if found and found.sentence:
+            return f"{typed}: {found.sentence}"
         if found:
-            cured = found.sentence or f"settings are typed without dashes; write {found.write}"
-            return f"{shown}: {cured}"
-    return None
+            shown, written = shown or typed, [*written, found.write]
+    return f"{shown}: settings are typed without dashes; write {' '.join(written)}" if written else None
 
 
 def checkpoint_answer(words: Sequence[str]) -> str | None:

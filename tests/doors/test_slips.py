@@ -179,6 +179,10 @@ def test_a_card_is_known_by_the_names_of_other_programs(line: str, says: str) ->
         ("--optimizer.lr=0.1", "write optimizer.lr=0.1"),
         ("-m -lr 0.1", "write optimizer.lr=0.1"),
         ("--gpu --cfg job", "--gpu: settings are typed without dashes; write trainer.accelerator=gpu"),
+        (
+            "--lr 0.1 --zebra --epochs 3 seed=1",
+            "--lr 0.1: settings are typed without dashes; write optimizer.lr=0.1 epochs=3",
+        ),
         ("--num-workers 4", "--num-workers 4: the data lie in memory"),
     ],
 )
@@ -202,6 +206,14 @@ def test_lab_measure_is_given_its_checkpoint_and_lab_simulate_the_settings_of_it
     ):
         assert str(simulated_answer(word.partition("=")[0], [word], known)).endswith(says)
     assert simulated_answer("zebra", ["zebra=3"], known) is None
+
+
+def test_a_slip_in_a_card_of_the_users_own_is_answered_with_the_name_of_the_setting() -> None:
+    words = ["--config-dir=cards", "experiment=mine"]
+    assert (
+        setting_answer("optimizer.learning_rate", words, "train")
+        == "optimizer.learning_rate: the setting is optimizer.lr"
+    )
 
 
 def test_a_slip_beside_cards_of_the_users_own_is_not_told_of_other_settings() -> None:
