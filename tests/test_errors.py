@@ -5,6 +5,8 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from lab.data import cifar10
 from lab.measure import main as measure
 from lab.models.mlp import Mlp
+from lab.simulate import main as simulate
 from lab.train import main
 
 GRAMMAR = "cannot be read"
@@ -47,9 +50,9 @@ SLIPS = [
     # names
     ("foo=1", "unknown setting foo"),
     ("+foo=1", "unknown setting foo"),
-    ("optimzer.lr=0.1", "did you mean optimizer.lr?"),
+    ("optimzer.lr=0.1", "the setting is optimizer.lr; write optimizer.lr=0.1"),
     ("optimizer.lrr=0.1", "did you mean optimizer.lr?"),
-    ("optimiser=adam", "did you mean optimizer?"),
+    ("optimiser=adam", "optimiser=adam: the setting is optimizer; write optimizer=adam"),
     ("optimizer=sgdd", "did you mean optimizer=sgd?"),
     ("data=mnist", "data=mnist does not exist; expected one of cifar10"),
     ("experiment=nope", "expected one of"),
@@ -67,6 +70,39 @@ SLIPS = [
     ("probe.noisy.every=3", "there is no probe noisy"),
     ("probe.sharpness.evry=3", "did you mean probe.sharpness.every?"),
     ("probe.sharpness=3", "probe=[sharpness]"),
+    # names that other programs have for settings and cards: tests/doors/test_slips.py
+    ("optimizer.learning_rate=0.1", "optimizer.learning_rate=0.1: the setting is optimizer.lr; write optimizer.lr=0.1"),
+    (
+        "+optimizer.learning_rate=0.1",
+        "optimizer.learning_rate=0.1: the setting is optimizer.lr; write optimizer.lr=0.1",
+    ),
+    (
+        "-m +optimizer.learning_rate=0.1,0.2",
+        "error: optimizer.learning_rate=0.1,0.2: the setting is optimizer.lr; write",
+    ),
+    ("+training.epochs=3", "training.epochs=3: the setting is epochs; write epochs=3"),
+    ("trainer.max_epochs=10", "the setting is epochs; write epochs=10"),
+    ("probe.sharpness.freq=5", "the setting is probe.sharpness.every; write probe.sharpness.every=5"),
+    ("+probe.sharpness.freq=5", "the setting is probe.sharpness.every; write probe.sharpness.every=5"),
+    ("logger.wandb.project=x", "logger= says where numbers go"),
+    ("optimizer=SGD", "optimizer=SGD does not exist; write optimizer=sgd"),
+    ("-m optimizer=SGD,Adam lr=0.1,0.2", "write optimizer=sgd,adam; likewise optimizer.lr=0.1,0.2 for lr=0.1,0.2"),
+    ("model=resnet20", "write model=resnet model.depth=20"),
+    ("probe=[sharpness,ESD]", "write probe=[sharpness,spectrum]"),
+    ("hydra/launcher=slurm -m seed=0,1", "write hydra/launcher=submitit_slurm"),
+    ("--lr 0.1", "--lr 0.1: settings are typed without dashes; write optimizer.lr=0.1"),
+    ("--cfg job lr=0.1", "write optimizer.lr=0.1"),
+    ("optimizer.betas=[0.9,0.99]", "not a setting of the chosen optimizer; optimizer=adam and optimizer=adamw have it"),
+    ("quickstart", "quickstart cannot be read; did you mean experiment=quickstart?"),
+    ("epochs=None", "epochs=None: none is written null here; write epochs=null"),
+    # several values without -m
+    ("seed=0,1,2", "seed=0,1,2 is several values; add -m for a run with each"),
+    ("model.widths=32,32", "add -m for a run with each, or write model.widths=[32,32] for a list of them"),
+    ("probe=sharpness,noise", "or write probe=[sharpness,noise] for a list of them"),
+    # pages
+    ("--resolve", "The --resolve flag can only be used in conjunction with --cfg or --help; see --hydra-help"),
+    ("--cfg settings", "invalid choice: 'settings'"),
+    ("-m optimizer.lr=interval(0.1,1) --cfg job", "a grid has single values, e.g. optimizer.lr=0.1,0.2"),
     # types and ranges
     ("optimizer.lr=", "expected a number"),
     ("optimizer.lr=abc", "optimizer.lr=abc: expected a number"),
@@ -161,7 +197,7 @@ SLIPS = [
         "hydra/launcher=joblib says how the runs of a grid are made, and this is one run here; add -m",
     ),
     ("hydra.sweep.dir=there", "add -m"),
-    ("-m optimzer.lr=0.1,0.2", "did you mean optimizer.lr?"),
+    ("-m optimzer.lr=0.1,0.2", "the setting is optimizer.lr; write optimizer.lr=0.1,0.2"),
     ("-m optimizer=sgd,sgdd", "optimizer=sgdd does not exist"),
     ("optimizer.momentum=0.5 -m optimizer.lr=-1,-2", "optimizer.lr=-1: expected a number greater than 0"),
 ]
@@ -196,6 +232,16 @@ MEASURE_SLIPS = [
     ("checkpoint=nope.pt", "checkpoint=nope.pt: there is no such file"),
     ("checkpoint='outputs/*/*'", "there is no such file"),
     ("checkpoint=.", "is a folder without checkpoints/last.ckpt"),
+    ("w.pt", "w.pt cannot be read; write checkpoint=w.pt"),
+    ("ckpt_path=w.pt model=mlp", "ckpt_path=w.pt: the setting is checkpoint; write checkpoint=w.pt"),
+    ("--ckpt w.pt", "settings are typed without dashes; write checkpoint=w.pt"),
+    (
+        "checkpoint=w.pt model=MLP lr=0.1",
+        "model=MLP does not exist; write model=mlp; likewise optimizer.lr=0.1 for lr=0.1\n",
+    ),
+    ("checkpoint=w.pt model=mlp max_epochs=3", "max_epochs: epochs: lab.measure does not read it"),
+    ("checkpoint=w.pt model=mlp probe.sharpness.freq=3", "probe.sharpness.every is the rhythm of a run"),
+    ("checkpoint=w.pt model=mlp optimizer.lr=0.1,0.2 --cfg job", "lab.measure takes one value of a setting at a time"),
     ("checkpoint=w.pt", "lies in no run folder of lab.train; say which model it is"),
     ("checkpoint='*.txt*'", "there is no such file"),
     (
@@ -206,7 +252,7 @@ MEASURE_SLIPS = [
     ("checkpoint='*.yaml' model=mlp", "notes.yaml is no torch file, or was cut off"),
     ("checkpoint=w.pt model=mlp ~optimizer.lr", "~optimizer.lr: a setting cannot be taken away"),
     ("checkpoint=w.pt model=mlp probe=[sharpness,sharpness]", "sharpness stands there twice"),
-    ("checkpoint=w.pt model=mlp trainer.max_loss=inf", "trainer.max_loss=inf: expected a finite number"),
+    ("checkpoint=w.pt model=mlp optimizer.lr=inf", "optimizer.lr=inf: expected a finite number"),
     ("checkpoint=w.pt model=mlp model.widths=[10000000000000000]", "not enough memory"),
     ("-m checkpoint=w.pt model=mlp", "has no sweeps; give a glob"),
     ("checkpoint=w.pt model=mlp --run", "--run: of Hydra's"),
@@ -220,7 +266,10 @@ MEASURE_SLIPS = [
     ("checkpoint=w.pt model=mlp noise.trace=1", "lab.measure has no such setting: leave it out"),
     ("checkpoint=w.pt model=mlp optimizer/noise=fisher", "lab.measure has no such setting: leave it out"),
     ("checkpoint=w.pt model=mlp probe=[spectrum] probe.sharpness.k=2", "is for a probe that is not selected"),
-    ("checkpoint=w.pt model=mlp probe.sharpness.evry=2", "did you mean probe.sharpness.every?"),
+    (
+        "checkpoint=w.pt model=mlp probe.sharpness.evry=2",
+        "probe.sharpness.every is the rhythm of a run; lab.measure looks",
+    ),
     ("checkpoint=w.pt model=mlp probe.sharpness.every=2", "looks once: leave it out"),
     ("checkpoint=w.pt model=mlp probe.sharpness.k=0", "probe.sharpness.k=0: expected a number greater than 0"),
     ("checkpoint=w.pt model=mlp probe.sharpness.examples=99999", "larger than the 1797 training examples"),
@@ -333,6 +382,48 @@ def test_cfg_job_prints_all_settings_and_stops(
     told = capsys.readouterr().out
     assert "lr: 0.6" in told
     assert "seed: 3" in told
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("main", "line", "begins", "holds"),
+    [
+        (main, "-m optimizer.lr=0.1,0.2 --cfg job", "# 2 runs, one for each of optimizer.lr=0.1,0.2; these", "lr: 0.1"),
+        (
+            main,
+            "-m optimizer=adam,sgd seed=3 --cfg job --resolve",
+            "# 2 runs, one for each of optimizer=adam,sgd",
+            "betas",
+        ),
+        (main, "-m seed=3 --cfg job", "# 1 run; these are the settings of the first", "seed: 3"),
+        (main, "experiment=noise_injection --cfg job", "# 18 runs, one for each of optimizer/noise=none,", "seed: 0"),
+        (main, "--run experiment=edge_of_stochastic_stability --cfg job", "data:", "lr: "),
+        (main, "-m seed=0,1 --cfg hydra", "# 2 runs", "hydra:"),
+        (main, "-m optimizer.lr=0.1,0.2 --help", "python -m lab.train", "optimizer="),
+        (main, "-m optimizer=sgd,adam --help", "# Gradient descent;", "nesterov:"),
+        (main, "-m seed=0,1 --info", "", "Config search path"),
+        (main, "-m seed=0,1 --info defaults", "", "Defaults List"),
+        (simulate, "-m experiment=polya seed=0,1 --cfg job", "# 2 runs, one for each of seed=0,1; these", "walkers:"),
+        (simulate, "-m --help", "python -m lab.simulate", "polya"),
+        (measure, "--cfg hydra", "hydra:", "run:"),
+    ],
+)
+def test_a_page_is_shown_for_a_grid_too_that_of_its_first_run(
+    main: Callable[[], None],
+    line: str,
+    begins: str,
+    holds: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lab.train", *shlex.split(line)])
+    GlobalHydra.instance().clear()
+    with suppress(SystemExit):  # of --help, without an error
+        main()
+    page = capsys.readouterr().out
+    assert page.startswith(begins) and holds in page
     assert list(tmp_path.iterdir()) == []
 
 

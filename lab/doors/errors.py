@@ -116,8 +116,11 @@ def _unknown_setting(name: str, door: str, unknown: Unknown, words: Sequence[str
         return f"{name} is not a setting of the chosen {group}; choose optimizer/{group}= one of {', '.join(cards)}"
     elif name in known:
         return _of_another_card(name, door)
-    hint = "" if (hint := near(name, list(known))) == f"; did you mean {group}?" else hint
-    if rest and not hint and (offered := [one for one in known if one.startswith(f"{group}.")]):
+    close = difflib.get_close_matches(name, known, n=1)
+    if close and (refused := unknown(close[0])):
+        return f"{name}: {refused}"
+    hint = f"; did you mean {close[0]}?" if close and close[0] != group else ""
+    if rest and not hint and (offered := [one for one in known if one.startswith(f"{group}.") and not unknown(one)]):
         return f"unknown setting {name}; expected one of {', '.join(offered)}"
     return f"unknown setting {name}" + (hint or f"; see python -m lab.{door} --help")
 

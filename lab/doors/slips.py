@@ -26,7 +26,11 @@ def setting_answer(name: str, words: Sequence[str], door: str) -> str | None:
     line = CommandLine(words)
     value = line.typed(name)
     found = cure(name, value or "", line, door)
-    return None if found is None else f"{name}={value or ''}: {found}{_likewise(name, line, door)}"
+    if found is None:
+        return None
+    if value is None:  # of a card of the user's own
+        return f"{name}: {found.sentence or 'the setting is ' + found.write.partition('=')[0]}"
+    return f"{name}={value}: {found}{_likewise(name, line, door)}"
 
 
 def card_answer(group: str, name: str, words: Sequence[str], door: str) -> str | None:
@@ -39,21 +43,22 @@ def card_answer(group: str, name: str, words: Sequence[str], door: str) -> str |
 
 def flag_answer(words: Sequence[str], flags: Iterable[str], door: str) -> str | None:
     """One line for a setting that was typed as a flag, as in --lr 0.1 or --trainer.max_epochs=10; None: there is none."""
-    for word, after in zip(words, [*words[1:], ""], strict=True):
+    shown, written = "", list[str]()
+    for word, after in zip(words, [*words[1:], ""], strict=False):
         name, equals, value = word.partition("=")
-        bare = name.lstrip("-")
-        if not re.match(r"--?[a-zA-Z]", word) or any(flag == name or flag.startswith(f"{name}") for flag in flags):
+        if not re.match(r"--?[a-zA-Z]", word) or any(flag.startswith(name) for flag in flags):
             continue
-        shown = word
+        typed, bare = word, name.lstrip("-")
         if not equals:
             apart = after and "=" not in after and not re.match(r"-\D", after)
-            shown, value = (f"{word} {after}", after) if apart else (word, "true")
+            typed, value = (f"{word} {after}", after) if apart else (word, "true")
         own = door == "simulate" or bare in known_settings()
         found = Cure(f"{bare}={value}") if own else cure(bare, value, CommandLine(words), door)
+        if found and found.sentence:
+            return f"{typed}: {found.sentence}"
         if found:
-            cured = found.sentence or f"settings are typed without dashes; write {found.write}"
-            return f"{shown}: {cured}"
-    return None
+            shown, written = shown or typed, [*written, found.write]
+    return f"{shown}: settings are typed without dashes; write {' '.join(written)}" if written else None
 
 
 def checkpoint_answer(words: Sequence[str]) -> str | None:
@@ -71,10 +76,10 @@ def simulated_answer(name: str, words: Sequence[str], known: Sequence[str]) -> s
 
 
 def meant(name: str, words: Sequence[str], door: str) -> str | None:
-    """The setting that a name means; None: nothing is known, or it is no single one."""
+    """The setting that a name means, of several the first; None: nothing is known, or there is none."""
     line = CommandLine(words)
     found = cure(name, line.typed(name) or "", line, door)
-    return found.setting or None if found else None
+    return found.write.partition("=")[0] or None if found else None
 
 
 def cure(name: str, value: str, line: CommandLine, door: str) -> Cure | None:
@@ -82,7 +87,7 @@ def cure(name: str, value: str, line: CommandLine, door: str) -> Cure | None:
     key, last = normal(name), normal(name).rpartition(".")[2]
     if door == "measure" and key in names(CHECKPOINT):
         return Cure.of("checkpoint", value)
-    if key in names(synonyms.PLACES) and (place := _place(value, line)).setting != name:
+    if key in names(synonyms.PLACES) and (place := _place(name, value, line)):
         return place
     if name in known_settings():
         return None
@@ -102,9 +107,7 @@ def cure(name: str, value: str, line: CommandLine, door: str) -> Cure | None:
     ends = [known for known in known_settings() if "." in known and normal(known).rpartition(".")[2] == last]
     if len(ends) == 1:
         return _fitting(ends[0], value, line)
-    return (
-        Cure.of(f"probe.{_selected(line)}.{name}", value) if name in card_settings("probe", _selected(line)) else None
-    )
+    return None if "." in name else _of_a_probe("probe", name, value, line)
 
 
 def _in_tables(key: str, value: str, line: CommandLine) -> Cure | None:
@@ -170,13 +173,17 @@ def _of_a_probe(group: str, rest: str, value: str, line: CommandLine) -> Cure | 
     return Cure.of(f"probe.{probe}.{own[0]}", value) if own else None
 
 
-def _place(value: str, line: CommandLine) -> Cure:
-    """Where the data are: data.root, data.file or data.path, by the card that is chosen, else by the value."""
+def _place(name: str, value: str, line: CommandLine) -> Cure | None:
+    """Where the data are: data.root, data.file or data.path, by the card that is chosen, else by the value; None: as it is
+    named.
+    """
     typed = line.typed("data")
     rooted = [card for card in choices("data") if "root" in card_settings("data", card)]
     kinds = dict.fromkeys(rooted, "data.root") | {"tensors": "data.file", "own": "data.path"}
     if typed in kinds:
-        return Cure.of(kinds[str(typed)], value)
+        return Cure.of(kinds[str(typed)], value) if kinds[str(typed)] != name else None
+    if typed is not None and name in known_settings():
+        return None
     card = "own" if ".py:" in value else "tensors" if value.lower().endswith(FILES) else "image_folder"
     return Cure(f"data={card} {kinds[card]}={value}")
 
@@ -230,6 +237,6 @@ def _likewise(name: str, line: CommandLine, door: str) -> str:
             found = instead_of_card(other, value) if choices(other) else None
         else:
             found = cure(other, value, line, door)
-        if found and found.write:
+        if found and found.write not in ("", word):
             cures.append(f"{found.write} for {word}")
     return f"; likewise {', '.join(cures)}" if cures else ""

@@ -36,7 +36,7 @@ INFO = "--info -i"
 INFO_PAGES = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 OPTIONS = ("--package -p", INFO, "--config-dir -cd")
 """Hydra's flags with a value."""
-FLAGS = tuple(flag for flags in (PAGE, *SWITCHES, *OPTIONS) for flag in flags.split())
+HYDRA_FLAGS = tuple(flag for flags in (PAGE, *SWITCHES, *OPTIONS) for flag in flags.split())
 EXPERIMENTS = {"simulate": "simulation"}
 """The folder of the experiments of a door, where it is not `experiment`."""
 
@@ -76,7 +76,7 @@ class Words:
         for i, word in enumerate(typed):
             if word in INFO.split() and typed[i + 1 : i + 2] not in [[page] for page in INFO_PAGES]:
                 typed[i] = "--info=all"
-        if answer := flag_answer(typed, FLAGS, door):
+        if answer := flag_answer(typed, HYDRA_FLAGS, door):
             raise SettingError(answer)
         words = sorted(typed, key=lambda word: "=" in word and not word.startswith("-"))
         parser = OneLineParser(add_help=False)

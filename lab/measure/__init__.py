@@ -17,6 +17,7 @@ from lab.doors.pages import show
 from lab.doors.request import Request, cards_at_hand, composed
 from lab.doors.words import literal, search_path
 from lab.measure.target import Target
+from lab.measure.training import refusal
 from lab.run.code import changed_code
 from lab.run.folder import RunFolder
 from lab.run.identity import require_no_run, require_same_data
@@ -25,13 +26,10 @@ from lab.settings import SettingError, asked_threads
 if TYPE_CHECKING:
     from lab.measure.carry import CheckpointResult, LoadedRun, OptimizerUse
 
-OF_A_RUN = ("scaling", "noise", "escape", "compare")
-"""Groups that say how a run is trained."""
-
 
 def main() -> None:
     """The command line."""
-    with one_line_errors("measure", _unknown):
+    with one_line_errors("measure", refusal):
         target = Target.of(sys.argv[1:])
         if target.words.shows and target.parsed is not None:
             show("measure", [*target.words.flags, *_of_the_run(target), *target.words.overrides])
@@ -138,12 +136,6 @@ def _of_the_run(target: Target) -> list[str]:
         return []
     run = OriginRun.find(target.files()[0], target.words.config_dir)
     return [*(run.overrides(target.parsed, target.probes) if run else []), f"checkpoint={literal(target.checkpoint)}"]
-
-
-def _unknown(setting: str) -> str | None:
-    if setting.partition(".")[0].removeprefix("optimizer/") in OF_A_RUN:
-        return f"{setting} says how a run is trained; lab.measure has no such setting: leave it out"
-    return None
 
 
 def _command(target: Target) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 from lab.doors.origin import LAST, LAST_FINITE, PLACE
 from lab.doors.pages import cell_name
 from lab.doors.slips import checkpoint_answer, flag_answer
-from lab.doors.words import Override, Words, at_home
+from lab.doors.words import HYDRA_FLAGS, Override, Words, at_home
+from lab.measure.training import refusal
 from lab.settings import SettingError
 
 WEIGHTS = (".ckpt", ".pt", ".pth", ".safetensors")
@@ -30,13 +31,13 @@ class Target:
         """Sort the words. A path goes past Hydra, whose grammar stumbles over the names of run folders."""
         paths = [at_home(word).partition("=")[2] for word in arguments if word.startswith("checkpoint=")]
         flags = [word for word in arguments if word.startswith("-")]
-        if answer := flag_answer(arguments, FLAGS, "measure"):
+        if answer := flag_answer(arguments, HYDRA_FLAGS, "measure"):
             raise SettingError(answer)
         if {"-m", "--multirun"} & {*flags}:
             raise SettingError("lab.measure has no sweeps; give a glob: checkpoint='outputs/*/*'")
         if unknown := [word for word in flags if word.partition("=")[0] not in FLAGS]:
             raise SettingError(f"{unknown[0]}: of Hydra's flags lab.measure knows --help, --cfg job and --config-dir")
-        for word, flag in zip(arguments, ["", *arguments[:-1]], strict=True):
+        for word, flag in zip(arguments, ["", *arguments], strict=False):
             if "=" not in word and flag not in FLAGS and (Path(word).exists() or Path(word).suffix in WEIGHTS):
                 raise SettingError(f"{word} cannot be read; write checkpoint={word}")
         if not paths and (answer := checkpoint_answer(arguments)):
@@ -50,10 +51,8 @@ class Target:
         for override in self.words.parsed:
             if override.is_sweep_override():
                 raise SettingError(f"{override.input_line}: lab.measure takes one value of a setting at a time")
-            if override.key_or_group.startswith("probe.") and override.key_or_group.endswith(".every"):
-                raise SettingError(
-                    f"{override.key_or_group} is the rhythm of a run; lab.measure looks once: leave it out"
-                )
+            if reason := refusal(override.key_or_group):
+                raise SettingError(reason)
         return self.words.parsed
 
     @cached_property

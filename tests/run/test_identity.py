@@ -7,7 +7,7 @@ import yaml
 
 from lab.run.cards import config_dir
 from lab.run.folder import RunFolder
-from lab.run.identity import flat, require_same_data, require_unchanged
+from lab.run.identity import PLACE, flat, require_same_data, require_unchanged
 from lab.settings import SettingError
 
 GROUPS = ("data", "model", "loss", "optimizer", "schedule", "trainer")
@@ -51,6 +51,20 @@ def test_a_folder_with_another_card_is_refused_by_the_names_of_both(tmp_path: Pa
     require_unchanged(folder, of(loss="mse"))
     with pytest.raises(SettingError, match="holds a run with loss=mse, not cross_entropy; choose another "):
         require_unchanged(folder, of(loss="cross_entropy"))
+
+
+def test_where_images_are_cached_and_how_many_threads_there_are_is_no_part_of_a_run(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    plain = of(data="image_folder", trainer="default")
+    folder.write("provenance", {"settings": plain})
+    with_others = plain | {"data": plain["data"] | {"cache": "beside"}, "trainer": plain["trainer"] | {"threads": 3}}
+    require_unchanged(folder, with_others)
+    del with_others["data"]["cache"]  # of a run of an earlier version
+    require_unchanged(folder, with_others)
+    named = yaml.safe_load((Path(config_dir()) / "train.yaml").read_text())["hydra"]["job"]["config"][
+        "override_dirname"
+    ]
+    assert {*PLACE} <= {*named["exclude_keys"]}, "nor of the name of its folder"
 
 
 def test_data_are_compared_in_what_the_run_has_noted_of_them(tmp_path: Path) -> None:
