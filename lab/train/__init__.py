@@ -64,6 +64,7 @@ def train(request: Request) -> float | None:
 def _train(folder: RunFolder, settings: dict[str, Any], request: Request) -> dict[str, Any]:
     """Check the settings, and only then load Lightning and train. Returns the summary."""
     from lab.doors.parts import read_settings
+    from lab.doors.trial import told_of
 
     parts = read_settings(settings).build()
     require_same_data(folder, parts.dataset.facts)
@@ -78,7 +79,8 @@ def _train(folder: RunFolder, settings: dict[str, Any], request: Request) -> dic
         command=f"python -m lab.train {shlex.join(map(as_typed, request.overrides))}".strip(),
         bar=not request.several or request.jobs == 1,
     )
-    return run.carry_out(folder, begin=lambda: keep_settings(folder.path, settings, request.overrides))
+    with told_of(settings):
+        return run.carry_out(folder, begin=lambda: keep_settings(folder.path, settings, request.overrides))
 
 
 def _require_same_files(folder: RunFolder, settings: dict[str, Any]) -> None:

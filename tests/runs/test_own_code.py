@@ -36,6 +36,13 @@ class Two(Net):
         return super().forward(x), x
 
 
+class Few(Net):
+    def forward(self, x):
+        if len(x) > 2:
+            raise ValueError("too many")
+        return super().forward(x)
+
+
 class Detached(Net):
     def forward(self, x):
         return super().forward(x).detach()
@@ -239,6 +246,7 @@ SLIPS = [
      "data.path=mine.py:made data.args.real=true", "is no known log-likelihood of an example"),
     ("model._target_=mine.Net", "is no card of the lab: it has no method build(); code of your own is model=own"),
     ("loss._target_=torch.nn.MSELoss", "code of your own is loss=own loss.path=torch.nn:MSELoss"),
+    ("optimizer=own optimizer.path=torch.optim:NAdam optimizer.lr=0.1", "are typed as optimizer.args.lr="),
     ("model.args.width=3", "model.args is not a setting of this card"),
     ("-m model=own model.path=mine.py:Net,mine.py:Nett DATA", "model.path=mine.py:Nett: mine.py has no Nett"),
 ]  # fmt: skip
@@ -254,6 +262,16 @@ def test_a_slip_is_one_line_and_writes_nothing(
     words = line.replace("DATA", " ".join(DATA)).split()
     assert says in refused(capsys, main, *words)
     assert not Path("outputs").exists()
+
+
+def test_what_code_raises_in_a_run_is_one_line_and_the_folder_says_that_it_failed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from lab.train import main
+
+    told = refused(capsys, main, "hydra.run.dir=run", *DATA, "model=own", "model.path=mine.py:Few", *SHORT, "probe=[]")
+    assert "data.path=mine.py:made, model.path=mine.py:Few raised ValueError: too many (mine.py, line 24)" in told
+    assert RunFolder("run").read("status")["status"] == "failed"
 
 
 def test_a_run_whose_code_has_changed_is_refused(code: Path, capsys: pytest.CaptureFixture[str]) -> None:
