@@ -126,26 +126,32 @@ class TensorFile(TensorCard):
     def where(self) -> str:
         return f"data.file={self.file}"
 
-    def load(self, progress: bool = True) -> Dataset:
-        """Read it. Nothing in the file is run: no pickled objects. Raises SettingError as `assemble` does."""
+    def check(self) -> None:
+        """Raise SettingError where there is no such file: before anything else is loaded, and for all cells of a grid."""
         if not self.file:
             raise SettingError(
                 f"data.file is missing: name a file .npz, .pt or .safetensors, e.g. data.file=mine.npz; {EXPECTED} in it"
             )
-        file = Path(self.file).expanduser()
-        readers = {".npz": _npz, ".pt": _pt, ".pth": _pt, ".safetensors": _safetensors}
-        if file.suffix not in readers:
+        if self._path.suffix not in READERS:
             raise SettingError(f"{self.where}: expected a file whose name ends in .npz, .pt or .safetensors")
-        if not file.is_file():
-            what = "is no file" if file.exists() else "does not exist"
-            raise SettingError(f"{self.where}: {file.absolute()} {what}; data.file is relative to where you are")
+        if not self._path.is_file():
+            what = "is no file" if self._path.exists() else "does not exist"
+            raise SettingError(f"{self.where}: {self._path.absolute()} {what}; data.file is relative to where you are")
+
+    def load(self, progress: bool = True) -> Dataset:
+        """Read it. Nothing in the file is run: no pickled objects. Raises SettingError as `assemble` does."""
+        self.check()
         try:
-            arrays = readers[file.suffix](file)
-            with file.open("rb") as opened:
+            arrays = READERS[self._path.suffix](self._path)
+            with self._path.open("rb") as opened:
                 sha256 = hashlib.file_digest(opened, "sha256").hexdigest()[:16]
         except OSError as error:
             raise SettingError(f"{self.where} cannot be read ({error.strerror or error})") from None
         return self.assemble(arrays, {"source": "file of tensors", "sha256": sha256})
+
+    @property
+    def _path(self) -> Path:
+        return Path(self.file).expanduser()
 
 
 def _npz(file: Path) -> dict[str, Any]:
@@ -189,3 +195,7 @@ def _safetensors(file: Path) -> Mapping[str, Any]:
         return load_file(file)
     except SafetensorError as error:
         raise SettingError(f"data.file={file} is no whole file of safetensors ({error})") from None
+
+
+READERS = {".npz": _npz, ".pt": _pt, ".pth": _pt, ".safetensors": _safetensors}
+"""What reads a file, by how its name ends."""

@@ -98,7 +98,8 @@ class OriginRun:
         """
         words: list[str] = []
         kept = [group for group in GROUPS if self.keeps(group, target)]
-        require_typed(self.settings, target.names, kept)
+        if not target.words.shows:  # a page of settings runs nothing
+            require_typed(self.settings, target.names, kept)
         for group in kept:
             words.append(f"{group}={self.card(group)}")
             words += _settings(group, self.settings[group], but=("_target_", *PLACE))
