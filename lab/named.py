@@ -13,6 +13,7 @@ import hashlib
 import importlib
 import inspect
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from pydantic import Field
 
 from lab.settings import SettingError, settings
 
+LONGEST = 400
+"""Characters of an exception that are told."""
 FORM = "expected FILE.py:NAME or PACKAGE.MODULE:NAME"
 
 
@@ -127,12 +130,17 @@ def running(path: str, setting: str) -> Iterator[None]:
 
 def raised(error: BaseException, path: str) -> str:
     """An exception in one line: type, message, and the line of the file that `path` names where it passed there."""
-    text = " ".join(str(error).split())
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == _origin(path)]
+    text, lines = textwrap.shorten(str(error), LONGEST), lines_of(error, path)
     if isinstance(error, SyntaxError) and error.filename == _origin(path):
         text, lines = error.msg, [error.lineno]
     at = f" ({Path(_origin(path)).name}, line {lines[-1]})" if lines else ""
     return f"{type(error).__name__}{f': {text}' if text else ''}{at}"
+
+
+def lines_of(error: BaseException, path: str) -> list[int | None]:
+    """The lines of the file that `path` names through which an exception came, the innermost last."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return [frame.lineno for frame in frames if frame.filename == _origin(path)]
 
 
 def source(path: str) -> dict[str, str | None]:

@@ -31,7 +31,7 @@ RUN = {README, *(ROOT / "docs" / name for name in ("start.md", "own_model.md", "
 SHORT = "steps=4"
 """Appended to what would take minutes; the last value given wins."""
 KINDS = ("python -m lab.train", "python -m lab.measure", "python -m lab.simulate", "python -m lab.selfcheck")
-KINDS += ("make ", "pip install", "tensorboard")
+KINDS += ("make ", "pip install", "tensorboard", "python examples/own/")
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -101,10 +101,25 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
+def with_examples(folder: Path) -> None:
+    """The folder as a reader has it who stands in the repository: examples/, and what its scripts have written."""
+    (folder / "examples").symlink_to(ROOT / "examples")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for script in commands("python examples/own/"):
+            runpy.run_path(shlex.split(script)[1], run_name="__main__")
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the quickstart was run, for a few steps, beside a file of weights that nothing is read of."""
+    """A folder in which the quickstart was run, for a few steps, and the code of examples/own, beside a file of weights that
+    nothing is read of.
+    """
     folder = tmp_path_factory.mktemp("trained")
+    with_examples(folder)
+    for command in TRAIN:
+        if "hydra.run.dir=outputs/moons" in command:
+            run(command, folder, "steps=4", "trainer.threads=1")
     run("python -m lab.train experiment=quickstart", folder, "steps=20", "trainer.threads=1")
     made = next((folder / "outputs/quickstart").iterdir())
     made.rename(made.with_name("default"))
@@ -120,6 +135,8 @@ def test_every_train_command_runs(
     if "data=cifar10" in command:
         command = command.replace("data=cifar10", "data=image_folder")
         overrides += [f"data.root={images}", "data.batch_size=8", "trainer.evaluate_every=null"]
+    if "examples/own/" in command:
+        with_examples(tmp_path)
     command = re.sub(r" steps=\d+", "", command)
     run(command, tmp_path, *([] if "--help" in command else overrides))
     output = capsys.readouterr().out

@@ -17,8 +17,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import TensorDataset, default_collate
 
+from lab.data.arrays import NAMES
 from lab.data.base import Dataset, Facts, Seed
-from lab.data.tensors import NAMES, TensorCard
+from lab.data.tensors import TensorCard
 from lab.named import NamedCode, running
 from lab.settings import SettingError, settings
 from lab.streams import seeded

@@ -18,8 +18,8 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
 
+from lab.data.arrays import EXPECTED, NAMES, SHORT, class_names, described, require_alike, tensors_of
 from lab.data.base import (
     DataCard,
     Dataset,
@@ -35,10 +35,6 @@ from lab.data.base import (
 from lab.settings import SettingError, settings
 from lab.streams import stream
 
-NAMES = ("x_train", "y_train", "x_test", "y_test")
-SHORT = {"x": "x_train", "y": "y_train"}
-"""What a set without a test split may be called."""
-EXPECTED = "expected x_train and y_train (or x and y), perhaps x_test and y_test"
 LISTED = 100
 """Up to so many classes are listed in the provenance of a run."""
 
@@ -56,13 +52,13 @@ class TensorCard(DataCard):
         """Look at the arrays, choose classes and examples. Raises SettingError, one line, for what is no data set, and for
         settings that it cannot satisfy.
         """
-        tensors = self._tensors(arrays)
+        tensors = tensors_of(arrays, self.where)
         train, test = Split(tensors["x_train"], tensors["y_train"]), None
         if "x_test" in tensors:
             test = Split(tensors["x_test"], tensors["y_test"])
-            self._require_alike(train, test)
+            require_alike(train, test, self.where)
         classes = train.y.dim() == 1 and not train.y.is_floating_point()
-        names = self._class_names(train.y, test)
+        names = class_names(train.y, test, self.where)
         if classes:
             train, test, names = self._of_classes(train, test, names)
         elif self.classes != "all":
@@ -76,92 +72,12 @@ class TensorCard(DataCard):
             "examples": len(train),
             "test_examples": 0 if test is None else len(test),
             "classes": ", ".join(names) if len(names) <= LISTED else f"0 to {len(names) - 1}",
-            "inputs": _described(train.x),
-            "targets": _described(train.y),
+            "inputs": described(train.x),
+            "targets": described(train.y),
             **chosen,
             **label_facts,
         }
         return Dataset(Split(train.x, given), test, names, facts)
-
-    def _tensors(self, arrays: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The arrays that make a set, by their long names, each looked at."""
-        named = {SHORT.get(name, name): (name, value) for name, value in arrays.items()}
-        there = [name for name in NAMES if name in named]
-        if there not in (list(NAMES), list(NAMES[:2])):
-            found = ", ".join(map(str, arrays)) or "nothing"
-            raise SettingError(f"{self.where} holds {found}; {EXPECTED}")
-        made = {name: self._tensor(*named[name]) for name in there}
-        for split in ("train", "test")[: len(there) // 2]:
-            x, y = made[f"x_{split}"], made[f"y_{split}"]
-            if len(x) != len(y):
-                raise SettingError(
-                    f"{self.where}: {named[f'x_{split}'][0]} has {len(x)} examples, {named[f'y_{split}'][0]} has {len(y)}; "
-                    "expected as many, the first axis the examples"
-                )
-            if x.is_floating_point() and x.dim() == 1:
-                made[f"x_{split}"] = x[:, None]
-            if not y.is_floating_point() and y.dim() == 2 and y.shape[1] == 1:
-                made[f"y_{split}"] = y[:, 0]  # a column of labels
-        return made
-
-    def _tensor(self, name: str, value: Any) -> Tensor:
-        """One array as real numbers, or as int64."""
-        where = f"{self.where}: {name}"
-        if isinstance(value, np.ndarray):
-            if value.dtype.kind not in "fiub":
-                raise SettingError(f"{where} has dtype {value.dtype}; expected real or whole numbers")
-            kind = np.int64 if value.dtype.kind in "iu" else np.float64 if value.dtype.itemsize > 8 else value.dtype
-            value = torch.from_numpy(np.asarray(value, dtype=np.dtype(kind).newbyteorder("="), order="C"))
-        if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_complex() or value.is_quantized:
-            kind = str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
-            raise SettingError(f"{where} is a {kind}; expected an array of real or whole numbers")
-        value = value.detach().cpu()
-        if not value.dim() or not value.numel():
-            raise SettingError(
-                f"{where} has shape {tuple(value.shape)}; expected one example at least, on the first axis"
-            )
-        if value.dtype == torch.bool and name.startswith("x"):
-            value = value.float()
-        if not value.is_floating_point():
-            return value.long()
-        bad = int(value.numel() - value.isfinite().sum())
-        if bad:
-            first = int((~value.isfinite()).reshape(len(value), -1).any(1).nonzero()[0])
-            raise SettingError(
-                f"{where} has {bad} numbers that are not finite (NaN or inf), the first in example {first}; take them out"
-            )
-        return value
-
-    def _require_alike(self, train: Split, test: Split) -> None:
-        for axis, one, other in (("x", train.x, test.x), ("y", train.y, test.y)):
-            if one.shape[1:] != other.shape[1:] or one.is_floating_point() != other.is_floating_point():
-                raise SettingError(
-                    f"{self.where}: {axis}_train is {_described(one)} an example, {axis}_test {_described(other)}; expected "
-                    "the same"
-                )
-
-    def _class_names(self, y: Tensor, test: Split | None) -> tuple[str, ...]:
-        """ "0" .. "K-1"; none for real targets."""
-        if y.is_floating_point():
-            return ()
-        low, most = int(y.min()), int(y.max())
-        if low < 0:
-            raise SettingError(f"{self.where}: y_train has the label {low}; expected the labels 0..K-1")
-        if y.dim() == 1:
-            if most == 0:
-                raise SettingError(f"{self.where}: all labels in y_train are 0; expected two classes at least")
-            present = y.unique()
-            if len(present) <= most:
-                gap = next(label for label in range(most) if label == len(present) or int(present[label]) != label)
-                raise SettingError(
-                    f"{self.where}: y_train has {len(present)} labels from {low} to {most} and none is {gap}; expected "
-                    "the classes 0..K-1, each at least once: number them anew, or save targets that are no classes as real "
-                    "numbers"
-                )
-        if test is not None and not 0 <= int(test.y.min()) <= int(test.y.max()) <= most:
-            odd = int(test.y.min()) if int(test.y.min()) < 0 else int(test.y.max())
-            raise SettingError(f"{self.where}: y_test has the label {odd}; those of y_train are 0..{most}")
-        return tuple(map(str, range(most + 1)))
 
     def _of_classes(
         self, train: Split, test: Split | None, names: tuple[str, ...]
@@ -210,31 +126,32 @@ class TensorFile(TensorCard):
     def where(self) -> str:
         return f"data.file={self.file}"
 
-    def load(self, progress: bool = True) -> Dataset:
-        """Read it. Nothing in the file is run: no pickled objects. Raises SettingError as `assemble` does."""
+    def check(self) -> None:
+        """Raise SettingError where there is no such file: before anything else is loaded, and for all cells of a grid."""
         if not self.file:
             raise SettingError(
                 f"data.file is missing: name a file .npz, .pt or .safetensors, e.g. data.file=mine.npz; {EXPECTED} in it"
             )
-        file = Path(self.file).expanduser()
-        readers = {".npz": _npz, ".pt": _pt, ".pth": _pt, ".safetensors": _safetensors}
-        if file.suffix not in readers:
+        if self._path.suffix not in READERS:
             raise SettingError(f"{self.where}: expected a file whose name ends in .npz, .pt or .safetensors")
-        if not file.is_file():
-            what = "is no file" if file.exists() else "does not exist"
-            raise SettingError(f"{self.where}: {file.absolute()} {what}; data.file is relative to where you are")
+        if not self._path.is_file():
+            what = "is no file" if self._path.exists() else "does not exist"
+            raise SettingError(f"{self.where}: {self._path.absolute()} {what}; data.file is relative to where you are")
+
+    def load(self, progress: bool = True) -> Dataset:
+        """Read it. Nothing in the file is run: no pickled objects. Raises SettingError as `assemble` does."""
+        self.check()
         try:
-            arrays = readers[file.suffix](file)
-            with file.open("rb") as opened:
+            arrays = READERS[self._path.suffix](self._path)
+            with self._path.open("rb") as opened:
                 sha256 = hashlib.file_digest(opened, "sha256").hexdigest()[:16]
         except OSError as error:
             raise SettingError(f"{self.where} cannot be read ({error.strerror or error})") from None
         return self.assemble(arrays, {"source": "file of tensors", "sha256": sha256})
 
-
-def _described(tensor: Tensor) -> str:
-    """Shape of an example and type: (3, 32, 32) float32."""
-    return f"{tuple(tensor.shape[1:])} {str(tensor.dtype).removeprefix('torch.')}"
+    @property
+    def _path(self) -> Path:
+        return Path(self.file).expanduser()
 
 
 def _npz(file: Path) -> dict[str, Any]:
@@ -278,3 +195,7 @@ def _safetensors(file: Path) -> Mapping[str, Any]:
         return load_file(file)
     except SafetensorError as error:
         raise SettingError(f"data.file={file} is no whole file of safetensors ({error})") from None
+
+
+READERS = {".npz": _npz, ".pt": _pt, ".pth": _pt, ".safetensors": _safetensors}
+"""What reads a file, by how its name ends."""

@@ -5,7 +5,12 @@ and are shown, and name folders, as they were typed.
 """
 
 import re
+from collections.abc import Sequence
 
+from lab.settings import SettingError
+
+OF_CODE = ("path", "args", "_target_")
+"""The settings of code of one's own."""
 NAMED = r"(?:model|loss|optimizer|data)\.args(?:\.[^=]+)?="
 
 
@@ -26,3 +31,12 @@ def as_typed(words: str) -> str:
     'model.args.width=64,model=own,model.path=nets.py:TinyNet'
     """
     return re.sub(rf"(?<![^,\s])\+\+(?={NAMED})", "", words).replace("\\:", ":")
+
+
+def require_arguments(words: Sequence[str]) -> None:
+    """Raise SettingError for optimizer.lr beside optimizer=own, and its like: the arguments of code stand in `args`."""
+    for group in ("model", "loss", "optimizer"):
+        for name in [word.lstrip("+").partition("=")[0] for word in words if f"{group}=own" in words]:
+            place, _, rest = name.partition(".")
+            if place == group and rest and rest.partition(".")[0] not in OF_CODE:
+                raise SettingError(f"{name}: the arguments of code of your own are typed as {group}.args.{rest}=")

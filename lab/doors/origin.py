@@ -112,9 +112,12 @@ class OriginRun:
             f"Measured is its last finite state, at step {step}{older}"
         )
 
-    def overrides(self, typed: Sequence[Override], probes: Sequence[str]) -> list[str]:
-        """What the run says of all that was not chosen anew, for a measurement: cards, their settings, seed and length."""
-        words = self._cards(typed, PLACE)
+    def overrides(self, typed: Sequence[Override], probes: Sequence[str], *, run: bool = True) -> list[str]:
+        """What the run says of all that was not chosen anew, for a measurement: cards, their settings, seed and length.
+
+        Raises SettingError where it names code that was not typed again, unless nothing is `run`: a page is shown.
+        """
+        words = self._cards(typed, PLACE, run=run)
         for probe in probes:
             values = self.settings.get("probe", {}).get(probe, {})
             words += _settings(f"probe.{probe}", values, but=("_target_", "every"))
@@ -140,11 +143,12 @@ class OriginRun:
         words += [f"{name}={literal(self.settings[name])}" for name in ("seed", "audit") if name in self.settings]
         return words + self._length({override.key_or_group for override in typed})
 
-    def _cards(self, typed: Sequence[Override], but: Sequence[str]) -> list[str]:
-        """Raises SettingError where the run names code that was not typed again."""
+    def _cards(self, typed: Sequence[Override], but: Sequence[str], *, run: bool = True) -> list[str]:
+        """Raises SettingError where the run names code that was not typed again, and that is to be run."""
         words: list[str] = []
         kept = [group for group in GROUPS if self.keeps(group, typed)]
-        require_typed(self.settings, {override.key_or_group for override in typed}, kept)
+        if run:
+            require_typed(self.settings, {override.key_or_group for override in typed}, kept)
         for group in kept:
             words.append(f"{group}={self.card(group)}")
             words += _settings(group, self.settings[group], but=("_target_", *but))

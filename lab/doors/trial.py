@@ -1,6 +1,8 @@
 """Somebody's own model, loss or data, tried on two examples before the run begins: what does not fit is one line."""
 
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,10 +12,12 @@ from torch.func import functional_call
 from lab.data.base import Dataset
 from lab.data.tensors import TensorCard
 from lab.models.losses import Criterion
-from lab.named import NamedCode, raised
+from lab.named import NamedCode, lines_of, raised
 from lab.objective import NetworkObjective, Unsound
 from lab.params import trainable
+from lab.probes.attempt import out_of_memory
 from lab.run.cards import card_names
+from lab.run.code import named_code
 from lab.settings import SettingError
 from lab.streams import seeded
 
@@ -57,6 +61,21 @@ def try_out(
         raise SettingError(f"{_name(cards, 'loss')}: {text}; use a mean (audit=false trains on it as it is)") from None
     except ValueError as error:
         raise SettingError(f"{_name(cards, 'loss')}: {error}") from None
+
+
+@contextmanager
+def told_of(settings: Mapping[str, Any]) -> Iterator[None]:
+    """What code of somebody's own raises in a run, after the trial, is one line too, with the line of its file."""
+    try:
+        yield
+    except SettingError:
+        raise
+    except Exception as error:
+        code = {group: path for group, path in named_code(settings).items() if lines_of(error, path)}
+        if code and not out_of_memory(error):
+            named = ", ".join(f"{group}.path={path}" for group, path in code.items())
+            raise SettingError(f"{named} raised {raised(error, next(iter(code.values())))}") from error
+        raise
 
 
 def _two(dataset: Dataset, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Transformer
 from hydra.errors import HydraException
 
-from lab.doors.arguments import opened
+from lab.doors.arguments import opened, require_arguments
 from lab.doors.pages import takes_list
 from lab.doors.slips import flag_answer
 from lab.run.cards import choices, typed
@@ -90,6 +90,7 @@ class Words:
         overrides, folder = options.pop("overrides"), options.pop("config_dir")
         several, single = options.pop("multirun"), options.pop("run")
         require_sound(overrides, several=several, experiments=EXPERIMENTS.get(door, "experiment"))
+        require_arguments(overrides)
         flags = tuple(word for word in words if word not in overrides)
         return Words(flags, tuple(overrides), several, single, any(options.values()), options["cfg"], folder)
 

@@ -135,7 +135,8 @@ def _of_the_run(target: Target) -> list[str]:
     if not target.checkpoint:
         return []
     run = OriginRun.find(target.files()[0], target.words.config_dir)
-    return [*(run.overrides(target.parsed, target.probes) if run else []), f"checkpoint={literal(target.checkpoint)}"]
+    before = run.overrides(target.parsed, target.probes, run=False) if run else []
+    return [*before, f"checkpoint={literal(target.checkpoint)}"]
 
 
 def _command(target: Target) -> str:

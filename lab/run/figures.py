@@ -77,14 +77,20 @@ def edge_figure(series: Series, summary: Mapping[str, Any]) -> Figure:
 
 
 def training_figure(series: Series, summary: Mapping[str, Any]) -> Figure:
-    """Loss above, accuracy below, over the steps of a run whose sharpness was not measured."""
+    """Loss above, accuracy below, over the steps of a run whose sharpness was not measured; the norm of the gradient where
+    there is no accuracy, as of real targets.
+    """
     figure = blank(8, 5.6)
     above, below = figure.subplots(2, 1, sharex=True)
     series, before = _apart(series, summary)
     _losses(above, series, summary)
-    _line(below, series, "train/accuracy", color="0.25", lw=1, label="train, batch of the step")
-    _line(below, series, "test/accuracy", color="tab:green", lw=1, marker=".", label="test")
-    below.set(xlabel="step (updates)", ylabel="accuracy (share of examples)", ylim=(0, 1.05))
+    if {"train/accuracy", "test/accuracy"} & series.keys():
+        _line(below, series, "train/accuracy", color="0.25", lw=1, label="train, batch of the step")
+        _line(below, series, "test/accuracy", color="tab:green", lw=1, marker=".", label="test")
+        below.set(xlabel="step (updates)", ylabel="accuracy (share of examples)", ylim=(0, 1.05))
+    else:
+        _line(below, series, "train/grad_norm", color="tab:blue", lw=0.9, label="norm of the gradient")
+        below.set(xlabel="step (updates)", ylabel="norm of the gradient")
     _before(above, before, {"train/loss": "-", "test/loss": "-"}, summary)
     _before(below, before, {"train/accuracy": "-", "test/accuracy": "-"}, summary, label=True)
     _finish(figure, above, below)

@@ -86,6 +86,7 @@ def _over(folder: RunFolder, settings: dict[str, Any]) -> bool:
 def _train(folder: RunFolder, settings: dict[str, Any], request: Request) -> dict[str, Any]:
     """Check the settings, and only then load Lightning and train. Returns the summary."""
     from lab.doors.parts import read_settings
+    from lab.doors.trial import told_of
     from lab.run.keeping import Kept
     from lab.train.forking import fork
 
@@ -112,7 +113,8 @@ def _train(folder: RunFolder, settings: dict[str, Any], request: Request) -> dic
         command=f"python -m lab.train {shlex.join(bare(as_typed(word)) for word in request.overrides)}".strip(),
         bar=not request.several or request.jobs == 1,
     )
-    return run.carry_out(folder, begin=begin) | {"remark": run.remark}
+    with told_of(settings):
+        return run.carry_out(folder, begin=begin) | {"remark": run.remark}
 
 
 def _require_same_files(folder: RunFolder, settings: dict[str, Any]) -> None:

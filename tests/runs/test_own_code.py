@@ -12,9 +12,14 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from whole_runs import assert_same, assert_same_run, command, last, train
 
+from lab.doors.arguments import opened
+from lab.doors.request import Request, cards_at_hand, composed
+from lab.doors.words import literal
 from lab.measure import main as measure_main
 from lab.run import checkpoints
 from lab.run.folder import RunFolder
+from lab.settings import SettingError
+from lab.train.scaling import scaled
 
 CODE = """
 import numpy as np
@@ -34,6 +39,13 @@ class Net(nn.Module):
 class Two(Net):
     def forward(self, x):
         return super().forward(x), x
+
+
+class Few(Net):
+    def forward(self, x):
+        if len(x) > 2:
+            raise ValueError("too many")
+        return super().forward(x)
 
 
 class Detached(Net):
@@ -179,6 +191,29 @@ def test_dropout_is_of_the_seed_and_probes_do_not_shift_it() -> None:
     assert one.series("train/loss")[1] != other.series("train/loss")[1]
 
 
+def test_noise_in_the_gradient_is_that_of_the_loss_whoever_wrote_it() -> None:
+    noise = ("optimizer/noise=sample_weights", "noise.equivalent_batch_size=8", *DATA, *MODEL, *SHORT, "probe=[]")
+    own = train("own", *noise, "loss=own", "loss.path=mine.py:entropy")
+    assert own.series("train/loss") == train("card", *noise).series("train/loss")
+
+
+def test_scaling_multiplies_the_learning_rate_that_the_code_is_called_with() -> None:
+    card = {"_target_": "lab.train.scaling.Scaling", "batch_size": 32, "lr": "linear"}
+    rest = {"data": {"batch_size": 64}, "steps": 10, "scaling": card}
+    own = scaled(rest | {"optimizer": {"path": "torch.optim:NAdam", "args": {"lr": 0.1, "eps": 1e-8}}})
+    assert own["optimizer"] == {"path": "torch.optim:NAdam", "args": {"lr": 0.2, "eps": 1e-8}}
+    with pytest.raises(SettingError, match=r"optimizer\.args\.lr=null, but scaling\.lr=linear"):
+        scaled(rest | {"optimizer": {"path": "torch.optim:NAdam", "args": {}}})
+
+
+def test_nested_arguments_come_back_from_a_run_as_they_were() -> None:
+    args = {"a": {"b c": [1, 2.5, None, True], "d": {}}, "e": "it's ${oc.env:HOME}, {x}: [y]"}
+    words = opened(f"model.args={literal(args)}")
+    with cards_at_hand():
+        request = Request.of(composed("train", ["model=own", words]))
+    assert request.values["model"]["args"] == args
+
+
 def test_where_no_threshold_is_known_sharpness_is_measured_and_the_sentence_says_why(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -239,6 +274,7 @@ SLIPS = [
      "data.path=mine.py:made data.args.real=true", "is no known log-likelihood of an example"),
     ("model._target_=mine.Net", "is no card of the lab: it has no method build(); code of your own is model=own"),
     ("loss._target_=torch.nn.MSELoss", "code of your own is loss=own loss.path=torch.nn:MSELoss"),
+    ("optimizer=own optimizer.path=torch.optim:NAdam optimizer.lr=0.1", "are typed as optimizer.args.lr="),
     ("model.args.width=3", "model.args is not a setting of this card"),
     ("-m model=own model.path=mine.py:Net,mine.py:Nett DATA", "model.path=mine.py:Nett: mine.py has no Nett"),
 ]  # fmt: skip
@@ -254,6 +290,16 @@ def test_a_slip_is_one_line_and_writes_nothing(
     words = line.replace("DATA", " ".join(DATA)).split()
     assert says in refused(capsys, main, *words)
     assert not Path("outputs").exists()
+
+
+def test_what_code_raises_in_a_run_is_one_line_and_the_folder_says_that_it_failed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from lab.train import main
+
+    told = refused(capsys, main, "hydra.run.dir=run", *DATA, "model=own", "model.path=mine.py:Few", *SHORT, "probe=[]")
+    assert "data.path=mine.py:made, model.path=mine.py:Few raised ValueError: too many (mine.py, line 24)" in told
+    assert RunFolder("run").read("status")["status"] == "failed"
 
 
 def test_a_run_whose_code_has_changed_is_refused(code: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -287,7 +333,6 @@ def test_a_file_of_tensors_that_has_changed_is_refused(capsys: pytest.CaptureFix
 def test_measuring_asks_for_the_code_again_and_takes_its_arguments_from_the_run(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A name with a dollar is no interpolation, and nested arguments arrive as they were."""
     train("run", *DATA, *MODEL, "model.args.width=7", "loss=own", "loss.path=mine.py:entropy", *SHORT)
     capsys.readouterr()
     told = refused(capsys, measure_main, "checkpoint=run")
@@ -296,6 +341,8 @@ def test_measuring_asks_for_the_code_again_and_takes_its_arguments_from_the_run(
     assert f"which is code; type {again} again to run it, or choose another data= or model= or loss=" in told
     measured("checkpoint=run", *again.split())
     assert "lambda_max =" in capsys.readouterr().out
+    measured("checkpoint=run", "--cfg", "job")
+    assert "width: 7" in capsys.readouterr().out, "a page of settings runs nothing"
     assert "does not fit the model" in refused(
         capsys, measure_main, "checkpoint=run", *again.split(), "model.args.width=2"
     )
