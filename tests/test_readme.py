@@ -7,6 +7,7 @@ import importlib.util
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -108,6 +109,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run("python -m lab.train experiment=quickstart", folder, "steps=20", "trainer.threads=1")
     made = next((folder / "outputs/quickstart").iterdir())
     made.rename(made.with_name("default"))
+    shutil.copytree(made.with_name("default"), folder / "outputs/base")  # the run from which others begin
     (folder / "weights.pt").touch()
     return folder
 

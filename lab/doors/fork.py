@@ -79,10 +79,10 @@ def inherited(overrides: Sequence[str]) -> list[str]:
 def bare(word: str) -> str:
     """A `from=` as one types it, without the quotes that Hydra reads; any other word as it is.
 
-    >>> bare("from='outputs/x@100'"), bare("loss=mse")
-    ('from=outputs/x@100', 'loss=mse')
+    >>> bare("from='outputs/x@100','y@2'"), bare("loss=mse")
+    ('from=outputs/x@100,y@2', 'loss=mse')
     """
-    return word.replace("\\'", "'").replace("='", "=").removesuffix("'") if word.startswith(f"{FROM}='") else word
+    return re.sub(r"(?<!\\)'", "", word).replace("\\'", "'") if word.startswith(f"{FROM}=") else word
 
 
 def _readable(word: str, *, several: bool) -> str:

@@ -213,8 +213,7 @@ def test_cells_in_parallel_processes_are_compared_too() -> None:
     done = subprocess.run(shell, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (
-        compared("random_labels", "data.batch_size=full,data.examples=60,model.widths=[4]")["sentence"]
-        in done.stdout
+        compared("random_labels", "data.batch_size=full,data.examples=60,model.widths=[4]")["sentence"] in done.stdout
     )
 
 
