@@ -106,7 +106,7 @@ def images(tmp_path: Path) -> Path:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the quickstart was run, for a few steps, beside a file of weights that nothing is read of."""
     folder = tmp_path_factory.mktemp("trained")
-    run("python -m lab.train experiment=quickstart", folder, "steps=20", "trainer.threads=1")
+    run("python -m lab.train experiment=quickstart", folder, "steps=20", "trainer.threads=1", "trainer.keep=[20]")
     made = next((folder / "outputs/quickstart").iterdir())
     made.rename(made.with_name("default"))
     shutil.copytree(made.with_name("default"), folder / "outputs/base")  # the run from which others begin
