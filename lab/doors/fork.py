@@ -58,6 +58,11 @@ class ForkPoint:
 def readable(arguments: Iterable[str]) -> list[str]:
     """The command line with its `from=` as Hydra's grammar has it, with the step; under -m it may name several runs."""
     words = list(arguments)
+    named = [word for word in words if word.partition("=")[0].lstrip("+") == FROM]
+    if signed := [word for word in named if word.startswith("+")]:
+        raise SettingError(f"{signed[0]}: from= is written without the +")
+    if len(named) > 1:
+        raise SettingError(f"{' '.join(named)}: from= stands there twice; with -m several runs stand between commas")
     return [_readable(at_home(word), several=any(flag in words for flag in SEVERAL)) for word in words]
 
 
@@ -89,7 +94,10 @@ def _readable(word: str, *, several: bool) -> str:
     name, _, value = word.partition("=")
     if name != FROM or value == "null":
         return word
-    texts = _pieces(value) if several else [value]
+    texts = _pieces(value) or [value]
+    if len(texts) > 1 and not several and _is_folder(texts[0]):
+        raise SettingError(f"{word} names several runs, and here is one to be made; add -m")
+    texts = texts if several else [value]
     return f"{FROM}={','.join(literal(str(ForkPoint.of(text.strip(chr(39) + chr(34))))) for text in texts)}"
 
 
