@@ -6,20 +6,25 @@ the step in them: from='outputs/quickstart/default@600'. Torch is loaded only wh
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from lab.doors.origin import OriginRun
-from lab.doors.words import at_home, literal
+from lab.doors.origin import LAST, OriginRun, settings_at
+from lab.doors.pages import AROUND
+from lab.doors.words import Override, at_home, literal
+from lab.run.cards import card_names, choices
 from lab.run.folder import RunFolder
+from lab.run.length import LENGTH, updates
 from lab.settings import SettingError
 
 FROM = "from"
 EXPECTED = "expected a run folder, and if need be a step, e.g. from=outputs/quickstart/default@100"
 SEVERAL = ("-m", "--multirun")
+NOT_INHERITED = ("trainer.threads", "trainer.state", "trainer.keep")
+"""What a run that begins from another does not have from it."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +56,71 @@ class ForkPoint:
 
         return ForkPoint(folder, newest_step(folder))
 
+    @property
+    def run(self) -> OriginRun:
+        """The run itself. Raises SettingError, one line, where its folder does not hold its settings."""
+        try:
+            run = OriginRun.find(self.folder.path / LAST)
+        except SettingError:
+            run = None
+        if run is None:
+            raise SettingError(
+                f"from={self}: {self.folder.path / 'provenance.json'} does not hold the settings of a run"
+            )
+        return run
+
+    def inherited(self, typed: Sequence[Override]) -> list[str]:
+        """What the run says of all that was not chosen anew, as a measurement of it would have it, with what only training
+        has: noise and escape, the probes and their rhythms, and its number of updates.
+        """
+        run, names = self.run, frozenset(override.key_or_group for override in typed)
+        words = run.overrides(_Typed(names, tuple(typed)))
+        words = [word for word in words if word.partition("=")[0] not in (*LENGTH, *NOT_INHERITED)]
+        if run.keeps("trainer", _Typed(names, tuple(typed))) and "accelerator" in run.settings["trainer"]:
+            words.append(f"trainer.accelerator={literal(run.settings['trainer']['accelerator'])}")
+        for group in AROUND:
+            words += _around(run, group, typed)
+        probes = run.settings.get("probe") or {}
+        chosen = [override.value() for override in typed if override.key_or_group == "probe"]
+        if not chosen:
+            words.append(f"probe=[{','.join(probes)}]")
+        for probe in chosen[-1] if chosen and isinstance(chosen[-1], list) else chosen or probes:
+            words += settings_at(f"probe.{probe}", probes.get(probe, {}), but=("_target_",))
+        return words + self._length(run, names)
+
+    def _length(self, run: OriginRun, names: Collection[str]) -> list[str]:
+        if typed := [name for name in LENGTH if name in names]:
+            return [f"{name}=null" for name in LENGTH if name not in typed]
+        examples = self.folder.read("provenance").get("data", {}).get("examples")
+        if (total := updates(run.settings, examples)) is None:
+            return [f"{name}={literal(run.settings.get(name))}" for name in LENGTH]
+        return [f"steps={total}", "epochs=null"]
+
     def __str__(self) -> str:
         return f"{self.folder.path}@{self.step}"
+
+
+@dataclass(frozen=True)
+class _Typed:
+    """What was typed, for `OriginRun`, which has the settings of the probes without their rhythms: none are asked for."""
+
+    names: frozenset[str]
+    parsed: tuple[Override, ...]
+    probes: tuple[str, ...] = ()
+
+
+def _around(run: OriginRun, group: str, typed: Sequence[Override]) -> list[str]:
+    """The card of the run around its optimiser, where it has one and no other was typed. Nothing is imported by its name."""
+    values, place = run.settings.get(group) or {}, f"optimizer/{group}"
+    if "_target_" not in values:
+        return []
+    name = card_names().get(values["_target_"])
+    if name not in choices(place):
+        raise SettingError(f"the run was made with {values['_target_']}, which no card in conf/{place}/ names")
+    chosen = [override.value() for override in typed if override.key_or_group == place]
+    if chosen and chosen[-1] != name:
+        return []
+    return [f"{place}={name}", *settings_at(group, values, but=("_target_",))]
 
 
 def readable(arguments: Iterable[str]) -> list[str]:
@@ -77,8 +145,7 @@ def inherited(overrides: Sequence[str]) -> list[str]:
         return []
     if any(override.key_or_group == "experiment" and override.value() is not None for override in parsed):
         raise SettingError("from= begins with the settings of a run, and experiment= has others; leave one of them out")
-    typed = [override for override in parsed if not override.is_hydra_override()]
-    return OriginRun.of(ForkPoint.of(str(text)).folder).inherited(typed)
+    return ForkPoint.of(str(text)).inherited([override for override in parsed if not override.is_hydra_override()])
 
 
 def bare(word: str) -> str:
