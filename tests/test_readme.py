@@ -7,6 +7,7 @@ import importlib.util
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -120,9 +121,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for command in TRAIN:
         if "hydra.run.dir=outputs/moons" in command:
             run(command, folder, "steps=4", "trainer.threads=1")
-    run("python -m lab.train experiment=quickstart", folder, "steps=20", "trainer.threads=1")
+    run("python -m lab.train experiment=quickstart", folder, "steps=20", "trainer.threads=1", "trainer.keep=[20]")
     made = next((folder / "outputs/quickstart").iterdir())
     made.rename(made.with_name("default"))
+    shutil.copytree(made.with_name("default"), folder / "outputs/base")  # the run from which others begin
     (folder / "weights.pt").touch()
     return folder
 

@@ -6,20 +6,25 @@ the step in them: from='outputs/quickstart/default@600'. Torch is loaded only wh
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from lab.doors.origin import OriginRun
-from lab.doors.words import at_home, literal
+from lab.doors.origin import LAST, OriginRun, settings_at
+from lab.doors.pages import AROUND
+from lab.doors.words import Override, at_home, literal
+from lab.run.cards import card_names, choices
 from lab.run.folder import RunFolder
+from lab.run.length import LENGTH, updates
 from lab.settings import SettingError
 
 FROM = "from"
 EXPECTED = "expected a run folder, and if need be a step, e.g. from=outputs/quickstart/default@100"
 SEVERAL = ("-m", "--multirun")
+NOT_INHERITED = ("trainer.threads", "trainer.state", "trainer.keep", "data.cache")
+"""What a run that begins from another does not have from it."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +56,83 @@ class ForkPoint:
 
         return ForkPoint(folder, newest_step(folder))
 
+    def run(self, more: str | None = None) -> OriginRun:
+        """The run itself, of cards of conf/ and of the folder `more`. Raises SettingError, one line, where its settings are
+        not there.
+        """
+        try:
+            run = OriginRun.find(self.folder.path / LAST, more)
+        except SettingError:
+            run = None
+        if run is None:
+            raise SettingError(
+                f"from={self}: {self.folder.path / 'provenance.json'} does not hold the settings of a run"
+            )
+        return run
+
+    def inherited(self, typed: Sequence[Override], more: str | None = None) -> list[str]:
+        """What the run says of all that was not chosen anew, as a measurement of it would have it, with what only training
+        has: noise and escape, the probes and their rhythms, and its number of updates.
+        """
+        run, names = self.run(more), frozenset(override.key_or_group for override in typed)
+        words = run.overrides(_Typed(names, tuple(typed)))
+        words = [word for word in words if word.partition("=")[0] not in (*LENGTH, *NOT_INHERITED)]
+        if run.keeps("trainer", _Typed(names, tuple(typed))) and "accelerator" in run.settings["trainer"]:
+            words.append(f"trainer.accelerator={literal(run.settings['trainer']['accelerator'])}")
+        for group in AROUND:
+            words += _around(run, group, typed)
+        probes = run.settings.get("probe") or {}
+        chosen = [override.value() for override in typed if override.key_or_group == "probe"]
+        if not chosen:
+            words.append(f"probe=[{','.join(probes)}]")
+        for probe in chosen[-1] if chosen and isinstance(chosen[-1], list) else chosen or probes:
+            words += settings_at(f"probe.{probe}", probes.get(probe, {}), but=("_target_",))
+        return words + self._length(run, names)
+
+    def _length(self, run: OriginRun, names: Collection[str]) -> list[str]:
+        if typed := [name for name in LENGTH if name in names]:
+            return [f"{name}=null" for name in LENGTH if name not in typed]
+        examples = self.folder.read("provenance").get("data", {}).get("examples")
+        if (total := updates(run.settings, examples)) is None:
+            return [f"{name}={literal(run.settings.get(name))}" for name in LENGTH]
+        return [f"steps={total}", "epochs=null"]
+
     def __str__(self) -> str:
         return f"{self.folder.path}@{self.step}"
+
+
+@dataclass(frozen=True)
+class _Typed:
+    """What was typed, for `OriginRun`, which has the settings of the probes without their rhythms: none are asked for."""
+
+    names: frozenset[str]
+    parsed: tuple[Override, ...]
+    probes: tuple[str, ...] = ()
+    shows: bool = False
+
+
+def _around(run: OriginRun, group: str, typed: Sequence[Override]) -> list[str]:
+    """The card of the run around its optimiser, where it has one and no other was typed. Nothing is imported by its name."""
+    values, place = run.settings.get(group) or {}, f"optimizer/{group}"
+    if "_target_" not in values:
+        return []
+    name = card_names().get(values["_target_"])
+    if name not in choices(place):
+        raise SettingError(f"the run was made with {values['_target_']}, which no card in conf/{place}/ names")
+    chosen = [override.value() for override in typed if override.key_or_group == place]
+    if chosen and chosen[-1] != name:
+        return []
+    return [f"{place}={name}", *settings_at(group, values, but=("_target_",))]
 
 
 def readable(arguments: Iterable[str]) -> list[str]:
     """The command line with its `from=` as Hydra's grammar has it, with the step; under -m it may name several runs."""
     words = list(arguments)
+    named = [word for word in words if word.partition("=")[0].lstrip("+") == FROM]
+    if signed := [word for word in named if word.startswith("+")]:
+        raise SettingError(f"{signed[0]}: from= is written without the +")
+    if len(named) > 1:
+        raise SettingError(f"{' '.join(named)}: from= stands there twice; with -m several runs stand between commas")
     return [_readable(at_home(word), several=any(flag in words for flag in SEVERAL)) for word in words]
 
 
@@ -72,26 +147,28 @@ def inherited(overrides: Sequence[str]) -> list[str]:
         return []
     if any(override.key_or_group == "experiment" and override.value() is not None for override in parsed):
         raise SettingError("from= begins with the settings of a run, and experiment= has others; leave one of them out")
-    typed = [override for override in parsed if not override.is_hydra_override()]
     places = [str(path) for o in parsed if o.key_or_group == "hydra.searchpath" for path in o.value()]  # type: ignore[union-attr]
     more = next((path.removeprefix("file://") for path in reversed(places)), None)
-    return OriginRun.of(ForkPoint.of(str(text)).folder, more=more).inherited(typed)
+    return ForkPoint.of(str(text)).inherited([o for o in parsed if not o.is_hydra_override()], more)
 
 
 def bare(word: str) -> str:
     """A `from=` as one types it, without the quotes that Hydra reads; any other word as it is.
 
-    >>> bare("from='outputs/x@100'"), bare("loss=mse")
-    ('from=outputs/x@100', 'loss=mse')
+    >>> bare("from='outputs/x@100','y@2'"), bare("loss=mse")
+    ('from=outputs/x@100,y@2', 'loss=mse')
     """
-    return word.replace("\\'", "'").replace("='", "=").removesuffix("'") if word.startswith(f"{FROM}='") else word
+    return re.sub(r"(?<!\\)'", "", word).replace("\\'", "'") if word.startswith(f"{FROM}=") else word
 
 
 def _readable(word: str, *, several: bool) -> str:
     name, _, value = word.partition("=")
     if name != FROM or value == "null":
         return word
-    texts = _pieces(value) if several else [value]
+    texts = _pieces(value) or [value]
+    if len(texts) > 1 and not several and _is_folder(texts[0]):
+        raise SettingError(f"{word} names several runs, and here is one to be made; add -m")
+    texts = texts if several else [value]
     return f"{FROM}={','.join(literal(str(ForkPoint.of(text.strip(chr(39) + chr(34))))) for text in texts)}"
 
 

@@ -72,7 +72,7 @@ def measure(target: Target, file: Path, *, several: bool = False) -> "Checkpoint
             f"{file} lies in no run folder of lab.train; say which model it is, e.g. model=mlp data=digits"
         )
     once = [f"probe.{name}.every=1" for name in target.probes]
-    before = [*search_path(target.words), *(run.overrides(target.parsed, target.probes) if run else [])]
+    before = [*search_path(target.words), *(run.overrides(target) if run else [])]
     with cards_at_hand(target.words.config_dir):
         request = Request.of(composed("measure", [*before, *target.words.overrides, *once]))
     settings = {name: value for name, value in request.values.items() if name != "checkpoint"}
@@ -102,7 +102,7 @@ def _loaded(settings: dict[str, Any], target: Target, file: Path, run: OriginRun
 
     saved, parts = read(file), read_settings(settings).build()
     parts.use_threads(jobs=1, asked=asked_threads())
-    if run is not None and run.means_its_data(target.parsed):
+    if run is not None and run.means_its_data(target):
         require_same_data(run.folder, parts.dataset.facts, cure=run.data_cure)
     return LoadedRun(parts, saved, _optimizer(target, run))
 
@@ -127,7 +127,7 @@ def _optimizer(target: Target, run: OriginRun | None) -> "OptimizerUse":
 
     typed = {name.removeprefix("optimizer.") for name in target.names if name.startswith("optimizer.")}
     known = run is not None or bool(typed) or "optimizer" in target.names
-    return OptimizerUse(known, run is not None and run.keeps("optimizer", target.parsed), frozenset(typed))
+    return OptimizerUse(known, run is not None and run.keeps("optimizer", target), frozenset(typed))
 
 
 def _of_the_run(target: Target) -> list[str]:
@@ -135,8 +135,7 @@ def _of_the_run(target: Target) -> list[str]:
     if not target.checkpoint:
         return []
     run = OriginRun.find(target.files()[0], target.words.config_dir)
-    before = run.overrides(target.parsed, target.probes, run=False) if run else []
-    return [*before, f"checkpoint={literal(target.checkpoint)}"]
+    return [*(run.overrides(target) if run else []), f"checkpoint={literal(target.checkpoint)}"]
 
 
 def _command(target: Target) -> str:

@@ -45,6 +45,11 @@ class Target:
         words = Words.of((word for word in arguments if not word.startswith("checkpoint=")), "measure")
         return Target(paths[-1].strip("'\"") if paths else "", words)
 
+    @property
+    def shows(self) -> bool:
+        """Whether a page is asked for."""
+        return self.words.shows
+
     @cached_property
     def parsed(self) -> list[Override]:
         """The overrides as Hydra reads them."""

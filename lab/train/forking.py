@@ -69,7 +69,7 @@ def fork(folder: RunFolder, settings: dict[str, Any], parts: Parts) -> Fork | No
     point = ForkPoint.of(settings[FROM])
     require_steps(point, parts.total)
     with _at_rest(point.folder):
-        parent = OriginRun.of(point.folder)
+        parent = point.run()
         provenance = point.folder.read("provenance")
         file, saved = checkpoints.at(point.folder, point.step)
         lines = (

@@ -185,6 +185,12 @@ SLIPS = [
     ("from=parent@24 optimizer.lr=-1", "optimizer.lr=-1: expected a number greater than 0"),
     ("from=parent@24 optimizer.lrr=1", "did you mean optimizer.lr?"),
     ("from=parent@24 hydra.run.dir=parent", "parent holds a run with from=None, not parent@24; choose another"),
+    ("+from=parent@24", "+from=parent@24: from= is written without the +"),
+    ("from=parent@24 from=parent", "from= stands there twice; with -m several runs stand between commas"),
+    ("from=parent@23,parent@24", "from=parent@23,parent@24 names several runs, and here is one to be made; add -m"),
+    ("-m from=parent@23,nowhere@24 steps=70", "from=nowhere@24 is no folder"),
+    ("-m from=parent@23,parent@22 steps=70", "parent has no checkpoint at step 22"),
+    ("-m from=parent@23,parent@23", "stands there twice; leave one out"),
     ("trainer.state=drop", "trainer.state=drop is for a run that begins from another; add from=RUN"),
 ]  # fmt: skip
 
