@@ -100,8 +100,12 @@ class ProbeCallback(Probing, pl.Callback):
         self.clipping.begin(trainer, pl_module, lambda: self.judge(trainer.loggers))
         now = Live()
         now.follow(self.bench.model, trainer.optimizers, lambda: torch.ones(sum(p.numel() for p in now.params)))
-        names = [probe.name for probe in self.probes]
-        show_layout(trainer.loggers, names, preconditioned=now.rule is not None and not now.rule.moving.plain)
+        show_layout(
+            trainer.loggers,
+            self.probes,
+            preconditioned=now.rule is not None and not now.rule.moving.plain,
+            tested=getattr(pl_module, "test_data", None) is not None,
+        )
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

@@ -10,6 +10,7 @@ slips of the user and finished runs answer at once.
 import shlex
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from lab.doors.door import Door
@@ -32,6 +33,7 @@ def main() -> None:
         grid = Door("train", look, train).open(Words.of(sys.argv[1:]))
         if grid is not None:
             compare(grid)
+            print(f"\n  dashboard    {dashboard(grid.folder)}\n", flush=True)
 
 
 def look(request: Request) -> Iterable[str]:
@@ -110,4 +112,9 @@ def report(folder: RunFolder, summary: dict[str, Any], *, again: bool = False, b
     for figure in sorted(folder.figures.glob("*.png")):
         print(f"  figure       {figure}")
     print(f"  run folder   {folder.path}")
-    print(f"  dashboard    tensorboard --logdir {folder.path}    (Custom Scalars; set smoothing to 0)\n", flush=True)
+    print(f"  dashboard    {dashboard(folder.path.parent)}\n", flush=True)
+
+
+def dashboard(place: Path) -> str:
+    """How to see the runs in a folder: each has the name of its own folder there, which is why it is their common one."""
+    return f"tensorboard --logdir {shlex.quote(str(place))}    (http://localhost:6006/?smoothing=0)"

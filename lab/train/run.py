@@ -1,6 +1,7 @@
 """One run: the parts put together with Lightning, and carried out in a folder."""
 
 import logging
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -8,9 +9,9 @@ from contextlib import suppress
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.loggers import Logger
 
-from lab.callbacks.dashboard import show_figure, show_settings
+from lab.callbacks.dashboard import Board, show_figure, show_settings
 from lab.callbacks.metrics import MetricsLogger
 from lab.callbacks.probe import ProbeCallback
 from lab.callbacks.progress import ProgressCallback
@@ -112,15 +113,12 @@ class TrainingRun:
         )
         agenda = Agenda(begin, parts.total, (self.probes.due, keeper.due), settings.log_every)
         module = self._module(agenda)
-        tensorboard = TensorBoardLogger(
-            folder.path, name="tensorboard", version="", default_hp_metric=False, purge_step=begin
-        )
         trainer = pl.Trainer(
             accelerator=settings.lightning_accelerator(),
             precision=settings.precision,
             devices=1,
             max_epochs=1,
-            logger=[tensorboard, MetricsLogger(folder)],
+            logger=[Board(folder.path, begin=begin), MetricsLogger(folder)],
             callbacks=[keeper, self.probes, ProgressCallback(self.probes, parts.total, bar=self.bar)],
             enable_progress_bar=False,
             enable_checkpointing=False,
@@ -155,7 +153,7 @@ class TrainingRun:
         figures.save(figure, folder.figures / f"{name}.png")
         for logger in loggers:
             show_figure(logger, f"figures/{name}", figure, summary["steps"])
-        show_settings(loggers, flat(self.plain), summary)
+        show_settings(loggers, flat(self.plain), summary, shlex.split(self.command))
         for logger in loggers:
             logger.finalize("success")
 
