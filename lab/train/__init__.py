@@ -112,7 +112,9 @@ def report(folder: RunFolder, summary: dict[str, Any], *, again: bool = False, b
     for figure in sorted(folder.figures.glob("*.png")):
         print(f"  figure       {figure}")
     print(f"  run folder   {folder.path}")
-    print(f"  dashboard    {dashboard(folder.path.parent)}\n", flush=True)
+    parent = folder.path.parent  # names the runs, but is not searched for them where it holds much else
+    apart = parent.resolve() not in (Path.cwd(), Path.home(), Path(parent.anchor))
+    print(f"  dashboard    {dashboard(parent if apart else folder.path)}\n", flush=True)
 
 
 def dashboard(place: Path) -> str:
