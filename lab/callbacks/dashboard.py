@@ -22,6 +22,15 @@ PLACES = {"train": 1, "sharpness": 2, "test": 3, "final": 10, "cost": 11, "error
 PROBES, FIGURES, FIGURES_OF_PROBES = 4, 5, 6
 """The places of any other group of scalars, and of figures."""
 
+EDGE, LOG_RATIO = "lines/edge", "lines/log10_ratio"
+"""What charts draw beside sharpness / threshold: a line at 1, which keeps the edge in sight whatever the axis leaves out,
+and the logarithm, which shows runs far below the edge and far above it in one chart.
+"""
+SPARSE = 8
+"""Ratios for one point of the line: more than a twentieth of a chart, which TensorBoard cuts off, and so few that they take
+no spike of the ratio out of sight.
+"""
+
 
 def shown(tag: str) -> str:
     """A tag, or a regular expression for tags, as the board shows it: the group with the number of its place.
@@ -58,7 +67,7 @@ class Board(TensorBoardLogger):
 
     def __init__(self, folder: Path | str, *, begin: int = 0):
         super().__init__(folder, name="", version="", default_hp_metric=False, purge_step=begin)
-        self.over = False
+        self.over, self._ratios = False, 0
 
     @property
     def log_dir(self) -> str:
@@ -68,7 +77,9 @@ class Board(TensorBoardLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         values = {shown(tag): value for tag, value in metrics.items() if tag != "epoch"}
         if (ratio := metrics.get("sharpness/ratio")) is not None:
-            values |= {shown(tag): value for tag, value in _lines(float(ratio)).items()}
+            values |= {shown(LOG_RATIO): math.log10(ratio)} if ratio > 0 else {}
+            values |= {shown(EDGE): 1.0} if self._ratios % SPARSE == 0 else {}
+            self._ratios += 1
         super().log_metrics(values, step)
 
     def save(self) -> None:
@@ -113,7 +124,8 @@ def show_settings(
     """
     row, metrics = columns(settings, summary, typed), finals(summary)
     for logger in _boards(loggers):
-        logger.log_metrics(metrics, step=int(summary.get("steps") or 0))
+        line = {EDGE: 1.0} if isinstance(logger, Board) and summary.get("last_ratio") is not None else {}
+        logger.log_metrics(metrics | line, step=int(summary.get("steps") or 0))
         _, begin, end = hparams(row, metrics)
         if summary.get("phase") == Phase.DIVERGED:
             failed = HParamsPluginData(session_end_info=SessionEndInfo(status=Status.STATUS_FAILURE))
@@ -123,13 +135,6 @@ def show_settings(
             logger.experiment._get_file_writer().add_summary(message)
         if isinstance(logger, Board):
             logger.over = True
-
-
-def _lines(ratio: float) -> dict[str, float]:
-    """What the charts draw beside sharpness / threshold: the edge, which keeps it in sight whatever the axis leaves out, and
-    the logarithm, which shows runs far below the edge and far above it in one chart.
-    """
-    return {"lines/edge": 1.0} | ({"lines/log10_ratio": math.log10(ratio)} if ratio > 0 else {})
 
 
 def _boards(loggers: Iterable[Logger]) -> list[TensorBoardLogger]:

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -258,6 +259,22 @@ def test_charts_that_would_stay_empty_are_left_out() -> None:
     assert list(page) == ["Edge of stability", "Loss"]
     assert not [title for charts in page.values() for title in charts if "test" in title or "precond" in title]
     assert layout(logged([], preconditioned=True, tested=True), shown).keys() == {"Loss"}
+
+
+@pytest.mark.parametrize("count", [1, 2, 9, 60, 400])
+def test_the_line_at_the_edge_is_whole_in_sight_and_takes_no_spike_out_of_it(count: int, tmp_path: Path) -> None:
+    """By what TensorBoard leaves out of a chart: values beyond the quantiles of 5 and 95 %."""
+    logger = Board(tmp_path)
+    for step in range(count):
+        logger.log_metrics({"sharpness/ratio": 0.1 + 1e-4 * step}, step=step)
+    show_settings([logger], SETTINGS, SUMMARY | {"last_ratio": 0.1, "steps": count})
+    logger.finalize("success")
+    events = read(tmp_path)
+    line = events.Scalars("13_lines/edge")
+    assert (line[0].step, line[-1].step) == (0, count)
+    values = [event.value for event in [*line, *events.Scalars("2_sharpness/ratio")]]
+    assert np.quantile(values, 0.95) == 1 or count == 1
+    assert len(line) <= 2 + count / 8
 
 
 def test_a_ratio_that_has_no_logarithm_has_no_point(tmp_path: Path) -> None:
