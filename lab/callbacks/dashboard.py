@@ -1,83 +1,111 @@
-"""TensorBoard: one chart for sharpness and its threshold, figures, and the hyper-parameters with their final metrics."""
+"""TensorBoard: what matters comes first, sharpness and threshold share a chart, a row of hyper-parameters ends the run."""
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from tensorboard.plugins.hparams.api_pb2 import Status
+from tensorboard.plugins.hparams.metadata import PLUGIN_DATA_VERSION
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
+from torch.utils.tensorboard.summary import hparams
 
+from lab.callbacks.charts import layout, logged
+from lab.callbacks.hparams import columns, finals
 from lab.curvature.phase import Phase
+from lab.probes.base import Probe
 
-PRECONDITIONED = "preconditioned lambda_max and its threshold"
-PAGES = {
-    "sharpness": "Edge of stability",
-    "spectrum": "Hessian spectrum",
-    "batch_sharpness": "Edge of stochastic stability",
-    "noise": "Gradient noise",
-    "fisher": "Fisher",
-    "linear_stability": "Linear stability",
-    "": "Loss",
-}
-"""The section of the custom-scalars page that a probe fills; that of no probe is always shown."""
-CHARTS = {
-    "sharpness": {
-        "lambda_max and its threshold": "^sharpness/lambda_max$ ^sharpness/threshold$",
-        PRECONDITIONED: "^sharpness/preconditioned$ ^sharpness/threshold$",
-        "lambda_max / threshold (the edge is 1)": "^sharpness/ratio$",
-        "top eigenvalues": "^sharpness/lambda_",
-    },
-    "spectrum": {
-        "largest eigenvalues and the threshold": "^spectrum/lambda_[0-9]+$ ^sharpness/threshold$",
-        "smallest eigenvalues": "^spectrum/lambda_min_",
-        "trace: Hessian = Gauss-Newton + residual": "^spectrum/(gauss_newton/|residual/)?trace$",
-        "top eigenspace: share of the gradient, overlap": "^spectrum/(gradient_share|overlap)$",
-        "negative mass": "^spectrum/negative_mass$",
-    },
-    "batch_sharpness": {
-        "sharpness along batch gradients and the threshold": (
-            "^batch_sharpness/ratio_of_means$ ^batch_sharpness/mean_of_ratios$ ^sharpness/threshold$"
-        ),
-        "batch sharpness / threshold (the edge is 1)": "^batch_sharpness/ratio$ ^sharpness/ratio$",
-        "generalised, for any optimiser (the edge is 2)": "^batch_sharpness/generalised$",
-    },
-    "noise": {
-        "Tr D: of one example, of the batch in use": "^noise/trace$ ^noise/trace_batch$",
-        "noise scale Tr D / |g|^2": "^noise/scale$",
-        "largest eigenvalues of D": "^noise/lambda_",
-        "D against H: cosine, fitted slope": "^noise/cosine$ ^noise/slope$",
-        "tail index of the noise": "^noise/tail_index$",
-    },
-    "fisher": {"traces": "^fisher/trace_", "cosines with the true Fisher": "^fisher/cosine_true_"},
-    "linear_stability": {
-        "sharpness and non-uniformity": "^linear_stability/(sharpness|non_uniformity)$",
-        "growth a step: second moment, typical run": (
-            "^linear_stability/second_moment_radius$ ^linear_stability/lyapunov$"
-        ),
-    },
-    "": {"train and test": "^train/loss$ ^test/loss$"},
-}
-"""The charts of a section with the tags that each draws, regular expressions: TensorBoard has no other page that draws two
-tags in one chart.
+PLACES = {"train": 1, "sharpness": 2, "test": 3, "final": 10, "cost": 11, "error": 12, "lines": 13}
+"""The place of a group among all: TensorBoard sorts groups by name, its first two are open on the page Time Series."""
+PROBES, FIGURES, FIGURES_OF_PROBES = 4, 5, 6
+"""The places of any other group of scalars, and of figures."""
+
+EDGE, LOG_RATIO = "lines/edge", "lines/log10_ratio"
+"""What charts draw beside sharpness / threshold: a line at 1, which keeps the edge in sight whatever the axis leaves out,
+and the logarithm, which shows runs far below the edge and far above it in one chart.
+"""
+SPARSE = 8
+"""Ratios for one point of the line: more than a twentieth of a chart, which TensorBoard cuts off, and so few that they take
+no spike of the ratio out of sight.
 """
 
 
-def show_layout(loggers: Iterable[Logger], probes: Iterable[str], *, preconditioned: bool) -> None:
-    """Lay out the custom-scalars page of every TensorBoard logger, with the charts that these probes fill."""
-    filled, left_out = {"", *probes}, "" if preconditioned else PRECONDITIONED
-    layout = {
-        PAGES[probe]: {name: ["Multiline", tags.split()] for name, tags in charts.items() if name != left_out}
-        for probe, charts in CHARTS.items()
-        if probe in filled
-    }
-    for logger in loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_custom_scalars(layout)
+def shown(tag: str) -> str:
+    """A tag, or a regular expression for tags, as the board shows it: the group with the number of its place.
+
+    The table of hyper-parameters sorts tags letter by letter and begins with 10_final; the charts sort by number. Whether
+    a solve has converged stands with the errors.
+
+    >>> shown("train/loss"), shown("noise/(trace|scale)"), shown("sharpness/converged")
+    ('1_train/loss', '4_noise/(trace|scale)', '12_error/sharpness/converged')
+    """
+    group = tag.partition("/")[0]
+    if tag.endswith("converged"):
+        group, tag = "error", f"error/{tag}"
+    return f"{PLACES.get(group, PROBES)}_{tag}"
+
+
+def shown_figure(tag: str) -> str:
+    """The tag of a figure as the board shows it: by the name of its file, those of the whole run before those of probes.
+
+    >>> shown_figure("figures/edge"), shown_figure("spectrum/density")
+    ('5_figures/edge', '6_figures_of_probes/spectrum_density')
+    """
+    group, _, name = tag.partition("/")
+    return f"{FIGURES}_{tag}" if group == "figures" else f"{FIGURES_OF_PROBES}_figures_of_probes/{group}_{name}"
+
+
+class Board(TensorBoardLogger):
+    """The event files of one run. They lie in the run folder itself, so that TensorBoard calls the run by its folder.
+
+    folder  the run folder.
+    begin   the step that is logged next: what an earlier process has logged from there on is taken back.
+    Tags are numbered, see `shown`. The writer stays open over the end of a fit, until what the run amounts to was shown.
+    """
+
+    def __init__(self, folder: Path | str, *, begin: int = 0):
+        super().__init__(folder, name="", version="", default_hp_metric=False, purge_step=begin)
+        self.over, self._ratios = False, 0
+
+    @property
+    def log_dir(self) -> str:
+        """The folder as it was given: nothing in its name is a variable."""
+        return self.save_dir
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        values = {shown(tag): value for tag, value in metrics.items() if tag != "epoch"}
+        if (ratio := metrics.get("sharpness/ratio")) is not None:
+            values |= {shown(LOG_RATIO): math.log10(ratio)} if ratio > 0 else {}
+            values |= {shown(EDGE): 1.0} if self._ratios % SPARSE == 0 else {}
+            self._ratios += 1
+        super().log_metrics(values, step)
+
+    def save(self) -> None:
+        """Without the hparams.yaml of Lightning: the settings of a run are in provenance.json."""
+        self.experiment.flush()
+
+    def finalize(self, status: str) -> None:
+        if status == "success" and not self.over:
+            self.experiment.flush()
+        elif self._experiment is not None:
+            self._experiment.close()
+
+
+def show_layout(loggers: Iterable[Logger], probes: Sequence[Probe], *, preconditioned: bool, tested: bool) -> None:
+    """Lay out the custom-scalars page of every TensorBoard logger, with the charts that are filled: by these probes, by an
+    optimiser that is preconditioned or not, by evaluations on test data where there are any.
+    """
+    known = logged(probes, preconditioned=preconditioned, tested=tested)
+    for logger in _boards(loggers):
+        logger.experiment.add_custom_scalars(layout(known, shown if isinstance(logger, Board) else str))
 
 
 def show_figure(logger: Logger, tag: str, figure: Figure, step: int) -> None:
     """A matplotlib figure on the Images page."""
-    if isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_figure(tag, figure, global_step=step)
+    for board in _boards([logger]):
+        board.experiment.add_figure(shown_figure(tag) if isinstance(board, Board) else tag, figure, global_step=step)
 
 
 def flush(loggers: Iterable[Logger]) -> None:
@@ -89,13 +117,28 @@ def flush(loggers: Iterable[Logger]) -> None:
             logger.save()
 
 
-def show_settings(loggers: Iterable[Logger], settings: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
-    """Hyper-parameters with the final metrics, the phase as the number of `sharpness/phase` among them; once, at the end: a
-    placeholder would draw a false line.
+def show_settings(
+    loggers: Iterable[Logger], settings: Mapping[str, Any], summary: Mapping[str, Any], typed: Iterable[str] = ()
+) -> None:
+    """The row of the run in the table of hyper-parameters: `columns` of its flat settings, `finals` of its summary.
+
+    typed: the words of the command. Once, at the end: a placeholder would draw a false line. No list of columns is written
+    with it: TensorBoard then makes one from all runs that it shows, with the settings that differ between them first.
     """
-    numbers = {f"final/{name}": float(value) for name, value in metrics.items() if isinstance(value, int | float)}
-    if (phase := metrics.get("phase")) is not None:
-        numbers["final/phase"] = float(Phase(phase).code)
-    for logger in loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(dict(settings), numbers)
+    row, metrics = columns(settings, summary, typed), finals(summary)
+    for logger in _boards(loggers):
+        line = {EDGE: 1.0} if isinstance(logger, Board) and summary.get("last_ratio") is not None else {}
+        logger.log_metrics(metrics | line, step=int(summary.get("steps") or 0))
+        _, begin, end = hparams(row, metrics)
+        if summary.get("phase") == Phase.DIVERGED:
+            failed = HParamsPluginData(session_end_info=SessionEndInfo(status=Status.STATUS_FAILURE))
+            failed.version = PLUGIN_DATA_VERSION
+            end.value[0].metadata.plugin_data.content = failed.SerializeToString()
+        for message in (begin, end):
+            logger.experiment._get_file_writer().add_summary(message)
+        if isinstance(logger, Board):
+            logger.over = True
+
+
+def _boards(loggers: Iterable[Logger]) -> list[TensorBoardLogger]:
+    return [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]

@@ -39,7 +39,11 @@ def show_waterfall(folder: RunFolder, loggers: Iterable[Logger], step: int) -> N
 
 
 def show_outcome(
-    folder: RunFolder, loggers: Iterable[Logger], settings: Mapping[str, Any], summary: Mapping[str, Any]
+    folder: RunFolder,
+    loggers: Iterable[Logger],
+    settings: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    typed: Iterable[str] = (),
 ) -> None:
     """The figure of the run, on disk and on the dashboard, and the settings beside the final metrics."""
     draw = figures.edge_figure if summary["quantity"] else figures.training_figure
@@ -47,4 +51,4 @@ def show_outcome(
     figures.save(figure, folder.figures / f"{name}.png")
     for logger in loggers:
         show_figure(logger, f"figures/{name}", figure, summary["steps"])
-    show_settings(loggers, settings, summary)
+    show_settings(loggers, settings, summary, typed)

@@ -110,7 +110,7 @@ class ProbeCallback(Probing, pl.Callback):
         self._measured, self._kept, self._run = -1, None, adapt(trainer, pl_module)
         self.bench.optimizers = trainer.optimizers
         self.clipping.begin(trainer, pl_module, lambda: self.judge(trainer.loggers))
-        lay_out(self, trainer.loggers)
+        lay_out(self, trainer.loggers, tested=getattr(pl_module, "test_data", None) is not None)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -177,9 +177,9 @@ class ProbeCallback(Probing, pl.Callback):
         self._saved = state["probes"]
 
 
-def lay_out(probing: Probing, loggers: Sequence[Logger]) -> None:
-    """The custom-scalars page of the loggers, for the probes and the optimisers of the bench."""
+def lay_out(probing: Probing, loggers: Sequence[Logger], *, tested: bool = False) -> None:
+    """The custom-scalars page of the loggers, for the probes and the optimisers of the bench; tested: on test data, too."""
     bench, now = probing.bench, Live()
     now.follow(bench.model, bench.optimizers, lambda: torch.ones(sum(p.numel() for p in now.params)))
-    names = [probe.name for probe in probing.probes]
-    show_layout(loggers, names, preconditioned=now.rule is not None and not now.rule.moving.plain)
+    preconditioned = now.rule is not None and not now.rule.moving.plain
+    show_layout(loggers, probing.probes, preconditioned=preconditioned, tested=tested)

@@ -7,9 +7,9 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.loggers import Logger
 
-from lab.callbacks.dashboard import flush
+from lab.callbacks.dashboard import Board, flush
 from lab.callbacks.metrics import MetricsLogger
 from lab.callbacks.outcome import show_outcome, show_waterfall
 from lab.run import underway
@@ -63,7 +63,7 @@ class Record:
         folder.forget_from(step)
         folder.write("provenance", {"made_by": MAKER, **provenance})
         folder.status("running", step=step)
-        board = TensorBoardLogger(folder.path, name="tensorboard", version="", default_hp_metric=False, purge_step=step)
+        board = Board(folder.path, begin=step)
         self.loggers = [board, MetricsLogger(folder)]
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

@@ -1,6 +1,8 @@
 """What is said of a run when it is over: one plain paragraph, and where to look."""
 
+import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lab.run.folder import RunFolder
@@ -11,6 +13,13 @@ def closing_words(folder: RunFolder, summary: Mapping[str, Any]) -> str:
     """The paragraph of the run, and the paths of its pictures, of its folder and of its dashboard."""
     figures = [f"  figure       {figure}" for figure in sorted(folder.figures.glob("*.png"))]
     lines = [sentence(summary), "", *figures, f"  run folder   {folder.path}"]
-    if (folder.path / "tensorboard").is_dir():
-        lines.append(f"  dashboard    tensorboard --logdir {folder.path}    (Custom Scalars; set smoothing to 0)")
+    if any(folder.path.glob("events.out.tfevents.*")):
+        parent = folder.path.parent  # names the runs, but is not searched for them where it holds much else
+        apart = parent.resolve() not in (Path.cwd(), Path.home(), Path(parent.anchor))
+        lines.append(f"  dashboard    {dashboard(parent if apart else folder.path)}")
     return "\n".join(lines)
+
+
+def dashboard(place: Path) -> str:
+    """How to see the runs in a folder: each has the name of its own folder there, which is why it is their common one."""
+    return f"tensorboard --logdir {shlex.quote(str(place))}    (http://localhost:6006/?smoothing=0)"

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 Series = Mapping[str, tuple[list[int], list[float]]]
 Arrays = Mapping[str, np.ndarray]
@@ -27,6 +27,8 @@ DECADES = 1e2
 """A log axis ends at most so many times below the smaller one."""
 COLUMNS, LINES = 84, 4
 """Characters in a line of a title, and lines; what is more is told by dots."""
+PLAIN = 1e-3, 1e5
+"""Numbers in between are written without a power of ten."""
 SHORT = 60
 """Characters up to which a title has large letters."""
 
@@ -60,10 +62,13 @@ def edge_figure(series: Series, summary: Mapping[str, Any]) -> Figure:
         slope = r"$g'Hg/|g|^2$"
         _line(below, series, "sharpness/directional", dot=".", color="tab:orange", lw=0.8, alpha=0.8, label=slope)
         _line(below, series, BATCH, color="tab:purple", lw=0.8, label="batch sharpness")
+    thresholds = {f"{value:.4g}" for value in series.get("sharpness/threshold", ([], []))[1]}
     formula, threshold = f"threshold {summary['threshold_formula']}", "sharpness/threshold"
     if "sharpness/clipped_threshold" in series:
         _line(below, series, threshold, color="tab:red", ls=":", lw=1, label="that of steps that are not clipped")
         threshold = "sharpness/clipped_threshold"
+    elif len(thresholds) == 1:
+        formula += f" = {thresholds.pop()}"
     _line(below, series, threshold, color="tab:red", ls="--", lw=1.5, label=formula)
     if summary["entry_step"] is not None:
         below.axvline(summary["entry_step"], color="0.4", lw=1.2, ls=":", label="edge of stability reached")
@@ -85,8 +90,8 @@ def training_figure(series: Series, summary: Mapping[str, Any]) -> Figure:
     series, before = _apart(series, summary)
     _losses(above, series, summary)
     if {"train/accuracy", "test/accuracy"} & series.keys():
-        _line(below, series, "train/accuracy", color="0.25", lw=1, label="train, batch of the step")
-        _line(below, series, "test/accuracy", color="tab:green", lw=1, marker=".", label="test")
+        _line(below, series, "train/accuracy", color="0.25", lw=1, label="train accuracy, batch of the step")
+        _line(below, series, "test/accuracy", color="tab:green", lw=1, marker=".", label="test accuracy")
         below.set(xlabel="step (updates)", ylabel="accuracy (share of examples)", ylim=(0, 1.05))
     else:
         _line(below, series, "train/grad_norm", color="tab:blue", lw=0.9, label="norm of the gradient")
@@ -246,7 +251,8 @@ def _scale(axis: Axes, series: Series, quantity: str) -> None:
     high = max(shown)
     low = min([*threshold, max(sharpness, default=high)])
     if 0 < low < high / SQUEEZED:
-        along = series.get("sharpness/directional", ([], []))[1]
+        drawn = quantity != "sharpness/preconditioned"
+        along = series.get("sharpness/directional", ([], []))[1] if drawn else []
         least = min(value for value in [*shown, *along] if value > 0)
         axis.set_yscale("log", nonpositive="mask")
         bottom = max(least, low / DECADES)
@@ -256,10 +262,20 @@ def _scale(axis: Axes, series: Series, quantity: str) -> None:
         axis.set_ylim(min([0.0, *shown]), 1.15 * max([high, *(value for value in batch if value < 2 * high)]))
 
 
+def _number(axis: Axes) -> None:
+    """Plain numbers at a log axis of less than two decades, where powers of ten are one mark or none."""
+    low, high = axis.get_ylim()
+    if axis.get_yscale() == "log" and high < 100 * low and PLAIN[0] < low and high < PLAIN[1]:
+        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.yaxis.set_minor_formatter(NullFormatter())
+
+
 def _finish(figure: Figure, above: Axes, below: Axes) -> None:
     """Grids, whole steps, and one legend below both axes, where it hides nothing."""
     for axis in (above, below):
         axis.grid(alpha=0.25)
+        _number(axis)
     below.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
     left, right = below.get_xlim()
     if right - left < 1:  # a single step

@@ -5,7 +5,8 @@
     metrics.jsonl     one line {"step": t, "tag": "...", "value": x} per step and tag
     summary.json      what the run amounts to
     arrays/           <probe>_<step>.npz, what a probe measured beside numbers
-    figures/ checkpoints/ tensorboard/
+    figures/ checkpoints/
+    events.out.tfevents.*   what TensorBoard shows
 
 Every JSON and npz file is replaced as a whole (written beside, flushed to disk, renamed), so a kill leaves the old or
 the new one. A lock on the folder keeps a second process out for as long as the first one lives.

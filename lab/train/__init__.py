@@ -20,7 +20,7 @@ from lab.doors.labels import Labels
 from lab.doors.memory import memory_told
 from lab.doors.request import Request, keep_settings
 from lab.doors.words import Words
-from lab.run.closing import closing_words
+from lab.run.closing import closing_words, dashboard
 from lab.run.folder import RunFolder
 from lab.run.identity import require_same_data, require_unchanged, same_data_files
 from lab.run.progress import waiting
@@ -40,6 +40,7 @@ def main() -> None:
         grid = Door("train", look, train).open(Words.of(readable(sys.argv[1:])))
         if grid is not None:
             compare(grid)
+            print(f"\n  dashboard    {dashboard(grid.folder)}\n", flush=True)
 
 
 def look(request: Request) -> Iterable[str]:

@@ -20,7 +20,7 @@ from lab.run.folder import RunFolder
 STEPS = 3
 EXAMPLES = 64
 """Of the probe set, where it would be larger."""
-LEFT = ("arrays", "figures", "checkpoints", "tensorboard", "wandb", "mlflow", "measure", ".hydra")
+LEFT = ("arrays", "figures", "checkpoints", "wandb", "mlflow", "measure", ".hydra")
 """Folders that a run leaves."""
 FILES = ("provenance", "status", "summary", "loggers")
 
@@ -39,6 +39,8 @@ def clear(folder: RunFolder) -> None:
         shutil.rmtree(folder.path / name, ignore_errors=True)
     for name in ("metrics.jsonl", "metrics.csv", "mlflow.db", *(f"{name}.json" for name in FILES)):
         (folder.path / name).unlink(missing_ok=True)
+    for events in folder.path.glob("events.out.tfevents.*"):
+        events.unlink()
 
 
 class Stopwatch(pl.Callback):

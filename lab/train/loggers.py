@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from time import monotonic, time
 from typing import Any
 
-from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import Logger, MLFlowLogger, WandbLogger
 
+from lab.callbacks.dashboard import Board
 from lab.doors.labels import Labels
 from lab.run.folder import RunFolder, replace
 from lab.run.identity import flat
@@ -161,7 +162,7 @@ def allowed(tag: str) -> str:
 
 def _opened(name: str, folder: RunFolder, entry: Entry, begin: int) -> Logger:
     if name == "tensorboard":
-        return TensorBoardLogger(folder.path, name="tensorboard", version="", default_hp_metric=False, purge_step=begin)
+        return Board(folder.path, begin=begin)
     if name == "csv":
         return CsvLogger(folder)
     return _wandb(folder, entry) if name == "wandb" else _mlflow(folder, entry)

@@ -1,6 +1,7 @@
 """One run: the parts put together with Lightning, and carried out in a folder."""
 
 import logging
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -111,7 +112,7 @@ class TrainingRun:
             module = self._train(folder, step, state, opened)
             summary = outcome(self.settings, self.probes, module, folder)
             summary |= {"title": self.title, "tags": list(self.labels.tags), "seconds": folder.seconds}
-            show_outcome(folder, opened, flat(self.plain), summary)
+            show_outcome(folder, opened, flat(self.plain), summary, shlex.split(self.command))
             loggers.tell(opened, summary, sentence(summary))
         if self.labels.debug:
             self.remark = debug.told(self.real, self.parts, self.probes.latest, self.watch, self.labels.loggers)

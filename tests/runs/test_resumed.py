@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.metadata import parse_session_start_info_plugin_data
 from whole_runs import KINDS, SMALL, assert_same, assert_same_run, finished, in_child, last, metrics, signalled, train
 
+from lab.callbacks.dashboard import shown
 from lab.run import checkpoints
 from lab.run.folder import RunFolder
 
@@ -93,10 +95,29 @@ def test_tensorboard_shows_every_step_once_after_a_kill_before_the_first_checkpo
     assert not (Path("run") / "checkpoints").exists()
     time.sleep(1.1)  # event files are read in the order of the second in their names
     folder = train("run", *settings)
-    assert len(list((folder.path / "tensorboard").glob("events.*"))) == 2
-    events = EventAccumulator(str(folder.path / "tensorboard"), size_guidance={"scalars": 0})
+    assert len(list(folder.path.glob("events.*"))) == 2
+    events = EventAccumulator(str(folder.path), size_guidance={"scalars": 0})
     events.Reload()
-    assert [event.step for event in events.Scalars("train/loss")] == list(range(60))
+    assert [event.step for event in events.Scalars("1_train/loss")] == list(range(60))
+
+
+@pytest.mark.usefixtures("drawn")
+def test_tensorboard_has_every_number_of_a_run_and_one_row_of_its_settings() -> None:
+    folder = train("run", *SMALL, "data.batch_size=20", "steps=20", "optimizer/noise=none")
+    [file] = folder.path.glob("events.*")
+    assert not [place for place in folder.path.rglob("events.*") if place.parent != folder.path]
+    events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
+    kept = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    for tag, (steps, values) in folder.all_series().items():
+        assert kept[shown(tag)] == list(zip(steps, map(np.float32, values), strict=True))
+    assert {tag.partition("/")[0] for tag in kept.keys() - set(map(shown, folder.all_series()))} == {
+        "10_final",
+        "13_lines",
+    }
+    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    row = parse_session_start_info_plugin_data(content).hparams
+    assert (row["Batch size"].number_value, row["optimizer/noise"].string_value) == (20, "none")
+    assert events.Scalars("10_final/loss")[-1].value == np.float32(folder.read("summary")["last_loss"])
 
 
 def test_double_precision_is_kept_over_a_resume() -> None:
