@@ -21,6 +21,7 @@ from lab.params import flatten, trainable, weights
 from lab.probes.attempt import Failure, attempt, joined
 from lab.probes.audited import Audited
 from lab.probes.base import Examples, Plan, Probe, Snapshot, Value
+from lab.probes.nested import Nested, nested
 from lab.run.signals import cut_off
 from lab.sampling import SAMPLINGS, Sampling
 from lab.settings import SettingError
@@ -81,7 +82,10 @@ class Bench:
     def objective(self, examples: Examples) -> NetworkObjective:
         """The loss on the fixed, class-balanced probe set of a size; built once. Raises SettingError as `class_balanced`."""
         if examples not in self.objectives:
-            self.objectives[examples] = self._loss(probe_set(self.data, examples, self.seed))
+            if isinstance(examples, Nested):
+                self.objectives[examples] = nested(self.objective("auto"), examples, self.seed)
+            else:
+                self.objectives[examples] = self._loss(probe_set(self.data, examples, self.seed))
         return self.objectives[examples]
 
     def require(self, probes: Iterable[Probe]) -> None:

@@ -18,7 +18,7 @@ from lab.doors.memory import memory_told
 from lab.doors.request import Request, keep_settings
 from lab.doors.words import Words
 from lab.run.folder import RunFolder
-from lab.run.identity import require_same_data, require_unchanged, same_data_files
+from lab.run.identity import as_begun, require_same_data, require_unchanged, same_data_files
 from lab.run.progress import waiting
 from lab.run.signals import ended
 from lab.run.summary import DEFAULT, sentence
@@ -93,7 +93,9 @@ def _require_same_files(folder: RunFolder, settings: dict[str, Any]) -> None:
 
 def _settings(request: Request) -> dict[str, Any]:
     """The settings that the run really has. Raises SettingError for what is typed and none of them."""
-    return scaled(selected(request))
+    settings = scaled(selected(request))
+    typed = any(word.lstrip("+").startswith("probe.budget=") for word in request.overrides)
+    return settings if typed else as_begun(RunFolder(request.folder), settings)
 
 
 def _recorded(settings: dict[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ def outcome(settings: Settings, probes: ProbeCallback, module: SupervisedModule,
         + _escapes(settings, folder)
         + probes.failures.sentences()
         + probes.notes(),
+        "budget": probes.costs.summary(),
         "steps": module.step,
         "reason": module.divergence,
         "test_loss": latest.get("test/loss"),
