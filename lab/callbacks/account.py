@@ -1,6 +1,6 @@
 """What a budget for measurements has come to, in words and for `summary.json`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lab.probes.governor import Governor
@@ -38,13 +38,13 @@ def words(governor: Governor, sizes: Sequence[int], decisions: Sequence[Sequence
     ]
 
 
-def caveats(governor: Governor, sizes: Sequence[int]) -> list[str]:
-    """On how many examples probes measured, where the budget chose these."""
+def caveats(governor: Governor, sizes: Sequence[int], meant: Mapping[str, str]) -> list[str]:
+    """On how many examples probes measured, where the budget chose these; and what their numbers are (`meant`)."""
     return [
-        f"{name} was measured on {sizes[course.chosen]} of {sizes[0]} examples (probe.budget={governor.budget}): the errors "
-        "of its eigenvalues count what the others would change"
+        f"Probe {name} measured on {sizes[course.chosen]} of {sizes[0]} examples (probe.budget={governor.budget}): "
+        f"{meant[name]}"
         for name, course in governor.courses.items()
-        if course.chosen
+        if course.chosen and name in meant
     ]
 
 

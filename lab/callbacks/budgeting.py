@@ -25,6 +25,7 @@ class Budgeting(Costs):
         self.budget = budget
         self.governor = Governor(budget, 1)
         self._begun, self._step, self._heard = 0.0, 0, 0
+        self._meant: dict[str, str] = {}
 
     def begin(self, total: int | None, device: torch.device) -> None:
         """Raises SettingError where nobody knows how long the run is."""
@@ -97,7 +98,7 @@ class Budgeting(Costs):
         return account(self.governor, self._sizes())
 
     def notes(self) -> list[str]:
-        return caveats(self.governor, self._sizes())
+        return caveats(self.governor, self._sizes(), self._meant)
 
     def state_dict(self) -> dict[str, Any]:
         return self.governor.state_dict()
@@ -132,7 +133,7 @@ class Budgeting(Costs):
         ruled = {**probe.loose, "examples": Nested(self._sizes()[course.chosen])}
         if course.count == 0 and probe.ruled.get("examples") not in (None, ruled["examples"]):
             probe.load_state_dict({})  # vectors and differences of another loss
-        probe.ruled = ruled
+        probe.ruled, self._meant[probe.name] = ruled, probe.halves
 
     def _products(self, probe: Probe, values: Mapping[str, Value]) -> float:
         """What a measurement took, in products over the set "auto": those it reports, else as many as were expected."""

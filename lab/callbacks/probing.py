@@ -15,7 +15,7 @@ from lab.callbacks.dashboard import show_figure
 from lab.callbacks.metrics import MetricsLogger
 from lab.curvature.phase import PhaseTracker
 from lab.curvature.stability import UpdateRule
-from lab.objective import NetworkObjective
+from lab.objective import Audit, NetworkObjective
 from lab.probes.attempt import Failures
 from lab.probes.base import Examples, Probe
 from lab.probes.bench import Bench
@@ -81,11 +81,7 @@ class Probing:
         values, failures = self.bench.measure(probes, snapshot, lambda probe: self.costs.around(probe, snapshot))
         for failure in failures:
             self.say(self.failures.note(failure, self.latest, refuses=self.refuses))
-        if (audit := self.bench.audited.told()) is not None:
-            values |= audit.numbers()
-            for note in audit.notes:
-                tell = rank_zero_warn if "could not decide" in note else rank_zero_info
-                tell(f"the measured loss: {note}")
+        values |= _heard(self.bench.audited.told())
         self._log(loggers, step, values)
         self.costs.made(probes, values, snapshot, self.costs.clock() - begin)
         self._waiting = step, values, snapshot.rule
@@ -174,6 +170,14 @@ class Probing:
         self._latest, self.formula = state["latest"], state["formula"]
         for name, part in self._parts.items():
             part.load_state_dict(state.get(name, {}))
+
+
+def _heard(audit: Audit | None) -> dict[str, float]:
+    """The numbers of an audit, where there is one to tell of."""
+    for note in audit.notes if audit else ():
+        tell = rank_zero_warn if "could not decide" in note else rank_zero_info
+        tell(f"the measured loss: {note}")
+    return audit.numbers() if audit else {}
 
 
 def _hand_over(

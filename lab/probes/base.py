@@ -65,8 +65,8 @@ class Probe(ABC):
     """Whether the sentence of the last result is said at the end of a run."""
     auto: ClassVar[Mapping[str, float]] = {"every": 100}
     """The numbers that "auto" stands for, by setting, where no budget asks for others (`lab.probes.governor`)."""
-    halves: ClassVar[bool] = False
-    """Whether a budget may take a part of the probe set "auto"."""
+    halves: ClassVar[str] = ""
+    """What its numbers on a part of the probe set "auto" are of the whole, in words; "": a budget takes no part."""
     loose: ClassVar[Mapping[str, float]] = {}
     """The numbers that a budget asks for in the place of "auto" beside a part of the probe set, by setting."""
     warm_share: ClassVar[float] = 1.0

@@ -61,7 +61,7 @@ class Offer:
 class Course:
     """A probe in the run: steps of its rhythm, whether that was typed (`fixed`), whether the end is measured, too, and its
     offers, the whole probe set first. chosen: the offer in use; first, after: what a measurement costs by it, as known;
-    last: the step measured last; count: measurements; said: every how many candidates, as noted last; settled: whether
+    last: the step measured last; count: measurements; said: the stretch that was noted last; settled: whether
     the offer was looked at again.
     """
 
@@ -74,7 +74,7 @@ class Course:
     after: float = math.nan
     last: int = -1
     count: int = 0
-    said: int = 1
+    said: float = 1.0
     settled: bool = False
 
     def take(self, offer: int, scale: float = 1.0) -> None:
@@ -166,7 +166,7 @@ class Governor(Ledger):
             course.take(0)
         self._choose(list(courses), step)
         for name in courses:
-            self._note(name, step, self.times(name, step))
+            self._note(name, step, 1.0 if self.courses[name].fixed else max(1.0, self.stretch(step)))
 
     def wants(self, name: str, step: int, *, ratio: float = math.nan) -> bool:
         """Whether a probe measures at `step`, a candidate of its rhythm. ratio: lambda_max over the threshold, if known."""
@@ -175,10 +175,10 @@ class Governor(Ledger):
             self._look_again(name, step)
         if course.fixed or not course.count:
             return True
-        stretch = self.stretch(step)
-        times = self._times(stretch, step, ratio)
-        if course.said / 2 >= times or times >= 2 * course.said:
-            self._note(name, step, times)
+        stretch = self._denser(self.stretch(step), step, ratio)
+        times = self._times(stretch)
+        if not course.said / 2 < stretch < 2 * course.said:
+            self._note(name, step, stretch)
         waited = (step - course.last) // course.every
         if stretch > 1 and (waited < times or waited % 2 == 0):
             return False
@@ -200,18 +200,22 @@ class Governor(Ledger):
 
     def times(self, name: str, step: int) -> int:
         """Every how many of its candidates a probe is measured from here on, as far as is known."""
-        return 1 if self.courses[name].fixed else self._times(self.stretch(step), step, math.nan)
+        return 1 if self.courses[name].fixed else self._times(self.stretch(step))
 
-    def _times(self, stretch: float, step: int, ratio: float) -> int:
+    def _times(self, stretch: float) -> int:
         """Every how many candidates are measured; more than there are where nothing is left."""
+        most = 2 * self.total + 1
+        return most if stretch > most else 2 * max(0, round((stretch - 1) / 2)) + 1
+
+    def _denser(self, stretch: float, step: int, ratio: float) -> float:
+        """The stretch, at least 1, by the distance to the threshold."""
         if stretch <= 1:
-            return 1
+            return 1.0
         if ratio >= NEAR and self.room(step) / max(1, self.total - step) >= SAVED * self.rate:
             stretch /= DENSER
         elif ratio < FAR:
             stretch *= DENSER
-        most = 2 * self.total + 1
-        return most if not math.isfinite(stretch) or stretch > most else 2 * max(0, round((stretch - 1) / 2)) + 1
+        return max(1.0, stretch)
 
     def _choose(self, names: Sequence[str], step: int) -> None:
         """Smaller probe sets for the dearest of these probes, until there is enough."""
@@ -233,10 +237,10 @@ class Governor(Ledger):
             course.count, course.settled = 0, True
             self._note(name, step, course.said)
 
-    def _note(self, name: str, step: int, times: int) -> None:
+    def _note(self, name: str, step: int, stretch: float) -> None:
         course = self.courses[name]
-        course.said = times
-        self.decisions.append([step, name, course.chosen, times * course.every])
+        course.said = min(stretch, 2.0 * self.total + 1)
+        self.decisions.append([step, name, course.chosen, self._times(stretch) * course.every])
 
     def state_dict(self) -> dict[str, Any]:
         """All that was decided and spent, as plain values."""

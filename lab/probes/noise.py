@@ -68,7 +68,7 @@ class Noise(Probe):
     """
 
     name: ClassVar[str] = "noise"
-    halves: ClassVar[bool] = True
+    halves: ClassVar[str] = "its numbers are those of these examples"
     auto: ClassVar[Mapping[str, float]] = {"every": 130}
 
     every: Annotated[Rhythm, knob("steps between measurements: n | auto: 130, more seldom where probe.budget asks")] = (

@@ -14,7 +14,7 @@ from lab.probes.nested import Nested, batch_of, bracketed, nested, sizes
 from lab.streams import stream
 
 
-def regression(seed: int, examples: int = 1024, weights: int = 12) -> NetworkObjective:
+def regression(seed: int, examples: int = 1024, weights: int = 8) -> NetworkObjective:
     """H = 2 X'X / N, whatever the weights; heavy rows, so that samples differ."""
     draw = stream(seed, "regression")
     x = torch.randn(examples, weights, generator=draw, dtype=torch.float64)
