@@ -23,6 +23,12 @@ class Foreign:
         return self.trainer.global_step
 
     @property
+    def total(self) -> int | None:
+        """Updates of the whole run, where that is known."""
+        total = self.trainer.estimated_stepping_batches
+        return int(total) if math.isfinite(total) and total > 0 else None
+
+    @property
     def divergence(self) -> str:
         """How the run diverged; "" as long as it has not."""
         return ""
@@ -61,6 +67,10 @@ class Own(Foreign):
     @property
     def step(self) -> int:
         return self.module.step
+
+    @property
+    def total(self) -> int | None:
+        return self.module.agenda.total
 
     @property
     def divergence(self) -> str:

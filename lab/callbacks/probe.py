@@ -21,6 +21,7 @@ from lab.params import trainable
 from lab.probes.attempt import Failure
 from lab.probes.base import Probe
 from lab.probes.bench import Bench
+from lab.probes.governor import Budget, budget_of
 from lab.sampling import Sampling
 from lab.settings import SettingError
 
@@ -38,6 +39,8 @@ class ProbeCallback(Probing, pl.Callback):
     batch_norm, chunk_size, batch_size, sampling, seed, audit   as of `lab.probes.bench.Bench`; the batch is by default as
                 large as the first that comes.
     refuses     whether what cannot be measured at all at step 0 (`lab.probes.attempt.REFUSALS`) is raised, as a door does.
+    budget      what measurements may take (`lab.probes.governor`): a share of the training time, or "products:500"; None:
+                what they take. Raises SettingError for another one.
     Threshold, preconditioner and steps are those of whichever optimiser holds each weight; what is frozen, thawed or added
     in the run is followed. Where gradients are clipped (`lab.callbacks.clipping`), train/clipped is the share of steps so
     far that were; sharpness/clipped_threshold, clipped_ratio are those of the effective rate lr min(1, c/|g|) of the step.
@@ -63,6 +66,7 @@ class ProbeCallback(Probing, pl.Callback):
         audit: bool = True,
         forward: Callable[[nn.Module, Any], Any] | None = None,
         weight: Weight = "examples",
+        budget: float | str | Budget | None = None,
     ):
         if twice := [probe.name for i, probe in enumerate(probes) if probe.name in [p.name for p in probes[:i]]]:
             raise ValueError(f"two probes are named {twice[0]}: each writes under its name; leave one out")
@@ -79,7 +83,7 @@ class ProbeCallback(Probing, pl.Callback):
             forward=forward,
             weight=weight,
         )
-        super().__init__(probes, bench, stochastic=stochastic, refuses=refuses)
+        super().__init__(probes, bench, stochastic=stochastic, refuses=refuses, budget=budget_of(budget))
         self._whole_module, self._measured = model is None, -1
         self._saved: dict[str, dict[str, Tensor]] = {}
         self._kept: dict[str, Any] | None = None
@@ -108,6 +112,7 @@ class ProbeCallback(Probing, pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._measured, self._kept, self._run = -1, None, adapt(trainer, pl_module)
+        self.costs.begin(self._run.total, pl_module.device)
         self.bench.optimizers = trainer.optimizers
         self.clipping.begin(trainer, pl_module, lambda: self.judge(trainer.loggers))
         lay_out(self, trainer.loggers, tested=getattr(pl_module, "test_data", None) is not None)
@@ -116,6 +121,7 @@ class ProbeCallback(Probing, pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self.look(trainer.loggers, lambda: self._run.together(batch))
+        self.costs.step_begins(self._run.step)
 
     def look(self, loggers: Sequence[Logger], together: Callable[[], int | None] = lambda: None) -> None:
         """The probes that are due at the present step, before its update, once. together: as of `Bench.see_together`."""
@@ -137,6 +143,7 @@ class ProbeCallback(Probing, pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self.costs.step_ends(self._run.step)
         for step, loss in self._run.losses(outputs):
             self.add_loss(step, loss)
         if self._run.divergence:

@@ -9,30 +9,34 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from lab.callbacks.budgeting import costs_of
 from lab.callbacks.clipping import Clipping
-from lab.callbacks.costs import Costs
 from lab.callbacks.dashboard import show_figure
 from lab.callbacks.metrics import MetricsLogger
 from lab.curvature.phase import PhaseTracker
 from lab.curvature.stability import UpdateRule
-from lab.objective import BatchesObjective, NetworkObjective
+from lab.objective import Audit, BatchesObjective, NetworkObjective
 from lab.probes.attempt import Failures
 from lab.probes.base import Examples, Probe
 from lab.probes.bench import Bench
+from lab.probes.governor import Budget
 
 
 class Probing:
     """Probes on the snapshots of a bench: the last values, the failures, the phase. `ProbeCallback` says when.
 
     refuses  whether what cannot be measured at all at step 0 (`lab.probes.attempt.REFUSALS`) is raised.
+    budget   what measurements may take; None: what they take.
     """
 
-    def __init__(self, probes: Sequence[Probe], bench: Bench, *, stochastic: bool, refuses: bool):
+    def __init__(
+        self, probes: Sequence[Probe], bench: Bench, *, stochastic: bool, refuses: bool, budget: Budget | None = None
+    ):
         self.probes, self.bench, self.refuses = list(probes), bench, refuses
         self.tracker, self.clipping, self.failures = PhaseTracker(stochastic=stochastic), Clipping(), Failures()
-        self.formula, self.costs = "the threshold", Costs()
+        self.formula, self.costs = "the threshold", costs_of(bench, budget)
         self._parts: dict[str, Any] = {"live": bench.live, "clipping": self.clipping, "failures": self.failures}
-        self._parts["audit"] = bench.audited
+        self._parts |= {"audit": bench.audited, "costs": self.costs}
         self._latest: dict[str, float] = {}
         self._waiting: tuple[int, dict[str, Any], UpdateRule | None] | None = None
         self._said: set[str] = set()
@@ -65,19 +69,21 @@ class Probing:
         ended: bool = False,
     ) -> None:
         """These probes on one snapshot, whose mini-batch has the examples `batch`, then the phase."""
+        ratio = self.latest.get("sharpness/ratio", math.nan)
+        if not (probes := list(probes) if ended else self.costs.wanted(probes, step, ratio=ratio)):
+            return
+        begin = self.costs.clock()
         self.judge(loggers)
         if not self._follow(step):
             return
         snapshot = self.bench.still(step, batch=batch, ended=ended)
+        self.costs.foretell(probes, snapshot)
         values, failures = self.bench.measure(probes, snapshot, lambda probe: self.costs.around(probe, snapshot))
         for failure in failures:
             self.say(self.failures.note(failure, self.latest, refuses=self.refuses))
-        if (audit := self.bench.audited.told()) is not None:
-            values |= audit.numbers()
-            for note in audit.notes:
-                tell = rank_zero_warn if "could not decide" in note else rank_zero_info
-                tell(f"the measured loss: {note}")
+        values |= _heard(self.bench.audited.told())
         self._log(loggers, step, values)
+        self.costs.made(probes, values, snapshot, self.costs.clock() - begin)
         self._waiting = step, values, snapshot.rule
         if not self.clipping.watched:
             self.judge(loggers)
@@ -124,12 +130,7 @@ class Probing:
         self.note(numbers)
         scalars = {tag: self._latest[tag] for tag in numbers if tag in self._latest}
         for logger in loggers:
-            if scalars:
-                logger.log_metrics(scalars, step=step)
-            for tag, figure in figures.items():
-                show_figure(logger, tag, figure, step)
-            if isinstance(logger, MetricsLogger):
-                logger.log_others(arrays, figures, step)
+            _hand_over(logger, step, scalars, figures, arrays)
 
     def summary(self) -> dict[str, Any]:
         """Phase, entry step, overshoot, level ... of the run so far, and what they are measured in.
@@ -153,7 +154,7 @@ class Probing:
     def notes(self) -> list[str]:
         """What there is to know of the measured loss, in sentences."""
         audit = self.bench.audited.found
-        return [f"The measured loss: {note}." for note in audit.notes] if audit else []
+        return [f"The measured loss: {note}." for note in (audit.notes if audit else ())] + self.costs.notes()
 
     def known(self) -> dict[str, Any]:
         """What has been measured so far, and the memory of the probes, as tensors and plain values."""
@@ -171,6 +172,25 @@ class Probing:
         self._latest, self.formula = state["latest"], state["formula"]
         for name, part in self._parts.items():
             part.load_state_dict(state.get(name, {}))
+
+
+def _heard(audit: Audit | None) -> dict[str, float]:
+    """The numbers of an audit, where there is one to tell of."""
+    for note in audit.notes if audit else ():
+        tell = rank_zero_warn if "could not decide" in note else rank_zero_info
+        tell(f"the measured loss: {note}")
+    return audit.numbers() if audit else {}
+
+
+def _hand_over(
+    logger: Logger, step: int, scalars: dict[str, float], figures: dict[str, Figure], arrays: dict[str, Tensor]
+) -> None:
+    if scalars:
+        logger.log_metrics(scalars, step=step)
+    for tag, figure in figures.items():
+        show_figure(logger, tag, figure, step)
+    if isinstance(logger, MetricsLogger):
+        logger.log_others(arrays, figures, step)
 
 
 def _size(params: Sequence[Tensor]) -> int:

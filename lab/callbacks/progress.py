@@ -37,7 +37,7 @@ class ProgressCallback(pl.Callback):
         )
         self._task = self._bar.add_task("train", total=total, text="")
         self._line_due, self._begin, self._first_step = 0.0, 0.0, 0
-        probes.costs.working = self.working
+        probes.costs.working, probes.costs.tell = self.working, self._line
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, SupervisedModule)
@@ -76,6 +76,9 @@ class ProgressCallback(pl.Callback):
         return MatvecProgress(
             what, expected, seconds, products, patience=PATIENCE, into=into, lines=True, console=self.console
         )
+
+    def _line(self, text: str) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def _tell(self, text: str) -> None:
         """`text` in the place of loss and phase; "" for these."""

@@ -107,6 +107,10 @@ def _unknown_setting(name: str, door: str, unknown: Unknown, words: Sequence[str
     known = known_settings()
     if group == "probe" and rest:
         probe = rest.partition(".")[0]
+        if name == "probe.budget":
+            return (
+                f"{name} limits what is measured in a run of lab.train; lab.{door} measures once, all that is asked for"
+            )
         if probe not in choices("probe"):
             return f"there is no probe {probe}; expected one of {', '.join(choices('probe'))}"
         if name in known:

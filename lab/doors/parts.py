@@ -23,6 +23,7 @@ from lab.optim.optimizers import OptimizerCard
 from lab.optim.schedules import Schedule
 from lab.params import layout
 from lab.probes import Probe
+from lab.probes.governor import Budget, budget_of
 from lab.run.cards import card, require_whole, typed
 from lab.run.length import DEFAULT_STEPS, require_length
 from lab.run.settings import TrainerSettings
@@ -33,6 +34,8 @@ MAX_SEED = 2**63 - 1
 SMALL = 2e8
 """Weights times examples of a batch below which a step of an MLP takes some ten milliseconds on one thread."""
 CARDS = ("data", "model", "loss", "optimizer", "schedule", "trainer")
+BUDGET = "budget"
+"""Beside the probes in the group `probe`: what all of them may take (`lab.probes.governor`)."""
 NUMBERS = ("steps", "epochs", "seed", "audit")
 
 
@@ -53,6 +56,7 @@ class Settings:
     epochs: int | None
     seed: int
     audit: bool = True
+    budget: Budget | None = None
 
     def build(self) -> "Parts":
         """Load the data and make everything that is trained. Raises SettingError where settings and data disagree."""
@@ -135,10 +139,12 @@ def read_settings(plain: Mapping[str, Any]) -> Settings:
     noise = _around("noise", plain, ("equivalent_batch_size", "trace"), "sample_weights")
     if noise is not None:
         noise.check()
-    probes = [card(settings, f"probe.{name}") for name, settings in (plain.get("probe") or {}).items()]
+    named = dict(plain.get("probe") or {})
+    budget = budget_of(named.pop(BUDGET, None))
+    probes = [card(settings, f"probe.{name}") for name, settings in named.items()]
     _require_finite("", dict(plain))
     escape = _around("escape", plain, [field.name for field in fields(NegativeCurvature)], "negative_curvature")
-    return Settings(**cards, noise=noise, escape=escape, probes=probes, **numbers)
+    return Settings(**cards, noise=noise, escape=escape, probes=probes, budget=budget, **numbers)
 
 
 def _numbers(plain: Mapping[str, Any]) -> dict[str, Any]:

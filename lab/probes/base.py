@@ -13,12 +13,13 @@ One such file in this package and one card in `conf/probe/` are a new measuremen
 notebook, `probe=[norm]` at the doors, `Norm(every=5)` for the callback.
 """
 
+import copy
 import inspect
 from abc import ABC
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, Union, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar, Union, get_type_hints
 
 import torch
 from pydantic import ValidationError
@@ -30,6 +31,7 @@ from lab.probes.knobs import Every as Every
 from lab.probes.knobs import Positive as Positive
 from lab.probes.knobs import ProbeSet as ProbeSet
 from lab.probes.knobs import knob as knob
+from lab.probes.nested import Nested
 from lab.probes.snapshot import Examples as Examples
 from lab.probes.snapshot import Plan as Plan
 from lab.probes.snapshot import Snapshot as Snapshot
@@ -61,9 +63,41 @@ class Probe(ABC):
     """The function of (snapshot, settings, memory) that `measures` has bound to the card."""
     speaks: ClassVar[bool] = False
     """Whether the sentence of the last result is said at the end of a run."""
-    every: int
+    auto: ClassVar[Mapping[str, float]] = {"every": 100}
+    """The numbers that "auto" stands for, by setting, where no budget asks for others (`lab.probes.governor`)."""
+    halves: ClassVar[str] = ""
+    """What its numbers on a part of the probe set "auto" are of the whole, in words; "": a budget takes no part."""
+    loose: ClassVar[Mapping[str, float]] = {}
+    """The numbers that a budget asks for in the place of "auto" beside a part of the probe set, by setting."""
+    warm_share: ClassVar[float] = 1.0
+    """What a measurement takes that builds on the one before, in that of the first."""
+    every: int | Literal["auto"]
+    ruled: Mapping[str, Any] = {}
+    """What a budget asks for in the place of "auto", by setting."""
     _memory: Memory = {}
     _sentence: str = ""
+
+    @property
+    def rhythm(self) -> int:
+        """Steps between measurements, where no budget makes them more."""
+        return int(self.auto["every"]) if self.every == "auto" else self.every
+
+    @property
+    def probe_set(self) -> Examples:
+        """The examples it is measured on."""
+        return getattr(self, "examples", "auto")
+
+    def settled(self) -> Self:
+        """The same settings with a number for every "auto", and for examples what a budget asks for."""
+        numbers = {name: self.ruled.get(name, number) for name, number in self.auto.items()}
+        numbers |= {"every": self.rhythm} | ({"examples": self.ruled["examples"]} if "examples" in self.ruled else {})
+        chosen = {name: number for name, number in numbers.items() if getattr(self, name, None) == "auto"}
+        if not chosen:
+            return self
+        other = copy.copy(self)
+        for name, number in chosen.items():
+            setattr(other, name, number)
+        return other
 
     @property
     def at_end(self) -> bool:
@@ -77,14 +111,14 @@ class Probe(ABC):
 
     def due(self, step: int) -> bool:
         """Whether this probe wants the snapshot of `step`."""
-        return -step % self.every <= self.remembers
+        return -step % self.rhythm <= self.remembers
 
     def require(self, plan: Plan) -> None:
         """Raise SettingError, one line, where model, data and settings cannot give this measurement.
 
         That of the base looks at the probe set; call it first.
         """
-        examples: Examples = getattr(self, "examples", "auto")
+        examples = self.probe_set
         setting = f"probe.{self.name}.examples"
         if isinstance(examples, int) and examples > plan.num_train:
             raise SettingError(
@@ -99,6 +133,10 @@ class Probe(ABC):
         """About how many Hessian products a measurement takes; 0 where that is not known beforehand."""
         return 0
 
+    def expected_gradients(self, here: Snapshot, loss: Objective) -> float:
+        """About how many gradients of `loss`, that on its probe set, it takes beside the products."""
+        return 1.0
+
     def measure(self, snapshot: Snapshot) -> dict[str, Value]:
         """The values to log at `snapshot.step`, by tag: numbers, errors, costs, figures and arrays of the result."""
         memory = dict(self._memory)
@@ -106,17 +144,19 @@ class Probe(ABC):
             kept = [f"last/{step}" for step in range(snapshot.step - self.remembers, snapshot.step)]
             memory = {key: v for key, v in memory.items() if not key.startswith("last/") or key in kept}
             memory[f"last/{snapshot.step}"] = snapshot.w.clone()
-            if snapshot.step % self.every and not snapshot.ended:
+            if snapshot.step % self.rhythm and not snapshot.ended:
                 self._memory = memory
                 return {}
-        begin = perf_counter()
-        result = type(self).looks(snapshot, self, memory)
+        begin, settings = perf_counter(), self.settled()
+        result = type(self).looks(snapshot, settings, memory)
         self._memory = {key: v for key, v in memory.items() if key.startswith("last/")} | dict(result.memory())
         self._sentence = result.sentence()
         when = f", step {snapshot.step}"
         quantities: dict[str, Value] = {**result.numbers(), **result.arrays(), **result.figures(when)}
         values = {_tag(self.name, quantity): value for quantity, value in quantities.items()}
         costs = result.costs() | {"seconds": perf_counter() - begin}
+        if isinstance(part := settings.probe_set, Nested):
+            costs |= {"examples": float(part.examples)}
         return values | {f"cost/{self.name}/{quantity}": cost for quantity, cost in costs.items()}
 
     def finding(self, values: dict[str, float]) -> str:
@@ -177,7 +217,7 @@ class Measurement(Generic[S, R]):
             if not (w is seed is audited is None):
                 raise SettingError(f"{name}(snapshot, ...): a snapshot has its own w, seed and audit; leave them out")
             objective.require(chosen)
-            return self.function(objective, chosen, memory or {})
+            return self.function(objective, chosen.settled(), memory or {})
         if not isinstance(objective, Objective):
             raise SettingError(
                 f"{name}({type(objective).__name__}): expected an objective or a snapshot, e.g. "
@@ -188,7 +228,7 @@ class Measurement(Generic[S, R]):
                 f"{name}.examples chooses the probe set of a run, and an objective has its own; leave it out"
             )
         here = Snapshot.of(objective, w, seed=seed or 0, audited=audited is None or audited)
-        return self.function(here, chosen, memory or {})
+        return self.function(here, chosen.settled(), memory or {})
 
     def __reduce__(self) -> str:
         return self.__qualname__

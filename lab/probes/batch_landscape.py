@@ -1,4 +1,4 @@
-"""Every batch has its own landscape: the minima of single batches, seen from the weights of the run.
+"""Rhythm batch has its own landscape: the minima of single batches, seen from the weights of the run.
 
     w_b, w_full     where descent on the loss of a batch, and of all examples, leads from w
     spread          Tr Cov(w_b);   distance = rms |w_b - w_full|;   offset = |mean w_b - w_full|
@@ -28,10 +28,10 @@ from lab.curvature.eigen import lanczos
 from lab.curvature.operators import gauss_newton
 from lab.noise.batch_minima import BatchLosses, BatchMinima, descend, draw_batches, leave_one_out, one_by_one
 from lab.noise.clusters import Cloud, cloud, clusters
-from lab.objective import NetworkObjective
+from lab.objective import NetworkObjective, Objective
 from lab.probes.base import Memory, Plan, Probe, Snapshot, measures, quantities
 from lab.probes.batch_landscape_figure import landscape_figure
-from lab.probes.knobs import Count, Every, Natural, ProbeSet, Several, knob
+from lab.probes.knobs import Count, Natural, ProbeSet, Rhythm, Several, knob
 from lab.results import Result, finite
 from lab.sampling import Sampling
 from lab.settings import SettingError
@@ -49,7 +49,7 @@ SMALL = 0.01
 
 @card(frozen=False)
 class BatchLandscape(Probe):
-    """Every batch has its own landscape: minima of single batches around that of all examples, and leave-one-out shifts.
+    """Rhythm batch has its own landscape: minima of single batches around that of all examples, and leave-one-out shifts.
 
     A batch has as many examples as the probe set only where batches are drawn with replacement: others would all be the
     same. The examples left out (`left_out` counts them) are the first of the probe set in a random order. Cost: steps x
@@ -58,8 +58,11 @@ class BatchLandscape(Probe):
     """
 
     name: ClassVar[str] = "batch_landscape"
+    auto: ClassVar[Mapping[str, float]] = {"every": 500}
 
-    every: Every = 500
+    every: Annotated[Rhythm, knob("steps between measurements: n | auto: 500, more seldom where probe.budget asks")] = (
+        "auto"
+    )
     examples: ProbeSet = "auto"
     batches: Annotated[Several, knob("number of batches")] = 24
     batch_size: Annotated[
@@ -89,6 +92,12 @@ class BatchLandscape(Probe):
             f"probe.batch_landscape.batch_size={self.batch_size} is {what} the probe set of {num_examples} examples{why}; "
             f"use at most {most}"
         )
+
+    def expected_gradients(self, here: Snapshot, loss: Objective) -> float:
+        """The descents, those of the batches at some three times the price of their gradients."""
+        num = loss.num_examples or 1
+        batch = min(here.batch_size or FULL_BATCH, num // 2) if self.batch_size == "auto" else self.batch_size
+        return 4.0 * self.steps * (self.batches * batch / num + 1)
 
     def finding(self, values: dict[str, float]) -> str:
         return _words(quantities(self.name, values), self.batches, self.steps)

@@ -18,6 +18,7 @@ Andreyev and Beneventano 2024 (arXiv 2412.20553): mean_of_ratios in the text, bo
 
 import math
 import warnings
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 import torch
@@ -39,7 +40,7 @@ from lab.noise.ratios import FEWEST, PILOT, Bootstrapped, bootstrapped, mean_of_
 from lab.objective import Objective
 from lab.probes.base import Memory, Probe, Snapshot, continued, measures
 from lab.probes.batch_sharpness_result import BatchSharpnessResult, beside, place, rounded
-from lab.probes.knobs import Every, Natural, ProbeSet, Several, Share, knob
+from lab.probes.knobs import Natural, ProbeSet, Rhythm, Several, Share, knob
 from lab.settings import SettingError
 from lab.settings import settings as card
 
@@ -74,8 +75,11 @@ class BatchSharpness(Probe):
     """
 
     name: ClassVar[str] = "batch_sharpness"
+    auto: ClassVar[Mapping[str, float]] = {"every": 101}
 
-    every: Every = 101
+    every: Annotated[Rhythm, knob("steps between measurements: n | auto: 101, more seldom where probe.budget asks")] = (
+        "auto"
+    )
     rse: Annotated[Share, knob("relative standard error wanted; a pilot of 8 batches decides how many")] = 0.05
     max_batches: Annotated[Several, knob("batches of the estimate at most; up to 16 there is no pilot")] = 400
     batches: Annotated[Several | None, knob("a fixed number of batches instead of rse")] = None
@@ -86,6 +90,15 @@ class BatchSharpness(Probe):
         Natural, knob("batches for lambda_max, at 10 to 25 products of a batch; 0: not measured")
     ] = 0
     examples: ProbeSet = "auto"
+
+    def expected_matvecs(self, rule: UpdateRule | None) -> int:
+        return self.gni_batches
+
+    def expected_gradients(self, here: Snapshot, loss: Objective) -> float:
+        """Of some 60 batches, at the price of a Hessian product each, and the eigensolves."""
+        share = (here.batch_size or 0) / (loss.num_examples or 1)
+        batches = self.batches or min(60, self.max_batches)
+        return 5.0 + share * (3.5 * batches + 25.0 * self.lambda_batches)
 
     def finding(self, values: dict[str, float]) -> str:
         """Where the run is (`place`), beside lambda_max where that was measured."""

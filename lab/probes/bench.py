@@ -20,6 +20,7 @@ from lab.params import flatten, trainable, weights
 from lab.probes.attempt import Failure, attempt, joined
 from lab.probes.audited import Audited
 from lab.probes.base import Examples, Plan, Probe, Snapshot, Value
+from lab.probes.nested import Nested, nested
 from lab.probes.probe_set import as_data, batches_set, probe_set
 from lab.run.signals import cut_off
 from lab.sampling import SAMPLINGS, Sampling
@@ -96,7 +97,11 @@ class Bench:
         `batches_set`, in which classes are not balanced.
         """
         if examples not in self.objectives:
-            if not isinstance(self.data, BatchSource):
+            if isinstance(examples, Nested):
+                whole = self.objective("auto")
+                assert isinstance(whole, NetworkObjective)
+                self.objectives[examples] = nested(whole, examples, self.seed)
+            elif not isinstance(self.data, BatchSource):
                 self.objectives[examples] = self._loss(probe_set(self.data, examples, self.seed))
             elif examples == "all":
                 self.objectives[examples] = self._of_batches(self.data)

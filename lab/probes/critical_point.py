@@ -9,6 +9,7 @@ computed in float64; coupled weight decay c adds c/2 |w|^2 to the loss, as it do
 """
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 import torch
@@ -19,7 +20,7 @@ from lab.points.critical import classify
 from lab.points.finding import find_critical
 from lab.probes.base import Memory, Probe, Snapshot, measures, quantities
 from lab.probes.critical_point_result import KINDS, CriticalPointResult, in_words
-from lab.probes.knobs import Count, Every, Natural, Positive, ProbeSet, Share, knob
+from lab.probes.knobs import Count, Natural, Positive, ProbeSet, Rhythm, Share, knob
 from lab.settings import settings as card
 
 
@@ -33,8 +34,11 @@ class CriticalPoint(Probe):
     """
 
     name: ClassVar[str] = "critical_point"
+    auto: ClassVar[Mapping[str, float]] = {"every": 500}
 
-    every: Every = 500
+    every: Annotated[Rhythm, knob("steps between measurements: n | auto: 500, more seldom where probe.budget asks")] = (
+        "auto"
+    )
     examples: ProbeSet = "auto"
     gradient_tol: Annotated[Positive, knob("|g| above it: no critical point; a search goes down to it")] = 1e-8
     tol: Annotated[Share, knob("eigenvalues within tol x the largest |eigenvalue| count as zero")] = 1e-4
@@ -43,6 +47,11 @@ class CriticalPoint(Probe):
     find: Annotated[bool, knob("first look for the critical point nearby, by Newton steps on |g|^2")] = False
     max_iterations: Annotated[Count, knob("of that search")] = 100
     search_matvecs: Annotated[Count, knob("Hessian products of that search")] = 5000
+
+    def expected_gradients(self, here: Snapshot, loss: Objective) -> float:
+        """The products are made in float64, and every vector is held against all before it."""
+        products = len(here.w) if len(here.w) <= self.dense else self.max_matvecs
+        return 3.5 * products + (2.0 * self.search_matvecs if self.find else 0.0)
 
     def finding(self, values: dict[str, float]) -> str:
         return in_words(quantities(self.name, values), self)

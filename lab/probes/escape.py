@@ -9,13 +9,15 @@ for every learning rate and batch size of a sweep. `lab.escape.ensemble` is the 
 where no rate exists none is logged, and the sentence says why. Networks run with fixed BatchNorm statistics.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
+from lab.objective import Objective
 from lab.probes.base import Memory, Probe, Snapshot, measures
 from lab.probes.escape_cells import replicate
 from lab.probes.escape_result import EscapeResult
 from lab.probes.escape_start import ExitName, Scene, begin, number
-from lab.probes.knobs import Count, Every, Natural, Positive, Several, knob
+from lab.probes.knobs import Count, Natural, Positive, Rhythm, Several, knob
 from lab.sampling import Sampling
 from lab.settings import settings as card
 
@@ -24,14 +26,17 @@ from lab.settings import settings as card
 class Escape(Probe):
     """Escape: replicas of the run from its weights; rates with intervals, growth against theory, and why there is no rate.
 
-    loss_barrier and top_distance are wrong exits in more than a few dimensions. Every replica is looked at 8 times in the
+    loss_barrier and top_distance are wrong exits in more than a few dimensions. Rhythm replica is looked at 8 times in the
     budget (quench), or at every step.
     """
 
     name: ClassVar[str] = "escape"
+    auto: ClassVar[Mapping[str, float]] = {"every": 1000}
     speaks: ClassVar[bool] = True
 
-    every: Every = 1000
+    every: Annotated[
+        Rhythm, knob("steps between measurements: n | auto: 1000, more seldom where probe.budget asks")
+    ] = "auto"
     at: Annotated[Literal["steps", "end"], knob("steps: every so many | end: once, at the end of training")] = "steps"
     examples: Annotated[
         Several | Literal["all", "auto"],
@@ -73,6 +78,13 @@ class Escape(Probe):
 
     def due(self, step: int) -> bool:
         return self.at == "steps" and super().due(step)
+
+    def expected_gradients(self, here: Snapshot, loss: Objective) -> float:
+        """Of the walks to the end of their budget alone; what the quenches take nobody knows beforehand."""
+        num = loss.num_examples or 1
+        sizes = [size or num for size in self.batch_sizes or (here.batch_size or 0,)]
+        walked = self.replicas * self.budget * sum(min(size, num) / num for size in sizes) * max(1, len(self.lrs))
+        return 2.0 * walked
 
     @property
     def at_end(self) -> bool:

@@ -16,6 +16,7 @@ example has no gradient.
 """
 
 import warnings
+from collections.abc import Mapping
 from time import perf_counter
 from typing import Annotated, ClassVar
 
@@ -32,7 +33,7 @@ from lab.params import layout
 from lab.probes.base import Memory, Plan, Probe, Snapshot, continued, measures, quantities
 from lab.probes.fisher_matrices import MATRICES, Matrices
 from lab.probes.fisher_result import FisherResult, history_row, in_words, side_by_side
-from lab.probes.knobs import Count, Every, ProbeSet, Share, knob
+from lab.probes.knobs import Count, ProbeSet, Rhythm, Share, knob
 from lab.settings import SettingError
 from lab.settings import settings as card
 
@@ -69,8 +70,11 @@ class Fisher(Probe):
     """
 
     name: ClassVar[str] = "fisher"
+    auto: ClassVar[Mapping[str, float]] = {"every": 130}
 
-    every: Every = 130
+    every: Annotated[Rhythm, knob("steps between measurements: n | auto: 130, more seldom where probe.budget asks")] = (
+        "auto"
+    )
     k: Annotated[Count, knob("largest eigenvalues of each matrix; more of them sharpen the cosines too")] = 3
     tol: Annotated[Share, knob("wanted error of an eigenvalue, relative to the largest |eigenvalue| of its matrix")] = (
         1e-2
@@ -93,6 +97,14 @@ class Fisher(Probe):
             few = f"probe.fisher.max_matvecs={self.max_matvecs} is too few for probe.fisher.k={self.k}"
             cure = f"probe.fisher.k={self.max_matvecs - 1} or less, or probe.fisher.max_matvecs={fewest} or more"
             raise SettingError(f"{few} in a model of {num_weights} weights; use {cure}")
+
+    def expected_gradients(self, here: Snapshot, loss: Objective) -> float:
+        """Of the examples that are left where the graph of a gradient is large."""
+        products = 5 * (self.vectors + len(MATRICES) * self.k) + 14 * (len(MATRICES) + 1) * self.k
+        share = 1.0
+        if self.examples == "auto" and isinstance(loss, NetworkObjective):
+            share = min(1.0, max(FEW, AFFORDABLE // max(1, loss.bytes_per_example(here.w))) / len(loss.x))
+        return share * products
 
     def finding(self, values: dict[str, float]) -> str:
         return in_words(quantities(self.name, values), self._memory.get("history"))

@@ -16,6 +16,8 @@ Several = Annotated[int, Field(gt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Every = Annotated[Count, knob("steps between measurements")]
+Rhythm = Count | Literal["auto"]
+"""Of a card of the lab, whose text says what auto is."""
 ProbeSet = Annotated[
     Count | Literal["all", "auto"],
     knob("probe set: all | n (class-balanced, fixed) | auto: all up to 5000 training examples, else 2000"),

@@ -22,8 +22,9 @@ from matplotlib.figure import Figure
 from lab.noise.example_curvature import ExampleCurvature, example_curvature
 from lab.noise.lyapunov import DECIDED, LinearSteps, critical_lr, lyapunov, sign, uniform_step
 from lab.noise.second_moments import in_plane, mean_square_bound, mean_square_lr, plane_lr, second_moment_radius
+from lab.objective import Objective
 from lab.probes.base import Memory, Probe, Snapshot, measures, quantities
-from lab.probes.knobs import Count, Every, Several, knob
+from lab.probes.knobs import Count, Rhythm, Several, knob
 from lab.results import Estimate, Result, finite, numbered
 from lab.run.figures import CURVATURE
 from lab.settings import settings as card
@@ -51,8 +52,11 @@ class LinearStability(Probe):
     """
 
     name: ClassVar[str] = "linear_stability"
+    auto: ClassVar[Mapping[str, float]] = {"every": 500}
 
-    every: Every = 500
+    every: Annotated[Rhythm, knob("steps between measurements: n | auto: 500, more seldom where probe.budget asks")] = (
+        "auto"
+    )
     examples: Annotated[
         Several | Literal["all"],
         knob("probe set: n (class-balanced, fixed; stands for the training set) | all; cost ~ its cube"),
@@ -65,6 +69,11 @@ class LinearStability(Probe):
     ] = 400
     replicas: Annotated[Several, knob("random vectors it is applied to; error falls as 1/sqrt(replicas steps)")] = 32
     critical: Annotated[bool, knob("also the learning rate where the exponent is zero (5 times the cost)")] = True
+
+    def expected_gradients(self, here: Snapshot, loss: Objective) -> float:
+        """Those of every output of every example, and the products with them, which do not grow with the network."""
+        num, cost = loss.num_examples or 1, self.steps * self.replicas / 12800 * (1 if self.critical else 0.2)
+        return 10.0 + 2400.0 * cost * (num / 100) ** 2 * min(1.0, 1e4 / len(here.w))
 
     def finding(self, values: dict[str, float]) -> str:
         return _words(quantities(self.name, values))

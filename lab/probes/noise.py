@@ -13,7 +13,7 @@ statistics, for batch statistics couple the examples. Tail and Gaussianity: see 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from inspect import signature
 from typing import Annotated, ClassVar, Literal
@@ -36,7 +36,7 @@ from lab.noise.tails import excess_kurtosis, extreme_index, gaussianity, tail_in
 from lab.objective import CHUNK_BYTES, NetworkObjective, Objective
 from lab.params import layout
 from lab.probes.base import Memory, Plan, Probe, Snapshot, measures, quantities
-from lab.probes.knobs import Count, Every, Natural, ProbeSet, Share, knob
+from lab.probes.knobs import Count, Natural, ProbeSet, Rhythm, Share, knob
 from lab.probes.noise_result import NoiseAlong, NoiseResult, in_words
 from lab.results import Estimate, numbered
 from lab.sampling import SAMPLINGS, Sampling, batch_factor, cross_factor
@@ -68,8 +68,12 @@ class Noise(Probe):
     """
 
     name: ClassVar[str] = "noise"
+    halves: ClassVar[str] = "its numbers are those of these examples"
+    auto: ClassVar[Mapping[str, float]] = {"every": 130}
 
-    every: Every = 130
+    every: Annotated[Rhythm, knob("steps between measurements: n | auto: 130, more seldom where probe.budget asks")] = (
+        "auto"
+    )
     k: Annotated[Count, knob("number of top eigenvalues of D to log")] = 5
     examples: ProbeSet = "auto"
     hessian: Annotated[
@@ -99,6 +103,10 @@ class Noise(Probe):
             cure = f"use probe.noise.k={most} or less, or probe.noise.examples={GRAM_EXAMPLES} or less"
             allowed = f"the {most} products allowed for a probe set of {examples} examples"
             raise SettingError(f"probe.noise.k={self.k} takes more than {allowed}; {cure}")
+
+    def expected_gradients(self, here: Snapshot, loss: Objective) -> float:
+        """With H some 150 products, and what goes with them."""
+        return 15.0 + (350.0 if self.affords_hessian(loss, here.w) else 0.0) + 18.0 * self.draws
 
     def affords_hessian(self, loss: Objective, w: Tensor) -> bool:
         """Whether H is to be looked at."""

@@ -8,6 +8,7 @@ from torch import Tensor
 from lab.data.base import class_balanced
 from lab.objective import BatchesObjective, BatchSource
 from lab.probes.base import Examples
+from lab.probes.nested import Nested
 from lab.settings import SettingError
 from lab.streams import stream
 
@@ -77,6 +78,7 @@ def _count(examples: Examples, num: int) -> int:
     """How many of `num` examples are wanted."""
     if examples == "auto":
         return num if num <= AUTO_ALL else AUTO_EXAMPLES
+    assert not isinstance(examples, Nested), "a part of the probe set is drawn out of it"
     return num if examples == "all" else examples
 
 

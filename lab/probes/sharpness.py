@@ -9,8 +9,8 @@ holds them, or their learning rate is 0), it is that of the block of H of those 
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -24,7 +24,8 @@ from lab.objective import Objective
 from lab.objective.sharded import Sharded
 from lab.params import layout
 from lab.probes.base import Memory, Plan, Probe, Snapshot, measures
-from lab.probes.knobs import Count, Every, Natural, ProbeSet, Share, knob
+from lab.probes.knobs import Count, Natural, ProbeSet, Rhythm, Share, knob
+from lab.probes.nested import Nested, bracketed
 from lab.probes.sharpness_result import SharpnessResult
 from lab.settings import SettingError
 from lab.settings import settings as card
@@ -51,11 +52,22 @@ class Sharpness(Probe):
     """
 
     name: ClassVar[str] = "sharpness"
+    halves: ClassVar[str] = "the error of lambda_max counts what the others would change"
+    loose: ClassVar[Mapping[str, float]] = {"tol": 1e-2}
+    warm_share: ClassVar[float] = 0.7
+    auto: ClassVar[Mapping[str, float]] = {"every": 13, "tol": 1e-3}
 
-    every: Annotated[Every, knob("steps between measurements; odd, for at the edge the iterates have period 2")] = 13
+    every: Annotated[
+        Rhythm, knob("steps between measurements, odd for iterates of period 2 | auto: 13, more seldom by probe.budget")
+    ] = "auto"
     k: Annotated[Count, knob("number of top eigenvalues")] = 1
     bottom: Annotated[bool, knob("also the smallest eigenvalue")] = False
-    tol: Annotated[Share, knob("wanted error of an eigenvalue, relative to the largest")] = 1e-3
+    tol: Annotated[
+        Share | Literal["auto"],
+        knob(
+            "wanted error of an eigenvalue, relative to the largest | auto: 0.001, up to 0.01 where probe.budget asks"
+        ),
+    ] = "auto"
     max_matvecs: Annotated[Count, knob("Hessian products allowed per solve (each about 1.1 gradients)")] = 200
     examples: ProbeSet = "auto"
     midpoints: Annotated[bool, knob("also at (w[t-2] + 2 w[t-1] + w[t])/4, where period-2 oscillations cancel")] = False
@@ -86,7 +98,8 @@ class Sharpness(Probe):
             raise SettingError(f"{few} is too few for {wanted}; use probe.sharpness.{cure}")
 
     def expected_matvecs(self, rule: UpdateRule | None) -> int:
-        return PER_SOLVE * (1 + (rule is not None and not rule.plain))
+        solves = 1 + (rule is not None and not rule.plain)
+        return PER_SOLVE * (solves + self.midpoints) * (self.k + self.bottom + 1) // 2
 
 
 @measures(Sharpness)
@@ -131,13 +144,14 @@ class _Solver:
         self.loss = here.loss_on(settings.examples)
         self.part = _part(self.loss, settings, here.seed)
         self.chains: dict[str, Chain] = {}
-        for kind in {key.split("/")[0] for key in memory} - {"last"}:
+        self.count, self.index = _count(here.step // settings.rhythm, memory)
+        for kind in {key.split("/")[0] for key in memory} - {"last", "count"}:
             state = {key.removeprefix(f"{kind}/"): v for key, v in memory.items() if key.startswith(f"{kind}/")}
             self.chains[kind] = Chain()
             self.chains[kind].load_state_dict(state)
-            if here.step // settings.every % settings.cold == 0:
+            if self.count % settings.cold == 0:
                 self.chains[kind].forget()
-        self._before = self._spent()
+        self._before, self.checked = self._spent(), 0.0
 
     def solve(
         self, kind: str, w: Tensor, of: Callable[[LinearOperator], LinearOperator], H: LinearOperator | None = None
@@ -145,29 +159,46 @@ class _Solver:
         """The ends of of(Hessian at w); H where that is known already."""
         part, settings = self.part, self.settings
         operator = of(hessian(self.loss, w) if H is None else H)
-        return self.chains.setdefault(kind, Chain()).solve(
+        ends = self.chains.setdefault(kind, Chain()).solve(
             operator,
             coarse=None if part is None else lambda: of(hessian(part, w)),
             top=min(settings.k, operator.size),
             bottom=int(settings.bottom and kind == "iterate"),
-            tol=settings.tol,
+            tol=float(settings.tol),
             max_matvecs=settings.max_matvecs,
             generator=self.here.stream(f"sharpness/{kind}"),
         )
+        if not isinstance(examples := settings.examples, Nested):
+            return ends
+        rest = self.here.loss_on(Nested(examples.examples, rest=True))
+        self.checked += (1 + ends.top.values.numel()) * (rest.num_examples or 0) / examples.examples
+        bottom = ends.bottom if not settings.bottom else bracketed(ends.bottom, rest, w, of)
+        return replace(ends, top=bracketed(ends.top, rest, w, of), bottom=bottom)
 
     @property
     def part_matvecs(self) -> float:
-        """Products over the part, in those over the whole probe set."""
+        """Products over the part, and over the rest, in those over the whole probe set."""
         if self.part is None or not self.loss.num_examples:
-            return 0.0
-        return (self.part.num_examples or 0) / self.loss.num_examples * (self._spent() - self._before)
+            return self.checked
+        return self.checked + (self.part.num_examples or 0) / self.loss.num_examples * (self._spent() - self._before)
 
     def memory(self) -> dict[str, Tensor]:
         """The state of every chain, under its kind."""
-        return {f"{kind}/{name}": v for kind, chain in self.chains.items() for name, v in chain.state_dict().items()}
+        state = {f"{kind}/{name}": v for kind, chain in self.chains.items() for name, v in chain.state_dict().items()}
+        return state | {"count": torch.tensor([self.index, self.count])}
 
     def _spent(self) -> int:
         return sum(chain.matvecs for chain in self.chains.values())
+
+
+def _count(index: int, memory: Memory) -> tuple[int, int]:
+    """How many measurements there were before this one, and its place in the rhythm. Those that a budget has left out do
+    not count: a solve starts at random as often in measurements, however seldom these are.
+    """
+    if "count" not in memory:
+        return index, index
+    last, count = memory["count"].tolist()
+    return count + (index > last), index
 
 
 def _part(loss: Objective, settings: Sharpness, seed: int) -> Objective | None:

@@ -12,12 +12,13 @@ from torch.optim import Optimizer
 from lab.curvature.operators import Hessian, LinearOperator, hessian
 from lab.curvature.stability import UpdateRule
 from lab.objective import NetworkObjective, Objective, at_least_single, audit
+from lab.probes.nested import Nested
 from lab.sampling import Sampling
 from lab.settings import SettingError
 from lab.streams import stream
 
 T = TypeVar("T")
-Examples = int | Literal["all", "auto"]
+Examples = int | Literal["all", "auto"] | Nested
 
 
 @dataclass

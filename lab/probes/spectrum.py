@@ -23,14 +23,16 @@ from lab.curvature.density import SpectralDensity
 from lab.curvature.stability import UpdateRule
 from lab.params import Layout, layout
 from lab.probes.base import Memory, Plan, Probe, Snapshot, measures
-from lab.probes.knobs import Count, Every, Natural, ProbeSet, Several, Share, knob
-from lab.probes.sharpness import PER_SOLVE
+from lab.probes.knobs import Count, Natural, ProbeSet, Rhythm, Several, Share, knob
+from lab.probes.nested import Nested, bracketed
 from lab.probes.spectrum_blocks import Blocks, eigenvalues
 from lab.results import Eigenpairs, Estimate, Result, numbered
 from lab.run.figures import spectrum_figure
 from lab.settings import SettingError
 from lab.settings import settings as card
 
+PER_PAIR = 7
+"""Hessian products that a wanted eigenpair takes; they foretell the time only."""
 QUANTITIES = ("frobenius", "negative_mass", "effective_rank", "outliers")
 """Numbers that come from the density, with their errors."""
 ARRAYS = ("grid", "values", "low", "high", "nodes", "weights")
@@ -41,7 +43,7 @@ ARRAYS = ("grid", "values", "low", "high", "nodes", "weights")
 class Spectrum(Probe):
     """Spectrum of the Hessian: eigenpairs at both ends, density, trace, outliers, negative mass, effective rank.
 
-    Every solve starts from random vectors: between measurements far apart the eigenvectors turn, and the claim of a solve
+    Rhythm solve starts from random vectors: between measurements far apart the eigenvectors turn, and the claim of a solve
     from nothing is the stronger one. Memory from one measurement to the next: k vectors (P,), for the overlap.
     The trace is that of the density where its error is within 1 %, else by the layers of the network (hessian_trace of
     `lab.curvature.trace`, up to 100 draws), else, as for landscapes, recurrent networks and chosen parameters, by up to 100
@@ -53,13 +55,19 @@ class Spectrum(Probe):
     """
 
     name: ClassVar[str] = "spectrum"
+    halves: ClassVar[str] = "errors of eigenvalues count what the others would change, the density does not"
+    loose: ClassVar[Mapping[str, float]] = {"tol": 3e-2}
+    auto: ClassVar[Mapping[str, float]] = {"every": 130, "tol": 1e-2}
 
-    every: Every = 130
+    every: Annotated[Rhythm, knob("steps between measurements: n | auto: 130, more seldom where probe.budget asks")] = (
+        "auto"
+    )
     k: Annotated[Count, knob("number of largest eigenpairs")] = 10
     bottom: Annotated[Natural, knob("number of smallest eigenpairs")] = 10
-    tol: Annotated[Share, knob("wanted error of an eigenvalue, relative to the largest |eigenvalue|, at both ends")] = (
-        1e-2
-    )
+    tol: Annotated[
+        Share | Literal["auto"],
+        knob("wanted error of an eigenvalue at both ends, relative to the largest | auto: 0.01, 0.03 by probe.budget"),
+    ] = "auto"
     max_matvecs: Annotated[int, knob("Hessian products allowed per eigensolve (each about 1.1 gradients)", gt=3)] = 400
     steps: Annotated[Several, knob("Lanczos steps per random vector: the density resolves 1/steps of the range")] = 80
     vectors: Annotated[Count, knob("random vectors of the density; its errors fall as 1/sqrt(vectors)")] = 3
@@ -96,7 +104,8 @@ class Spectrum(Probe):
             raise SettingError(f"probe.spectrum.parameters={self.parameters}: {error}") from None
 
     def expected_matvecs(self, rule: UpdateRule | None) -> int:
-        return PER_SOLVE * (1 + (rule is not None and not rule.plain)) + self.vectors * self.steps
+        ends = min(PER_PAIR * (self.k + self.bottom), self.max_matvecs)
+        return (ends + self.vectors * self.steps) * (3 if self.split else 1) * (2 if self.layers else 1)
 
 
 @dataclass(frozen=True)
@@ -183,6 +192,10 @@ def spectrum(here: Snapshot, settings: Spectrum, memory: Memory) -> SpectrumResu
     """
     blocks = Blocks(here, settings)
     ends, phi, trace, matvecs = blocks.by_pyhessian() if settings.engine == "pyhessian" else blocks.by_lanczos()
+    if isinstance(part := settings.examples, Nested):
+        rest = here.loss_on(Nested(part.examples, rest=True))
+        top, bottom = (bracketed(pairs, rest, here.w, blocks.chosen) for pairs in (ends.top, ends.bottom))
+        ends = replace(ends, top=top, bottom=bottom)
     finite, now, last = math.isfinite(phi.bulk_edge), ends.top.vectors, memory.get("top")
     parts = dict[str, float]()
     if finite and settings.split:

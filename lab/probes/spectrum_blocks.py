@@ -55,7 +55,7 @@ class Blocks:
         return self.here.stream(f"spectrum/{what}")
 
     def solve(self, operator: LinearOperator, top: int, bottom: int, what: str) -> Extremes:
-        tol, most = self.settings.tol, self.settings.max_matvecs
+        tol, most = float(self.settings.tol), self.settings.max_matvecs
         return lanczos(operator, top=top, bottom=bottom, tol=tol, max_matvecs=most, generator=self.draw(what))
 
     def by_lanczos(self) -> tuple[Extremes, SpectralDensity, Estimate, int]:
@@ -74,8 +74,8 @@ class Blocks:
 
         settings, w = self.settings, self.here.w
         peer = PyHessian(self.loss, w, generator=self.draw("pyhessian"))
-        top = peer.top(min(settings.k, len(w)), tol=settings.tol, max_matvecs=settings.max_matvecs)
-        whole = peer.trace(tol=settings.tol, max_matvecs=settings.max_matvecs)
+        top = peer.top(min(settings.k, len(w)), tol=float(settings.tol), max_matvecs=settings.max_matvecs)
+        whole = peer.trace(tol=float(settings.tol), max_matvecs=settings.max_matvecs)
         phi = peer.density(steps=settings.steps, vectors=settings.vectors)
         nothing = torch.zeros(0, dtype=torch.float64)
         bottom = Eigenpairs(nothing, top.vectors[:, :0], nothing, nothing, 0, True)

@@ -30,6 +30,20 @@ def flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return items
 
 
+def as_begun(folder: RunFolder, plain: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run that was begun before measurements had a budget: none, and the numbers of then for "auto"."""
+    before = folder.read("provenance").get("settings", {}).get("probe")
+    probes = plain.get("probe")
+    if not isinstance(before, dict) or not isinstance(probes, dict) or "budget" in before:
+        return plain
+    as_then = {
+        name: {key: before.get(name, {}).get(key, value) if value == "auto" else value for key, value in card.items()}
+        for name, card in probes.items()
+        if isinstance(card, dict)
+    }
+    return plain | {"probe": as_then}
+
+
 def require_unchanged(folder: RunFolder, plain: dict[str, Any], *, grows: bool = False) -> None:
     """Raises SettingError when the folder holds a run with other settings or of other code, or a measurement.
 

@@ -22,7 +22,7 @@ from lab.doors.request import Request, keep_settings
 from lab.doors.words import Words
 from lab.run.closing import closing_words, dashboard
 from lab.run.folder import RunFolder
-from lab.run.identity import require_same_data, require_unchanged, same_data_files
+from lab.run.identity import as_begun, require_same_data, require_unchanged, same_data_files
 from lab.run.progress import waiting
 from lab.run.signals import ended
 from lab.run.summary import DEFAULT, sentence
@@ -130,7 +130,9 @@ def _settings(request: Request) -> dict[str, Any]:
     """The settings that the run really has. Raises SettingError for what is typed and none of them."""
     settings = scaled(selected(request))
     Labels.of(settings)
-    return inherited_length(RunFolder(request.folder), settings, request.overrides) if settings["from"] else settings
+    folder, typed = RunFolder(request.folder), any(w.lstrip("+").startswith("probe.budget=") for w in request.overrides)
+    settings = settings if typed else as_begun(folder, settings)
+    return inherited_length(folder, settings, request.overrides) if settings["from"] else settings
 
 
 def _recorded(settings: dict[str, Any]) -> dict[str, Any]:

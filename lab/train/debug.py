@@ -63,18 +63,24 @@ def told(real: Parts, tried: Parts, latest: Mapping[str, float], watch: Stopwatc
     """
     step = min(watch.seconds, default=math.nan)
     parts = [f"{real.total} steps {_time(step * real.total)}"]
-    total, whats = step * real.total, []
+    measuring, whats = 0.0, []
     for mine, small in zip(real.settings.probes, tried.settings.probes, strict=True):
         seconds = latest.get(f"cost/{mine.name}/seconds", math.nan)
-        count = len(range(0, real.total, mine.every)) + mine.at_end
+        count = len(range(0, real.total, mine.rhythm)) + mine.at_end
         wanted, had = (_examples(probe, len(real.dataset.train)) for probe in (mine, small))
         share = f" on {had} of {wanted} examples" if had < wanted else ""
         if not math.isfinite(seconds):
             whats.append(f"{mine.name} was not measured")
             continue
         whats.append(f"{mine.name}{share}")
-        total += (cost := seconds * count * wanted / had)
+        measuring += (cost := seconds * count * wanted / had)
         parts.append(f"{mine.name} {count} times {_time(cost)}")
+    if (budget := real.settings.budget) is not None and budget.products is None:
+        allowed = budget.allowed(step, real.total)
+        if measuring > allowed:
+            parts.append(f"which probe.budget={budget} keeps to {_time(allowed)}")
+        measuring = min(measuring, allowed)
+    total = step * real.total + measuring
     probes = f"probes: {', '.join(whats)}" if whats else "no probe"
     return (
         f"debug: {tried.total} of {real.total} steps; {probes}; audit, evaluation, checkpoint, figure; loggers: "

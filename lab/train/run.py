@@ -61,6 +61,7 @@ class TrainingRun:
             seed=parts.settings.seed,
             refuses=True,
             audit=parts.settings.audit,
+            budget=parts.settings.budget,
         )
         self.probes.bench.require(self.probes.probes)
 

@@ -87,7 +87,7 @@ def test_no_two_probes_write_one_tag_whatever_they_are_asked_for() -> None:
         probe, tags = kind(**MORE[kind.name]), set[str]()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of so few products and batches
-            for step in (probe.every - 2, probe.every - 1, probe.every):
+            for step in (probe.rhythm - 2, probe.rhythm - 1, probe.rhythm):
                 if probe.due(step):
                     whole = snapshot(step, model, w)
                     tags |= probe.measure(whole).keys() | probe.measure(replace(whole, batch_size=6)).keys()
@@ -122,7 +122,7 @@ def test_a_probe_whose_memory_is_restored_measures_the_same(kind: type[Probe]) -
     w = torch.cat([p.detach().flatten() for p in model.parameters()])
     first.measure(snapshot(0, model, w))
     second.load_state_dict(first.state_dict())
-    later = [probe.measure(snapshot(probe.every, model, w + 0.01)) for probe in (first, second)]
+    later = [probe.measure(snapshot(probe.rhythm, model, w + 0.01)) for probe in (first, second)]
     for tag, value in later[0].items():
         if isinstance(value, float) and not tag.endswith("seconds"):
             assert value == later[1][tag] or math.isnan(value)

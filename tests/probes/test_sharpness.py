@@ -36,7 +36,7 @@ def trajectory(loss: NetworkObjective) -> list[torch.Tensor]:
 def run(
     probe: Sharpness, loss: NetworkObjective, points: list[torch.Tensor], rule: UpdateRule | None = None
 ) -> list[dict[str, float]]:
-    found = [probe.measure(Snapshot(i * probe.every, w, lambda _: loss, rule)) for i, w in enumerate(points)]
+    found = [probe.measure(Snapshot(i * probe.rhythm, w, lambda _: loss, rule)) for i, w in enumerate(points)]
     return [{tag: v for tag, v in values.items() if isinstance(v, float)} for values in found]
 
 

@@ -1,0 +1,158 @@
+"""The costs of a run kept to a budget: what `lab.probes.governor` decides is carried out, told and kept."""
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+
+from lab.callbacks.account import account, beyond, caveats, words
+from lab.callbacks.costs import Costs, Outlook
+from lab.objective import NetworkObjective
+from lab.probes.base import Probe, Snapshot, Value
+from lab.probes.bench import Bench
+from lab.probes.forecast import Cost
+from lab.probes.governor import Budget, Course, Governor, Offer
+from lab.probes.nested import FEWEST, Nested, batch_of, sizes
+from lab.settings import SettingError
+
+
+class Budgeting(Costs):
+    """What the measurements of a run cost, at most `budget`, but for the first and the last one of each probe."""
+
+    def __init__(self, bench: Bench, budget: Budget):
+        super().__init__(bench)
+        self.budget = budget
+        self.governor = Governor(budget, 1)
+        self._begun, self._step, self._heard = 0.0, 0, 0
+        self._meant: dict[str, str] = {}
+
+    def begin(self, total: int | None, device: torch.device) -> None:
+        """Raises SettingError where nobody knows how long the run is."""
+        super().begin(total, device)
+        if total is None:
+            raise SettingError(f"budget={self.budget} needs to know how long the run is: set max_steps, or budget=None")
+        self.governor.total = total
+
+    def step_begins(self, step: int) -> None:
+        self._begun, self._step = self.clock(), step
+
+    def step_ends(self, step: int) -> None:
+        self.governor.train(self.clock() - self._begun, step - self._step)
+
+    def wanted(self, probes: Sequence[Probe], step: int, *, ratio: float) -> list[Probe]:
+        """Steps before a measurement, whose weights are wanted too, are no candidates."""
+        wanted = []
+        for probe in probes:
+            candidate = probe.name in self.governor.courses and step % probe.rhythm == 0
+            if not candidate or self.governor.wants(probe.name, step, ratio=ratio):
+                wanted.append(probe)
+        for probe in wanted:
+            self._rule(probe)
+        self._hear()
+        return wanted
+
+    def plan(self, probes: Sequence[Probe], here: Snapshot) -> None:
+        """The offers of the probes, in the unit of the budget, to the governor; a resumed run has its own already."""
+        new = {probe.name: self._course(probe, here) for probe in probes if probe.name not in self.governor.courses}
+        self.governor.guess = self.governor.guess or (self.speed.step if self.speed else 0.0)
+        self.governor.begin(new, step=here.step)
+        for probe in probes:
+            self._rule(probe)
+        self._heard = len(self.governor.decisions)
+        if new and self.governor.ends > self.governor.allowed:
+            self.tell(beyond(self.governor, list(new)))
+
+    def outlook(self, probe: Probe, here: Snapshot) -> Outlook:
+        """As the governor sees it."""
+        if (course := self.governor.courses.get(probe.name)) is None:
+            return super().outlook(probe, here)
+        part, how, why = probe.settled().probe_set, "", ""
+        share = 1.0
+        if isinstance(part, Nested):
+            loose = "".join(f" with {name}={number:g}" for name, number in probe.loose.items())
+            how, share = f" on {part.examples} of {self._sizes()[0]} examples{loose}", part.examples / self._sizes()[0]
+        if self.budget.products is None:
+            first, after = course.first, course.after
+        else:
+            first, after = (share * self.foretold(probe, here, warm=warm).seconds for warm in (False, True))
+        every = course.every * self.governor.times(probe.name, here.step)
+        if every > course.every or how:
+            why = f" (probe.budget={self.budget}; null: all of them every {course.every} steps)"
+        return Outlook(first, after, every, how, why)
+
+    def made(self, probes: Sequence[Probe], values: Mapping[str, Value], here: Snapshot, seconds: float) -> None:
+        for probe in probes:
+            if f"cost/{probe.name}/seconds" in values and probe.name in self.governor.courses:
+                spent = self.seconds.get(probe.name, 0.0)
+                seconds -= spent
+                cost = spent if self.budget.products is None else self._products(probe, values)
+                self.governor.made(probe.name, here.step, cost, end=here.ended)
+        if self.budget.products is None:
+            self.governor.extra(max(0.0, seconds))
+
+    def training_seconds(self, steps: int) -> float:
+        return self.governor.step_seconds * steps if self.governor.steps else super().training_seconds(steps)
+
+    def summary(self) -> dict[str, Any]:
+        return account(self.governor, self._sizes())
+
+    def notes(self) -> list[str]:
+        return caveats(self.governor, self._sizes(), self._meant)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.governor.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if state:
+            self.governor.load_state_dict(state)
+            self._heard = len(self.governor.decisions)
+
+    def _course(self, probe: Probe, here: Snapshot) -> Course:
+        first, after = (self._unit(self.foretold(probe, here, warm=warm)) for warm in (False, True))
+        offers = [Offer(first, after)]
+        loss = self.bench.objective("auto")
+        if probe.halves and getattr(probe, "examples", None) == "auto" and isinstance(loss, NetworkObjective):
+            whole, *parts = self._sizes()
+            product = self._unit(Cost(1, 1, self.speed.product * whole if self.speed else 0.0))
+            for part in parts:
+                look = 2 * product * max(part, FEWEST * batch_of(loss)) / whole
+                offers.append(Offer(first * part / whole + look, after * part / whole + look))
+        return Course(probe.rhythm, probe.every != "auto", probe.at_end, offers)
+
+    def _unit(self, cost: Cost) -> float:
+        return cost.seconds if self.budget.products is None else cost.products
+
+    def _sizes(self) -> list[int]:
+        return sizes(self.bench.objective("auto"))
+
+    def _rule(self, probe: Probe) -> None:
+        """The settings of the offer that was chosen."""
+        course = self.governor.courses.get(probe.name)
+        if course is None or not course.chosen:
+            return
+        ruled = {**probe.loose, "examples": Nested(self._sizes()[course.chosen])}
+        if course.count == 0 and probe.ruled.get("examples") not in (None, ruled["examples"]):
+            probe.load_state_dict({})  # vectors and differences of another loss
+        probe.ruled, self._meant[probe.name] = ruled, probe.halves
+
+    def _products(self, probe: Probe, values: Mapping[str, Value]) -> float:
+        """What a measurement took, in products over the set "auto": those it reports, else as many as were expected."""
+        share, matvecs = 1.0, values.get(f"cost/{probe.name}/matvecs")
+        with suppress(Exception):
+            share = (self.bench.objective(probe.settled().probe_set).num_examples or 0) / self._sizes()[0]
+        if isinstance(matvecs, float | int) and math.isfinite(matvecs):
+            return float(matvecs) * share
+        return self.expected[probe.name].products
+
+    def _hear(self) -> None:
+        """Tell what was decided since it was told last."""
+        for line in words(self.governor, self._sizes(), self.governor.decisions[self._heard :]):
+            self.tell(f"probe.budget={self.budget}: from {line}")
+        self._heard = len(self.governor.decisions)
+
+
+def costs_of(bench: Bench, budget: Budget | None) -> Costs:
+    """What the measurements of a run cost; at most a budget."""
+    return Costs(bench) if budget is None else Budgeting(bench, budget)
