@@ -10,6 +10,7 @@ from lab.doors.arguments import opened
 from lab.doors.words import literal
 from lab.measure.target import LAST, LAST_FINITE, PLACE, Target
 from lab.run.cards import card_names, choices
+from lab.run.code import GROUPS as CODE
 from lab.run.code import named_code, require_typed
 from lab.run.folder import RunFolder
 from lab.settings import SettingError
@@ -52,7 +53,7 @@ class OriginRun:
     def card(self, group: str) -> str:
         """The name of the card of the run in a group."""
         kind = self.settings[group]["_target_"]
-        if (name := card_names(self.more).get(kind)) in choices(group, self.more):
+        if (name := card_names(group, self.more).get(kind)) in choices(group, self.more):
             return str(name)
         hers = f" or {self.more}/{group}/" if self.more else ""
         cure = "" if self.more else ", or type the --config-dir that has it"
@@ -102,7 +103,8 @@ class OriginRun:
             require_typed(self.settings, target.names, kept)
         for group in kept:
             words.append(f"{group}={self.card(group)}")
-            words += _settings(group, self.settings[group], but=("_target_", *PLACE))
+            of_code = ("path",) if group in CODE else ()  # comes from what is typed, whatever a file says
+            words += _settings(group, self.settings[group], but=("_target_", *of_code, *PLACE))
         for probe in target.probes:
             values = self.settings.get("probe", {}).get(probe, {})
             words += _settings(f"probe.{probe}", values, but=("_target_", "every"))
