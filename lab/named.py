@@ -34,12 +34,12 @@ FORM = "expected FILE.py:NAME or PACKAGE.MODULE:NAME"
 class NamedCode:
     """A class or a function of somebody's own, with the arguments it is called with. What it is for, a subclass says.
 
-    group  of the settings; takes: what the code is given before its arguments, in words of its signature.
+    group    of the settings.
+    example  a path, for whoever typed none.
     """
 
     group: ClassVar[str]
     example: ClassVar[str]
-    takes: ClassVar[tuple[str, ...]] = ()
     path: Annotated[
         str, Field(description="FILE.py:NAME, relative to where you are, or PACKAGE.MODULE:NAME; must be set")
     ] = ""
@@ -66,7 +66,7 @@ class NamedCode:
 
     def require_fit(self, code: Callable[..., Any]) -> None:
         """Raise SettingError where the arguments are not those of its signature."""
-        require_fit(code, self.args, self.group, self.path, self.takes)
+        require_fit(code, self.args, self.group, self.path)
 
 
 def load(path: str, setting: str) -> Callable[..., Any]:

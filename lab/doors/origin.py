@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from lab.doors.arguments import opened
 from lab.doors.words import Override, literal
 from lab.run.cards import card_names, choices
+from lab.run.code import GROUPS as CODE
 from lab.run.code import named_code, require_typed
 from lab.run.folder import RunFolder
 from lab.settings import SettingError
@@ -75,7 +76,7 @@ class OriginRun:
     def card(self, group: str) -> str:
         """The name of the card of the run in a group."""
         kind = self.settings[group]["_target_"]
-        if (name := card_names(self.more).get(kind)) in choices(group, self.more):
+        if (name := card_names(group, self.more).get(kind)) in choices(group, self.more):
             return str(name)
         hers = f" or {self.more}/{group}/" if self.more else ""
         cure = "" if self.more else ", or type the --config-dir that has it"
@@ -125,7 +126,8 @@ class OriginRun:
             require_typed(self.settings, target.names, kept)
         for group in kept:
             words.append(f"{group}={self.card(group)}")
-            words += settings_at(group, self.settings[group], but=("_target_", *PLACE))
+            of_code = ("path",) if group in CODE else ()  # comes from what is typed, whatever a file says
+            words += settings_at(group, self.settings[group], but=("_target_", *of_code, *PLACE))
         for probe in target.probes:
             values = self.settings.get("probe", {}).get(probe, {})
             words += settings_at(f"probe.{probe}", values, but=("_target_", "every"))

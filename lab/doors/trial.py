@@ -32,8 +32,7 @@ def try_out(
     wanted is a mean over examples. Nothing of this is asked of the lab's own cards on the lab's own data.
 
     cards: data, model and loss, by group. Model and global generators stay as they are; lazy layers get their weights, from
-    the seed of the run. Cost: two examples, and the loss of
-    as many targets as there are.
+    the seed of the run. Cost: two examples, and the loss of as many targets as there are.
     """
     if not any(isinstance(card, NamedCode | TensorCard) for card in cards.values()):
         return

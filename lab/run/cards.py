@@ -32,10 +32,13 @@ def config_dir() -> str:
     return str(next((c for c in (package.parent / "conf", package / "conf") if c.is_dir()), package / "conf"))
 
 
-def card_names(more: str | None = None) -> dict[str, str]:
-    """The card that stands for a class, e.g. {"lab.optim.optimizers.Sgd": "sgd"}; `more`: a folder with further ones."""
-    others = _named_in(str(Path(more).absolute())) if more else {}
-    return FORMER | others | _named_in(config_dir())
+def card_names(group: str = "", more: str | None = None) -> dict[str, str]:
+    """The card that stands for a class, e.g. {"lab.optim.optimizers.Sgd": "sgd"}: of all groups, or of one; `more`: a folder
+    with further ones.
+    """
+    folders = [Path(folder).absolute() / group for folder in ([more] if more else []) + [config_dir()]]
+    named = [_named_in(str(folder)) for folder in folders]
+    return FORMER | {kind: name for cards in named for kind, name in cards.items()}
 
 
 @cache

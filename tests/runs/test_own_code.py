@@ -348,7 +348,7 @@ def test_measuring_asks_for_the_code_again_and_takes_its_arguments_from_the_run(
     )
 
 
-@pytest.mark.parametrize("place", ["target", "path", "name of a setting", "interpolation", "probe"])
+@pytest.mark.parametrize("place", ["target", "path", "another group", "name of a setting", "interpolation", "probe"])
 def test_settings_read_from_a_run_folder_import_and_resolve_nothing(
     place: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -363,6 +363,8 @@ def test_settings_read_from_a_run_folder_import_and_resolve_nothing(
         settings["model"]["_target_"] = "evil_module.Evil"
     elif place == "path":
         settings["model"] = {"_target_": "lab.models.own.OwnModel", "path": "evil.py:Evil", "args": {}}
+    elif place == "another group":
+        settings["loss"] = {"_target_": "lab.models.own.OwnModel", "path": "evil.py:Evil", "args": {}}
     elif place == "name of a setting":
         settings["model"]["_target_=evil_module.Evil,x"] = 1
     elif place == "interpolation":
