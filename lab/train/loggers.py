@@ -202,14 +202,15 @@ def _mlflow(folder: RunFolder, entry: Entry) -> Logger:
         experiment_name=os.environ.get("MLFLOW_EXPERIMENT_NAME", entry.project),
         run_name=entry.title,
         tracking_uri=elsewhere or f"sqlite:///{place / 'mlflow.db'}",
-        tags={"tags": ",".join(entry.tags)} if entry.tags else {},
         artifact_location=None if elsewhere else (place / "mlflow").as_uri(),
         run_id=_known(folder).get("mlflow"),
     )
     logger.waiting = []
     client, run_id = logger.experiment, logger.run_id
     assert run_id is not None
-    client.update_run(run_id, status="RUNNING")
+    client.update_run(run_id, status="RUNNING", name=entry.title)
+    if entry.tags:
+        client.set_tag(run_id, "tags", ",".join(entry.tags))
     _keep(folder, "mlflow", run_id)
     params = [mlflow.entities.Param(allowed(key), str(v)[:LONGEST_PARAM]) for key, v in entry.settings.items()]
     known = client.get_run(run_id).data.params  # they cannot be changed
