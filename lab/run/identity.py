@@ -10,12 +10,11 @@ from lab.run.cards import card_names
 from lab.run.folder import RunFolder
 from lab.settings import SettingError
 
-PLACE = ("trainer.threads", "name", "tags", "logger", "debug")
-"""Settings that say how, not what: they may change between a run and its resumption."""
+PLACE = ("trainer.threads", "trainer.stop", "name", "tags", "logger", "debug")
+"""Settings that say how, or when to stop, not what: they may change between a run and its resumption."""
 ABSENT = {
     "trainer.clip_norm": "None",
     "trainer.clip_value": "None",
-    "trainer.stop": "[]",
     "trainer.callbacks": "[]",
 }
 """What the settings were, laid `flat`, of a run that was made before they were there."""

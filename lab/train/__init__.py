@@ -23,7 +23,7 @@ from lab.run.identity import require_same_data, require_unchanged, same_data_fil
 from lab.run.signals import ended
 from lab.run.summary import DEFAULT, sentence
 from lab.train.comparison import compare
-from lab.train.naming import begins_anew, relabelled, require_named
+from lab.train.naming import begins_anew, ended_early, relabelled, require_named
 from lab.train.scaling import scaled
 from lab.train.selection import left_out, selected
 
@@ -41,7 +41,7 @@ def look(request: Request) -> Iterable[str]:
     folder, settings = RunFolder(request.folder), _settings(request)
     if not begins_anew(folder, settings):
         require_unchanged(folder, _recorded(settings))
-    if not folder.finished or settings["debug"]:
+    if not _over(folder, settings):
         from lab.doors.parts import read_settings  # torch: not for runs that are finished
 
         require_named(read_settings(settings))
@@ -52,11 +52,10 @@ def train(request: Request) -> float | None:
     """One run, unless the folder holds it. Returns the last training loss, for sweepers."""
     folder, settings = RunFolder(request.folder), _settings(request)
     with ended(), memory_told():
-        anew = begins_anew(folder, settings)
-        if not anew:
+        if not begins_anew(folder, settings):
             require_unchanged(folder, _recorded(settings))
-        summary = {} if anew else folder.read("summary")
-        again = bool(summary) and folder.finished
+        summary = folder.read("summary")
+        again = bool(summary) and _over(folder, settings)
         if again:
             _require_same_files(folder, settings)
             summary = relabelled(folder, settings, summary)
@@ -64,6 +63,11 @@ def train(request: Request) -> float | None:
             summary = _train(folder, settings, request)
     report(folder, summary, again=again, brief=request.several)
     return summary["last_loss"]
+
+
+def _over(folder: RunFolder, settings: dict[str, Any]) -> bool:
+    """Whether the folder holds the run that is asked for, finished."""
+    return folder.finished and not begins_anew(folder, settings) and not ended_early(folder, settings)
 
 
 def _train(folder: RunFolder, settings: dict[str, Any], request: Request) -> dict[str, Any]:

@@ -60,6 +60,25 @@ def test_a_stopped_run_answers_at_once_and_one_that_was_killed_stops_again(
     assert again["stop"] == state["stop"] and torch.equal(before, after)
 
 
+def test_a_stopped_run_goes_on_without_its_condition_as_if_it_had_never_stopped(
+    train: Train, weights: Read, metrics: Read
+) -> None:
+    settings = (
+        *SMALL,
+        "optimizer.momentum=0.9",
+        "probe=[sharpness]",
+        "probe.sharpness.every=4",
+        "trainer.clip_norm=0.5",
+    )
+    whole = train("whole", *settings)
+    train("stopped", *settings, f"trainer.stop=[train/loss<{losses(whole)[0] - 0.5!r}]")
+    going = train("stopped", *settings, "trainer.stop=[train/loss<1e-9]")
+    assert going.read("status")["step"] == 30 and metrics(going) == metrics(whole)
+    assert all(torch.equal(a, b) for a, b in zip(weights(going).values(), weights(whole).values(), strict=True))
+    summaries = [run.read("summary") | {"seconds": 0, "title": ""} for run in (going, whole)]
+    assert summaries[0] == summaries[1]
+
+
 def test_a_probe_ends_a_run_at_the_step_that_it_measured_before_its_update(train: Train, weights: Read) -> None:
     probe = ("probe=[sharpness]", "probe.sharpness.every=2", "optimizer.lr=1.5")
     steps, ratios = train("whole", *SMALL, *probe).series("sharpness/ratio")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -66,6 +67,7 @@ def test_the_csv_holds_every_metric_also_after_a_resume(train: Train) -> None:
     assert rows(run) == run.all_series()
 
 
+@pytest.mark.filterwarnings("ignore:.*noload")
 def test_mlflow_has_settings_tags_and_every_metric_in_a_file_of_the_run_that_a_resume_goes_on_with(
     train: Train, no_network: list[Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -88,7 +90,7 @@ def test_mlflow_has_settings_tags_and_every_metric_in_a_file_of_the_run_that_a_r
         assert {metric.step: metric.value for metric in history} == dict(zip(steps, values, strict=True))
     assert found.data.metrics["final/last_loss"] == run.read("summary")["last_loss"]
     assert said == f"{run.path} goes on from step 4 of 6\n"
-    assert "MLFLOW_TRACKING_URI" not in __import__("os").environ, "the next run of a grid has a file of its own"
+    assert "MLFLOW_TRACKING_URI" not in os.environ, "the next run of a grid has a file of its own"
 
 
 def records(file: Path) -> Iterator[Any]:
