@@ -22,9 +22,9 @@ def _condition(text: str) -> str:
 
 
 def _listed(value: Any) -> Any:
-    """The value, if it is no text by itself."""
-    if isinstance(value, str):
-        raise ValueError(f"expected a list, [{value}]")
+    """The value, if it is a list."""
+    if isinstance(value, str) or value is None:
+        raise ValueError(f"expected a list, [{value}]" if value else "expected a list, [] for none")
     return value
 
 

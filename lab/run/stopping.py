@@ -57,12 +57,11 @@ class Condition:
 class Stopping:
     """The conditions of a run, and the first of them that was met.
 
-    reason  "train/loss 0.00098 < 0.001"; "" as long as none is met.
+    met, reason  that condition, "train/loss<0.001", and by what, "train/loss 0.00098 < 0.001"; "" as long as none is met.
     """
 
     def __init__(self, conditions: Iterable[Condition] = ()):
-        self.conditions, self.reason = tuple(conditions), ""
-        self._met = ""
+        self.conditions, self.met, self.reason = tuple(conditions), "", ""
         self._seen = {condition.tag: False for condition in self.conditions}
 
     def __bool__(self) -> bool:
@@ -77,7 +76,7 @@ class Stopping:
             self._seen[condition.tag] = True
             value = float(values[condition.tag])
             if not self.reason and condition.met(value):
-                self._met = str(condition)
+                self.met = str(condition)
                 self.reason = f"{condition.tag} {value:.4g} {condition.sign} {condition.bound:g}"
         return bool(self.reason)
 
@@ -115,9 +114,9 @@ class Stopping:
         return [f"trainer.stop: {tag} was never measured." for tag, seen in self._seen.items() if not seen]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"met": self._met, "reason": self.reason}
+        return {"met": self.met, "reason": self.reason}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take it back, where the condition that was met is still one of the run."""
         if state.get("met") in [str(condition) for condition in self.conditions]:
-            self._met, self.reason = state["met"], state["reason"]
+            self.met, self.reason = state["met"], state["reason"]

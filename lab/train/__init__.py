@@ -29,7 +29,7 @@ from lab.run.summary import DEFAULT, sentence
 from lab.train.beginning import inherited_length, require_origin
 from lab.train.comparison import compare
 from lab.train.extension import lengthened, require_extendable, tell_diverged
-from lab.train.naming import begins_anew, relabelled, require_named
+from lab.train.naming import begins_anew, ended_early, relabelled, require_named
 from lab.train.scaling import scaled
 from lab.train.selection import left_out, selected
 
@@ -49,7 +49,7 @@ def look(request: Request) -> Iterable[str]:
     anew = begins_anew(folder, settings)
     if not anew:
         require_unchanged(folder, _recorded(settings), grows=True)
-    if anew or not _over(folder, settings):
+    if not _over(folder, settings):
         require_origin(folder, settings)
         from lab.doors.parts import read_settings  # torch: not for runs that are finished
 
@@ -64,10 +64,9 @@ def train(request: Request) -> float | None:
     """One run, unless the folder holds it. Returns the last training loss, for sweepers."""
     folder, settings = RunFolder(request.folder), _settings(request)
     with ended(), memory_told():
-        anew = begins_anew(folder, settings)
-        if not anew:
+        if not begins_anew(folder, settings):
             require_unchanged(folder, _recorded(settings), grows=True)
-        summary = {} if anew else folder.read("summary")
+        summary = folder.read("summary")
         again = bool(summary) and _over(folder, settings)
         if again:
             tell_diverged(folder, settings)
@@ -80,8 +79,10 @@ def train(request: Request) -> float | None:
 
 
 def _over(folder: RunFolder, settings: dict[str, Any]) -> bool:
-    """Whether the folder holds a finished run, as long as it is asked for."""
-    return folder.finished and lengthened(folder, settings) is None
+    """Whether the folder holds the run that is asked for, finished, and as long."""
+    if not folder.finished or begins_anew(folder, settings) or ended_early(folder, settings):
+        return False
+    return lengthened(folder, settings) is None
 
 
 def _train(folder: RunFolder, settings: dict[str, Any], request: Request) -> dict[str, Any]:

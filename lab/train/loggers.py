@@ -22,7 +22,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger, MLFlowLogger, WandbLogger
 
 from lab.callbacks.dashboard import Board
-from lab.doors.labels import Labels
+from lab.doors.labels import NAMES, Labels
 from lab.run.folder import RunFolder, replace
 from lab.run.identity import flat
 from lab.run.stopping import Stopping
@@ -32,6 +32,8 @@ AT_ONCE = 1000
 """Values that MLflow takes in one batch, at most: a commit of each step's takes 5 ms."""
 SHARE = 50
 """metrics.csv is written again after so many times as long as it took, at the earliest: 2 % of the run."""
+LONGEST_TITLE = 128
+"""Characters of a title that wandb takes."""
 LONGEST_PARAM = 500
 """Characters of a setting that MLflow takes."""
 
@@ -203,14 +205,17 @@ def _mlflow(folder: RunFolder, entry: Entry) -> Logger:
         experiment_name=os.environ.get("MLFLOW_EXPERIMENT_NAME", entry.project),
         run_name=entry.title,
         tracking_uri=elsewhere or f"sqlite:///{place / 'mlflow.db'}",
-        tags={"tags": ",".join(entry.tags)} if entry.tags else {},
         artifact_location=None if elsewhere else (place / "mlflow").as_uri(),
         run_id=_known(folder).get("mlflow"),
     )
     logger.waiting = []
     client, run_id = logger.experiment, logger.run_id
     assert run_id is not None
-    client.update_run(run_id, status="RUNNING")
+    if elsewhere is None:  # MLflow has noted it there, where the next run of this process would look
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+    client.update_run(run_id, status="RUNNING", name=entry.title)
+    if entry.tags:
+        client.set_tag(run_id, "tags", ",".join(entry.tags))
     _keep(folder, "mlflow", run_id)
     params = [mlflow.entities.Param(allowed(key), str(v)[:LONGEST_PARAM]) for key, v in entry.settings.items()]
     known = client.get_run(run_id).data.params  # they cannot be changed
@@ -242,6 +247,10 @@ def _keep(folder: RunFolder, name: str, key: str) -> None:
 
 
 def entry(plain: Mapping[str, Any], labels: Labels, folder: RunFolder) -> Entry:
-    """That of the run with the settings `plain` in a folder."""
-    settings = {name: value for name, value in flat(dict(plain)).items() if name not in ("name", "tags", "logger")}
-    return Entry(folder.path.absolute().parent.name, labels.name or folder.path.name, labels.tags, settings)
+    """That of the run with the settings `plain` in a folder: its project is the folder around that, and the runs of a grid
+    that has a name are called as their folders.
+    """
+    settings = {name: value for name, value in flat(dict(plain)).items() if name not in NAMES}
+    path = folder.path.absolute()
+    title = labels.name if labels.name and labels.name != path.parent.name else path.name
+    return Entry(path.parent.name, title[:LONGEST_TITLE], labels.tags, settings)

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from lab.doors.labels import Labels
 from lab.run.folder import RunFolder
+from lab.run.stopping import Condition
 from lab.settings import SettingError
 
 if TYPE_CHECKING:
@@ -20,6 +21,17 @@ def begins_anew(folder: RunFolder, settings: dict[str, Any]) -> bool:
         kind = "a debug run" if not debug else "a run, which debug=true would overwrite"
         raise SettingError(f"{folder.path} holds {kind}; choose another hydra.run.dir")
     return debug
+
+
+def ended_early(folder: RunFolder, settings: dict[str, Any]) -> bool:
+    """Whether the run ended by a condition that is none of trainer.stop any more: it goes on then."""
+    met, texts = folder.read("summary").get("stopped_by"), settings["trainer"].get("stop") or []
+    if not met or not isinstance(texts, list):
+        return False
+    try:
+        return met not in [str(Condition.of(str(text))) for text in texts]
+    except ValueError:  # told where the settings are read
+        return True
 
 
 def relabelled(folder: RunFolder, settings: dict[str, Any], summary: dict[str, Any]) -> dict[str, Any]:

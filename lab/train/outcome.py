@@ -29,6 +29,7 @@ def outcome(settings: Settings, probes: ProbeCallback, module: SupervisedModule,
         + module.stopping.unseen(),
     )
     more = {
+        "stopped_by": module.stopping.met or None,
         "budget": probes.costs.summary(),
         "edge_lr": _edge_lr(settings, summary, _rate(module), stochastic=probes.tracker.stochastic),
         "rate": "optimizer.args.lr" if isinstance(settings.optimizer, NamedCode) else "optimizer.lr",
