@@ -83,10 +83,11 @@ def card_values(group: str, card: str) -> Any:
 
 
 def takes_list(name: str) -> bool:
-    """Whether a setting is a list in some card, as model.widths and probe are."""
+    """Whether a setting is a list somewhere in conf/, as model.widths is, or may be one, as probe."""
     group, _, rest = name.partition(".")
-    cards = [card_values(group, card) for card in choices(group)]
-    return name in ("probe", "data.classes") or any(OmegaConf.is_list(values.get(rest)) for values in cards)
+    plain: Any = OmegaConf.load(Path(config_dir()) / "train.yaml")
+    values = [plain.get(name), *(card_values(group, card).get(rest) for card in choices(group))]
+    return name in ("probe", "data.classes") or any(OmegaConf.is_list(value) for value in values)
 
 
 @cache
