@@ -180,6 +180,7 @@ SLIPS = [
     ("hydra.run.dir=", "hydra.run.dir= names no folder"),
     ("-m seed=0,1 hydra.sweep.dir=", "hydra.sweep.dir= names no folder"),
     ("data=image_folder", "data.root is empty"),
+    ("data=image_folder data.root=. data.cache=", "data.cache=: expected user, beside, a folder or null"),
     ("data=image_folder data.root=/nonexistent", "holds no folder train"),
     ("data=cifar10", "it cannot be downloaded there"),
     ("data=cifar10 optimizer.nesterov=true", "needs optimizer.momentum > 0"),

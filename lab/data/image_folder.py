@@ -15,7 +15,7 @@ from typing import Annotated
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from pydantic import Field
+from pydantic import Field, field_validator
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
@@ -45,10 +45,16 @@ class ImageFolder(ImageCard):
     cache: Annotated[
         str | None,
         Field(
-            min_length=1,
-            description="of decoded images: user (~/.cache/lab) | beside (in root) | a folder | null: decode in every run",
+            description="of decoded images: user (~/.cache/lab) | beside (in root) | a folder | null: decode in every run"
         ),
     ] = USER
+
+    @field_validator("cache")
+    @classmethod
+    def _named(cls, cache: str | None) -> str | None:
+        if cache is not None and not cache.strip():
+            raise ValueError("expected user, beside, a folder or null")
+        return cache
 
     def load(self, progress: bool = True) -> Dataset:
         """Decode the first time, memory-map afterwards. Raises SettingError that names the folder or file at fault."""

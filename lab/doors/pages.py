@@ -87,25 +87,27 @@ def card_values(group: str, card: str) -> Any:
 
 
 def takes_list(name: str) -> bool:
-    """Whether a setting is a list in some card, as model.widths and probe are."""
+    """Whether a setting is a list somewhere in conf/, as model.widths is, or may be one, as probe."""
     group, _, rest = name.partition(".")
-    cards = [card_values(group, card) for card in choices(group)]
-    return name in ("probe", "data.classes") or any(OmegaConf.is_list(values.get(rest)) for values in cards)
+    plain: Any = OmegaConf.load(Path(config_dir()) / "train.yaml")
+    values = [plain.get(name), *(card_values(group, card).get(rest) for card in choices(group))]
+    return name in ("probe", "data.classes") or any(OmegaConf.is_list(value) for value in values)
 
 
 @cache
 def default_cards() -> dict[str, str]:
     """The card of every group that lab.train begins with, e.g. {"data": "digits", ...}."""
-    listed = OmegaConf.load(Path(config_dir()) / "train.yaml")["defaults"]  # type: ignore[index]
-    items = [item for entry in listed if not isinstance(entry, str) for item in entry.items()]
+    loaded: Any = OmegaConf.load(Path(config_dir()) / "train.yaml")
+    items = [item for entry in loaded.defaults if not isinstance(entry, str) for item in entry.items()]
     return {str(group): card for group, card in items if isinstance(card, str)}
 
 
 @cache
 def known_settings() -> tuple[str, ...]:
     """Every setting that some card of lab.train offers, with its group, and the groups."""
-    plain = [str(name) for name in OmegaConf.load(Path(config_dir()) / "train.yaml") if name not in NO_SETTINGS]
-    names = [*plain, *(f"optimizer/{group}" for group in AROUND)]
+    loaded: Any = OmegaConf.load(Path(config_dir()) / "train.yaml")
+    plain = [str(name) for name in loaded if name not in NO_SETTINGS]
+    names = [*plain, *(f"probe.{name}" for name in loaded["probe"]), *(f"optimizer/{group}" for group in AROUND)]
     folders = [folder for folder in Path(config_dir()).iterdir() if folder.is_dir() and folder.name not in NO_GROUPS]
     for group in sorted([folder.name for folder in folders] + [f"optimizer/{group}" for group in AROUND]):
         place = group.rpartition("/")[2]

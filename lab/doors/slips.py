@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from lab.doors import synonyms, synonyms_of_cards
 from lab.doors.cures import CommandLine, Cure, instead_of_card, names, normal
-from lab.doors.pages import card_settings, known_settings
+from lab.doors.pages import card_settings, card_values, known_settings
 from lab.run.cards import choices
 
 FILES = (".npz", ".npy", ".pt", ".pth", ".safetensors")
@@ -53,12 +53,21 @@ def flag_answer(words: Sequence[str], flags: Iterable[str], door: str) -> str | 
             apart = after and "=" not in after and not re.match(r"-\D", after)
             typed, value = (f"{word} {after}", after) if apart else (word, "true")
         own = door == "simulate" or bare in known_settings()
-        found = Cure(f"{bare}={value}") if own else cure(bare, value, CommandLine(words), door)
+        found = Cure.of(bare, value) if own else cure(bare, value, CommandLine(words), door)
         if found and found.sentence:
             return f"{typed}: {found.sentence}"
         if found:
-            shown, written = shown or typed, [*written, found.write]
+            write = found.write if typed != word or equals or is_switch(found) else f"{found.setting or bare}=VALUE"
+            shown, written = shown or typed, [*written, write]
     return f"{shown}: settings are typed without dashes; write {' '.join(written)}" if written else None
+
+
+def is_switch(found: Cure) -> bool:
+    """Whether what is to be typed is complete without a value: as trainer.accelerator=gpu and optimizer.nesterov=true."""
+    group, _, rest = found.setting.partition(".")
+    return found.setting in ("", "audit", "debug") or any(
+        isinstance(card_values(group, card).get(rest), bool) for card in choices(group)
+    )
 
 
 def checkpoint_answer(words: Sequence[str]) -> str | None:
@@ -101,13 +110,19 @@ def cure(name: str, value: str, line: CommandLine, door: str) -> Cure | None:
         return _of_a_group(group, value)
     if own := _same(f"{group}.{rest}" if rest else name) or _same(".".join(name.split(".")[-2:])):
         return _fitting(own, value, line)
-    for one in dict.fromkeys((key, normal(f"{group}.{rest}"), last)):
+    for one in dict.fromkeys(
+        (key, normal(f"{group}.{rest}"), last, *(("logger.project",) if group == "logger" else ()))
+    ):
         if found := _in_tables(one, value, line):
             return found
-    ends = [known for known in known_settings() if "." in known and normal(known).rpartition(".")[2] == last]
+    if "." in name and group != "trainer":
+        return None
+    ends = [
+        one for one in known_settings() if normal(one).rpartition(".")[2] == last and not one.startswith("compare.")
+    ]
     if len(ends) == 1:
         return _fitting(ends[0], value, line)
-    return None if "." in name else _of_a_probe("probe", name, value, line)
+    return _of_a_probe("probe", last, value, line)
 
 
 def _in_tables(key: str, value: str, line: CommandLine) -> Cure | None:

@@ -171,7 +171,7 @@ def require_sound(words: Sequence[str], *, several: bool = True, experiments: st
             raise SettingError(f"{word} cannot be read{meant}")
         if not value:
             continue
-        if value == "None":
+        if value == "None" and not choices(name):
             raise SettingError(f"{word}: none is written null here; write {name}=null")
         if re.match(r"\+\w", word) and choices(name[1:]):
             raise SettingError(f"{word}: a card is chosen without the +: {word[1:]}")

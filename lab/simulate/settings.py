@@ -8,7 +8,7 @@ from pydantic import Field
 
 from lab.gallery.base import Experiment
 from lab.run.cards import card
-from lab.settings import SettingError, settings, usable_cpus
+from lab.settings import SettingError, UnknownSetting, settings, usable_cpus
 
 
 @settings()
@@ -47,6 +47,8 @@ def read_settings(plain: dict[str, Any]) -> tuple[Experiment, Shared]:
     try:
         shared = card({"_target_": target} | {name: plain[name] for name in names if name in plain}, "setting")
         experiment = card(own, "setting")
+    except UnknownSetting as error:
+        raise UnknownSetting(error.name.removeprefix("setting."), str(error).removeprefix("setting.")) from None
     except SettingError as error:  # the settings of an experiment stand at the top: k=3, not setting.k=3
         raise SettingError(str(error).removeprefix("setting.")) from None
     if not isinstance(experiment, Experiment):

@@ -67,6 +67,7 @@ SETTINGS = [  # what was typed, the first of it being a slip, and the answer
     ("save_top_k=1", "trainer.keep="),
     ("fast_dev_run=true", "write debug=true"),
     ("use_wandb=true", "write logger=[tensorboard,wandb]"),
+    ("logger.zebra=x", "logger= says where numbers go"),
     ("logger.wandb.project=x", "logger= says where numbers go"),
     ("experiment.name=mine", "write name=mine"),
     ("run_name=mine", "write name=mine"),
@@ -124,16 +125,15 @@ def test_a_setting_is_known_by_the_names_of_other_programs(line: str, says: str)
     assert answer.endswith(says) if says.startswith("write") else says in answer
 
 
-def test_a_setting_that_is_there_and_one_that_is_like_none_are_no_slips() -> None:
-    for word in (
-        "optimizer.lr=0.1",
-        "seed=3",
-        "probe.sharpness.every=3",
-        "trainer.zebra=3",
-        "zebra=3",
-        "probe.zebra.every=3",
-    ):
-        assert setting_answer(word.partition("=")[0], [word], "train") is None
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("optimizer.lr=0.1", "seed=3", "probe.sharpness.every=3", "data.batch_size=8"),
+        *("trainer.zebra=3", "zebra=3", "probe.zebra.every=3", "model.x=3", "optimizer.lr.x=3"),
+    ],
+)
+def test_a_setting_that_is_there_and_one_that_is_like_none_are_no_slips(word: str) -> None:
+    assert setting_answer(word.partition("=")[0], [word], "train") is None
 
 
 CARDS = [
@@ -183,6 +183,7 @@ def test_a_card_is_known_by_the_names_of_other_programs(line: str, says: str) ->
             "--lr 0.1 --zebra --epochs 3 seed=1",
             "--lr 0.1: settings are typed without dashes; write optimizer.lr=0.1 epochs=3",
         ),
+        ("--lr --nesterov --seed", "write optimizer.lr=VALUE optimizer.nesterov=true seed=VALUE"),
         ("--num-workers 4", "--num-workers 4: the data lie in memory"),
     ],
 )
