@@ -14,6 +14,7 @@ from torch import Tensor
 from lab.objective.base import Unsound, at_least_single
 from lab.objective.batch import Batch, num_rows, selected
 from lab.objective.look import Precision, moved
+from lab.objective.samples import ends_of
 from lab.objective.weighing import Weighing, labels_of, relabelled
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def look_at_batches(loss: "BatchSum") -> BatchLook:
         look = replace(look, shifted=shifted(loss, look.w))
     if loss.batch_statistics:
         return look
-    for batch in loss.ends():
+    for batch in ends_of(loss.source, loss.asked):
         if coupled := not_mean(loss, batch, look, replace(loss.asked, shifted=look.shifted)):
             return replace(look, coupled=coupled)
     return look
