@@ -99,7 +99,7 @@ class BatchSource:
         limit, fixed = min(HELD_BYTES, memory_of(CPU) // HELD_SHARE), isinstance(self.data, list | tuple)
         for batch in self.data:
             rows.append(num_rows(batch))
-            sizes.append(num_bytes(batch))
+            sizes.append(max(1, num_bytes(batch)))
             digests.append(b"" if fixed else digest(batch))
             if self._held is None and sum(sizes) <= limit:
                 kept.append(batch)
