@@ -52,6 +52,11 @@ class BatchLook:
     shifted: bool = False
     coupled: str = ""
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights in which laws are examined."""
+        return self.w.dtype
+
 
 def look_at_batches(loss: "BatchSum") -> BatchLook:
     """A look at the loss near its present weights. Cost: forward passes of few examples, and three of the first batch and
