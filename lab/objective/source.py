@@ -46,7 +46,7 @@ class BatchSource:
 
     def __init__(self, data: Iterable[Batch]):
         _require_batches(data)
-        if iter(data) is data:
+        if isinstance(data, Iterator):
             raise ValueError(
                 f"data is a {type(data).__name__}, which can be gone through once only, and a loss is evaluated again and "
                 "again; give list(...) of it, or the loader it comes from"
