@@ -236,7 +236,9 @@ def refused() -> dict[str, tuple[Callable[[], Any], str]]:
     data = TensorDataset(x, y)
 
     def of(data: Any, loss: Any = cross_entropy, **how: Any) -> Callable[[], Any]:
-        return lambda: BatchesObjective(model, loss, data, **how).value(torch.cat([p.flatten() for p in model.parameters()]))
+        return lambda: BatchesObjective(model, loss, data, **how).value(
+            torch.cat([p.flatten() for p in model.parameters()])
+        )
 
     def summed(f: Tensor, y: Tensor) -> Tensor:
         return cross_entropy(f, y, reduction="sum")
@@ -253,7 +255,10 @@ def refused() -> dict[str, tuple[Callable[[], Any], str]]:
         "reduction": (of(batches, nn.CrossEntropyLoss(reduction="sum")), 'expected "mean"'),
         "no scalar": (of(batches, nn.CrossEntropyLoss(reduction="none")), "expected"),
         "no loss": (of([x], None), r"loss=None, but what the network returns for \(23, 4\), a Tensor, has no .loss"),
-        "no call": (of([{"a": {"b": x}}], lambda f, batch: f.mean()), r"cannot be called on dict\(a dict\(b \(23, 4\)\)\)"),
+        "no call": (
+            of([{"a": {"b": x}}], lambda f, batch: f.mean()),
+            r"cannot be called on dict\(a dict\(b \(23, 4\)\)\)",
+        ),
         "no labels": (of([(x, x)], nn.MSELoss(), weight="tokens"), 'weight="tokens" counts the labels'),
         "ambiguous": (of([(x.T, y)]), r"first dimensions differ \(4, 23\)"),
         "weight": (of(batches, weight="words"), "weight='words'"),
@@ -279,12 +284,12 @@ def test_going_through_a_loader_draws_nothing_from_any_generator(
 ) -> None:
     monkeypatch.setattr(source, "HELD_BYTES", held)
     model, x, y, _ = pairs(5)
-    before = torch.get_rng_state(), np.random.get_state()[1].sum(), random.getstate()  # noqa: NPY002
+    before = torch.get_rng_state(), np.random.get_state()[1].sum(), random.getstate()
     kept = own.get_state() if own else None
     loss = BatchesObjective(model, cross_entropy, DataLoader(TensorDataset(x, y), 5, generator=own))
     loss.grad(loss.weights)
     assert torch.equal(torch.get_rng_state(), before[0]) and (own is None or torch.equal(own.get_state(), kept))
-    assert np.random.get_state()[1].sum() == before[1] and random.getstate() == before[2]  # noqa: NPY002
+    assert np.random.get_state()[1].sum() == before[1] and random.getstate() == before[2]
 
 
 class Recurrent(nn.Module):
@@ -302,9 +307,7 @@ def test_packed_sequences_are_cut_into_their_sequences() -> None:
     packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
     loss = BatchesObjective(Recurrent(), cross_entropy, [(packed, y)])
     w = loss.weights.double()
-    alone = [
-        (pack_padded_sequence(x[i : i + 1], lengths[i : i + 1], batch_first=True), y[i : i + 1]) for i in range(5)
-    ]
+    alone = [(pack_padded_sequence(x[i : i + 1], lengths[i : i + 1], batch_first=True), y[i : i + 1]) for i in range(5)]
     singles = torch.stack([BatchesObjective(loss.model, cross_entropy, [one]).grad(w) for one in alone])
     assert loss.num_examples == 5
     assert (loss.example_grads(w) - singles).abs().max() <= 1e-12
@@ -317,7 +320,9 @@ class Item:
     y: Tensor
 
 
-def test_a_forward_of_ones_own_takes_a_batch_of_any_class_and_a_loss_whose_second_parameter_is_batch_all_of_it() -> None:
+def test_a_forward_of_ones_own_takes_a_batch_of_any_class_and_a_loss_whose_second_parameter_is_batch_all_of_it() -> (
+    None
+):
     model, x, y, batches = pairs(5)
     truth = NetworkObjective(model, cross_entropy, (x, y))
     w = truth.weights.double()
