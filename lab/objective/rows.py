@@ -5,6 +5,7 @@ and criteria tells, so batches are cut into uneven parts and the losses compared
 initialisation hide nothing.
 """
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ TOKENS = (
 )
 COUPLED = (
     "the loss of a batch ({:.6g}) is not the mean over its examples {} ({:.6g}): the measured loss is defined by its "
-    "batches"
+    "batches; where it is a mean over something else, as by a mask, weight=lambda batch: ... may count that"
 )
 SUM = (
     "the loss of a batch ({:.6g}) is the sum of those of its examples, and sums do not average over batches; use the mean: "
@@ -131,7 +132,8 @@ def not_mean(loss: "BatchSum", batch: Batch, look: BatchLook, weighing: Weighing
         ]
         if len(parts) < 2:
             return ""
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of statistics of a single row
             whole = float(loss.loss_of(look.w, batch))
             losses = [float(loss.loss_of(look.w, selected(batch, part))) for part in parts]
     except (RuntimeError, ValueError, IndexError) as error:

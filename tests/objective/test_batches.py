@@ -368,3 +368,26 @@ def test_tied_and_frozen_weights_buffers_and_modes_are_left_as_found() -> None:
     loss.example_grads(loss.weights)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert model.training and model.drop.training and all(p.grad is None for p in model.parameters())
+
+
+def test_strings_and_arrays_go_along_with_their_rows_and_other_things_stay() -> None:
+    batches = [
+        {"x": torch.arange(3.0) + i, "name": [f"{i}.{j}" for j in range(3)], "at": np.arange(3) + i, "scale": 2.0}
+        for i in (0, 10)
+    ]
+    few = BatchesObjective(nn.Linear(1, 1), None, batches).restrict(torch.tensor([4, 0, 2]))
+    [batch] = few.source
+    assert batch["x"].tolist() == [0.0, 2.0, 11.0] == batch["at"].tolist()
+    assert batch["name"] == ["0.0", "0.2", "10.1"] and batch["scale"] == 2.0
+
+
+def test_examples_of_different_shapes_do_not_share_a_batch_and_keep_their_order() -> None:
+    model, index = Speaker(), torch.tensor([10, 0, 5, 1])
+    loss = BatchesObjective(model, None, sequences(), weight="tokens")
+    few, w = loss.restrict(index), loss.weights.double()
+    assert [len(batch["ids"]) for batch in few.source] == [2, 1, 1]
+    rows, tokens = loss.example_grads(w, index), loss.weighing.of_rows(next(iter(loss.source)))
+    every = torch.cat([loss.weighing.of_rows(batch) for batch in loss.source])
+    share = every.mean() / every[index].mean()  # g_i go by the tokens of all, those of a mini-batch by its own
+    assert (few.example_grads(w) - share * rows).abs().max() <= 1e-13 and len(tokens) == 4
+    assert (few.grad(w) - share * rows.mean(0)).abs().max() <= 1e-13
