@@ -15,6 +15,7 @@ from lab.objective.batches import BatchesObjective
 from lab.objective.chunks import CHUNK_BYTES
 from lab.objective.criterion import projection, pulled_back
 from lab.objective.decayed import Decayed
+from lab.objective.functional import ModuleLoss
 from lab.objective.laws import Law
 from lab.objective.network import NetworkObjective
 from lab.objective.sharded import Sharded
@@ -28,6 +29,7 @@ __all__ = [
     "BatchesObjective",
     "Decayed",
     "Law",
+    "ModuleLoss",
     "NetworkObjective",
     "Objective",
     "Sharded",

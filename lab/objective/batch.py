@@ -112,8 +112,12 @@ def joinable(batch: Batch) -> tuple[Any, ...]:
     num, form = num_rows(batch), list[Any]()
 
     def note(leaf: Any) -> str:
-        if isinstance(leaf, Tensor) and leaf.dim():
+        if isinstance(leaf, PackedSequence):
+            form.append(object())  # of none but itself
+        elif isinstance(leaf, Tensor) and leaf.dim():
             form.append((tuple(leaf.shape[1:]), leaf.dtype, leaf.device))
+        elif isinstance(leaf, np.ndarray) and leaf.ndim and len(leaf) == num:
+            form.append((leaf.shape[1:], leaf.dtype))
         elif _plain_list(leaf) and len(leaf) == num:
             form.append(len(form))
         else:
@@ -131,6 +135,8 @@ def joined(batches: Sequence[Batch]) -> Batch:
         parts = next(columns)
         if isinstance(leaf, Tensor) and leaf.dim():
             return torch.cat(parts)
+        if isinstance(leaf, np.ndarray) and leaf.ndim and len(leaf) == num_rows(batches[0]):
+            return np.concatenate(parts)
         if _plain_list(leaf) and len(leaf) == num_rows(batches[0]):
             return type(leaf)(item for part in parts for item in part)
         return leaf

@@ -16,11 +16,10 @@ from lab.objective.batch import Batch, brought, num_bytes, num_rows, selected
 from lab.objective.calling import Calling, Forward, Loss
 from lab.objective.functional import Findings, ModuleLoss
 from lab.objective.rows import BatchLook, look_at_batches
+from lab.objective.samples import sample_of, spread
 from lab.objective.source import BatchSource
 from lab.objective.weighing import Weighing
 
-FEW = 8
-"""Examples of the sample on which a network is looked at."""
 PREFIX = "network."
 """Where the network is in `Calling`."""
 
@@ -54,7 +53,7 @@ class BatchSum(ModuleLoss):
         self.asked, self._known = asked, BatchFindings()
         self._calling = Calling(self.model, loss, forward)
         self._take(source)
-        self.sample = self._find_sample()
+        self.sample = sample_of(source, asked)
 
     def _take(self, source: BatchSource) -> None:
         self.source, self._weights = source, tuple[float, ...]()
@@ -125,19 +124,13 @@ class BatchSum(ModuleLoss):
         """The loss over at most so many rows of the sample."""
         if (rows := num_rows(self.sample)) is None:
             return self.over(BatchSource([self.sample]))
-        return self.over(BatchSource([selected(self.sample, _spread(rows, most))]))
+        return self.over(BatchSource([selected(self.sample, spread(rows, most))]))
 
     def over(self, source: BatchSource) -> Self:
         """The same loss on other batches."""
         part = copy.copy(self)
         part._take(source)
         return part
-
-    def ends(self) -> list[Batch]:
-        """The first and the last batch that count."""
-        weights = [one * (rows is None or rows > 1) for one, rows in self._counting()]
-        chosen = [b for b, weight in enumerate(weights) if weight]
-        return [batch for b, batch in enumerate(self.source) if chosen and b in (chosen[0], chosen[-1])]
 
     def graph_bytes(self, w: Tensor) -> int:
         """As of the largest batch, scaled by the size of all."""
@@ -178,29 +171,6 @@ class BatchSum(ModuleLoss):
             self._called(w, brought(self.sample, w))
         except (RuntimeError, ValueError):
             self._called(w, brought(self.source.first(), w))
-
-    def _counting(self) -> Iterator[tuple[float, int | None]]:
-        """Weight and rows of every batch, of which the first label of a row takes no part."""
-        weighing = replace(self.asked, shifted=True)
-        for batch, rows in zip(self.source, self.source.found.rows, strict=True):
-            yield weighing.of_batch(batch), rows
-
-    def _find_sample(self) -> Batch:
-        """Rows of the first batch that counts; all of it where it cannot be cut."""
-        counting = [b for b, (weight, _) in enumerate(self._counting()) if weight]
-        b = counting[0] if counting else 0
-        batch, rows = next(one for i, one in enumerate(self.source) if i == b), self.source.found.rows[b]
-        if rows is None or not counting:
-            return batch
-        if self.asked.by == "tokens":
-            there = (replace(self.asked, shifted=True).of_rows(batch) > 0).nonzero()[:, 0]
-            return selected(batch, there[_spread(len(there), FEW)])
-        return selected(batch, _spread(rows, FEW))
-
-
-def _spread(rows: int, most: int) -> Tensor:
-    """At most so many rows, over all of them."""
-    return torch.linspace(0, rows - 1, min(rows, most)).round().long()
 
 
 def _one(batch: Batch) -> float:

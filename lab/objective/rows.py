@@ -5,6 +5,7 @@ and criteria tells, so batches are cut into uneven parts and the losses compared
 initialisation hide nothing.
 """
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from lab.objective.base import Unsound, at_least_single
 from lab.objective.batch import Batch, num_rows, selected
 from lab.objective.look import Precision, moved
+from lab.objective.samples import ends_of
 from lab.objective.weighing import Weighing, labels_of, relabelled
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ TOKENS = (
 )
 COUPLED = (
     "the loss of a batch ({:.6g}) is not the mean over its examples {} ({:.6g}): the measured loss is defined by its "
-    "batches"
+    "batches; where it is a mean over something else, as by a mask, weight=lambda batch: ... may count that"
 )
 SUM = (
     "the loss of a batch ({:.6g}) is the sum of those of its examples, and sums do not average over batches; use the mean: "
@@ -51,6 +53,11 @@ class BatchLook:
     shifted: bool = False
     coupled: str = ""
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights in which laws are examined."""
+        return self.w.dtype
+
 
 def look_at_batches(loss: "BatchSum") -> BatchLook:
     """A look at the loss near its present weights. Cost: forward passes of few examples, and three of the first batch and
@@ -67,7 +74,7 @@ def look_at_batches(loss: "BatchSum") -> BatchLook:
         look = replace(look, shifted=shifted(loss, look.w))
     if loss.batch_statistics:
         return look
-    for batch in loss.ends():
+    for batch in ends_of(loss.source, loss.asked):
         if coupled := not_mean(loss, batch, look, replace(loss.asked, shifted=look.shifted)):
             return replace(look, coupled=coupled)
     return look
@@ -125,7 +132,8 @@ def not_mean(loss: "BatchSum", batch: Batch, look: BatchLook, weighing: Weighing
         ]
         if len(parts) < 2:
             return ""
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of statistics of a single row
             whole = float(loss.loss_of(look.w, batch))
             losses = [float(loss.loss_of(look.w, selected(batch, part))) for part in parts]
     except (RuntimeError, ValueError, IndexError) as error:

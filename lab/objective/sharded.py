@@ -6,13 +6,14 @@ import torch
 from torch import Tensor, distributed
 
 from lab.objective.base import Objective
+from lab.objective.batches import BatchesObjective
 from lab.objective.network import NetworkObjective
 
 
 class Sharded(Objective):
     """The loss over the examples of all processes of `torch.distributed`, each of which holds its own `local` objective.
 
-        L(w) = sum over processes of n_local / n * L_local(w)
+        L(w) = sum over processes of n_local / n * L_local(w), n the examples, or the weights of batches
 
     Every sum over parts is added up over the processes of `group` (default: all), so value, gradient, Hessian and
     Gauss-Newton products are the same number, bit for bit, in every process, and a solver runs in all of them in step.
@@ -29,9 +30,10 @@ class Sharded(Objective):
         self.local, self.group = local, group
         self.num_params = local.num_params
         device = local.x.device if isinstance(local, NetworkObjective) else torch.device("cpu")
-        examples = self.reduce(torch.tensor([local.num_examples], dtype=torch.int64, device=device))
-        self.num_examples = int(examples)
-        self.share = local.num_examples / self.num_examples
+        weight = sum(local.weights_of_batches) if isinstance(local, BatchesObjective) else local.num_examples
+        counts = torch.tensor([local.num_examples, weight], dtype=torch.float64, device=device)
+        examples, total = self.reduce(counts).tolist()
+        self.num_examples, self.share = int(examples), weight / total
         if self.share < 1 and isinstance(local, NetworkObjective):
             local.require_mean()
 

@@ -46,7 +46,7 @@ class BatchSource:
 
     def __init__(self, data: Iterable[Batch]):
         _require_batches(data)
-        if iter(data) is data:
+        if isinstance(data, Iterator):
             raise ValueError(
                 f"data is a {type(data).__name__}, which can be gone through once only, and a loss is evaluated again and "
                 "again; give list(...) of it, or the loader it comes from"
@@ -95,20 +95,23 @@ class BatchSource:
 
     def _survey(self) -> Surveyed:
         """One pass; what is small enough is held."""
-        rows, sizes, digests, kept = list[int | None](), list[int](), list[bytes](), list[Batch]()
+        rows, sizes, digests, kept, size = list[int | None](), list[int](), list[bytes](), list[Batch](), 0
         limit, fixed = min(HELD_BYTES, memory_of(CPU) // HELD_SHARE), isinstance(self.data, list | tuple)
         for batch in self.data:
             rows.append(num_rows(batch))
-            sizes.append(num_bytes(batch))
+            sizes.append(max(1, num_bytes(batch)))
             digests.append(b"" if fixed else digest(batch))
-            if self._held is None and sum(sizes) <= limit:
+            size += sizes[-1]
+            if size > limit:
+                kept.clear()
+            elif self._held is None:
                 kept.append(batch)
             if len(rows) > MOST_WITHOUT_LENGTH and not _has_length(self.data):
                 raise ValueError(
                     f"data has no length and did not end after {MOST_WITHOUT_LENGTH} batches; give a part of it, as "
                     "list(itertools.islice(data, 100))"
                 )
-        if self._held is None and sum(sizes) <= limit:
+        if self._held is None and size <= limit:
             self._held = kept
         return Surveyed(tuple(rows), tuple(sizes), tuple(digests))
 

@@ -14,20 +14,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn, optim
 
-from lab.objective import BatchesObjective, BatchSource, NetworkObjective, Weight, at_least_single
+from lab.objective import Weight, at_least_single
 from lab.optim.live import Live
 from lab.params import flatten, trainable, weights
 from lab.probes.attempt import Failure, attempt, joined
 from lab.probes.audited import Audited
-from lab.probes.base import Examples, Plan, Probe, Snapshot, Value
-from lab.probes.nested import Nested, nested
-from lab.probes.probe_set import as_data, batches_set, probe_set
+from lab.probes.base import Plan, Probe, Snapshot, Value
+from lab.probes.probe_set import ProbeSets, as_data
 from lab.run.signals import cut_off
 from lab.sampling import SAMPLINGS, Sampling
 from lab.settings import SettingError
 
 
-class Bench:
+class Bench(ProbeSets):
     """A model, its loss and its training data, measured at weights that may change between two snapshots.
 
     model       maps x to outputs.
@@ -60,8 +59,8 @@ class Bench:
         forward: Callable[[nn.Module, Any], Any] | None = None,
         weight: Weight = "examples",
     ):
-        self.model, self.criterion, self.forward, self.weight = model, criterion, forward, weight
-        self.data = as_data(data, described=forward is not None or weight != "examples")
+        super().__init__(model, criterion, as_data(data, described=forward is not None or weight != "examples"), seed)
+        self.forward, self.weight = forward, weight
         self.optimizers = [optimizers] if isinstance(optimizers, optim.Optimizer) else optimizers
         if not all(isinstance(one, optim.Optimizer) for one in self.optimizers or ()):
             raise TypeError(f"optimizers is {optimizers!r}; expected a torch.optim.Optimizer, several, or None")
@@ -71,45 +70,8 @@ class Bench:
                 f"of {', '.join(SAMPLINGS)}"
             )
         self.batch_norm, self.chunk_size, self.batch_examples = batch_norm, chunk_size, batch_size
-        self.batch_size, self.sampling, self.seed = batch_size, sampling, seed
-        self.objectives: dict[Examples, NetworkObjective | BatchesObjective] = {}
+        self.batch_size, self.sampling = batch_size, sampling
         self.live, self.audited = Live(), Audited(wanted=audit, seed=seed)
-
-    @property
-    def num_train(self) -> int:
-        """Training examples; 0 where the batches do not tell."""
-        if isinstance(self.data, BatchSource):
-            return self.data.num_examples or 0
-        return len(self.data[1])
-
-    def place(self, device: torch.device | str, dtype: torch.dtype) -> None:
-        """Bring the data to the device, and where they are real numbers to the precision, of the model. Batches are brought
-        one at a time, when they are needed.
-        """
-        if not isinstance(self.data, BatchSource):
-            x, y = self.data
-            x = x.to(device, dtype) if x.is_floating_point() else x.to(device)
-            self.data = x, y.to(device)
-        self.objectives.clear()
-
-    def objective(self, examples: Examples) -> NetworkObjective | BatchesObjective:
-        """The loss on the fixed, class-balanced probe set of a size; built once. Raises SettingError as `probe_set`, and
-        `batches_set`, in which classes are not balanced.
-        """
-        if examples not in self.objectives:
-            if isinstance(examples, Nested):
-                whole = self.objective("auto")
-                assert isinstance(whole, NetworkObjective)
-                self.objectives[examples] = nested(whole, examples, self.seed)
-            elif not isinstance(self.data, BatchSource):
-                self.objectives[examples] = self._loss(probe_set(self.data, examples, self.seed))
-            elif examples == "all":
-                self.objectives[examples] = self._of_batches(self.data)
-            else:
-                whole = self.objective("all")
-                assert isinstance(whole, BatchesObjective)
-                self.objectives[examples] = batches_set(whole, examples, self.seed)
-        return self.objectives[examples]
 
     def require(self, probes: Iterable[Probe]) -> None:
         """Raise SettingError, one line, for a measurement that model, data and settings cannot give."""
@@ -117,12 +79,6 @@ class Bench:
             if not isinstance(probe, Probe):
                 continue  # somebody's own, which demands nothing
             probe.require(Plan(self.model, self.num_train, self.objective, self.sampling))
-
-    def see_together(self, examples: int | None) -> None:
-        """Training sees so many examples in one forward pass; batches have sizes of their own."""
-        self.batch_examples = examples
-        if not isinstance(self.data, BatchSource):
-            self.objectives.clear()
 
     def follow(self) -> bool:
         """Look which weights are trained and move now, and forget what is known of others. Whether there are others."""
@@ -152,7 +108,7 @@ class Bench:
             at_least_single(flatten(live.params)),
             lambda examples: self.audited(self.objective(examples)),
             live.rule,
-            lambda: None if batch is None else self._of(batch),
+            lambda: None if batch is None else self.of(batch),
             self.seed,
             batch_size=self.batch_size,
             sampling=self.sampling,
@@ -189,24 +145,3 @@ class Bench:
                 probe.load_state_dict(memory)
             raise
         return values, failures
-
-    def _of(self, index: Tensor) -> NetworkObjective | BatchesObjective:
-        if isinstance(self.data, BatchSource):
-            return self._of_batches(self.data).restrict(index)
-        x, y = self.data
-        index = index.to(y.device)
-        return self._loss((x[index], y[index]))
-
-    def _of_batches(self, source: BatchSource) -> BatchesObjective:
-        how = {"forward": self.forward, "weight": self.weight, "batch_norm": self.batch_norm}
-        return BatchesObjective(self.model, self.criterion, source, **how)  # type: ignore[arg-type]
-
-    def _loss(self, data: tuple[Tensor, Tensor]) -> NetworkObjective:
-        if self.criterion is None:
-            raise SettingError("criterion=None is of batches, whose model computes the loss itself; data is (x, y)")
-        loss = NetworkObjective(
-            self.model, self.criterion, data, chunk_size=self.chunk_size, batch_norm=self.batch_norm
-        )
-        if self.chunk_size is None and self.batch_examples is not None and loss.coupled:
-            loss = loss.in_chunks(self.batch_examples)
-        return loss

@@ -12,13 +12,14 @@ from lab.escape.ensemble import EnsembleEscape
 from lab.escape.exits import Coordinate, Exit, Growth, LossBarrier, Quench, TopDistance
 from lab.escape.langer import Langer
 from lab.noise.example_curvature import ExampleCurvature, example_curvature
-from lab.objective import Decayed, NetworkObjective, Objective
+from lab.objective import BatchesObjective, Decayed, NetworkObjective, Objective
 from lab.points.critical import classify
 from lab.points.dense import LARGEST, stationary
 from lab.points.interpolate import interpolate
 from lab.points.quench import quench
 from lab.points.string import find_pass
 from lab.probes.base import Snapshot
+from lab.probes.snapshot import NO_PAIRS
 from lab.results import ClassifiedPoint
 from lab.settings import SettingError
 
@@ -106,6 +107,8 @@ class Scene:
 def begin(here: Snapshot, settings: "Escape") -> Start:
     """The point, what it is, and the minimum that fits every example beside it, where there is one."""
     loss = here.loss_on(settings.examples)
+    if isinstance(loss, BatchesObjective):
+        raise SettingError(f"probe=[escape]: {NO_PAIRS}")
     if isinstance(loss, NetworkObjective):
         loss = loss.with_running_statistics()
     rule = here.rule

@@ -28,12 +28,13 @@ from lab.curvature.vectors import dot
 from lab.noise.comparison import FEWEST, compare
 from lab.noise.covariance import covariance
 from lab.noise.information import sampled_fisher, true_fisher
-from lab.objective import CHUNK_BYTES, NetworkObjective, Objective
+from lab.objective import CHUNK_BYTES, BatchesObjective, NetworkObjective, Objective
 from lab.params import layout
 from lab.probes.base import Memory, Plan, Probe, Snapshot, continued, measures, quantities
 from lab.probes.fisher_matrices import MATRICES, Matrices
 from lab.probes.fisher_result import FisherResult, history_row, in_words, side_by_side
 from lab.probes.knobs import Count, ProbeSet, Rhythm, Share, knob
+from lab.probes.snapshot import NO_PAIRS
 from lab.settings import SettingError
 from lab.settings import settings as card
 
@@ -170,6 +171,8 @@ def _matrices(here: Snapshot, settings: Fisher, *, warned: bool) -> Matrices | N
 
 
 def _network(loss: Objective) -> NetworkObjective:
+    if isinstance(loss, BatchesObjective):
+        raise TypeError(NO_PAIRS)
     if not isinstance(loss, NetworkObjective):
         raise TypeError(f"{type(loss).__name__} is no network: it has no labels to draw")
     return loss

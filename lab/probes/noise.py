@@ -33,7 +33,7 @@ from lab.noise.draws import batch_moments
 from lab.noise.size import trace
 from lab.noise.slope import along, expected_slope
 from lab.noise.tails import excess_kurtosis, extreme_index, gaussianity, tail_index
-from lab.objective import CHUNK_BYTES, NetworkObjective, Objective
+from lab.objective import CHUNK_BYTES, ModuleLoss, Objective
 from lab.params import layout
 from lab.probes.base import Memory, Plan, Probe, Snapshot, measures, quantities
 from lab.probes.knobs import Count, Natural, ProbeSet, Rhythm, Share, knob
@@ -241,7 +241,7 @@ def _drawn(here: Snapshot, loss: Objective, whole: float, epochs: int) -> tuple[
 
 def _of_examples(loss: Objective) -> tuple[Objective, bool]:
     """The same loss through BatchNorm of running statistics, where it has batch statistics; and whether it had."""
-    if not isinstance(loss, NetworkObjective):
+    if not isinstance(loss, ModuleLoss):
         return loss, False
     calm = loss.with_running_statistics()
     return calm, calm is not loss

@@ -1,19 +1,105 @@
-"""The fixed set of training examples that a probe measures on, chosen by the seed of the run."""
+"""The loss on the fixed set of training examples that a probe measures on, chosen by the seed of the run."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lab.data.base import class_balanced
-from lab.objective import BatchesObjective, BatchSource
+from lab.objective import BatchesObjective, BatchSource, NetworkObjective, Weight
 from lab.probes.base import Examples
-from lab.probes.nested import Nested
+from lab.probes.nested import Nested, nested
 from lab.settings import SettingError
 from lab.streams import stream
 
 AUTO_ALL, AUTO_EXAMPLES = 5000, 2000
 """A probe set of size "auto" has all of a training set of up to the first number of examples, else the second number."""
+
+
+class ProbeSets:
+    """The loss of a model on probe sets of its training data, (x, y) or batches, each built once."""
+
+    batch_norm: Literal["train", "eval"] = "train"
+    chunk_size: int | None = None
+    batch_examples: int | None = None
+    forward: Callable[[nn.Module, Any], Any] | None = None
+    weight: Weight = "examples"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: Callable[[Any, Any], Tensor] | None,
+        data: tuple[Tensor, Tensor] | BatchSource,
+        seed: int,
+    ):
+        if criterion is None and not isinstance(data, BatchSource):
+            raise ValueError("criterion=None is of batches, whose model computes the loss itself; data is (x, y)")
+        self.model, self.criterion, self.data, self.seed = model, criterion, data, seed
+        self.objectives: dict[Examples, NetworkObjective | BatchesObjective] = {}
+
+    @property
+    def num_train(self) -> int:
+        """Training examples; 0 where the batches do not tell."""
+        if isinstance(self.data, BatchSource):
+            return self.data.num_examples or 0
+        return len(self.data[1])
+
+    def place(self, device: torch.device | str, dtype: torch.dtype) -> None:
+        """Bring the data to the device, and where they are real numbers to the precision, of the model. Batches are brought
+        one at a time, when they are needed.
+        """
+        if not isinstance(self.data, BatchSource):
+            x, y = self.data
+            x = x.to(device, dtype) if x.is_floating_point() else x.to(device)
+            self.data = x, y.to(device)
+        self.objectives.clear()
+
+    def objective(self, examples: Examples) -> NetworkObjective | BatchesObjective:
+        """The loss on the fixed, class-balanced probe set of a size; built once. Raises SettingError as `probe_set`, and
+        `batches_set`, in which classes are not balanced.
+        """
+        if examples not in self.objectives:
+            if isinstance(examples, Nested):
+                auto = self.objective("auto")
+                assert isinstance(auto, NetworkObjective)
+                self.objectives[examples] = nested(auto, examples, self.seed)
+            elif not isinstance(self.data, BatchSource):
+                self.objectives[examples] = self._loss(probe_set(self.data, examples, self.seed))
+            elif examples == "all":
+                self.objectives[examples] = self._of_batches(self.data)
+            else:
+                whole = self.objective("all")
+                assert isinstance(whole, BatchesObjective)
+                self.objectives[examples] = batches_set(whole, examples, self.seed)
+        return self.objectives[examples]
+
+    def see_together(self, examples: int | None) -> None:
+        """Training sees so many examples in one forward pass; batches have sizes of their own."""
+        self.batch_examples = examples
+        if not isinstance(self.data, BatchSource):
+            self.objectives.clear()
+
+    def of(self, index: Tensor) -> NetworkObjective | BatchesObjective:
+        """The loss over the training examples `index` (m,)."""
+        if isinstance(self.data, BatchSource):
+            return self._of_batches(self.data).restrict(index)
+        x, y = self.data
+        index = index.to(y.device)
+        return self._loss((x[index], y[index]))
+
+    def _of_batches(self, source: BatchSource) -> BatchesObjective:
+        how = {"forward": self.forward, "weight": self.weight, "batch_norm": self.batch_norm}
+        return BatchesObjective(self.model, self.criterion, source, **how)  # type: ignore[arg-type]
+
+    def _loss(self, data: tuple[Tensor, Tensor]) -> NetworkObjective:
+        assert self.criterion is not None
+        loss = NetworkObjective(
+            self.model, self.criterion, data, chunk_size=self.chunk_size, batch_norm=self.batch_norm
+        )
+        if self.chunk_size is None and self.batch_examples is not None and loss.coupled:
+            loss = loss.in_chunks(self.batch_examples)
+        return loss
 
 
 def probe_set(data: tuple[Tensor, Tensor], examples: Examples, seed: int) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from lab.curvature.operators import Hessian, LinearOperator, hessian
 from lab.curvature.stability import UpdateRule
-from lab.objective import NetworkObjective, Objective, at_least_single, audit
+from lab.objective import BatchesObjective, NetworkObjective, Objective, at_least_single, audit
 from lab.probes.nested import Nested
 from lab.sampling import Sampling
 from lab.settings import SettingError
@@ -20,14 +20,21 @@ from lab.streams import stream
 T = TypeVar("T")
 Examples = int | Literal["all", "auto"] | Nested
 
+NO_PAIRS = (
+    "it goes by the outputs of a network on inputs x and by targets y, and the data are batches; give data=(x, y), or take "
+    "sharpness, spectrum, noise, batch_sharpness or critical_point"
+)
+"""Why a measurement cannot be had of a `BatchesObjective`."""
+
 
 @dataclass
 class Snapshot:
     """The state at step t BEFORE update t: all that a measurement may look at.
 
     w (P,) are the weights; `loss_on(examples)` the objective over the fixed, class-balanced probe set of that size
-    ("all": the training set, "auto": all of it up to 5000 examples, 2000 of a larger one); batch() the loss over the
-    mini-batch about to be used, unaugmented (None where it is the whole set); rule the next update of w, every weight
+    ("all": the training set, "auto": all of it up to 5000 examples, 2000 of a larger one; of data given as batches drawn
+    uniformly, as a `BatchesObjective`); batch() the loss over the mini-batch about to be used, unaugmented (None where it is
+    the whole set, or nobody knows); rule the next update of w, every weight
     by the optimiser that holds it (None where the threshold is not known; `rule.moving` is that of the weights that
     move); seed that of the run. Training draws batches of `batch_size` (None: the whole set) out of `num_train`
     examples (None: no training is known) by `sampling`. direction(g) is the step (P,) that the optimiser as it is would
@@ -85,7 +92,9 @@ class Snapshot:
 
     def network(self, examples: Examples, probe: str) -> NetworkObjective:
         """The loss on the probe set. Raises SettingError for `probe` where it is not the loss of a network."""
-        if not isinstance(loss := self.loss_on(examples), NetworkObjective):
+        if isinstance(loss := self.loss_on(examples), BatchesObjective):
+            raise SettingError(f"probe=[{probe}]: {NO_PAIRS}")
+        if not isinstance(loss, NetworkObjective):
             raise SettingError(f"probe=[{probe}]: {type(loss).__name__} has no examples; it measures networks")
         return loss
 

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from lab import (
+    BatchesObjective,
     Bench,
     NetworkObjective,
     batch_landscape,
@@ -101,3 +102,7 @@ def training(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: T
     """What joins a training of one's own."""
     assert_type(rule_of([optimizer], model.parameters()), UpdateRule)
     ProbeCallback([], nn.CrossEntropyLoss(), (x, y))
+    ProbeCallback([], None, [{"x": x, "labels": y}], weight="tokens")
+    Bench(model, None, [{"x": x}], optimizer, forward=lambda model, batch: model(batch["x"]))
+    assert_type(BatchesObjective(model, None, [{"x": x}]).grad(x), Tensor)
+    assert_type(sharpness(BatchesObjective(model, None, [{"x": x}])), SharpnessResult)
