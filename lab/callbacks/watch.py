@@ -167,6 +167,10 @@ def watch(
         batch_size = data.batch_size
     if not (batch_size in (None, "full") or (type(batch_size) is int and batch_size > 0)):
         raise SettingError(f'batch_size={batch_size!r}: expected a positive number of examples, or "full"')
+    if not (steps is None or (type(steps) is int and steps > 0)):
+        raise SettingError(f"steps={steps!r}: expected the updates of the whole run, or None")
+    if not isinstance(folder, str | Path | None):
+        raise SettingError(f"folder is a {type(folder).__name__}; expected a path, or None")
     if not isinstance(model, nn.Module):
         raise SettingError(f"model is a {type(model).__name__}; expected a torch.nn.Module, first of the arguments")
     if not callable(loss):
