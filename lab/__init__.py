@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lab.callbacks.watch import watch as watch
+    from lab.objective import BatchesObjective as BatchesObjective
     from lab.objective import NetworkObjective as NetworkObjective
     from lab.probes.batch_landscape import batch_landscape as batch_landscape
     from lab.probes.batch_sharpness import batch_sharpness as batch_sharpness
@@ -33,7 +34,8 @@ MEASUREMENTS = (
     *("linear_stability", "batch_landscape", "critical_point", "escape"),
 )
 HOMES = {name: f"lab.probes.{name}" for name in MEASUREMENTS}
-HOMES |= {"Bench": "lab.probes.bench", "NetworkObjective": "lab.objective", "watch": "lab.callbacks.watch"}
+HOMES |= {"Bench": "lab.probes.bench", "NetworkObjective": "lab.objective", "BatchesObjective": "lab.objective"}
+HOMES["watch"] = "lab.callbacks.watch"
 __all__ = list(HOMES)
 
 

@@ -6,7 +6,7 @@ updates in `step`. Batches and augmentation are functions of (seed, step): a res
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter, process_time
@@ -18,12 +18,15 @@ from torch import Tensor, nn
 
 from lab.data.base import Dataset, Split
 from lab.data.batches import Batches
-from lab.models.losses import Criterion
+from lab.models.losses import Criterion, hits
+from lab.optim.clip import GradientClip
 from lab.optim.escape import EscapeMethod
 from lab.optim.gradient import BatchGradient
+from lab.optim.joint import Updater, members_of
 from lab.optim.noise import GradientNoise
 from lab.run import signals
 from lab.run.agenda import Agenda, Steps
+from lab.run.stopping import Stopping
 
 TIMED, TIMED_SECONDS = 25, 2.0
 """What noise costs is timed on so many steps with it and as many without, or for so long."""
@@ -35,6 +38,12 @@ class Updates:
 
     losses: list[tuple[int, float]]
     curves: list[tuple[int, dict[str, float]]]
+
+    def log(self, step: int, curves: dict[str, float]) -> dict[str, float]:
+        """A point of the training curves, by tag, less what is not measured (NaN)."""
+        values = {f"train/{name}": value for name, value in curves.items() if not math.isnan(value)}
+        self.curves.append((step, values))
+        return values
 
 
 class SupervisedModule(pl.LightningModule):
@@ -49,13 +58,15 @@ class SupervisedModule(pl.LightningModule):
     noise       what is added to the gradient before the optimiser has it; `noise_cost` says in the end how many steps
                 without it a step took.
     escape      asked before every update whether the weights stand at a saddle, which it moves them off.
+    clip        of the gradient, after the noise; train/grad_norm is that before it.
+    stopping    conditions that end the run before the update of the step at which one is met.
     """
 
     def __init__(
         self,
         model: nn.Module,
         criterion: Criterion,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Updater,
         dataset: Dataset,
         batches: Batches,
         agenda: Agenda,
@@ -67,6 +78,8 @@ class SupervisedModule(pl.LightningModule):
         seed: int = 0,
         noise: GradientNoise | None = None,
         escape: EscapeMethod | None = None,
+        clip: GradientClip | None = None,
+        stopping: Stopping | None = None,
     ):
         super().__init__()
         self.automatic_optimization = False
@@ -76,6 +89,7 @@ class SupervisedModule(pl.LightningModule):
             model, criterion, optimizer, dataset.train, batches, augment=augment, chunk_size=chunk_size, seed=seed
         )
         self.test_data, self.max_loss, self.noise, self.escape = dataset.test, max_loss, noise, escape
+        self.clip, self.stopping = clip or GradientClip(), stopping or Stopping()
         self.step = self.finite_step = agenda.begin
         self.divergence, self.noise_cost, self._rest_seconds = "", math.nan, math.inf
         self.updates = Updates([], [])
@@ -85,8 +99,8 @@ class SupervisedModule(pl.LightningModule):
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.optimizer
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        return members_of(self.optimizer)
 
     def on_fit_start(self) -> None:
         """The data go where the model is, once; by now its tensors have their device and precision."""
@@ -112,23 +126,34 @@ class SupervisedModule(pl.LightningModule):
         for step in range(steps.begin, steps.end):
             if signals.asked():
                 break
-            if self.escape is not None:
+            if self.escape is not None and not self.stopping.reason:
                 escaped = self.escape.look(step, self.model, self.gradient.train, self.optimizer)
                 updates.curves += [(step, escaped)] if escaped else []
-            loss, accuracy = self.gradient(step, self.noise, measured=self.agenda.logs(step))
-            if self._diverged(loss):
+            logged = self.agenda.logs(step)
+            buffers = [buffer.clone() for buffer in self.model.buffers()] if self.stopping else []
+            loss, accuracy = self.gradient(step, self.noise, measured=logged)
+            if self._diverged(loss) or self._stops(step, loss, accuracy, buffers):
                 break
             begin = clock(self.device)
             self._keep(step)
+            grad_norm = _norm([p.grad for p in self._trainable if p.grad is not None]) if logged else math.nan
+            self.clip(self.optimizer)
             self.optimizer.step()
             updates.losses.append((step, loss))
-            if self.agenda.logs(step):
-                updates.curves.append((step, self._curves(loss, accuracy)))
+            if logged:
+                moves = zip(self._trainable, self._last_finite, strict=False)  # buffers come last
+                curves = {"loss": loss, "accuracy": accuracy, "grad_norm": grad_norm}
+                curves["update_norm"] = _norm([p.detach() - old for p, old in moves])
+                curves["lr"] = self.optimizer.param_groups[0]["lr"]
+                self.stopping.see(step, updates.log(step, curves | {"noise_norm": self.gradient.noise_norm}))
             self.step = step + 1
             self.set_lr(self.step)
             self._rest_seconds = min(self._rest_seconds, clock(self.device) - begin)
         if self.step == self.agenda.total and not self.divergence:
-            self._look_back()
+            with buffers_kept(self.model):  # what the last update did, which no step after it sees
+                loss, _ = self.gradient(self.step)
+            if not self._diverged(loss) and not all(bool(p.isfinite().all()) for p in self._trainable):
+                self._diverge("a weight is no longer finite")  # saturated units hide it from the loss
             if self.noise is not None:
                 with buffers_kept(self.model):
                     self.noise_cost = cost_of(self.noise, self.gradient, self.step - 1, self._rest_seconds)
@@ -138,19 +163,14 @@ class SupervisedModule(pl.LightningModule):
         if signals.asked() and self.step < self.agenda.total and not self.divergence:
             signals.leave()
 
-    def _curves(self, loss: float, accuracy: float) -> dict[str, float]:
-        """The training curves of the step just made: loss and accuracy of its batch, norms of gradient and update."""
-        gradients = [p.grad for p in self._trainable if p.grad is not None]
-        pairs = zip(self._trainable, self._last_finite, strict=False)  # buffers come last
-        moves = [p.detach() - old for p, old in pairs]
-        norm = self.gradient.noise_norm
-        return {
-            "train/loss": loss,
-            "train/accuracy": accuracy,
-            "train/grad_norm": _norm(gradients),
-            "train/update_norm": _norm(moves),
-            "train/lr": self.optimizer.param_groups[0]["lr"],
-        } | ({"train/noise_norm": norm} if math.isfinite(norm) else {})
+    def _stops(self, step: int, loss: float, accuracy: float, buffers: list[Tensor]) -> bool:
+        """Whether a condition is met before update `step`, which is not made then; buffers: those before its batch."""
+        if stops := self.stopping.see(step, {"train/loss": loss, "train/accuracy": accuracy}):
+            put_back(self.model.buffers(), buffers)
+            self.updates.losses.append((step, loss))
+            self.updates.log(step, {"loss": loss, "accuracy": accuracy})
+            self.trainer.should_stop = True
+        return stops
 
     @torch.no_grad()
     def _keep(self, step: int) -> None:
@@ -158,14 +178,6 @@ class SupervisedModule(pl.LightningModule):
         self.finite_step = step
         for kept, tensor in zip(self._last_finite, self._state, strict=True):
             kept.copy_(tensor)
-
-    def _look_back(self) -> None:
-        """What the last update did, which no step after it sees: the loss of the batch that would be next."""
-        with buffers_kept(self.model):
-            loss, _ = self.gradient(self.step)
-        # Saturated units hide infinite weights from the loss.
-        if not self._diverged(loss) and not all(bool(p.isfinite().all()) for p in self._trainable):
-            self._diverge("a weight is no longer finite")
 
     def _diverged(self, loss: float) -> bool:
         """Whether the loss is not finite or too large; if so the run has diverged."""
@@ -179,22 +191,22 @@ class SupervisedModule(pl.LightningModule):
     def _diverge(self, reason: str) -> None:
         """Back to the last state whose loss was finite."""
         self.divergence = reason
-        for tensor, old in zip(self._state, self._last_finite, strict=True):
-            tensor.copy_(old)
+        put_back(self._state, self._last_finite)
         self.trainer.should_stop = True
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, criterion: Criterion, data: Split, *, chunk_size: int = 1000) -> dict[str, float]:
-    """Mean loss and accuracy in eval mode."""
-    training, loss, correct = model.training, 0.0, 0
+    """Mean loss in eval mode, and accuracy where there is one (`lab.models.losses.hits`)."""
+    training, loss, correct, labels = model.training, 0.0, 0, 0
     model.eval()
     for x, y in zip(data.x.split(chunk_size), data.y.split(chunk_size), strict=True):
         outputs = model(x)
         loss += float(criterion(outputs, y)) * len(y) / len(data)
-        correct += int((outputs.argmax(1) == y).sum())
+        if (right := hits(outputs, y)) is not None:
+            correct, labels = correct + int(right), labels + y.numel()
     model.train(training)
-    return {"loss": loss, "accuracy": correct / len(data)}
+    return {"loss": loss} | ({"accuracy": correct / labels} if labels else {})
 
 
 def cost_of(noise: GradientNoise, gradient: BatchGradient, step: int, rest: float) -> float:
@@ -225,12 +237,20 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
     """Put the buffers back: BatchNorm counts batches that are no part of the run."""
     buffers = [buffer.clone() for buffer in model.buffers()]
     yield
-    for buffer, kept in zip(model.buffers(), buffers, strict=True):
-        buffer.copy_(kept)
+    put_back(model.buffers(), buffers)
+
+
+@torch.no_grad()
+def put_back(tensors: Iterable[Tensor], kept: Iterable[Tensor]) -> None:
+    """The values that were kept of these tensors."""
+    for tensor, old in zip(tensors, kept, strict=True):
+        tensor.copy_(old)
 
 
 def _to(split: Split, device: torch.device, dtype: torch.dtype) -> Split:
-    return Split(split.x.to(device=device, dtype=dtype), split.y.to(device))
+    """On the device, and where they are real numbers in the precision: tokens and labels stay whole numbers."""
+    x, y = (t.to(device=device, dtype=dtype if t.is_floating_point() else t.dtype) for t in (split.x, split.y))
+    return Split(x, y)
 
 
 def _norm(tensors: list[Tensor]) -> float:

@@ -35,6 +35,14 @@ class SettingError(ValueError):
     """A value the user chose cannot be right. The message is one line that names the setting and the cure."""
 
 
+class UnknownSetting(SettingError):
+    """There is no setting of this name."""
+
+    def __init__(self, name: str, message: str):
+        super().__init__(message)
+        self.name = name
+
+
 @dataclasses.dataclass(frozen=True)
 class Knob:
     """One setting of a card: its text ("" where it has none), the values it takes as far as the text leaves them out, and
@@ -136,6 +144,17 @@ def _range(kind: Any, metadata: tuple[Any, ...], each: str) -> str:
     if kind is int:
         return f"{each}{low} to {high}"
     return f"{each}in {'(' if 'gt' in bounds else '['}{low:g}, {high:g}{')' if 'lt' in bounds else ']'}"
+
+
+def asked_threads() -> int | None:
+    """The threads that OMP_NUM_THREADS asks for, or where it is not set MKL_NUM_THREADS; None: neither is a count.
+
+    Of a list, one entry for each level of nesting, the first is meant.
+    """
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        if match := re.fullmatch(r"\s*(\d+)\s*(,.*)?", os.environ.get(name, "")):
+            return int(match[1]) or None
+    return None
 
 
 def usable_cpus() -> int:

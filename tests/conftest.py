@@ -30,6 +30,12 @@ def one_thread() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What is kept for later runs goes with the other files of the tests, of programs that they start too."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def cifar_images() -> str:
     """The folder of the unpacked images of CIFAR-10; they lie where LAB_CIFAR10_IMAGES says."""

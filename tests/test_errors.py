@@ -151,7 +151,7 @@ SLIPS = [
     ("-m optimizer.lr=-1,-2", "optimizer.lr=-1: optimizer.lr=-1: expected a number greater than 0"),
     (
         "-m optimizer.lr=0.1,-0.2 steps=3",
-        "optimizer.lr=-0.2,steps=3: optimizer.lr=-0.2: expected a number greater than 0",
+        "optimizer.lr=-0.2: optimizer.lr=-0.2: expected a number greater than 0",
     ),
     ("-m steps=3,ten data.batch_size=8,full", "data.batch_size=8,steps=ten: steps=ten: expected a whole number"),
     ("-m optimizer=sgd,adam optimizer.momentum=0,0.9", "optimizer.momentum is not a setting of the chosen optimizer"),

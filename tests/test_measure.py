@@ -26,7 +26,6 @@ from lab.curvature.operators import hessian
 from lab.data.digits import Digits
 from lab.data.image_folder import ImageFolder
 from lab.measure import main as measure_main
-from lab.measure.progress import MatvecProgress
 from lab.measure.target import Target
 from lab.models.losses import CrossEntropy
 from lab.models.mlp import Mlp
@@ -34,6 +33,7 @@ from lab.models.torchvision import TorchVision
 from lab.objective import NetworkObjective
 from lab.probes import Sharpness
 from lab.run.folder import RunFolder
+from lab.run.progress import MatvecProgress
 from lab.train import main as train_main
 from lab.train.run import TrainingRun
 
@@ -408,7 +408,7 @@ def test_a_measurement_needs_no_lightning(here: Path) -> None:
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What the clock of the progress shows (s)."""
     time = [0.0]
-    monkeypatch.setattr("lab.measure.progress.monotonic", lambda: time[0])
+    monkeypatch.setattr("lab.run.progress.monotonic", lambda: time[0])
     return time
 
 

@@ -6,7 +6,7 @@ did not (clipping by value), it was that of no learning rate.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -15,6 +15,7 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor, optim
 
 from lab.curvature.stability import UpdateRule
+from lab.module import SupervisedModule
 from lab.objective import at_least_single
 
 ALIKE = 1e-3
@@ -34,8 +35,8 @@ UNEVEN = (
 
 class Clipping:
     """Watches the clipping of gradients in a fit, where it can be seen: by `gradient_clip_val`, in
-    `configure_gradient_clipping`, or in `on_before_optimizer_step` of the LightningModule. Cost where it watches: four norms
-    of the gradient a step; else nothing.
+    `configure_gradient_clipping`, in `on_before_optimizer_step` of the LightningModule, or by that of the lab. Cost where it
+    watches: four norms of the gradient a step; else nothing.
 
     watched        whether gradients may be clipped in this fit.
     steps, clipped how many steps were made, and how many of them on a clipped gradient.
@@ -88,11 +89,16 @@ class Clipping:
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule, then: Callable[[], None]) -> None:
         """Watch the fit that starts now; `then` is called after every step."""
         self.end()
-        own = is_overridden("configure_gradient_clipping", pl_module)
-        asked = bool(trainer.gradient_clip_val) or own
-        self._by_value = trainer.gradient_clip_algorithm == "value" and not own
-        self._configured = asked and pl_module.automatic_optimization
-        self.watched = self._configured or is_overridden("on_before_optimizer_step", pl_module)
+        if isinstance(pl_module, SupervisedModule):
+            self._by_value, self._configured = pl_module.clip.value is not None, bool(pl_module.clip)
+            pl_module.clip.before = lambda: self.see(*trainer.optimizers)
+            self.watched = self._configured
+        else:
+            own = is_overridden("configure_gradient_clipping", pl_module)
+            asked = bool(trainer.gradient_clip_val) or own
+            self._by_value = trainer.gradient_clip_algorithm == "value" and not own
+            self._configured = asked and pl_module.automatic_optimization
+            self.watched = self._configured or is_overridden("on_before_optimizer_step", pl_module)
         if not self.watched:
             return
 
@@ -103,9 +109,9 @@ class Clipping:
 
         self._hooks = [optimizer.register_step_post_hook(stepped) for optimizer in trainer.optimizers]
 
-    def see(self, optimizer: optim.Optimizer) -> None:
+    def see(self, *optimizers: optim.Optimizer) -> None:
         """The gradient of the step to come, not yet clipped: Lightning clips after `on_before_optimizer_step`."""
-        if self.watched:
+        for optimizer in optimizers if self.watched else ():
             self._before[id(optimizer)] = _norms(optimizer)
 
     def end(self) -> None:
@@ -114,11 +120,14 @@ class Clipping:
             hook.remove()
         self._hooks, self._before = [], {}
 
-    def state_dict(self) -> dict[str, int]:
-        return {"steps": self.steps, "clipped": self.clipped, "uneven": self.uneven}
+    def state_dict(self) -> dict[str, float]:
+        """Of the factor only what is one: NaN is equal to nothing, itself included."""
+        factor = {"factor": self.factor} if math.isfinite(self.factor) else {}
+        return {"steps": self.steps, "clipped": self.clipped, "uneven": self.uneven} | factor
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.steps, self.clipped, self.uneven = (state.get(name, 0) for name in ("steps", "clipped", "uneven"))
+        self.factor = state.get("factor", math.nan)
 
     def _count(self, before: Tensor, after: Tensor) -> None:
         if len(before) != len(after) or not bool(before.isfinite().all()):

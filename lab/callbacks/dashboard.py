@@ -85,6 +85,8 @@ def flush(loggers: Iterable[Logger]) -> None:
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.flush()
+        else:
+            logger.save()
 
 
 def show_settings(loggers: Iterable[Logger], settings: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn, optim
 
+from lab.objective import BatchSource
 from lab.params import layout, trainable
 from lab.probes.base import Probe
 from lab.probes.bench import Bench
@@ -36,7 +37,9 @@ def facts_of(
         settings[f"optimizer{'_' + str(i) if i else ''}"] = _optimizer(optimizer)
     settings |= {"data": {"batch_size": batch_size}, "seed": bench.seed, "steps": steps}
     settings["probe"] = {probe.name: _card(probe) for probe in probes}
-    data: dict[str, Any] = {"train": len(bench.data[1]), "input_shape": str(tuple(bench.data[0].shape[1:]))}
+    data: dict[str, Any] = {"train": bench.num_train}
+    if not isinstance(bench.data, BatchSource):
+        data["input_shape"] = str(tuple(bench.data[0].shape[1:]))
     size = layout(bench.model).size if trainable(bench.model) else 0
     kind = f"{type(model).__module__}.{type(model).__qualname__}"
     facts = {"class": kind, "parameters": size, "measured_batch_norm": bench.batch_norm}

@@ -41,12 +41,10 @@ def show_waterfall(folder: RunFolder, loggers: Iterable[Logger], step: int) -> N
 def show_outcome(
     folder: RunFolder, loggers: Iterable[Logger], settings: Mapping[str, Any], summary: Mapping[str, Any]
 ) -> None:
-    """The figure of the run, on disk and on the dashboard, and the settings beside the final metrics; ends the loggers."""
+    """The figure of the run, on disk and on the dashboard, and the settings beside the final metrics."""
     draw = figures.edge_figure if summary["quantity"] else figures.training_figure
     name, figure = draw.__name__.removesuffix("_figure"), draw(folder.all_series(), summary)
     figures.save(figure, folder.figures / f"{name}.png")
     for logger in loggers:
         show_figure(logger, f"figures/{name}", figure, summary["steps"])
     show_settings(loggers, settings, summary)
-    for logger in loggers:
-        logger.finalize("success")

@@ -4,7 +4,7 @@ It hands every due probe a snapshot BEFORE the update (`on_train_batch_start`): 
 and the batch still that of t. Values go to the loggers with their own step, for `self.log` would move or lose them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lab.callbacks.adapter import adapt
 from lab.callbacks.dashboard import show_layout
 from lab.callbacks.probing import Probing
+from lab.objective import Weight
 from lab.optim.live import Live
 from lab.params import trainable
 from lab.probes.attempt import Failure
@@ -28,9 +29,10 @@ class ProbeCallback(Probing, pl.Callback):
     """Drives `probes` through a training run, yours or the lab's, and follows the phase of the run.
 
     probes      e.g. [Sharpness(every=13)].
-    criterion   (outputs, targets) -> mean loss: the loss whose landscape is measured.
-    data        (x, y), the training examples as tensors; a probe measures on a fixed, class-balanced subset of them.
-                Raises TypeError for anything else, ValueError where x and y differ in length.
+    criterion   (outputs, targets) -> mean loss: the loss whose landscape is measured. None: the model computes it.
+    data        (x, y), the training examples as tensors, of which a probe measures on a fixed, class-balanced subset; or
+                batches, as a list or a DataLoader that does not shuffle: see `lab.probes.bench.Bench`, also for `forward`
+                and `weight`. Raises TypeError for anything else, ValueError where x and y differ in length.
     model       what maps x to outputs; default: the LightningModule itself.
     stochastic  whether training uses mini-batches; default: yes for a LightningModule of your own.
     batch_norm, chunk_size, batch_size, sampling, seed, audit   as of `lab.probes.bench.Bench`; the batch is by default as
@@ -47,8 +49,8 @@ class ProbeCallback(Probing, pl.Callback):
     def __init__(
         self,
         probes: Sequence[Probe],
-        criterion: Callable[[Tensor, Tensor], Tensor],
-        data: tuple[Tensor, Tensor],
+        criterion: Callable[[Any, Any], Tensor] | None,
+        data: tuple[Tensor, Tensor] | Iterable[Any],
         *,
         model: nn.Module | None = None,
         batch_norm: Literal["train", "eval"] = "train",
@@ -59,6 +61,8 @@ class ProbeCallback(Probing, pl.Callback):
         seed: int = 0,
         refuses: bool = False,
         audit: bool = True,
+        forward: Callable[[nn.Module, Any], Any] | None = None,
+        weight: Weight = "examples",
     ):
         if twice := [probe.name for i, probe in enumerate(probes) if probe.name in [p.name for p in probes[:i]]]:
             raise ValueError(f"two probes are named {twice[0]}: each writes under its name; leave one out")
@@ -72,6 +76,8 @@ class ProbeCallback(Probing, pl.Callback):
             sampling=sampling,
             seed=seed,
             audit=audit,
+            forward=forward,
+            weight=weight,
         )
         super().__init__(probes, bench, stochastic=stochastic, refuses=refuses)
         self._whole_module, self._measured = model is None, -1

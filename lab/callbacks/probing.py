@@ -10,11 +10,12 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lab.callbacks.clipping import Clipping
+from lab.callbacks.costs import Costs
 from lab.callbacks.dashboard import show_figure
 from lab.callbacks.metrics import MetricsLogger
 from lab.curvature.phase import PhaseTracker
 from lab.curvature.stability import UpdateRule
-from lab.objective import NetworkObjective
+from lab.objective import BatchesObjective, NetworkObjective
 from lab.probes.attempt import Failures
 from lab.probes.base import Examples, Probe
 from lab.probes.bench import Bench
@@ -29,7 +30,7 @@ class Probing:
     def __init__(self, probes: Sequence[Probe], bench: Bench, *, stochastic: bool, refuses: bool):
         self.probes, self.bench, self.refuses = list(probes), bench, refuses
         self.tracker, self.clipping, self.failures = PhaseTracker(stochastic=stochastic), Clipping(), Failures()
-        self.formula = "the threshold"
+        self.formula, self.costs = "the threshold", Costs()
         self._parts: dict[str, Any] = {"live": bench.live, "clipping": self.clipping, "failures": self.failures}
         self._parts["audit"] = bench.audited
         self._latest: dict[str, float] = {}
@@ -46,7 +47,7 @@ class Probing:
         kept = {tag: value for tag, value in self._latest.items() if tag not in values}
         self._latest = kept | {tag: float(value) for tag, value in values.items() if math.isfinite(value)}
 
-    def objective(self, examples: Examples) -> NetworkObjective:
+    def objective(self, examples: Examples) -> NetworkObjective | BatchesObjective:
         """The loss on the fixed, class-balanced probe set of a size."""
         return self.bench.objective(examples)
 
@@ -68,7 +69,7 @@ class Probing:
         if not self._follow(step):
             return
         snapshot = self.bench.still(step, batch=batch, ended=ended)
-        values, failures = self.bench.measure(probes, snapshot)
+        values, failures = self.bench.measure(probes, snapshot, lambda probe: self.costs.around(probe, snapshot))
         for failure in failures:
             self.say(self.failures.note(failure, self.latest, refuses=self.refuses))
         if (audit := self.bench.audited.told()) is not None:
@@ -134,7 +135,8 @@ class Probing:
         """Phase, entry step, overshoot, level ... of the run so far, and what they are measured in.
 
         The phase is None where no ratio was measured, as under an optimiser whose threshold is not known. left_out: the
-        weights that do not move, in a sentence; clipped: the share of steps on clipped gradients; None for nothing to say.
+        weights that do not move, in a sentence; no_threshold: why there is none; clipped: the share of steps on clipped
+        gradients; None for nothing to say.
         """
         compared = [tag for tag in ("sharpness/preconditioned", "sharpness/moved") if tag in self._latest]
         audit = self.bench.audited.found
@@ -142,6 +144,7 @@ class Probing:
             "quantity": compared[0] if compared else "sharpness/lambda_max",
             "threshold_formula": self.formula,
             "left_out": self.bench.live.left_out or None,
+            "no_threshold": self.bench.live.refusal or None,
             "clipped": self.clipping.share,
             "failed_probes": self.failures.counts,
             "audit": audit.sentence() if audit else None,

@@ -1,18 +1,22 @@
-"""Live progress: step, loss, sharpness over threshold, phase and time to go; plain lines where there is no terminal."""
+"""Live progress: step, loss, sharpness over threshold, phase and time to go; plain lines where there is no terminal.
 
+It lives from before the first measurement; what takes over `PATIENCE` in a step says there how far it is.
+"""
+
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
 import pytorch_lightning as pl
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lab.callbacks.probe import ProbeCallback
 from lab.module import SupervisedModule
+from lab.run.progress import LINE_SECONDS, PATIENCE, MatvecProgress
 from lab.run.summary import decimals
 
-LINE_SECONDS = 10.0
-"""Seconds between lines when the output is not a terminal."""
 WIDE = 100
 """Columns of a terminal from which on the bar has room for the name of the phase."""
 
@@ -33,6 +37,7 @@ class ProgressCallback(pl.Callback):
         )
         self._task = self._bar.add_task("train", total=total, text="")
         self._line_due, self._begin, self._first_step = 0.0, 0.0, 0
+        probes.costs.working = self.working
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, SupervisedModule)
@@ -64,6 +69,17 @@ class ProgressCallback(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._stop()
+
+    def working(self, what: str, expected: int, seconds: float, products: Callable[[], int]) -> MatvecProgress:
+        """What stands around work within a step: it tells how far it is, in the text of the live bar or in lines."""
+        into = self._tell if self.bar and self._bar.live.is_started else None
+        return MatvecProgress(
+            what, expected, seconds, products, patience=PATIENCE, into=into, lines=True, console=self.console
+        )
+
+    def _tell(self, text: str) -> None:
+        """`text` in the place of loss and phase; "" for these."""
+        self._bar.update(self._task, text=escape(text) or self.text(phase=self.console.width >= WIDE))
 
     def _stop(self) -> None:
         if self.bar:  # rich prints an empty line for a bar that never began

@@ -109,6 +109,8 @@ class Record:
             summary |= {"seconds": folder.seconds}
             show_waterfall(folder, self.loggers, summary["steps"])
             show_outcome(folder, self.loggers, flat(dict(self.settings)), summary)
+            for logger in self.loggers:
+                logger.finalize("success")
             folder.write("summary", summary)
             state = "failed" if self.failure else "diverged" if summary["reason"] else "finished"
             folder.status(state, step=summary["steps"], reason=self.failure or summary["reason"])

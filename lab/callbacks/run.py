@@ -5,6 +5,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from lab.callbacks.dashboard import flush
+from lab.callbacks.guests import Guests
 from lab.callbacks.outcome import show_waterfall
 from lab.callbacks.probe import ProbeCallback
 from lab.module import SupervisedModule, evaluate
@@ -12,7 +13,11 @@ from lab.run import checkpoints
 from lab.run.agenda import Steps, every
 from lab.run.checkpoints import State
 from lab.run.folder import RunFolder
+from lab.run.keeping import Keeper, Kept
 from lab.run.signals import cut_off
+
+NOTHING = Kept.of(None)
+"""No checkpoint but the newest two stays."""
 
 
 class RunCallback(pl.Callback):
@@ -29,14 +34,18 @@ class RunCallback(pl.Callback):
         *,
         evaluate_every: int | None,
         checkpoint_every: int | None,
+        keep: Kept = NOTHING,
         state: State | None = None,
+        guests: Guests | None = None,
     ):
-        self.folder, self.probes, self.state = folder, probes, state
+        self.folder, self.probes, self.state, self.guests = folder, probes, state, guests or Guests()
+        self._evaluated = -1
         self.evaluates, self.saves = every(evaluate_every), every(checkpoint_every, first=1)
+        self.keeper = Keeper(folder, keep)
 
     def due(self, step: int) -> bool:
         """Whether there is something to do before update `step`."""
-        return self.evaluates(step) or self.saves(step)
+        return self.evaluates(step) or self.saves(step) or self.keeper.kept.due(step)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take up the checkpoint only now that the model has its device and precision: earlier, bits would be lost."""
@@ -46,8 +55,11 @@ class RunCallback(pl.Callback):
             pl_module.optimizer.load_state_dict(self.state["optimizer"])
             self.probes.load_state_dict(self.state["probes"])
             if pl_module.escape is not None:
-                memory = self.state["escape"]
+                memory = self.state.get("escape", {})
                 pl_module.escape.load_state_dict({name: kept.to(pl_module.device) for name, kept in memory.items()})
+            self.keeper.recall(self.state.get("best", {}))
+            pl_module.stopping.load_state_dict(self.state.get("stop", {}))
+            self.guests.load_state_dict(self.state.get("callbacks", {}))
             self.state = None
 
     def on_train_batch_start(
@@ -56,6 +68,7 @@ class RunCallback(pl.Callback):
         assert isinstance(pl_module, SupervisedModule)
         if self.saves(batch.begin):
             self.save(trainer, pl_module)
+        self.keep(pl_module)
         if self.evaluates(batch.begin):
             self.evaluate(trainer, pl_module)
 
@@ -73,8 +86,9 @@ class RunCallback(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, SupervisedModule)
         if not pl_module.divergence:
+            self.save(trainer, pl_module)  # before what only the end adds: the state from which a longer run goes on
+            self.keep(pl_module)
             self.evaluate(trainer, pl_module)
-            self.save(trainer, pl_module)
         show_waterfall(self.folder, trainer.loggers, pl_module.step)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -83,20 +97,37 @@ class RunCallback(pl.Callback):
             self.save(trainer, pl_module)
 
     def evaluate(self, trainer: pl.Trainer, module: SupervisedModule) -> None:
-        """test/loss and test/accuracy of the present weights."""
-        if module.test_data is None:
+        """test/loss and test/accuracy of the present weights, which are kept where they are the best; once a step."""
+        data, best = module.test_data, self.keeper.kept.best
+        if (data is None and not best) or (self._evaluated == module.step and not self.guests):
             return
-        with cut_off():
-            measured = evaluate(module.model, module.criterion, module.test_data)
-        values = {f"test/{name}": value for name, value in measured.items()}
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step=module.step)
-        self.probes.note(values)
+        self._evaluated = module.step
+        with cut_off(), self.probes.costs.working("test/loss and test/accuracy", 0, 0.0, lambda: 0):
+            measured = evaluate(module.model, module.criterion, module.gradient.train if data is None else data)
+        if data is not None:
+            values = {f"test/{name}": value for name, value in measured.items()}
+            for logger in trainer.loggers:
+                logger.log_metrics(values, step=module.step)
+            self.probes.note(values)
+        if best and finite(module):
+            quantity = "train/loss" if data is None else "test/loss"
+            regular = self.evaluates(module.step)
+            self.keeper.offer(quantity, measured["loss"], lambda: self._state(module), regular=regular)
+
+    def keep(self, module: SupervisedModule) -> None:
+        """The state of the present step where it is to stay."""
+        if self.keeper.kept.due(module.step) and finite(module):
+            self.keeper.keep(self._state(module))
 
     def save(self, trainer: pl.Trainer, module: SupervisedModule) -> None:
         """Model, optimiser, probes and phase at the present step, unless the weights have diverged unnoticed so far."""
-        if not all(bool(parameter.isfinite().all()) for parameter in module.model.parameters()):
+        if not finite(module):
             return
+        checkpoints.save(self.folder.checkpoints / "last.ckpt", self._state(module))
+        self.folder.status("running", step=module.step)
+        flush(trainer.loggers)
+
+    def _state(self, module: SupervisedModule) -> State:
         state = {
             "step": module.step,
             "model": module.model.state_dict(),
@@ -105,6 +136,13 @@ class RunCallback(pl.Callback):
         }
         if module.escape is not None:
             state["escape"] = module.escape.state_dict()
-        checkpoints.save(self.folder.checkpoints / "last.ckpt", state)
-        self.folder.status("running", step=module.step)
-        flush(trainer.loggers)
+        if module.stopping:
+            state["stop"] = module.stopping.state_dict()
+        if self.guests:
+            state["callbacks"] = self.guests.state_dict()
+        return state | ({"best": self.keeper.record} if self.keeper.record else {})
+
+
+def finite(module: SupervisedModule) -> bool:
+    """Whether all weights are finite."""
+    return all(bool(parameter.isfinite().all()) for parameter in module.model.parameters())

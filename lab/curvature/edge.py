@@ -73,8 +73,11 @@ class LossSeries:
         self._throw = THROWN if stochastic else 1.0
 
     def add(self, step: int, loss: float) -> None:
+        """The loss of the next step; that of one that is known changes nothing."""
         if not self.values:
             self.first_step = step
+        elif step < self.first_step + len(self.values):
+            return
         self.values.append(loss)
         if self.thrown == math.inf and len(self.values) <= 1 + WINDOW and loss > self.values[0] * self._throw:
             self.thrown = step

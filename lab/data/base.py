@@ -33,7 +33,9 @@ Facts = dict[str, int | float | str]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """Examples ready to train on: x (N, ...) float32, standardised; y (N,) int64 labels in 0..K-1."""
+    """Examples ready to train on: x (N, ...) real numbers, of images and digits standardised, or int64 tokens; y (N,) int64
+    labels in 0..K-1, (N, T) such labels of the places of a sequence, or (N, ...) real numbers.
+    """
 
     x: Tensor
     y: Tensor
@@ -44,7 +46,8 @@ class Split:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """A training split, a test split (None where there is none), the K class names in label order, and `facts`.
+    """A training split, a test split (None where there is none), the K class names in label order (none where targets are
+    real numbers), and `facts`.
 
     `facts` goes to the provenance of a run: what was chosen, how it was scaled, and for a drawn subset its seed and the
     first 16 hex digits of the SHA-256 of the chosen indices (int64, little endian, into the whole training split).
@@ -56,9 +59,14 @@ class Dataset:
     facts: Facts
 
     @property
-    def num_classes(self) -> int:
-        """K, the number of classes asked for (a small subset need not contain them all)."""
-        return len(self.class_names)
+    def num_classes(self) -> int | None:
+        """K, the number of classes asked for (a small subset need not contain them all); None for real targets."""
+        return len(self.class_names) or None
+
+    @property
+    def num_outputs(self) -> int:
+        """How many outputs a model has for an example: one for each class, or for each number of a real target."""
+        return self.num_classes or self.train.y[0].numel()
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -95,7 +103,7 @@ class DataCard(ABC):
         if self.random_labels == 0:
             return y, {}
         given = permuted(y, self.random_labels, stream(self.subset_seed, "random labels"))
-        changed = int((given != y).sum())
+        changed = int((given != y).reshape(len(y), -1).any(1).sum())
         return given, {"random_labels": self.random_labels, "labels_changed": changed, "subset_seed": self.subset_seed}
 
 

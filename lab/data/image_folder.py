@@ -1,23 +1,16 @@
 """Any folder of images as a data set: `root/train/<class>/*` and, where there is one, `root/test/<class>/*`.
 
-The images are decoded once, in a pool of threads, to one uint8 file per split that later runs memory-map; a small JSON
-beside it says what it was made from. The cache is used only if the tree (names, sizes, modification times) and the
-bytes of the cache (SHA-256) are still those, and is made again otherwise. It lies in `root/.lab_cache`, or in the
-user's cache folder where root cannot be written.
+The images are decoded once, in a pool of threads, and kept in the cache of `image_cache.py`.
 """
 
-import contextlib
 import dataclasses
 import hashlib
-import json
 import os
 import re
-import tempfile
-import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Annotated
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -27,7 +20,8 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from lab.data.base import Count, Dataset, Facts, short_hash
+from lab.data.base import Count, Dataset, Facts
+from lab.data.image_cache import USER, DecodedSplit, ImageCache
 from lab.data.images import ImageCard, Images
 from lab.settings import SettingError, settings, usable_cpus
 
@@ -48,6 +42,13 @@ class ImageFolder(ImageCard):
         Count | None,
         Field(description="pixels, to which the central square of each is resized; null: images agree in size"),
     ] = None
+    cache: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="of decoded images: user (~/.cache/lab) | beside (in root) | a folder | null: decode in every run",
+        ),
+    ] = USER
 
     def load(self, progress: bool = True) -> Dataset:
         """Decode the first time, memory-map afterwards. Raises SettingError that names the folder or file at fault."""
@@ -67,13 +68,16 @@ class ImageFolder(ImageCard):
                 f"data.root={root}: {root / 'train'} holds one class folder, {train.class_names[0]}, but at least two "
                 "classes are needed; add another folder of images"
             )
-        train_pixels, train_sha256 = _cached_pixels(root, train, self.image_size, progress)
+        cache = ImageCache(root, self.cache, tell=progress)
+        train_pixels, train_sha256 = cache.pixels(_decoded_split(train, self.image_size, progress))
         facts: Facts = {"source": "image tree", "train_sha256": train_sha256[:16]}
         if not (root / "test").is_dir():
+            cache.report()
             return self.assemble(Images(train_pixels, train.y), None, train.class_names, facts)
         test = _list_split(root, "test")
         _require_same_classes(root, train, test)
-        test_pixels, test_sha256 = _cached_pixels(root, test, self.image_size, progress)
+        test_pixels, test_sha256 = cache.pixels(_decoded_split(test, self.image_size, progress))
+        cache.report()
         if train_pixels.shape[1:] != test_pixels.shape[1:]:
             raise _mixed_sizes(train.files[0], train_pixels.shape[1:], test.files[0], test_pixels.shape[1:])
         facts["test_sha256"] = test_sha256[:16]
@@ -178,27 +182,14 @@ def _decode_all(listing: _Listing, image_size: int | None, shape: tuple[int, ...
             bar.advance(task, len(files))
 
 
-def _cached_pixels(root: Path, listing: _Listing, image_size: int | None, progress: bool) -> tuple[Tensor, str]:
-    """Memory-mapped pixels (N, 3, H, W) uint8 and the SHA-256 of the file; decoded first where no cache is valid."""
-    name = f"{listing.split}-{image_size or 'native'}"
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folders = (root / ".lab_cache", home / "lab" / short_hash(os.fsencode(root.resolve())))
-    for folder in folders:
-        cached = _read_cache(folder / name, listing)
-        if cached is not None:
-            return cached
-    path = _first_writable(root, folders) / name
-    shape = _decode(listing.files[0], image_size).shape
-    digest = hashlib.sha256()
-    with _written_whole(path.with_suffix(".uint8")) as file:
-        for block in _decode_all(listing, image_size, shape, progress):
-            file.write(block)
-            digest.update(block)
-    full_shape = [len(listing.files), *shape]
-    header = _expected_header(listing) | {"shape": full_shape, "sha256": digest.hexdigest()}
-    with _written_whole(path.with_suffix(".json")) as file:
-        file.write(json.dumps(header, indent=1).encode())
-    return _map_pixels(path, full_shape), digest.hexdigest()
+def _decoded_split(listing: _Listing, image_size: int | None, progress: bool) -> DecodedSplit:
+    """The images of a split for the cache."""
+
+    def decode() -> tuple[list[int], Iterator[bytes]]:
+        shape = _decode(listing.files[0], image_size).shape
+        return [len(listing.files), *shape], _decode_all(listing, image_size, shape, progress)
+
+    return DecodedSplit(listing.split, f"{listing.split}-{image_size or 'native'}", _expected_header(listing), decode)
 
 
 def _expected_header(listing: _Listing) -> dict[str, object]:
@@ -209,47 +200,3 @@ def _expected_header(listing: _Listing) -> dict[str, object]:
         "class_names": list(listing.class_names),
         "labels_sha256": hashlib.sha256(listing.y.numpy().astype("<i8").tobytes()).hexdigest(),
     }
-
-
-def _read_cache(path: Path, listing: _Listing) -> tuple[Tensor, str] | None:
-    """The cached pixels and their SHA-256, or None when there are none, they are damaged or of another tree."""
-    try:
-        header = json.loads(path.with_suffix(".json").read_bytes())
-        if any(header.get(key) != value for key, value in _expected_header(listing).items()):
-            return None
-        with path.with_suffix(".uint8").open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return (_map_pixels(path, header["shape"]), sha256) if sha256 == header["sha256"] else None
-    except (OSError, ValueError, KeyError, AttributeError):
-        return None
-
-
-def _map_pixels(path: Path, shape: list[int]) -> Tensor:
-    size = int(np.prod(shape))
-    return torch.from_file(str(path.with_suffix(".uint8")), shared=False, size=size, dtype=torch.uint8).view(shape)
-
-
-def _first_writable(root: Path, folders: tuple[Path, ...]) -> Path:
-    for folder in folders:
-        with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                return folder
-    raise SettingError(
-        f"data.root={root}: the decoded images can be cached neither in {folders[0]} nor in {folders[1]}; "
-        "make one of them writable or set the environment variable XDG_CACHE_HOME to a folder that is"
-    )
-
-
-@contextlib.contextmanager
-def _written_whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file that appears at `path` only when it is whole and on disk; after an error nothing is left."""
-    scratch = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    try:
-        with scratch.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)

@@ -1,13 +1,16 @@
 """The one way in: settings are composed and looked at, folders found, and then runs made."""
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from hydra.types import RunMode
 
-from lab.doors.grid import Grid, first_of, named, search
+from lab.doors.fork import inherited
+from lab.doors.grid import Grid, axes, first_of, named, search
+from lab.doors.labels import NAMES
 from lab.doors.pages import show
 from lab.doors.request import Request, cards_at_hand, composed
 from lab.doors.words import Override, Words, search_path
@@ -15,6 +18,7 @@ from lab.settings import SettingError
 
 SWEEPING = ("hydra/launcher=", "hydra.launcher.", "hydra/sweeper=", "hydra.sweeper.", "hydra.sweep.")
 """How overrides begin that only a grid has a use for."""
+MODES = ("-m", "--multirun", "-r", "--run")
 
 
 @dataclass(frozen=True)
@@ -36,10 +40,10 @@ class Door:
         Nothing is written before the settings of every run are known to be sound.
         """
         if words.shows:
-            show(self.config, [*words.flags, *words.overrides])
+            self._show(words)
             return None
-        fixed = [*search_path(words), *(str(o.input_line) for o in words.parsed if o.is_hydra_override())]
-        typed = [override for override in words.parsed if not override.is_hydra_override()]
+        fixed, typed = _apart(words)
+        fixed = [*search_path(words), *fixed]
         with cards_at_hand(words.config_dir):
             first = composed(self.config, [*fixed, *first_of(typed)])
             if not (words.several or first.hydra.mode == RunMode.MULTIRUN) or words.single:
@@ -57,6 +61,27 @@ class Door:
             grid.make(self.run)
             return grid
 
+    def _show(self, words: Words) -> None:
+        """The page that was asked for; of a grid that of its first run, after a line with what the others differ in."""
+        flags = [flag for flag in words.flags if flag not in MODES]
+        if words.several or words.page is not None:
+            fixed, typed = _apart(words)
+            with cards_at_hand(words.config_dir):
+                first = composed(self.config, [*search_path(words), *fixed, *first_of(typed)])
+                values = axes(first, typed)
+            if (words.several or first.hydra.mode == RunMode.MULTIRUN) and not words.single:
+                if words.page is not None:
+                    print(f"# {_described(values)}; these are the settings of the first")
+                chosen = [value[0] for value in values]
+                show(self.config, [*flags, *fixed, *self._asked(words, chosen), *chosen])
+                return
+        show(self.config, [*flags, *self._asked(words, words.overrides), *words.overrides])
+
+    @staticmethod
+    def _asked(words: Words, overrides: Sequence[str]) -> list[str]:
+        """What a page of settings shows of the run that `from=` names."""
+        return inherited(overrides) if words.page is not None else []
+
     def _look(self, requests: Iterable[Request]) -> None:
         """At all of them, and then say what is to be said, each line once."""
         notes = set[str]()
@@ -67,6 +92,25 @@ class Door:
                 raise named(error, request) from None
         for note in sorted(notes):
             print(note, file=sys.stderr)
+
+
+def _apart(words: Words) -> tuple[list[str], list[Override]]:
+    """The settings of Hydra that were typed, and the others."""
+    fixed = [str(override.input_line) for override in words.parsed if override.is_hydra_override()]
+    return fixed, [override for override in words.parsed if not override.is_hydra_override()]
+
+
+def _described(values: Sequence[Sequence[str]]) -> str:
+    """How many runs a grid has and what they differ in.
+
+    >>> _described([["steps=3"], ["seed=0", "seed=1"], ["data.batch_size=8", "data.batch_size=full"]])
+    '4 runs, one for each of seed=0,1 data.batch_size=8,full'
+    """
+    varied = [
+        (axis[0].partition("=")[0], [word.partition("=")[2] for word in axis]) for axis in values if len(axis) > 1
+    ]
+    listed = " ".join(f"{name}={','.join(axis)}" for name, axis in varied)
+    return f"{prod(map(len, values))} runs, one for each of {listed}" if varied else "1 run"
 
 
 def _sweeps(overrides: Iterable[Override]) -> bool:
@@ -87,6 +131,10 @@ def _require_one(overrides: Iterable[Override]) -> None:
 def _require_many(overrides: Iterable[Override]) -> None:
     """Raise SettingError for what only a single run can make use of."""
     for override in overrides:
+        if override.key_or_group in NAMES and override.is_sweep_override():
+            raise SettingError(
+                f"{override.input_line}: runs do not differ in {override.key_or_group}; give one for all"
+            )
         if override.key_or_group == "hydra.run.dir":
             raise SettingError("hydra.run.dir is the folder of one run, and these are several; set hydra.sweep.dir")
         if override.is_hydra_override() and override.is_sweep_override():

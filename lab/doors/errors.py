@@ -4,17 +4,18 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from lab.doors.pages import AROUND, card_settings, known_settings
+from lab.doors.pages import AROUND, card_settings, known_settings, takes_list
+from lab.doors.slips import card_answer, listing, meant, setting_answer
 from lab.run.cards import choices
 from lab.run.signals import ended
-from lab.settings import SettingError
+from lab.settings import SettingError, UnknownSetting
 
 PIPE = 141
 """The exit code of a program whose reader has gone: 128 + SIGPIPE."""
@@ -35,23 +36,26 @@ def one_line_errors(door: str, unknown: Unknown = lambda name: None) -> Iterator
     except (SettingError, HydraException, OmegaConfBaseException, OSError) as error:
         if type(error).__module__ == "builtins" and isinstance(error, OSError) and Path(error.filename or ".").exists():
             raise  # not a run folder that cannot be made
-        print(f"error: {explain(error, door, unknown)}", file=sys.stderr)
+        print(f"error: {explain(error, door, unknown, sys.argv[1:])}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as error:
         print(str(error) or "interrupted", file=sys.stderr)
         sys.exit(130)
 
 
-def explain(error: Exception, door: str, unknown: Unknown) -> str:
-    """One line for an error of ours, of Hydra or of OmegaConf."""
+def explain(error: Exception, door: str, unknown: Unknown, words: Sequence[str]) -> str:
+    """One line for an error of ours, of Hydra or of OmegaConf, after `words` were typed."""
     text = " ".join(str(error).split())
+    if isinstance(error, UnknownSetting):
+        return _unknown_setting(_as_typed(error.name, words), door, unknown, words, otherwise=text)
     if isinstance(error, SettingError):
         return text
     if match := re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text):
-        name = match[1] or match[2]
-        return unknown(name) or _unknown_setting(name, door)
+        return _unknown_setting(match[1] or match[2], door, unknown, words)
     if match := re.search(r"Could not (?:find|load) '([^']+)'", text):
-        return _unknown_card(match[1], door)
+        return _unknown_card(match[1], door, words)
+    if match := re.search(r"Ambiguous value for argument '(.+?)' 1\.", text):
+        return _several_values(match[1])
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename} cannot be written ({error.strerror}); choose another hydra.run.dir"
     return text
@@ -67,14 +71,38 @@ def near(word: str, known: list[str], *, prefix: str = "") -> str:
     return f"; did you mean {prefix}{close[0]}?" if close else ""
 
 
-def _unknown_card(path: str, door: str) -> str:
+def _as_typed(name: str, words: Sequence[str]) -> str:
+    """The name that was typed where a part of it was refused, as foo of +foo.bar=1."""
+    typed = [word.lstrip("+").partition("=")[0] for word in words]
+    return next((one for one in typed if one == name or one.startswith(f"{name}.")), name)
+
+
+def _several_values(word: str) -> str:
+    """One line for values with commas between them and no -m: a list where the setting takes one, or a grid."""
+    name, _, value = word.partition("=")
+    listed = f", or write {name}=[{value}] for a list of them" if takes_list(name) else ""
+    return f"{word} is several values; add -m for a run with each{listed}"
+
+
+def _unknown_card(path: str, door: str, words: Sequence[str]) -> str:
     group, _, name = path.rpartition("/")
+    if answer := card_answer(group, name, words, door):
+        return answer
     if not (known := choices(group)):
         return f"{path} does not exist; see python -m lab.{door} --help"
     return f"{group}={name} does not exist; expected one of {', '.join(known)}{near(name, known, prefix=f'{group}=')}"
 
 
-def _unknown_setting(name: str, door: str) -> str:
+def _unknown_setting(name: str, door: str, unknown: Unknown, words: Sequence[str], otherwise: str = "") -> str:
+    """What the door says of a setting, or of the one that is meant by it; else what it is called here; else what is near;
+    `otherwise`: what is said in the place of that.
+    """
+    if refused := unknown(name):
+        return refused
+    if (goal := meant(name, words, door)) and (refused := unknown(goal)):
+        return f"{name}: {refused}"
+    if answer := setting_answer(name, words, door) or otherwise:
+        return answer
     group, _, rest = name.partition(".")
     known = known_settings()
     if group == "probe" and rest:
@@ -87,8 +115,16 @@ def _unknown_setting(name: str, door: str) -> str:
         cards = [card for card in choices(f"optimizer/{group}") if rest in card_settings(f"optimizer/{group}", card)]
         return f"{name} is not a setting of the chosen {group}; choose optimizer/{group}= one of {', '.join(cards)}"
     elif name in known:
-        return f"{name} is not a setting of the chosen {group}; see python -m lab.{door} --cfg job"
+        return _of_another_card(name, door)
     hint = "" if (hint := near(name, list(known))) == f"; did you mean {group}?" else hint
     if rest and not hint and (offered := [one for one in known if one.startswith(f"{group}.")]):
         return f"unknown setting {name}; expected one of {', '.join(offered)}"
     return f"unknown setting {name}" + (hint or f"; see python -m lab.{door} --help")
+
+
+def _of_another_card(name: str, door: str) -> str:
+    """One line for a setting of a card that is not the chosen one."""
+    group, _, rest = name.partition(".")
+    owners = [f"{group}={card}" for card in choices(group) if rest in card_settings(group, card)]
+    cure = f"{listing(owners)} it" if owners else f"see python -m lab.{door} --cfg job"
+    return f"{name} is not a setting of the chosen {group}; {cure}"

@@ -9,9 +9,9 @@ import io
 import itertools
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from time import monotonic
@@ -26,9 +26,13 @@ from hydra.experimental.callback import Callback
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from lab.doors.request import Request, composed
+from lab.doors.arguments import as_typed, opened
+from lab.doors.fork import FROM, inherited
+from lab.doors.request import Request, composed, name_run
+from lab.doors.words import literal
 from lab.run.folder import RunFolder
-from lab.settings import SettingError
+from lab.run.length import LENGTH
+from lab.settings import SettingError, UnknownSetting, asked_threads
 
 RECORD = "multirun.yaml"
 """What is left of a grid in its folder, beside its runs: the configuration of Hydra."""
@@ -54,16 +58,12 @@ class Grid:
     @staticmethod
     def of(config: str, first: DictConfig, typed: Sequence[Override], fixed: Sequence[str]) -> "Grid":
         """first: the configuration with the first value of whatever is `typed`; fixed: the overrides of Hydra's settings."""
-        for override in typed:
-            if override.is_sweep_override() and not override.is_discrete_sweep():
-                raise SettingError(f"{override.input_line}: a grid has single values, e.g. optimizer.lr=0.1,0.2")
-        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-        axes = parser.parse_overrides(
-            [f"{name}={values}" for name, values in (first.hydra.sweeper.params or {}).items()]
-        )
-        values = {override.get_key_element(): _values(override) for override in [*axes, *typed]}
-        cells = [Request.of(cfg, several=True) for cfg in _cells(config, first, list(values.values()), fixed)]
-        _name(first, [str(override.input_line) for override in typed])
+        along = axes(first, typed)
+        varied = [values[0].partition("=")[0].lstrip("+") for values in along if len(values) > 1]
+        cells = [
+            Request.of(cfg, several=True) for cfg in _cells(config, first, along, [*fixed, *_naming(first, varied)])
+        ]
+        name_run(first, [str(override.input_line) for override in typed])
         return Grid(first, Request.of(first), cells)
 
     @property
@@ -82,7 +82,7 @@ class Grid:
         time_left = f", about {mean * left:.0f} s to go" if self.seconds and left else ""
         mine, every = self.cells[cell].overrides, [request.overrides for request in self.cells]
         varied = [one for one, *others in zip(mine, *every, strict=True) if len(set(others)) > 1]
-        return f"cell {cell + 1} of {len(self.cells)}{time_left}: {' '.join(varied or mine)}"
+        return f"cell {cell + 1} of {len(self.cells)}{time_left}: {as_typed(' '.join(varied or mine))}"
 
     def note_done(self, *cells: Request) -> None:
         """Look on disk which of the cells are finished."""
@@ -118,12 +118,13 @@ class Grid:
 
     def _launched(self, run: Any) -> list[Failure]:
         """By a launcher of Hydra, whose workers compose each cell for themselves."""
-        launcher = Plugins.instance().instantiate_launcher(config=self.config, **_plugged(run))
+        begun = {cell.folder.name: cell for cell in self.cells if inherited(cell.overrides)}
+        launcher = Plugins.instance().instantiate_launcher(config=self.config, **_plugged(run, begun))
         size = self.config.hydra.sweeper.get("max_batch_size") or len(self.cells)
         failures = list[Failure]()
         for begin in range(0, len(self.cells), size):
             batch = self.cells[begin : begin + size]
-            jobs = launcher.launch([list(cell.overrides) for cell in batch], initial_job_idx=begin)
+            jobs = launcher.launch([_sent(cell) for cell in batch], initial_job_idx=begin)
             for cell, job in zip(batch, jobs, strict=True):
                 try:
                     with redirect_stderr(io.StringIO()):  # Hydra announces the error
@@ -134,35 +135,63 @@ class Grid:
         return failures
 
 
-def launched(run: Any, cfg: DictConfig) -> Any:
-    """One cell in the process of a launcher, which keeps the configuration of Hydra apart and has made the folder."""
+def launched(run: Any, begun: Mapping[str, Request], threads: int | None, cfg: DictConfig) -> Any:
+    """One cell in the process of a launcher, which keeps the configuration of Hydra apart and has made the folder, and may
+    have set OMP_NUM_THREADS there: `threads` is what the user's own says.
+
+    begun: by the name of the folder, cells that begin from another run: of these it was sent more than what was typed.
+    """
     with open_dict(whole := cfg.copy()):
         whole.hydra = HydraConfig.get()
-    request = Request.of(whole, several=True)
+    request = replace(Request.of(whole, several=True), threads=threads)
+    if (cell := begun.get(request.folder.name)) is not None:
+        request = replace(request, overrides=cell.overrides, names=cell.names)
     try:
         return run(request)
     finally:
         RunFolder(request.folder).remove_if_empty()
 
 
+def _sent(cell: Request) -> list[str]:
+    """The overrides that a worker composes a cell by, behind the settings of the run it begins from."""
+    before = inherited(cell.overrides)
+    folder = [f"hydra.sweep.subdir={literal(cell.folder.name)}"] if before else []
+    return [*before, *cell.overrides, *folder]
+
+
 def named(error: SettingError, cell: Request) -> SettingError:
-    """The same error with the cell that it is of, where there are several."""
-    if not cell.several:
+    """The same error with the cell that it is of, where there are several; a name that is unknown is so in all of them."""
+    if not cell.several or isinstance(error, UnknownSetting):
         return error
     return SettingError(f"{cell.folder.name}: {error}".replace("another hydra.run.dir", "another hydra.sweep.dir"))
 
 
 def search(config: DictConfig, typed: Sequence[Override], run: Any) -> None:
     """Runs that a sweeper of Hydra chooses, e.g. by what the runs before them returned. `config`: without the axes."""
+    _naming(config, [override.key_or_group for override in typed if override.is_sweep_override()])
     with read_write(config.hydra):
         config.hydra.overrides.task = [override.input_line for override in typed]
     Plugins.instance().instantiate_sweeper(config=config, **_plugged(run)).sweep(list(config.hydra.overrides.task))
 
 
-def _plugged(run: Any) -> dict[str, Any]:
+def _plugged(run: Any, begun: Mapping[str, Request] | None = None) -> dict[str, Any]:
     """What a plugin of Hydra is given beside the configuration."""
     context = HydraContext(GlobalHydra.instance().config_loader(), Callback())  # type: ignore[arg-type]
-    return {"hydra_context": context, "task_function": partial(launched, run)}
+    return {"hydra_context": context, "task_function": partial(launched, run, begun or {}, asked_threads())}
+
+
+def axes(first: DictConfig, typed: Sequence[Override]) -> list[list[str]]:
+    """The values of every setting of a grid as overrides: of those that its experiment names, and of those `typed`.
+
+    Those that have a range in place of values are left out where a sweeper of Hydra chooses, else SettingError is raised.
+    """
+    ranges = [o for o in typed if o.is_sweep_override() and not o.is_discrete_sweep()]
+    if ranges and first.hydra.runtime.choices["hydra/sweeper"] == "basic":
+        raise SettingError(f"{ranges[0].input_line}: a grid has single values, e.g. optimizer.lr=0.1,0.2")
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    named = [opened(f"{name}={values}") for name, values in (first.hydra.sweeper.params or {}).items()]
+    kept = [override for override in [*parser.parse_overrides(named), *typed] if override not in ranges]
+    return list({override.get_key_element(): _values(override) for override in kept}.values())
 
 
 def first_of(overrides: Iterable[Override]) -> list[str]:
@@ -195,21 +224,28 @@ def _cells(config: str, first: DictConfig, axes: Sequence[Sequence[str]], fixed:
         for word in words:
             if word in moving:
                 OmegaConf.update(cell, parse(word).key_or_group, parse(word).value())
-        _name(cell, words, number)
+        name_run(cell, words, number)
         yield cell
 
 
+def _naming(cfg: DictConfig, axes: Iterable[str]) -> list[str]:
+    """The override, which `cfg` is given too, that has lengths on the axes in the names of the folders, where they stand for
+    different runs: elsewhere a longer run is the same one.
+    """
+    naming = cfg.hydra.job.config.override_dirname
+    kept = [key for key in naming.exclude_keys if not (key in LENGTH and key in axes)]
+    if len(kept) == len(naming.exclude_keys):
+        return []
+    word = f"hydra.job.config.override_dirname.exclude_keys=[{','.join(kept)}]"
+    with read_write(cfg.hydra):
+        naming.exclude_keys = kept
+        cfg.hydra.overrides.hydra = [*cfg.hydra.overrides.hydra, word]  # a worker composes its cell by these
+    return [word]
+
+
 def _is_value(override: Override) -> bool:
-    """Whether an override only puts a value in the place of another: it chooses no card, and adds nothing."""
+    """Whether an override only puts a value in the place of another: it chooses no card or run, and adds nothing."""
+    if override.key_or_group == FROM:
+        return False
     group = GlobalHydra.instance().config_loader().get_group_options(override.key_or_group)
     return override.type == OverrideType.CHANGE and not group and not isinstance(override.value(), dict)
-
-
-def _name(cfg: DictConfig, words: Sequence[str], number: int = 0) -> None:
-    """Note the overrides where Hydra does, the name of a run that it makes of them, and the number of the run."""
-    naming = cfg.hydra.job.config.override_dirname
-    kept = sorted(word for word in words if word.lstrip("+").partition("=")[0] not in naming.exclude_keys)
-    with read_write(cfg.hydra):
-        cfg.hydra.job.override_dirname = naming.item_sep.join(kept).replace("=", naming.kv_sep)
-        cfg.hydra.overrides.task = list(words)
-        cfg.hydra.job.num = number

@@ -13,7 +13,9 @@ from typing import Any
 import hydra
 from omegaconf import OmegaConf
 
+from lab.doors.arguments import as_typed
 from lab.run.cards import choices, config_dir, listed
+from lab.settings import SettingError
 
 FORMER = hydra.__version__ < "1.4"
 """Hydra 1.3 with OmegaConf 2.3: two names were others, and its defaults those of still earlier versions."""
@@ -22,6 +24,8 @@ AROUND = ("noise", "escape")
 """Groups of cards around the optimiser: conf/optimizer/<group>, whose settings stand at <group>."""
 NO_GROUPS = ("experiment", "simulation", "landscape")
 """Folders of cards that are no setting of a run."""
+NO_SETTINGS = ("defaults", "hydra", "probe")
+"""What stands in conf/train.yaml besides plain settings."""
 LONGEST_NAME = 200
 """Characters of a folder name; a longer one is cut and ends in a hash of the whole."""
 PAGE_WIDTH = 112
@@ -44,7 +48,12 @@ def show(config: str, words: Sequence[str]) -> None:
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra raise, so that we can say it in one line
     sys.argv = [sys.argv[0], *words]
-    hydra.main(config_path=config_dir(), config_name=config, **BASE)(lambda cfg: None)()
+    try:
+        hydra.main(config_path=config_dir(), config_name=config, **BASE)(lambda cfg: None)()
+    except ValueError as error:  # flags that do not go together
+        if type(error) is not ValueError:
+            raise
+        raise SettingError(f"{error}; see --hydra-help") from None
 
 
 def cell_name(overrides: str) -> str:
@@ -57,23 +66,46 @@ def cell_name(overrides: str) -> str:
     >>> cell_name("data.root=/a/b") == cell_name("data.root=-a-b")
     False
     """
-    name = re.sub(r"[^\w.,=+\-\[\]]", "-", overrides or "default")
+    overrides = as_typed(overrides)
+    name = re.sub(r"[^\w.,=+@\-\[\]]", "-", (overrides or "default").replace("from=outputs/", "from="))
     if len(name) > LONGEST_NAME or name != (overrides or "default"):
         name = f"{name[: LONGEST_NAME - 9]}-{sha256(overrides.encode()).hexdigest()[:8]}"
     return name
 
 
 def card_settings(group: str, card: str) -> list[str]:
-    """The names of the settings of a card, which stand at the top of its file or under the name of the group."""
+    """The names of the settings of a card, which stand at the top of its file or under the name of the group. Raises
+    FileNotFoundError for a card of somebody's own, from --config-dir.
+    """
+    return [str(key) for key in card_values(group, card) if key != "_target_"]
+
+
+def card_values(group: str, card: str) -> Any:
+    """The settings of a card with their values. Raises FileNotFoundError for a card of somebody's own, from --config-dir."""
     loaded = OmegaConf.load(Path(config_dir()) / group / f"{card}.yaml")
-    values = loaded.get(group.rpartition("/")[2], loaded)  # type: ignore[union-attr,arg-type]
-    return [str(key) for key in values if key != "_target_"]
+    return loaded.get(group.rpartition("/")[2], loaded)  # type: ignore[union-attr,arg-type]
+
+
+def takes_list(name: str) -> bool:
+    """Whether a setting is a list in some card, as model.widths and probe are."""
+    group, _, rest = name.partition(".")
+    cards = [card_values(group, card) for card in choices(group)]
+    return name in ("probe", "data.classes") or any(OmegaConf.is_list(values.get(rest)) for values in cards)
+
+
+@cache
+def default_cards() -> dict[str, str]:
+    """The card of every group that lab.train begins with, e.g. {"data": "digits", ...}."""
+    listed = OmegaConf.load(Path(config_dir()) / "train.yaml")["defaults"]  # type: ignore[index]
+    items = [item for entry in listed if not isinstance(entry, str) for item in entry.items()]
+    return {str(group): card for group, card in items if isinstance(card, str)}
 
 
 @cache
 def known_settings() -> tuple[str, ...]:
     """Every setting that some card of lab.train offers, with its group, and the groups."""
-    names = ["steps", "epochs", "seed", "audit", *(f"optimizer/{group}" for group in AROUND)]
+    plain = [str(name) for name in OmegaConf.load(Path(config_dir()) / "train.yaml") if name not in NO_SETTINGS]
+    names = [*plain, *(f"optimizer/{group}" for group in AROUND)]
     folders = [folder for folder in Path(config_dir()).iterdir() if folder.is_dir() and folder.name not in NO_GROUPS]
     for group in sorted([folder.name for folder in folders] + [f"optimizer/{group}" for group in AROUND]):
         place = group.rpartition("/")[2]
@@ -105,8 +137,23 @@ def offer(name: str, text: Callable[..., str]) -> None:
     register(name, text, replace=True)
 
 
+def folder(experiment: str | None, debug: object = False, name: object = None) -> str:
+    """The folder of the runs of an experiment, or of those without one; of a grid that has a name.
+
+    >>> folder("quickstart"), folder(None, True, "mine")
+    ('outputs/quickstart', 'outputs/debug/train/mine')
+    """
+    parts = ("outputs", "debug" if debug is True else "", experiment or "train", "" if name is None else str(name))
+    return "/".join(filter(None, parts))
+
+
+def cell(overrides: str, name: object = None) -> str:
+    """The name of the folder of a run: its own, else that of its overrides."""
+    return cell_name(overrides) if name is None else str(name)
+
+
 # At import, not in a door: a worker process of a grid imports this room and nothing else of ours before it resolves.
-offer("lab.folder", lambda experiment: f"outputs/{experiment or 'train'}")
-offer("lab.cell", cell_name)
+offer("lab.folder", folder)
+offer("lab.cell", cell)
 offer("lab.choices", lambda group, indent: listed(group, width=PAGE_WIDTH, indent=indent))
 offer("lab.settings", settings_listed)

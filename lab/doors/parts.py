@@ -13,18 +13,21 @@ from torch import nn
 
 from lab.data.base import DataCard, Dataset
 from lab.data.batches import Batches
+from lab.doors.labels import NAMES
+from lab.doors.trial import try_out
 from lab.models.losses import Criterion
 from lab.optim.escape import EscapeMethod, NegativeCurvature
+from lab.optim.joint import Updater
 from lab.optim.noise import GradientNoise, NoiseCard, Trained
 from lab.optim.optimizers import OptimizerCard
 from lab.optim.schedules import Schedule
 from lab.params import layout
 from lab.probes import Probe
-from lab.run.cards import card, typed
+from lab.run.cards import card, require_whole, typed
+from lab.run.length import DEFAULT_STEPS, require_length
 from lab.run.settings import TrainerSettings
-from lab.settings import SettingError, usable_cpus
+from lab.settings import SettingError, UnknownSetting, usable_cpus
 
-DEFAULT_STEPS = 1000
 MAX_SEED = 2**63 - 1
 """What a generator of torch takes."""
 SMALL = 2e8
@@ -56,8 +59,10 @@ class Settings:
         self.trainer.require_accelerator()
         dataset = self.data.load()
         batches = Batches(len(dataset.train), self.data.batch_size, self.data.sampling, self.seed)
-        model: nn.Module = self.model.build(dataset.input_shape, dataset.num_classes, self.seed)
+        model: nn.Module = self.model.build(dataset.input_shape, dataset.num_outputs, self.seed)
         criterion = self.loss.build(dataset.num_classes)
+        cards = {"data": self.data, "model": self.model, "loss": self.loss}
+        try_out(cards, model, criterion, dataset, seed=self.seed, audit=self.audit)
         train = dataset.train.x, dataset.train.y
         trained = Trained(model, criterion, train, batches.batch_size, self.optimizer)
         return Parts(
@@ -66,7 +71,7 @@ class Settings:
             batches,
             model,
             criterion,
-            self.optimizer.build(model.parameters()),
+            self.optimizer.of(model),
             None if self.noise is None else self.noise.build(trained, self.seed),
             None if self.escape is None else self.escape.build(model, criterion, self.seed),
             self.epochs * batches.steps_per_epoch if self.epochs is not None else self.steps or DEFAULT_STEPS,
@@ -82,7 +87,7 @@ class Parts:
     batches: Batches
     model: nn.Module
     criterion: Criterion
-    optimizer: torch.optim.Optimizer
+    optimizer: Updater
     noise: GradientNoise | None
     escape: EscapeMethod | None
     total: int
@@ -108,20 +113,23 @@ class Parts:
         batch_size = self.batches.batch_size
         return min(self.chunk_size or batch_size, batch_size)
 
-    def use_threads(self, *, jobs: int) -> None:
-        """Set the threads of torch for one of `jobs` parallel runs (-1: as many as there are CPUs)."""
+    def use_threads(self, *, jobs: int, asked: int | None = None) -> None:
+        """Set the threads of torch for one of `jobs` parallel runs (-1: as many as there are CPUs); `asked` by the user's
+        environment.
+        """
         jobs = jobs if jobs > 0 else usable_cpus()
-        torch.set_num_threads(self.settings.trainer.num_threads(jobs, small=self.small))
+        torch.set_num_threads(self.settings.trainer.num_threads(jobs, small=self.small, asked=asked))
 
 
 def read_settings(plain: Mapping[str, Any]) -> Settings:
     """Every card built and every plain number checked. Raises SettingError in one line."""
-    known = {*CARDS, "noise", "escape", "probe", "scaling", "compare", *NUMBERS}
+    known = {*CARDS, "from", "noise", "escape", "probe", "scaling", "compare", *NUMBERS, *NAMES}
     if unknown := [name for name in plain if name not in known]:
-        raise SettingError(f"unknown setting {unknown[0]}; see python -m lab.train --help")
+        raise UnknownSetting(unknown[0], f"unknown setting {unknown[0]}; see python -m lab.train --help")
     numbers = _numbers(plain)
     cards = {name: card(plain.get(name), name) for name in CARDS}
-    cards["optimizer"].check()
+    for made in cards.values():
+        getattr(made, "check", lambda: None)()
     if plain.get("compare") is not None:
         card(plain["compare"], "compare")
     noise = _around("noise", plain, ("equivalent_batch_size", "trace"), "sample_weights")
@@ -136,19 +144,13 @@ def read_settings(plain: Mapping[str, Any]) -> Settings:
 def _numbers(plain: Mapping[str, Any]) -> dict[str, Any]:
     """Length, seed and audit of a run."""
     numbers: dict[str, Any] = {"audit": True} | {name: plain.get(name) for name in NUMBERS if name in plain}
-    for name, least in (("steps", 1), ("epochs", 1), ("seed", 0)):
-        value = numbers.setdefault(name, None)
-        if value is None and name != "seed":
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise SettingError(f"{name}={typed(value)}: expected a whole number of at least {least}")
+    require_length(plain)
+    numbers = dict.fromkeys(NUMBERS) | numbers
+    require_whole("seed", numbers["seed"], 0)
     if not isinstance(numbers["audit"], bool):
         raise SettingError(f"audit={typed(numbers['audit'])}: expected true or false")
     if numbers["seed"] > MAX_SEED:
         raise SettingError(f"seed={numbers['seed']}: expected a whole number of at most {MAX_SEED}")
-    steps, epochs = numbers["steps"], numbers["epochs"]
-    if steps is not None and epochs is not None:
-        raise SettingError(f"steps={steps} and epochs={epochs} contradict each other; set one of them to null")
     return numbers
 
 

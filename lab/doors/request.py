@@ -2,18 +2,20 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 
 from lab.doors import pages
+from lab.doors.arguments import as_typed
+from lab.doors.fork import FROM, bare, inherited
 from lab.run.cards import config_dir
-from lab.settings import SettingError
+from lab.settings import SettingError, asked_threads
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Request:
     overrides  what was typed, or stands on the axes of a grid; names: those that make the name of the folder.
     folder     where the run belongs.
     jobs       how many runs are made at once; -1: as many as there are CPUs.
+    threads    how many the environment of the command asks for, of each run; None: it does not say.
     several    the run is one of a grid.
     """
 
@@ -33,6 +36,7 @@ class Request:
     folder: Path
     jobs: int = 1
     several: bool = False
+    threads: int | None = field(default_factory=asked_threads)
 
     @staticmethod
     def of(cfg: DictConfig, *, several: bool = False) -> "Request":
@@ -47,7 +51,7 @@ class Request:
             {str(name): value for name, value in values.items()},  # type: ignore[union-attr]
             dict(hydra.runtime.choices),
             tuple(hydra.overrides.task),
-            hydra.job.override_dirname,
+            as_typed(hydra.job.override_dirname),
             folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder,
             hydra.launcher.get("n_jobs", 1) or 1,
             several,
@@ -72,8 +76,28 @@ def cards_at_hand(more: str | None = None) -> Iterator[None]:
 
 
 def composed(config: str, overrides: Sequence[str]) -> DictConfig:
-    """The configuration conf/`config`.yaml with overrides, and that of Hydra in it. What Hydra refuses, it raises."""
-    return compose(config, overrides=list(overrides), return_hydra_config=True)
+    """The configuration conf/`config`.yaml with overrides, and that of Hydra in it. What Hydra refuses, it raises.
+
+    Before them come the settings of the run that `from=` names, where it stands among them: what is typed wins. They are no
+    part of the overrides that name the run.
+    """
+    before = inherited(overrides)
+    cfg = compose(config, overrides=[*before, *overrides], return_hydra_config=True)
+    if before:
+        name_run(cfg, list(cfg.hydra.overrides.task)[len(before) :])
+    return cfg
+
+
+def name_run(cfg: DictConfig, words: Sequence[str], number: int = 0) -> None:
+    """Note the overrides where Hydra does, the name of a run that it makes of them, and the number of the run."""
+    naming = cfg.hydra.job.config.override_dirname
+    kept = sorted(word for word in words if word.lstrip("+").partition("=")[0] not in naming.exclude_keys)
+    kept.sort(key=lambda word: not word.startswith(f"{FROM}="))
+    kept = [bare(word) for word in kept]
+    with read_write(cfg.hydra):
+        cfg.hydra.job.override_dirname = naming.item_sep.join(kept).replace("=", naming.kv_sep)
+        cfg.hydra.overrides.task = list(words)
+        cfg.hydra.job.num = number
 
 
 def keep_settings(folder: Path, settings: dict[str, Any], overrides: Sequence[str]) -> None:

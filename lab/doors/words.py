@@ -13,6 +13,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Transformer
 from hydra.errors import HydraException
 
+from lab.doors.arguments import opened
+from lab.doors.pages import takes_list
+from lab.doors.slips import flag_answer
 from lab.run.cards import choices, typed
 from lab.settings import SettingError
 
@@ -28,8 +31,14 @@ SWITCHES = (
     "--multirun -m",
 )
 """Hydra's flags without a value."""
-OPTIONS = ("--package -p", "--info -i", "--config-dir -cd")
+PAGE = "--cfg -c"
+INFO = "--info -i"
+INFO_PAGES = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+OPTIONS = ("--package -p", INFO, "--config-dir -cd")
 """Hydra's flags with a value."""
+FLAGS = tuple(flag for flags in (PAGE, *SWITCHES, *OPTIONS) for flag in flags.split())
+EXPERIMENTS = {"simulate": "simulation"}
+"""The folder of the experiments of a door, where it is not `experiment`."""
 
 
 class OneLineParser(ArgumentParser):
@@ -48,6 +57,7 @@ class Words:
     several     -m: one run for each combination of values.
     single      --run: one run, whatever the experiment says.
     shows       the flags that ask for a page in place of a run (--help, --cfg job, ...).
+    page        what --cfg asks for: the settings of the run (job), of Hydra, or all.
     config_dir  a folder with more cards.
     """
 
@@ -56,15 +66,22 @@ class Words:
     several: bool = False
     single: bool = False
     shows: bool = False
+    page: str | None = None
     config_dir: str | None = None
 
     @staticmethod
-    def of(arguments: Iterable[str]) -> "Words":
+    def of(arguments: Iterable[str], door: str = "train") -> "Words":
         """Raises SettingError for a flag that does not exist, and for overrides that `require_sound` refuses."""
-        words = sorted(map(at_home, arguments), key=lambda word: "=" in word and not word.startswith("-"))
+        typed = [quoted(opened(at_home(word))) for word in arguments]
+        for i, word in enumerate(typed):
+            if word in INFO.split() and typed[i + 1 : i + 2] not in [[page] for page in INFO_PAGES]:
+                typed[i] = "--info=all"
+        if answer := flag_answer(typed, FLAGS, door):
+            raise SettingError(answer)
+        words = sorted(typed, key=lambda word: "=" in word and not word.startswith("-"))
         parser = OneLineParser(add_help=False)
         parser.add_argument("overrides", nargs="*")
-        parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
+        parser.add_argument(*PAGE.split(), choices=["job", "hydra", "all"])
         for flag in SWITCHES:
             parser.add_argument(*flag.split(), action="store_true")
         for flag in OPTIONS:
@@ -72,9 +89,9 @@ class Words:
         options = vars(parser.parse_args(words))
         overrides, folder = options.pop("overrides"), options.pop("config_dir")
         several, single = options.pop("multirun"), options.pop("run")
-        require_sound(overrides)
+        require_sound(overrides, several=several, experiments=EXPERIMENTS.get(door, "experiment"))
         flags = tuple(word for word in words if word not in overrides)
-        return Words(flags, tuple(overrides), several, single, any(options.values()), folder)
+        return Words(flags, tuple(overrides), several, single, any(options.values()), options["cfg"], folder)
 
     @cached_property
     def parsed(self) -> list[Override]:
@@ -100,23 +117,43 @@ def at_home(word: str) -> str:
     return re.sub(r"^([\w./]+=)~(?=/|$)", lambda match: f"{match[1]}{Path.home()}", word)
 
 
+def quoted(word: str) -> str:
+    """A word with conditions as one writes them, trainer.stop=[train/loss<1e-3], in the quotes that Hydra's grammar wants.
+
+    >>> quoted("trainer.stop=[train/loss < 1e-3,'a/b>.9']"), quoted("optimizer.lr=0.1")
+    ("trainer.stop=['train/loss < 1e-3','a/b>.9']", 'optimizer.lr=0.1')
+    """
+    name, equals, value = word.partition("=")
+    if name.lstrip("+") != "trainer.stop":
+        return word
+    return f"{name}{equals}" + re.sub(
+        r"""("[^"]*"|'[^']*')|([^\[\],"']*[<>][^\[\],"']*)""",
+        lambda match: match[1] or f"'{match[2].strip()}'",
+        value,
+    )
+
+
 def literal(value: Any) -> str:
     """A plain value as Hydra's grammar has it.
 
-    >>> literal("it's"), literal([1, None, True, 1e-3])
-    ("'it\\\\'s'", '[1,null,true,0.001]')
+    >>> literal("it's"), literal([1, None, True, 1e-3]), literal({"a": 1, "b": [2]})
+    ("'it\\\\'s'", '[1,null,true,0.001]', '{a:1,b:[2]}')
     """
     if isinstance(value, str):
-        return "'" + value.replace("'", "\\'") + "'"
+        return "'" + value.replace("'", "\\'").replace("${", "\\${") + "'"
+    if isinstance(value, dict):
+        keys = [re.sub(r"([^\w.-])", r"\\\1", str(key)) for key in value]
+        return "{" + ",".join(f"{key}:{literal(inner)}" for key, inner in zip(keys, value.values(), strict=True)) + "}"
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(literal, value)) + "]"
     return typed(value)
 
 
-def require_sound(words: Sequence[str]) -> None:
+def require_sound(words: Sequence[str], *, several: bool = True, experiments: str = "experiment") -> None:
     """Raise SettingError, one line, for an override that cannot be read or that takes a setting away (its default would be
     used unseen); for a sweep with a value twice (two runs in one folder); for cards and probes that are not named, or
-    twice; for a run folder that is a file or has no name, and for no parallel jobs.
+    twice; for a run folder that is a file or has no name, and for no parallel jobs. several: -m was typed;
+    experiments: the folder of their cards.
     """
     for word in words:
         name, _, value = word.partition("=")
@@ -129,16 +166,20 @@ def require_sound(words: Sequence[str]) -> None:
         if name in FOLDERS and not value:
             raise SettingError(f"{word} names no folder; leave it out for the default")
         if "=" not in word:
-            raise SettingError(f"{word} cannot be read; {EXPECTED}")
+            meant = f"; did you mean experiment={word}?" if word in choices(experiments) else f"; {EXPECTED}"
+            raise SettingError(f"{word} cannot be read{meant}")
         if not value:
             continue
+        if value == "None":
+            raise SettingError(f"{word}: none is written null here; write {name}=null")
         if re.match(r"\+\w", word) and choices(name[1:]):
             raise SettingError(f"{word}: a card is chosen without the +: {word[1:]}")
         override = _read(word)
         values = [override.value()]
         if override.is_choice_sweep():
             values = list(override.sweep_iterator(Transformer.identity))
-            _require_once(word, list(override.sweep_iterator()))
+            if several or not takes_list(override.key_or_group):
+                _require_once(word, list(override.sweep_iterator()))
         for one in values:
             _require_sound(word, override.key_or_group, one)
 

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from lab.doors.errors import one_line_errors
 from lab.doors.memory import memory_told
+from lab.doors.origin import OriginRun
 from lab.doors.pages import show
 from lab.doors.request import Request, cards_at_hand, composed
 from lab.doors.words import literal, search_path
-from lab.measure.origin import OriginRun
 from lab.measure.target import Target
+from lab.run.code import changed_code
 from lab.run.folder import RunFolder
 from lab.run.identity import require_no_run, require_same_data
-from lab.settings import SettingError
+from lab.settings import SettingError, asked_threads
 
 if TYPE_CHECKING:
     from lab.measure.carry import CheckpointResult, LoadedRun, OptimizerUse
@@ -32,7 +33,7 @@ def main() -> None:
     """The command line."""
     with one_line_errors("measure", _unknown):
         target = Target.of(sys.argv[1:])
-        if target.words.shows:
+        if target.words.shows and target.parsed is not None:
             show("measure", [*target.words.flags, *_of_the_run(target), *target.words.overrides])
         else:
             _measure_all(target)
@@ -67,16 +68,18 @@ def _measure_all(target: Target) -> None:
 
 def measure(target: Target, file: Path, *, several: bool = False) -> "CheckpointResult":
     """Measure one checkpoint and leave the results in a folder of their own. Raises SettingError in one line."""
-    run = OriginRun.find(file)
+    run = OriginRun.find(file, target.words.config_dir)
     if run is None and "model" not in target.names:
         raise SettingError(
             f"{file} lies in no run folder of lab.train; say which model it is, e.g. model=mlp data=digits"
         )
     once = [f"probe.{name}.every=1" for name in target.probes]
-    before = [*search_path(target.words), *(run.overrides(target) if run else [])]
+    before = [*search_path(target.words), *(run.overrides(target.parsed, target.probes) if run else [])]
     with cards_at_hand(target.words.config_dir):
         request = Request.of(composed("measure", [*before, *target.words.overrides, *once]))
     settings = {name: value for name, value in request.values.items() if name != "checkpoint"}
+    for text in changed_code(run.folder, settings) if run else ():
+        print(f"warning: the code is not that of the run: {text}", file=sys.stderr)
     if not settings.get("probe"):
         raise SettingError("probe=[]: there is nothing to measure; choose one or more, e.g. probe=[sharpness,spectrum]")
     with memory_told():
@@ -100,10 +103,9 @@ def _loaded(settings: dict[str, Any], target: Target, file: Path, run: OriginRun
     from lab.measure.weights import read
 
     saved, parts = read(file), read_settings(settings).build()
-    parts.use_threads(jobs=1)
-    if run is not None and not any(name.partition(".")[0] == "data" for name in target.names):
-        cure = f"to measure on what is there now add data={run.card('data')}"
-        require_same_data(run.folder, parts.dataset.facts, cure=cure)
+    parts.use_threads(jobs=1, asked=asked_threads())
+    if run is not None and run.means_its_data(target.parsed):
+        require_same_data(run.folder, parts.dataset.facts, cure=run.data_cure)
     return LoadedRun(parts, saved, _optimizer(target, run))
 
 
@@ -127,15 +129,15 @@ def _optimizer(target: Target, run: OriginRun | None) -> "OptimizerUse":
 
     typed = {name.removeprefix("optimizer.") for name in target.names if name.startswith("optimizer.")}
     known = run is not None or bool(typed) or "optimizer" in target.names
-    return OptimizerUse(known, run is not None and run.keeps("optimizer", target), frozenset(typed))
+    return OptimizerUse(known, run is not None and run.keeps("optimizer", target.parsed), frozenset(typed))
 
 
 def _of_the_run(target: Target) -> list[str]:
     """What a page of settings shows besides what was typed."""
     if not target.checkpoint:
         return []
-    run = OriginRun.find(target.files()[0])
-    return [*(run.overrides(target) if run else []), f"checkpoint={literal(target.checkpoint)}"]
+    run = OriginRun.find(target.files()[0], target.words.config_dir)
+    return [*(run.overrides(target.parsed, target.probes) if run else []), f"checkpoint={literal(target.checkpoint)}"]
 
 
 def _unknown(setting: str) -> str | None:

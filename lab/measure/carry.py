@@ -7,14 +7,16 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from torch import nn
 
-from lab.curvature.operators import LinearOperator, hessian
+from lab.curvature.operators import hessian
 from lab.doors.parts import Parts
-from lab.measure.progress import MatvecProgress
 from lab.measure.weights import Saved, load_into
+from lab.optim.joint import members_of
 from lab.probes.attempt import findings
 from lab.probes.base import Examples, Probe, Snapshot
 from lab.probes.bench import Bench
+from lab.run.progress import MatvecProgress
 from lab.settings import SettingError
 
 
@@ -56,13 +58,15 @@ class LoadedRun:
         device = torch.device(settings.trainer.lightning_accelerator())
         dtype = torch.float64 if settings.trainer.precision == "64-true" else torch.float32
         parts.model.to(device=device, dtype=dtype)
+        if isinstance(parts.criterion, nn.Module):
+            parts.criterion.to(device=device, dtype=dtype)
         if optimizer.known:
             self._restore(optimizer)
         self.bench = Bench(
             parts.model,
             parts.criterion,
             (parts.dataset.train.x, parts.dataset.train.y),
-            parts.optimizer if optimizer.known else None,
+            members_of(parts.optimizer) if optimizer.known else None,
             batch_norm=settings.trainer.batch_norm,
             chunk_size=parts.measured_chunk,
             batch_size=None if batches.is_full else batches.batch_size,
@@ -115,7 +119,8 @@ class LoadedRun:
                 group["lr"] *= settings.schedule.factor(self.saved.step, self.parts.total)
         for name in use.typed:
             for group, fresh in zip(optimizer.param_groups, built, strict=True):
-                group[name] = fresh[name]
+                if name in fresh:  # else a name of code, or an argument that is no setting of a group
+                    group[name] = fresh[name]
 
     def _progress(self, what: str, probe: Probe, snapshot: Snapshot) -> MatvecProgress:
         """Watches the products of the Hessian; it is made here, and timed, where the probe will take many."""
@@ -126,10 +131,5 @@ class LoadedRun:
             with suppress(Exception):  # the probe will meet it, and say so
                 snapshot.once(("hessian", examples), lambda: hessian(self.bench.objective(examples), snapshot.w))
             seconds = (perf_counter() - begun) * expected
-        before = _matvecs(snapshot)
-        return MatvecProgress(what, expected, seconds, lambda: max(0, _matvecs(snapshot) - before))
-
-
-def _matvecs(snapshot: Snapshot) -> int:
-    """How many products the operators of the snapshot have formed."""
-    return sum(operator.matvecs for operator in snapshot.shared if isinstance(operator, LinearOperator))
+        before = snapshot.matvecs
+        return MatvecProgress(what, expected, seconds, lambda: max(0, snapshot.matvecs - before))

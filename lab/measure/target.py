@@ -7,13 +7,12 @@ from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
+from lab.doors.origin import LAST, LAST_FINITE, PLACE
 from lab.doors.pages import cell_name
+from lab.doors.slips import checkpoint_answer, flag_answer
 from lab.doors.words import Override, Words, at_home
 from lab.settings import SettingError
 
-PLACE = ("trainer.threads", "trainer.accelerator")
-"""Settings that say how and not what: they are no part of a folder's name."""
-LAST, LAST_FINITE = "checkpoints/last.ckpt", "checkpoints/last_finite.ckpt"
 WEIGHTS = (".ckpt", ".pt", ".pth", ".safetensors")
 """How files of weights end; another file that a glob finds is taken for one only where the glob ends like it."""
 FLAGS = ("--help", "-h", "--cfg", "-c", "--resolve", "--config-dir", "-cd")
@@ -31,11 +30,18 @@ class Target:
         """Sort the words. A path goes past Hydra, whose grammar stumbles over the names of run folders."""
         paths = [at_home(word).partition("=")[2] for word in arguments if word.startswith("checkpoint=")]
         flags = [word for word in arguments if word.startswith("-")]
+        if answer := flag_answer(arguments, FLAGS, "measure"):
+            raise SettingError(answer)
         if {"-m", "--multirun"} & {*flags}:
             raise SettingError("lab.measure has no sweeps; give a glob: checkpoint='outputs/*/*'")
         if unknown := [word for word in flags if word.partition("=")[0] not in FLAGS]:
             raise SettingError(f"{unknown[0]}: of Hydra's flags lab.measure knows --help, --cfg job and --config-dir")
-        words = Words.of(word for word in arguments if not word.startswith("checkpoint="))
+        for word, flag in zip(arguments, ["", *arguments[:-1]], strict=True):
+            if "=" not in word and flag not in FLAGS and (Path(word).exists() or Path(word).suffix in WEIGHTS):
+                raise SettingError(f"{word} cannot be read; write checkpoint={word}")
+        if not paths and (answer := checkpoint_answer(arguments)):
+            raise SettingError(answer)
+        words = Words.of((word for word in arguments if not word.startswith("checkpoint=")), "measure")
         return Target(paths[-1].strip("'\"") if paths else "", words)
 
     @cached_property

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lab.run import checkpoints
+from lab.run.checkpoints import misfit
 from lab.settings import SettingError
 
 WRAPPERS = ("module", "_orig_mod")
@@ -60,11 +61,11 @@ def load_into(model: nn.Module, saved: Saved) -> None:
     """
     expected = model.state_dict()
     named = [(place, tensors) for at, weights in saved.sets.items() for place, tensors in _named(at, weights, expected)]
-    fit = {place: tensors for place, tensors in named if _misfit(tensors, expected) is None}
+    fit = {place: tensors for place, tensors in named if misfit(tensors, expected) is None}
     if not fit:
         nearest = max((tensors for _, tensors in named), key=lambda tensors: len(tensors.keys() & expected.keys()))
         raise SettingError(
-            f"{saved.file} does not fit the model: {_misfit(nearest, expected)}; set model= and data= as it was trained"
+            f"{saved.file} does not fit the model: {misfit(nearest, expected)}; set model= and data= as it was trained"
         )
     tensors = next(iter(fit.values()))
     others = list(fit.values())[1:]
@@ -100,18 +101,6 @@ def _named(place: str, weights: Weights, expected: Weights) -> Iterator[tuple[st
         for prefix in sorted(prefix for prefix in prefixes if not prefix or prefix.endswith(".")) or [""]:
             tensors = {name.removeprefix(prefix): v for name, v in names.items() if name.startswith(prefix)}
             yield ".".join(filter(None, [place, prefix + "*"])), tensors
-
-
-def _misfit(tensors: Weights, expected: Weights) -> str | None:
-    """In what the tensors are not those of the model; None where they are."""
-    for kind, names in (("lacks", expected.keys() - tensors.keys()), ("has besides", tensors.keys() - expected.keys())):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            return f"it {kind} {sorted(names)[0]}{more}"
-    for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape:
-            return f"{name} has shape {list(tensor.shape)} in the file, {list(expected[name].shape)} in the model"
-    return None
 
 
 def _safetensors(file: Path) -> dict[str, Tensor]:

@@ -11,22 +11,28 @@ from lab.objective.base import (
     require_graph,
     with_gradients,
 )
+from lab.objective.batches import BatchesObjective
 from lab.objective.chunks import CHUNK_BYTES
 from lab.objective.criterion import projection, pulled_back
 from lab.objective.decayed import Decayed
 from lab.objective.laws import Law
 from lab.objective.network import NetworkObjective
 from lab.objective.sharded import Sharded
+from lab.objective.source import BatchSource
+from lab.objective.weighing import Weight
 
 __all__ = [
     "CHUNK_BYTES",
     "Audit",
+    "BatchSource",
+    "BatchesObjective",
     "Decayed",
     "Law",
     "NetworkObjective",
     "Objective",
     "Sharded",
     "Unsound",
+    "Weight",
     "at_least_single",
     "audit",
     "differentiating_again",

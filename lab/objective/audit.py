@@ -20,39 +20,15 @@ import torch
 from torch import Tensor
 
 from lab.objective.base import Objective, Unsound
-from lab.objective.laws import VALUE, Law, Place, derivative_laws, listed
+from lab.objective.batch_laws import laws_of_batches
+from lab.objective.batches import BatchesObjective
+from lab.objective.held import derivatives, held, same_value, silenced, undecided
+from lab.objective.laws import VALUE, Law, Place, derivative_laws
 from lab.objective.look import EXAMPLES, MANY
 from lab.objective.network import NetworkObjective
 
 FEW = 6
 """Examples that the laws are looked at with."""
-CAUSES = {
-    "value": (
-        "the network or the criterion keeps a state or draws numbers that torch does not know of",
-        "make it a function of its inputs",
-    ),
-    "gradient": (
-        "detach, no_grad or a backward pass of somebody's own that is not that of the value",
-        "write the part in differentiable operations of torch",
-    ),
-    "Hessian": (
-        "a backward pass of somebody's own that uses saved intermediates, numpy or no_grad",
-        "write it in differentiable operations of torch on the inputs themselves",
-    ),
-    "single examples": (
-        "vmap changes what the network does",
-        "report it: plain backward passes should have been used",
-    ),
-    "mean of single examples": (
-        "the loss of a batch is not the mean over its examples",
-        "use the mean over examples as criterion",
-    ),
-    "chunks": (
-        "the loss of a batch depends on its size",
-        "give the batch size of training as chunk_size",
-    ),
-}
-CAUSES["symmetry"] = CAUSES["Hessian"]
 
 
 @dataclass(frozen=True)
@@ -99,7 +75,7 @@ def audit(objective: Objective, w: Tensor | None = None, *, seed: int = 0) -> Au
     begin = perf_counter()
     generator = torch.Generator().manual_seed(seed)
     try:
-        outcome = _of_function(objective, w, generator) if network is None else _of_network(network, w, generator)
+        outcome = _outcome(objective if network is None else network, w, generator)
     except RuntimeError as error:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Unsound(
@@ -112,14 +88,24 @@ def audit(objective: Objective, w: Tensor | None = None, *, seed: int = 0) -> Au
     return audited
 
 
-def _network(objective: Objective) -> NetworkObjective | None:
+def _network(objective: Objective) -> NetworkObjective | BatchesObjective | None:
     """The network inside an objective, if there is one."""
-    while not isinstance(objective, NetworkObjective):
+    while not isinstance(objective, NetworkObjective | BatchesObjective):
         inner = getattr(objective, "inner", None) or getattr(objective, "local", None)
         if not isinstance(inner, Objective):
             return None
         objective = inner
     return objective
+
+
+def _outcome(objective: Objective, w: Tensor | None, generator: torch.Generator) -> Audit:
+    """What an audit of a kind of loss finds."""
+    if isinstance(objective, NetworkObjective):
+        return _of_network(objective, w, generator)
+    if isinstance(objective, BatchesObjective):
+        laws, notes, spent = laws_of_batches(objective, w, generator, FEW)
+        return Audit(tuple(laws), tuple(notes), spent, 0.0)
+    return _of_function(objective, w, generator)
 
 
 def _of_function(objective: Objective, w: Tensor | None, generator: torch.Generator) -> Audit:
@@ -129,8 +115,8 @@ def _of_function(objective: Objective, w: Tensor | None, generator: torch.Genera
     place = Place.near(objective, w.detach().double(), generator)
     if not bool(objective.value(place.w).isfinite()):
         return Audit((), ("the loss is not finite here: nothing could be looked at",), 1 / 3, 0.0)
-    laws = [_held(_same_value(objective, objective, place))]
-    laws += [_held(law) for law in derivative_laws(objective, place)]
+    laws = [held(same_value(objective, objective, place))]
+    laws += [held(law) for law in derivative_laws(objective, place)]
     return Audit(tuple(laws), (), sum(law.spent for law in laws), 0.0)
 
 
@@ -143,22 +129,11 @@ def _of_network(network: NetworkObjective, w: Tensor | None, generator: torch.Ge
     if not bool(few.value(place.w).isfinite()):
         return Audit((), ("the loss is not finite here: nothing could be looked at",), share, 0.0)
     with network.modes.unrestored():
-        laws = [_held(_same_value(few, _others(network), place))]
-    derivatives = [_held(law) for law in derivative_laws(few, place)]
-    if any(law.held is None for law in derivatives) and len(few.x) > 1 and not network.coupled:
-        fewer = network.few(1)  # with fewer kinks on the way
-        derivatives = [
-            law if law.held else _held(again)
-            for law, again in zip(derivatives, derivative_laws(fewer, place), strict=True)
-        ]
-    laws += derivatives
-    if undecided := [law.name for law in laws if law.held is None]:
-        notes.append(
-            f"the audit could not decide its {' and its '.join(undecided)} (kinks, or numbers that are too coarse inside): "
-            "trust them as far as you trust its code"
-        )
-    if network.modes.silenced:
-        notes.append(f"off in measurements, for it draws random numbers: {', '.join(network.modes.silenced)}")
+        laws = [held(same_value(few, _others(network), place))]
+    fewer = network.few(1) if len(few.x) > 1 and not network.coupled else None
+    laws += derivatives(few, fewer, place)
+    notes += undecided(laws)
+    notes += silenced(network)
     if network.coupled:
         if not network.batch_statistics:  # else it is the known way of BatchNorm
             size = network.chunk_size(network.weights)
@@ -166,7 +141,7 @@ def _of_network(network: NetworkObjective, w: Tensor | None, generator: torch.Ge
     elif reason := _no_mean(network):
         notes.append(reason)
     elif len(few.x) > 1:
-        laws += [_held(law) for law in _of_examples(few, place)]
+        laws += [held(law) for law in _of_examples(few, place)]
     # The look at the network, and at what draws random numbers: some passes of few examples, one of many.
     looked = VALUE * (min(MANY, len(network.x)) + 4 * EXAMPLES) / len(network.x)
     return Audit(tuple(laws), tuple(notes), looked + share * sum(law.spent for law in laws), 0.0)
@@ -185,16 +160,6 @@ def _no_mean(network: NetworkObjective) -> str:
     return ""
 
 
-def _same_value(objective: Objective, other: Objective, place: Place) -> Law:
-    """L(w), the loss of other examples elsewhere, L(w) again."""
-    w = place.w
-    first = float(objective.value(w))
-    other.value(w + 0.1 * place.u)
-    again = float(objective.value(w))
-    off, allowed = abs(again - first) / max(abs(first), 1e-30), 100 * place.eps
-    return Law("value", off, allowed, off <= allowed or first == again, spent=3 * VALUE)
-
-
 def _of_examples(few: NetworkObjective, place: Place) -> list[Law]:
     """Single examples, their mean, and two chunkings."""
     w, num = place.w, len(few.x)
@@ -211,28 +176,3 @@ def _of_examples(few: NetworkObjective, place: Place) -> list[Law]:
     chunked = sum(len(part.x) / num * float(part.value(w)) for part in parts if len(part.x))
     off = abs(chunked - float(value)) / max(abs(float(value)), 1e-30)
     return [*laws, Law("chunks", off, allowed, off <= allowed, spent=VALUE)]
-
-
-def _held(law: Law) -> Law:
-    """The law, or Unsound where it is broken."""
-    if law.held is False:
-        cause, cure = CAUSES[law.name]
-        where = f" in {listed(law.where)}" if law.where and law.where != ("w",) else ""
-        raise Unsound(
-            f"the loss breaks a law: {TOLD[law.name]}{where} by {100 * law.error:.2g} % "
-            f"(allowed {100 * law.tolerance:.1g} %); likely {cause}; {cure}, or leave the audit out (audit=false) and "
-            "trust no number"
-        )
-    return law
-
-
-TOLD = {
-    "value": "the value at one w differs from call to call",
-    "gradient": "the gradient differs from the difference of values",
-    "Hessian": "a Hessian product differs from the difference of gradients",
-    "symmetry": "u'Hv differs from v'Hu",
-    "single examples": "gradients of single examples formed at once differ from those formed one by one",
-    "mean of single examples": "the mean of the gradients of single examples differs from the gradient",
-    "chunks": "the loss of one chunk differs from that of two",
-}
-"""What a broken law says."""

@@ -3,7 +3,6 @@
 import copy
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
 from typing import Self
 
@@ -140,20 +139,7 @@ class ChunkedNetwork(NetworkFunction):
 
     def _graph_bytes_of(self, w: Tensor, examples: int) -> int:
         """Bytes of the distinct tensors that a graph of the gradient over the first `examples` saves."""
-        storages: dict[int, int] = {}
-
-        def note(tensor: Tensor) -> Tensor:
-            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor.detach()  # the tensor itself would leave a reference cycle
-
-        leaf = w.detach().requires_grad_()
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            loss = self.loss_of(leaf, self.x[:examples], self.y[:examples])
-            with suppress(RuntimeError):  # no second derivative: said where one is asked for
-                graph = torch.autograd.grad(loss, leaf, create_graph=True, materialize_grads=True)
-                del graph
-        del loss
-        return sum(storages.values())
+        return self._saved_bytes(w, lambda leaf: self.loss_of(leaf, self.x[:examples], self.y[:examples]))
 
     def replicas_at_once(self, W: Tensor, examples: int) -> int:
         """Rows of W whose graphs over so many examples fit `CHUNK_BYTES`."""

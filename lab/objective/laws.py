@@ -64,13 +64,18 @@ class Place:
     eps: float
 
     def scales(self, objective: Objective) -> tuple[float, float]:
-        """|L| and |g| here, or with the outputs of a network negated, whichever is larger: what round-off goes by."""
+        """|L| and |g| here, or with the outputs of a network negated, whichever is larger: what round-off goes by. Where a
+        network computes its loss itself, its weights are negated instead.
+        """
         value, gradient = objective.value_and_grad(self.w)
         sizes = [(abs(float(value)), float(gradient.double().norm()))]
         criterion = getattr(objective, "criterion", None)
         if criterion is not None:
             wrong = objective.on(objective.x, objective.y, lambda f, y: criterion(-f, y))  # type: ignore[attr-defined]
             value, gradient = wrong.value_and_grad(self.w)
+            sizes.append((abs(float(value)), float(gradient.double().norm())))
+        elif getattr(objective, "layout", None) is not None:
+            value, gradient = objective.value_and_grad(-self.w)
             sizes.append((abs(float(value)), float(gradient.double().norm())))
         values, gradients = zip(*((v, g) for v, g in sizes if math.isfinite(v) and math.isfinite(g)), strict=True)
         return max(values), max(gradients)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lab.objective.base import Unsound, at_least_single
+from lab.objective.base import Objective, Unsound, at_least_single
 from lab.objective.laws import Place
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def _precise(few: "ChunkedNetwork", w: Tensor) -> tuple[Tensor, float]:
     before = w.clone()
     with torch.no_grad():
         few.find_modes(w)
-        with _Precision() as seen:
+        with Precision() as seen:
             outputs = few.outputs(w, few.x)
     if not torch.equal(w.nan_to_num(), before.nan_to_num()):
         raise Unsound(
@@ -77,7 +77,7 @@ def _precise(few: "ChunkedNetwork", w: Tensor) -> tuple[Tensor, float]:
     return outputs, seen.eps
 
 
-def moved(few: "ChunkedNetwork", w: Tensor) -> Tensor:
+def moved(few: Objective, w: Tensor) -> Tensor:
     """A place near w, always the same."""
     return Place.near(few, w, torch.Generator().manual_seed(0)).w
 
@@ -118,7 +118,7 @@ def _changed(few: "ChunkedNetwork", w: Tensor, x: Tensor, outputs: Tensor, order
     return f"the outputs of an example depend on the others of its batch (by {100 * off / size:.2g} % of their size)"
 
 
-class _Precision(TorchDispatchMode):
+class Precision(TorchDispatchMode):
     """The coarsest floating-point numbers that operations on such numbers make, single ones (constants, states) aside."""
 
     def __init__(self) -> None:

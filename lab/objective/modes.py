@@ -75,7 +75,7 @@ class Modes:
         """
         if _same(before, states(device)):
             return True
-        _restore(before, device)
+        restore(before, device)
         self._drawing.clear()
         return False
 
@@ -114,7 +114,7 @@ class Modes:
                     )
                 off |= more
         finally:
-            _restore(kept, device)
+            restore(kept, device)
 
     def _watched(self, device: torch.device, once: Callable[[], object]) -> tuple[set[int], bool]:
         """The innermost modules in which random numbers were drawn, and whether any were drawn at all."""
@@ -204,7 +204,7 @@ def _same(before: States, after: States) -> bool:
     )
 
 
-def _restore(states: States, device: torch.device) -> None:
+def restore(states: States, device: torch.device) -> None:
     torch.set_rng_state(states[0])
     if device.type == "cuda":
         torch.cuda.set_rng_state(states[1], device)

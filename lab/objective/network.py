@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from lab.objective.base import at_least_single, require_graph, with_gradients
+from lab.objective.base import at_least_single, with_gradients
 from lab.objective.chunks import ChunkedNetwork
 from lab.objective.criterion import refuse_sums
 from lab.objective.replicas import Replicated
@@ -53,35 +53,13 @@ class NetworkObjective(ChunkedNetwork):
         x, y = data
         if len(x) != len(y) or len(x) == 0:
             raise ValueError(f"data has {len(x)} inputs and {len(y)} targets; expected the same number, at least one")
-        if batch_norm not in ("eval", "train"):
-            raise ValueError(f'batch_norm={batch_norm!r}: expected "eval" or "train"')
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size={chunk_size}: expected a positive number of examples, or None")
         refuse_sums(criterion, y)
         super().__init__(model, criterion, data, batch_norm)
         self._chunk_size = chunk_size
         self._replicated = Replicated(self)
-        _warn_half(self.model)
-
-    def third(self, w: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """As `Objective.third`. The first one is held against a difference of Hessian products on a few examples, for torch
-        has layers whose third derivative is silently wrong (LayerNorm in torch 2.15): ValueError where they differ.
-        """
-        if not self._known.third:
-            from lab.objective.laws import require_third
-
-            require_third(self.few(4), w)
-            self._known.third = True
-        return super().third(w, u, v)
-
-    def slope(self, f: Tensor, leaf: Tensor, along: Tensor | None = None) -> Tensor:
-        """As `Objective.slope`. A function of somebody's own that ends the graph is found by walking it, once."""
-        g = super().slope(f, leaf, along)
-        kind = along is None, leaf.dim() == 1 and len(leaf) == self.num_params
-        if kind not in self._known.walked:
-            require_graph(g)
-            self._known.walked.add(kind)
-        return g
+        warn_half(self.model)
 
     @with_gradients
     def example_grads(self, w: Tensor, index: Tensor | None = None) -> Tensor:
@@ -122,7 +100,7 @@ class NetworkObjective(ChunkedNetwork):
         return NetworkObjective(self.model, self.criterion, (self.x, self.y), batch_norm="eval")
 
 
-def _warn_half(model: nn.Module) -> None:
+def warn_half(model: nn.Module) -> None:
     """Warn that weights of half precision are measured in float32."""
     half = sorted(
         {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.dtype != at_least_single(p).dtype}

@@ -31,7 +31,7 @@ def direction_of(optimizers: Iterable[optim.Optimizer], params: Iterable[Tensor]
     except TypeError:
         return None
     moving = list(owners.values())
-    if any(_evaluates_the_loss(optimizer) for optimizer in moving):
+    if any(evaluates_the_loss(optimizer) for optimizer in moving):
         return None
 
     def direction(g: Tensor) -> Tensor:
@@ -51,7 +51,8 @@ def direction_of(optimizers: Iterable[optim.Optimizer], params: Iterable[Tensor]
     return direction
 
 
-def _evaluates_the_loss(optimizer: optim.Optimizer) -> bool:
+def evaluates_the_loss(optimizer: optim.Optimizer) -> bool:
+    """Whether its step needs a function that does so (LBFGS): it is no function of one gradient then."""
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")
     return closure is not None and closure.default is inspect.Parameter.empty
 

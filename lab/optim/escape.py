@@ -19,6 +19,7 @@ from lab.curvature.vectors import norm
 from lab.data.base import Split
 from lab.models.losses import Criterion
 from lab.objective import Decayed, NetworkObjective, Objective
+from lab.optim.joint import Joint, Updater
 from lab.optim.noise.draw import has_batch_norm
 from lab.optim.rules import rule_of
 from lab.params import layout, trainable, weights
@@ -34,7 +35,7 @@ COUPLED = (optim.SGD, optim.RMSprop, optim.Adam)
 class EscapeMethod(Protocol):
     """What a run asks before every update."""
 
-    def look(self, step: int, model: nn.Module, data: Split, optimizer: optim.Optimizer) -> dict[str, float]:
+    def look(self, step: int, model: nn.Module, data: Split, optimizer: Updater) -> dict[str, float]:
         """Move the weights of `model` if it is time and they stand at a saddle. What was done, by tag; {} for nothing."""
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -81,7 +82,7 @@ class CurvatureEscape:
     seed: int
     start: Tensor | None = None
 
-    def look(self, step: int, model: nn.Module, data: Split, optimizer: optim.Optimizer) -> dict[str, float]:
+    def look(self, step: int, model: nn.Module, data: Split, optimizer: Updater) -> dict[str, float]:
         """As `EscapeMethod.look`: negative_curvature/curvature, with a step also length, predicted_drop, actual_drop."""
         if step % self.card.every:
             return {}
@@ -91,12 +92,12 @@ class CurvatureEscape:
                 return {}
             return self._leave(step, model, loss, w.double())  # drops at a saddle are below the round-off of float32
 
-    def loss(self, model: nn.Module, data: Split, optimizer: optim.Optimizer) -> Objective:
+    def loss(self, model: nn.Module, data: Split, optimizer: Updater) -> Objective:
         """The mean over all training examples, and the decay that joins its gradient. Raises SettingError where that differs
         between groups of parameters: it is no multiple of |w|^2 then.
         """
         loss = NetworkObjective(model, self.criterion, (data.x, data.y))
-        if type(optimizer) not in COUPLED:
+        if isinstance(optimizer, Joint) or type(optimizer) not in COUPLED:
             return loss
         decay = rule_of([optimizer], trainable(model)).coupled_decay
         if isinstance(decay, Tensor):

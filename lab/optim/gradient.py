@@ -8,13 +8,15 @@ from torch import Tensor, nn
 from lab.data.augment import crop_and_flip
 from lab.data.base import Split
 from lab.data.batches import Batches
-from lab.models.losses import Criterion
+from lab.models.losses import Criterion, hits
+from lab.optim.joint import Updater
 from lab.optim.noise import GradientNoise
-from lab.streams import stream
+from lab.streams import begin_draws, stream
 
 
 class BatchGradient:
-    """Leaves the gradient of the batch of a step in `.grad`. Batches and augmentation are functions of (seed, step).
+    """Leaves the gradient of the batch of a step in `.grad`. Batches, augmentation and what the network draws, as dropout
+    does, are functions of (seed, step).
 
     train       the examples; whoever moves the model moves them.
     augment     random crop and flip of the batch.
@@ -26,7 +28,7 @@ class BatchGradient:
         self,
         model: nn.Module,
         criterion: Criterion,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Updater,
         train: Split,
         batches: Batches,
         *,
@@ -40,8 +42,11 @@ class BatchGradient:
         self.noise_norm = math.nan
 
     def __call__(self, step: int, noise: GradientNoise | None = None, *, measured: bool = False) -> tuple[float, float]:
-        """Loss and accuracy of the batch of `step`. measured: the norm of the noise is wanted."""
+        """Loss and accuracy of the batch of `step`, NaN where there is none (`lab.models.losses.hits`). measured: the norm
+        of the noise is wanted.
+        """
         x, y = self._batch(step)
+        begin_draws(self.seed, "dropout", step, y.device)
         self.optimizer.zero_grad()
         draw = None
         if noise is not None:
@@ -49,7 +54,7 @@ class BatchGradient:
             draw = noise.draw(step, x, y, lr=lr, chunk_size=self.chunk_size, measured=measured)
         size = self.chunk_size or len(y)
         loss = torch.zeros((), dtype=torch.float64, device=y.device)
-        correct = torch.zeros((), dtype=torch.long, device=y.device)
+        correct: Tensor | None = torch.zeros((), dtype=torch.long, device=y.device)
         for i, (xs, ys) in enumerate(zip(x.split(size), y.split(size), strict=True)):
             outputs = self.model(xs)
             part = self.criterion(outputs, ys)
@@ -60,11 +65,12 @@ class BatchGradient:
             else:
                 draw.backward(weighted, outputs, slice(i * size, i * size + len(ys)))
             loss += part.detach() * share
-            correct += (outputs.detach().argmax(1) == ys).sum()
+            right = hits(outputs.detach(), ys)
+            correct = None if correct is None or right is None else correct + right
         if draw is not None:
             draw.finish()
             self.noise_norm = draw.norm
-        return float(loss), float(correct) / len(y)
+        return float(loss), math.nan if correct is None else float(correct) / y.numel()
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
         index = self.batches.index(step)

@@ -15,8 +15,9 @@ from dataclasses import asdict
 from typing import Annotated
 
 from pydantic import Field
-from torch import Tensor, optim
+from torch import Tensor, nn, optim
 
+from lab.optim.joint import Updater
 from lab.settings import SettingError, settings
 
 Rate = Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)]
@@ -34,9 +35,7 @@ Coupled = Annotated[
 
 @settings()
 class OptimizerCard(ABC):
-    """What every optimiser has: a learning rate, before the schedule multiplies it, and `build`."""
-
-    lr: Annotated[Rate, Field(description="learning rate, before the schedule")]
+    """What every optimiser has: it is made of the weights of a model."""
 
     def check(self) -> None:  # noqa: B027 (no contradictions is the rule)
         """Raise SettingError, one line, for settings that contradict each other: it needs no data, so it comes first."""
@@ -53,9 +52,20 @@ class OptimizerCard(ABC):
         -0.25
         """
 
+    def of(self, model: nn.Module) -> Updater:
+        """What moves all weights of `model`. Raises SettingError as `build` does."""
+        return self.build(model.parameters())
+
 
 @settings()
-class Sgd(OptimizerCard):
+class RatedOptimizer(OptimizerCard):
+    """An optimiser whose learning rate is a setting of its card."""
+
+    lr: Annotated[Rate, Field(description="learning rate, before the schedule")]
+
+
+@settings()
+class Sgd(RatedOptimizer):
     """Gradient descent; stable while the sharpness is below (2 + 2b)/lr, with Nesterov below (2 + 2b)/((1 + 2b) lr)."""
 
     lr: Rate = 0.1
@@ -84,7 +94,7 @@ class Sgd(OptimizerCard):
 
 
 @settings()
-class Adam(OptimizerCard):
+class Adam(RatedOptimizer):
     """Adam; stable while the preconditioned sharpness is below (2 + 2 b1)/((1 - b1) lr), which is 38/lr at b1 = 0.9.
 
     Kingma and Ba (2015).
@@ -100,7 +110,7 @@ class Adam(OptimizerCard):
 
 
 @settings()
-class AdamW(OptimizerCard):
+class AdamW(RatedOptimizer):
     """Adam with decoupled weight decay d; stable while the preconditioned sharpness is below (1 + b1)(2/lr - d)/(1 - b1).
 
     Loshchilov and Hutter (2019).
@@ -116,7 +126,7 @@ class AdamW(OptimizerCard):
 
 
 @settings()
-class RMSprop(OptimizerCard):
+class RMSprop(RatedOptimizer):
     """RMSprop; stable while the preconditioned sharpness is below (2 + 2b)/lr.
 
     As torch has it: eps outside the root, momentum after the division, no bias correction.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lab.objective import Unsound
+from lab.objective import NetworkObjective, Unsound
 from lab.probes.base import Probe, Snapshot, Value
 from lab.settings import SettingError
 
@@ -144,7 +144,9 @@ def out_of_memory(error: BaseException) -> bool:
 
 def _halved(bench: "Bench", w: Tensor) -> int | None:
     """Half the examples of a chunk; None where it holds one, or where they see each other: it is part of the loss."""
-    made = list(bench.objectives.values())
+    made = [loss for loss in bench.objectives.values() if isinstance(loss, NetworkObjective)]
+    if len(made) < len(bench.objectives):
+        return None  # batches are as large as they are given
     try:
         if any(loss.coupled for loss in made):
             return None

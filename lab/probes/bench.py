@@ -14,31 +14,31 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn, optim
 
-from lab.data.base import class_balanced
-from lab.objective import NetworkObjective, at_least_single
+from lab.objective import BatchesObjective, BatchSource, NetworkObjective, Weight, at_least_single
 from lab.optim.live import Live
 from lab.params import flatten, trainable, weights
 from lab.probes.attempt import Failure, attempt, joined
 from lab.probes.audited import Audited
 from lab.probes.base import Examples, Plan, Probe, Snapshot, Value
+from lab.probes.probe_set import as_data, batches_set, probe_set
 from lab.run.signals import cut_off
 from lab.sampling import SAMPLINGS, Sampling
 from lab.settings import SettingError
-from lab.streams import stream
-
-AUTO_ALL, AUTO_EXAMPLES = 5000, 2000
-"""A probe set of size "auto" has all of a training set of up to the first number of examples, else the second number."""
 
 
 class Bench:
     """A model, its loss and its training data, measured at weights that may change between two snapshots.
 
-    model       maps x to outputs.                criterion   (outputs, targets) -> mean loss.
-    data        (x, y), the training examples as tensors; TypeError for anything else, ValueError for unequal lengths.
+    model       maps x to outputs.
+    criterion   (outputs, targets) -> mean loss; of batches (outputs, batch) -> mean loss, or None: the model computes it.
+    data        (x, y), the training examples as tensors, or batches: a list, a DataLoader, anything that can be gone through
+                again and is the same every time, as of `lab.objective.BatchesObjective`, with `forward` (how the model is
+                called) and `weight` ("examples", "tokens" or a function of a batch) of it. TypeError for anything else,
+                ValueError for unequal lengths, a generator, and what shuffles or augments.
     optimizers  one, several, or None where the update is not known: sharpness then is held against no threshold.
     batch_norm  "train": every module in the mode it has, dropout off; "eval": all of them in eval mode.
     chunk_size  examples per chunk; None: as many as are fast, or where they see each other, as in train-mode BatchNorm,
-                `batch_examples`: there it is part of the definition.
+                `batch_examples`: there it is part of the definition. Batches stay as they are.
     batch_size  examples in a batch of training (None: all), drawn by `sampling`; seed that of the run.
     audit       whether the loss is held against its laws before its first number (`lab.objective.audit`).
     """
@@ -46,8 +46,8 @@ class Bench:
     def __init__(
         self,
         model: nn.Module,
-        criterion: Callable[[Tensor, Tensor], Tensor],
-        data: tuple[Tensor, Tensor],
+        criterion: Callable[[Any, Any], Tensor] | None,
+        data: tuple[Tensor, Tensor] | Iterable[Any],
         optimizers: optim.Optimizer | Sequence[optim.Optimizer] | None = None,
         *,
         batch_norm: Literal["train", "eval"] = "train",
@@ -56,8 +56,11 @@ class Bench:
         sampling: Sampling = "epoch",
         seed: int = 0,
         audit: bool = True,
+        forward: Callable[[nn.Module, Any], Any] | None = None,
+        weight: Weight = "examples",
     ):
-        self.model, self.criterion, self.data = model, criterion, _pair(data)
+        self.model, self.criterion, self.forward, self.weight = model, criterion, forward, weight
+        self.data = as_data(data, described=forward is not None or weight != "examples")
         self.optimizers = [optimizers] if isinstance(optimizers, optim.Optimizer) else optimizers
         if not all(isinstance(one, optim.Optimizer) for one in self.optimizers or ()):
             raise TypeError(f"optimizers is {optimizers!r}; expected a torch.optim.Optimizer, several, or None")
@@ -68,20 +71,39 @@ class Bench:
             )
         self.batch_norm, self.chunk_size, self.batch_examples = batch_norm, chunk_size, batch_size
         self.batch_size, self.sampling, self.seed = batch_size, sampling, seed
-        self.objectives: dict[Examples, NetworkObjective] = {}
+        self.objectives: dict[Examples, NetworkObjective | BatchesObjective] = {}
         self.live, self.audited = Live(), Audited(wanted=audit, seed=seed)
 
+    @property
+    def num_train(self) -> int:
+        """Training examples; 0 where the batches do not tell."""
+        if isinstance(self.data, BatchSource):
+            return self.data.num_examples or 0
+        return len(self.data[1])
+
     def place(self, device: torch.device | str, dtype: torch.dtype) -> None:
-        """Bring the data to the device, and where they are real numbers to the precision, of the model."""
-        x, y = self.data
-        x = x.to(device, dtype) if x.is_floating_point() else x.to(device)
-        self.data = x, y.to(device)
+        """Bring the data to the device, and where they are real numbers to the precision, of the model. Batches are brought
+        one at a time, when they are needed.
+        """
+        if not isinstance(self.data, BatchSource):
+            x, y = self.data
+            x = x.to(device, dtype) if x.is_floating_point() else x.to(device)
+            self.data = x, y.to(device)
         self.objectives.clear()
 
-    def objective(self, examples: Examples) -> NetworkObjective:
-        """The loss on the fixed, class-balanced probe set of a size; built once. Raises SettingError as `class_balanced`."""
+    def objective(self, examples: Examples) -> NetworkObjective | BatchesObjective:
+        """The loss on the fixed, class-balanced probe set of a size; built once. Raises SettingError as `probe_set`, and
+        `batches_set`, in which classes are not balanced.
+        """
         if examples not in self.objectives:
-            self.objectives[examples] = self._loss(probe_set(self.data, examples, self.seed))
+            if not isinstance(self.data, BatchSource):
+                self.objectives[examples] = self._loss(probe_set(self.data, examples, self.seed))
+            elif examples == "all":
+                self.objectives[examples] = self._of_batches(self.data)
+            else:
+                whole = self.objective("all")
+                assert isinstance(whole, BatchesObjective)
+                self.objectives[examples] = batches_set(whole, examples, self.seed)
         return self.objectives[examples]
 
     def require(self, probes: Iterable[Probe]) -> None:
@@ -89,12 +111,13 @@ class Bench:
         for probe in probes:
             if not isinstance(probe, Probe):
                 continue  # somebody's own, which demands nothing
-            probe.require(Plan(self.model, len(self.data[1]), self.objective, self.sampling))
+            probe.require(Plan(self.model, self.num_train, self.objective, self.sampling))
 
     def see_together(self, examples: int | None) -> None:
-        """Training sees so many examples in one forward pass."""
+        """Training sees so many examples in one forward pass; batches have sizes of their own."""
         self.batch_examples = examples
-        self.objectives.clear()
+        if not isinstance(self.data, BatchSource):
+            self.objectives.clear()
 
     def follow(self) -> bool:
         """Look which weights are trained and move now, and forget what is known of others. Whether there are others."""
@@ -124,11 +147,11 @@ class Bench:
             at_least_single(flatten(live.params)),
             lambda examples: self.audited(self.objective(examples)),
             live.rule,
-            lambda: None if batch is None else self._of(batch.to(self.data[1].device)),
+            lambda: None if batch is None else self._of(batch),
             self.seed,
             batch_size=self.batch_size,
             sampling=self.sampling,
-            num_train=len(self.data[1]),
+            num_train=self.num_train or None,
             direction=live.direction,
             replicate=live.replicate,
             ended=ended,
@@ -162,55 +185,23 @@ class Bench:
             raise
         return values, failures
 
-    def _of(self, index: Tensor) -> NetworkObjective:
-        return self._loss((self.data[0][index], self.data[1][index]))
+    def _of(self, index: Tensor) -> NetworkObjective | BatchesObjective:
+        if isinstance(self.data, BatchSource):
+            return self._of_batches(self.data).restrict(index)
+        x, y = self.data
+        index = index.to(y.device)
+        return self._loss((x[index], y[index]))
+
+    def _of_batches(self, source: BatchSource) -> BatchesObjective:
+        how = {"forward": self.forward, "weight": self.weight, "batch_norm": self.batch_norm}
+        return BatchesObjective(self.model, self.criterion, source, **how)  # type: ignore[arg-type]
 
     def _loss(self, data: tuple[Tensor, Tensor]) -> NetworkObjective:
+        if self.criterion is None:
+            raise SettingError("criterion=None is of batches, whose model computes the loss itself; data is (x, y)")
         loss = NetworkObjective(
             self.model, self.criterion, data, chunk_size=self.chunk_size, batch_norm=self.batch_norm
         )
         if self.chunk_size is None and self.batch_examples is not None and loss.coupled:
             loss = loss.in_chunks(self.batch_examples)
         return loss
-
-
-def probe_set(data: tuple[Tensor, Tensor], examples: Examples, seed: int) -> tuple[Tensor, Tensor]:
-    """`examples` of the training examples (x, y), chosen by the seed of the run; where all are wanted, all in their order.
-
-    Labels are balanced over the classes; targets that are no labels are drawn uniformly. Raises SettingError as
-    `class_balanced` does.
-    """
-    x, y = data
-    count = len(y) if examples == "all" else examples
-    if examples == "auto":
-        count = len(y) if len(y) <= AUTO_ALL else AUTO_EXAMPLES
-    assert isinstance(count, int)
-    if count >= len(y):
-        return x, y
-    labels = y.dim() == 1 and not y.is_floating_point()
-    choose = class_balanced if labels else _any_examples
-    index = choose(y.cpu(), count, stream(seed, "probe set")).to(y.device)
-    return x[index], y[index]
-
-
-def _any_examples(y: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`count` different examples of a set without class labels."""
-    return torch.randperm(len(y), generator=generator)[:count]
-
-
-def _pair(data: Any) -> tuple[Tensor, Tensor]:
-    """The data, if they are (x, y), tensors of equal length. Raises TypeError or ValueError, one line."""
-    parts = list(data) if isinstance(data, tuple | list) else []
-    if len(parts) != 2 or not all(isinstance(part, Tensor) for part in parts):
-        of = f" of {len(parts)}: {', '.join(type(part).__name__ for part in parts)}" if parts else ""
-        raise TypeError(
-            f"data is a {type(data).__name__}{of}; expected (x, y), the training examples as two tensors: "
-            "dataset.tensors of a TensorDataset, torch.utils.data.default_collate(list(dataset)) of another"
-        )
-    x, y = parts
-    if x.shape[:1] != y.shape[:1] or not x.numel():
-        raise ValueError(
-            f"data=(x, y) of shapes {tuple(x.shape)} and {tuple(y.shape)}; expected as many targets y as "
-            "inputs x, one at least"
-        )
-    return x, y

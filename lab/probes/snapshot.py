@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lab.curvature.operators import Hessian, hessian
+from lab.curvature.operators import Hessian, LinearOperator, hessian
 from lab.curvature.stability import UpdateRule
 from lab.objective import NetworkObjective, Objective, at_least_single, audit
 from lab.sampling import Sampling
@@ -92,6 +92,11 @@ class Snapshot:
     def shared(self) -> list[Any]:
         """What `once` has kept so far."""
         return list(self._shared.values())
+
+    @property
+    def matvecs(self) -> int:
+        """How many products the operators that probes share have formed."""
+        return sum(operator.matvecs for operator in self.shared if isinstance(operator, LinearOperator))
 
     def forget(self) -> None:
         """Compute anew what `once` has kept."""

@@ -35,6 +35,16 @@ class GridCell:
         return self.folder.read("status").get("status") == "diverged"
 
     @cached_property
+    def parent(self) -> dict[str, Any]:
+        """Where the run began: folder, step and changes, as in provenance.json; {} for one that began at step 0."""
+        return dict(self.folder.read("provenance").get("parent", {}))
+
+    @property
+    def begin(self) -> int:
+        """The first step of the run: what its curves have before is of its parent."""
+        return int(self.parent.get("step", 0))
+
+    @cached_property
     def facts(self) -> dict[str, Any]:
         """What provenance.json says of the data."""
         return self.folder.read("provenance")["data"]
@@ -51,7 +61,8 @@ class GridCell:
         steps, values = self.series.get(tag, ([], []))
         if self.diverged or not values:
             return math.nan
-        since = (1 - share) * self.folder.read("status")["step"]
+        end = self.folder.read("status")["step"]
+        since = self.begin + (1 - share) * (end - self.begin)
         kept = [value for step, value in zip(steps, values, strict=True) if step >= since] or values[-1:]
         return sum(kept) / len(kept)
 

@@ -13,11 +13,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lab.settings import SettingError
+from lab.settings import SettingError, UnknownSetting
 
 CURES = {"tuple": "a list, e.g. [1,2]", "integer": "a whole number", "boolean": "true or false"}
 """What pydantic calls a type, in the words of who types a value."""
+UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
+"""What pydantic calls a setting that the card does not have."""
 
+METHODS = {"data": "load", "model": "build", "loss": "build", "optimizer": "of", "schedule": "factor"}
+"""What the class of a card does in a group, by the name of its method."""
 FORMER = {"lab.optim.noise.Fisher": "fisher"}
 """Cards of classes that had another name when runs that are still there were made."""
 
@@ -28,19 +32,26 @@ def config_dir() -> str:
     return str(next((c for c in (package.parent / "conf", package / "conf") if c.is_dir()), package / "conf"))
 
 
+def card_names(more: str | None = None) -> dict[str, str]:
+    """The card that stands for a class, e.g. {"lab.optim.optimizers.Sgd": "sgd"}; `more`: a folder with further ones."""
+    others = _named_in(str(Path(more).absolute())) if more else {}
+    return FORMER | others | _named_in(config_dir())
+
+
 @cache
-def card_names() -> dict[str, str]:
-    """The card that stands for a class, e.g. {"lab.optim.optimizers.Sgd": "sgd", ...}."""
-    named = dict(FORMER)
-    for file in Path(config_dir()).glob("**/*.yaml"):
+def _named_in(folder: str) -> dict[str, str]:
+    """The cards of a folder by their class."""
+    named = {}
+    for file in sorted(Path(folder).glob("**/*.yaml")):
         if target := re.search(r"^_target_: *(\S+)", file.read_text(), flags=re.M):
             named[target[1]] = file.stem
     return named
 
 
-def choices(group: str) -> list[str]:
-    """The names of the cards of a group."""
-    return sorted(file.stem for file in (Path(config_dir()) / group).glob("*.yaml"))
+def choices(group: str, more: str | None = None) -> list[str]:
+    """The names of the cards of a group, also of a folder with `more` cards."""
+    folders = [config_dir(), more] if more else [config_dir()]
+    return sorted(file.stem for folder in folders for file in (Path(folder) / group).glob("*.yaml"))
 
 
 def listed(group: str, *, width: int, indent: int) -> str:
@@ -56,19 +67,35 @@ def card(plain: Any, where: str) -> Any:
         raise SettingError(f"{where}={typed(plain)} is not a card with its settings; choose one, e.g. {example}")
     values = {str(name): value for name, value in plain.items()}
     target = str(values.pop("_target_"))
-    try:
-        kind = locate(target)
-    except ErrorDuringImport:
-        kind = None
-    if not isinstance(kind, type):
-        raise SettingError(f"{where}._target_={target} names no class that can be imported")
+    kind = _class_of(target, where)
     try:
         made = kind(**values)
     except ValidationError as error:
+        if unknown := [e["loc"][0] for e in error.errors()[:1] if e["type"] in UNKNOWN]:
+            raise UnknownSetting(f"{where}.{unknown[0]}", refusal(error, where)) from None
         raise SettingError(refusal(error, where)) from None
+    except TypeError as error:  # a card of somebody's own that is no card of pydantic
+        raise SettingError(f"{where}: {' '.join(str(error).split())}") from None
     for name, value in values.items():
-        require_kept(f"{where}.{name}", value, getattr(made, name))
+        require_kept(f"{where}.{name}", value, getattr(made, name, value))
     return made
+
+
+def _class_of(target: str, where: str) -> type:
+    """The class of a card. Raises SettingError where there is none, and for a class that is no card."""
+    own = f"{where}=own {where}.path={target.rpartition('.')[0]}:{target.rpartition('.')[2]}"
+    cure = f"; code of your own is {own}" if where in METHODS and target.rpartition(".")[0] else ""
+    try:
+        kind = locate(target)
+    except ErrorDuringImport as error:
+        raise SettingError(f"{where}._target_={target} cannot be imported: {' '.join(str(error).split())}") from None
+    if not isinstance(kind, type):
+        raise SettingError(f"{where}._target_={target} names no class that can be imported{cure}")
+    if where in METHODS and not hasattr(kind, METHODS[where]):
+        raise SettingError(
+            f"{where}._target_={target} is no card of the lab: it has no method {METHODS[where]}(){cure}"
+        )
+    return kind
 
 
 def require_kept(setting: str, came: Any, became: Any) -> None:
@@ -82,6 +109,12 @@ def require_kept(setting: str, came: Any, became: Any) -> None:
         raise SettingError(f"{setting}={shown}: expected {expected}{hint}")
 
 
+def require_whole(setting: str, value: Any, least: int) -> None:
+    """Raise SettingError for what is no whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise SettingError(f"{setting}={typed(value)}: expected a whole number of at least {least}")
+
+
 def refusal(error: ValidationError, where: str) -> str:
     """The first refused setting of a card: what came and what was expected."""
     errors = [e for e in error.errors() if e["loc"]]
@@ -89,7 +122,7 @@ def refusal(error: ValidationError, where: str) -> str:
         return f"{where}.{_expected(error.errors()[0])}"
     first = str(errors[0]["loc"][0])
     mine = [e for e in errors if str(e["loc"][0]) == first]
-    if mine[0]["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+    if mine[0]["type"] in UNKNOWN:
         return f"{where}.{first} is not a setting of this card"
     # A union reports each of its types; an entry of a list, e.g. widths=[32,x], says more than that a list is no word.
     inner = [e for e in mine if any(isinstance(part, int) for part in e["loc"]) and e["type"] != "missing"]

@@ -43,8 +43,9 @@ def edge_figure(series: Series, summary: Mapping[str, Any]) -> Figure:
 
     The sharpness has a log axis where threshold and sharpness would not both be seen on a linear one.
     """
-    figure = blank(8, 6.4)
+    figure, whole = blank(8, 6.4), series
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
+    series, before = _apart(series, summary)
     _losses(above, series, summary)
 
     quantity = summary["quantity"]
@@ -59,13 +60,18 @@ def edge_figure(series: Series, summary: Mapping[str, Any]) -> Figure:
         slope = r"$g'Hg/|g|^2$"
         _line(below, series, "sharpness/directional", dot=".", color="tab:orange", lw=0.8, alpha=0.8, label=slope)
         _line(below, series, BATCH, color="tab:purple", lw=0.8, label="batch sharpness")
-    formula = f"threshold {summary['threshold_formula']}"
-    _line(below, series, "sharpness/threshold", color="tab:red", ls="--", lw=1.5, label=formula)
+    formula, threshold = f"threshold {summary['threshold_formula']}", "sharpness/threshold"
+    if "sharpness/clipped_threshold" in series:
+        _line(below, series, threshold, color="tab:red", ls=":", lw=1, label="that of steps that are not clipped")
+        threshold = "sharpness/clipped_threshold"
+    _line(below, series, threshold, color="tab:red", ls="--", lw=1.5, label=formula)
     if summary["entry_step"] is not None:
         below.axvline(summary["entry_step"], color="0.4", lw=1.2, ls=":", label="edge of stability reached")
     unit = "preconditioned, 1 / weight" if preconditioned else CURVATURE
     below.set(xlabel="step (updates)", ylabel=f"sharpness ({unit})")
-    _scale(below, series, quantity)
+    _before(above, before, {"train/loss": "-", "test/loss": "-"}, summary)
+    _before(below, before, {quantity: "-", "sharpness/threshold": "--"}, summary, label=True)
+    _scale(below, whole, quantity)
     _finish(figure, above, below)
     return figure
 
@@ -74,10 +80,13 @@ def training_figure(series: Series, summary: Mapping[str, Any]) -> Figure:
     """Loss above, accuracy below, over the steps of a run whose sharpness was not measured."""
     figure = blank(8, 5.6)
     above, below = figure.subplots(2, 1, sharex=True)
+    series, before = _apart(series, summary)
     _losses(above, series, summary)
     _line(below, series, "train/accuracy", color="0.25", lw=1, label="train, batch of the step")
     _line(below, series, "test/accuracy", color="tab:green", lw=1, marker=".", label="test")
     below.set(xlabel="step (updates)", ylabel="accuracy (share of examples)", ylim=(0, 1.05))
+    _before(above, before, {"train/loss": "-", "test/loss": "-"}, summary)
+    _before(below, before, {"train/accuracy": "-", "test/accuracy": "-"}, summary, label=True)
     _finish(figure, above, below)
     return figure
 
@@ -194,6 +203,31 @@ def _line(axis: Axes, series: Series, tag: str, *, dot: str = "o", **style: Any)
     if tag in series:
         steps, values = series[tag]
         axis.plot(steps, values, **{"marker": dot if len(steps) == 1 else ""} | style)
+
+
+def _apart(series: Series, summary: Mapping[str, Any]) -> tuple[Series, Series]:
+    """The series of the run, and what they have of the run that it began from: the steps before its first."""
+    begin = summary.get("parent", {}).get("step", 0)
+    parts: list[dict[str, tuple[list[int], list[float]]]] = [{}, {}]
+    for tag, (steps, values) in series.items():
+        for part, first in zip(parts, (False, True), strict=True):
+            points = [(s, v) for s, v in zip(steps, values, strict=True) if (s < begin) == first]
+            if points:
+                part[tag] = [s for s, _ in points], [v for _, v in points]
+    return parts[0], parts[1]
+
+
+def _before(
+    axis: Axes, before: Series, styles: Mapping[str, str], summary: Mapping[str, Any], *, label: bool = False
+) -> None:
+    """What the run has of its parent, in grey, and a line where it began; nothing for a run that began at step 0."""
+    if "parent" not in summary:
+        return
+    for i, (tag, style) in enumerate(styles.items()):
+        name = "its parent" if label and i == 0 and tag in before else None
+        _line(axis, before, tag, color="0.72", lw=1.1, ls=style, zorder=1, label=name)
+    step = summary["parent"]["step"]
+    axis.axvline(step, color="0.45", lw=1.1, ls="-.", label=f"begins at step {step}" if label else None)
 
 
 def _scale(axis: Axes, series: Series, quantity: str) -> None:

@@ -4,13 +4,16 @@ import os
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 from lab.run.cards import card_names
+from lab.run.code import require_same_code
 from lab.run.folder import RunFolder
-from lab.settings import SettingError
+from lab.run.length import LENGTH, growth
+from lab.settings import SettingError, knobs
 
-PLACE = ("trainer.threads",)
+PLACE = ("trainer.threads", "data.cache", "name", "tags", "logger", "debug")
 """Settings that say how, not what: they may change between a run and its resumption."""
 
 
@@ -27,21 +30,48 @@ def flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return items
 
 
-def require_unchanged(folder: RunFolder, plain: dict[str, Any]) -> None:
-    """Raises SettingError when the folder holds a run with other settings, or a measurement."""
+def require_unchanged(folder: RunFolder, plain: dict[str, Any], *, grows: bool = False) -> None:
+    """Raises SettingError when the folder holds a run with other settings or of other code, or a measurement.
+
+    grows: steps and epochs say how far, not what: they may grow, and SettingError is raised where they shrink. A setting
+    that there was not when the run was made has to have its default.
+    """
     provenance = folder.read("provenance")
     if "checkpoint" in provenance:
         raise SettingError(f"{folder.path} holds a measurement of lab.measure; choose another hydra.run.dir")
     before = provenance.get("settings")
     if before is None:
         return
-    old, new = ({k: v for k, v in flat(s).items() if k not in PLACE} for s in (before, plain))
-    for name in sorted(old.keys() | new.keys()):
-        if old.get(name) != new.get(name):
-            raise SettingError(
-                f"{folder.path} holds a run with {name}={old.get(name)}, not {new.get(name)}; "
-                "choose another hydra.run.dir"
-            )
+    apart = (*PLACE, *LENGTH) if grows else PLACE
+    for name, (old, new) in differences(before, plain).items():
+        if name not in apart:
+            raise SettingError(f"{folder.path} holds a run with {name}={old}, not {new}; choose another hydra.run.dir")
+    require_same_code(folder, plain)
+    if grows:
+        growth(folder, plain)
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The settings that differ, in order, with the value before and now. One that there was not then had its default."""
+    old, new = flat(before), flat(now)
+    return {
+        name: (old.get(name), new.get(name))
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and not (name not in old and new[name] == _default(name, now))
+    }
+
+
+def _default(name: str, plain: Mapping[str, Any]) -> Any:
+    """The default of a setting as `flat` says it, of its card where it is of one; null for one that stands alone."""
+    *path, knob = name.split(".")
+    holder: Any = plain
+    for part in path:
+        holder = holder[part]
+    if not path:
+        return str(None)
+    kind = locate(str(holder.get("_target_")))
+    default = knobs(kind)[knob].default if isinstance(kind, type) and knob in knobs(kind) else None
+    return flat({knob: list(default) if isinstance(default, tuple) else default})[knob]
 
 
 def require_no_run(folder: RunFolder) -> None:
@@ -68,11 +98,15 @@ def require_same_data(
 
 
 def data_files(plain: Mapping[str, Any]) -> str | None:
-    """A digest of names, sizes and times of change of the files data.root/train|test/<class>/*; None where there are none.
+    """A digest of names, sizes and times of change of the files data.root/train|test/<class>/*, or of data.file; None where
+    there are none.
 
     Equal digests mean equal data; different ones do not mean different data: files may have been copied or touched.
     Costs a look at every file and opens none, about 10 s a million.
     """
+    if (named := plain["data"].get("file")) and Path(named).expanduser().is_file():
+        stat = Path(named).expanduser().stat()
+        return f"1 file, {sha256(f'{stat.st_size} {stat.st_mtime_ns}'.encode()).hexdigest()[:16]}"
     if not (root := plain["data"].get("root")):
         return None
     digest, count = sha256(), 0

@@ -8,8 +8,34 @@ DEFAULT = "default settings"
 
 
 def sentence(summary: Mapping[str, Any]) -> str:
-    """The phase of the run and the numbers that say so, then what the probes found, from `summary.json`."""
-    return joined([_of_the_run(summary), *summary.get("findings", [])])
+    """Where the run began, if from another, its phase and the numbers that say so, then what the probes found, from
+    `summary.json`.
+    """
+    began = [f"Began {beginning(summary['parent'])}"] if "parent" in summary else []
+    stopped = [f"Stopped at step {summary['steps']}: {reason}"] if (reason := _stop(summary)) else []
+    return joined([*began, *stopped, _of_the_run(summary), *summary.get("findings", [])])
+
+
+def _stop(summary: Mapping[str, Any]) -> str:
+    """Why the run ended before its last step, if it did and has not diverged."""
+    return "" if summary["phase"] == "diverged" else summary.get("reason", "")
+
+
+def beginning(parent: Mapping[str, Any]) -> str:
+    """At which step of which run another one begins, and what was changed.
+
+    >>> beginning({"folder": "outputs/x", "step": 100, "changes": {"optimizer.lr": [0.1, 0.2]}})
+    'at step 100 of outputs/x: optimizer.lr 0.1 -> 0.2'
+    """
+    return f"at step {parent['step']} of {parent['folder']}: {changed(parent) or 'nothing is changed'}"
+
+
+def changed(parent: Mapping[str, Any], *, but: Iterable[str] = ()) -> str:
+    """What was changed, less some settings; "" for nothing. Settings of a card that gave way to another are none."""
+    left, changes = {*but}, parent["changes"]
+    shown = {name: pair for name, pair in changes.items() if name not in left and name.partition(".")[0] not in changes}
+    shown |= {name: pair for name, pair in changes.items() if "." not in name and name not in left}
+    return ", ".join(f"{name} {before} -> {now}" for name, (before, now) in sorted(shown.items()))
 
 
 def joined(sentences: Iterable[str]) -> str:
@@ -45,7 +71,8 @@ def _of_the_run(summary: Mapping[str, Any]) -> str:
     if summary["phase"] == "diverged":
         return f"The run diverged at step {summary['steps']}: {summary['reason']}.{_start(summary, sharpness, unit)}"
     if level is None:
-        held = " Sharpness was not held against a threshold." if summary["quantity"] else ""
+        why = f": {summary['no_threshold']}" if summary.get("no_threshold") else ""
+        held = f" Sharpness was not held against a threshold{why}." if summary["quantity"] else ""
         return f"{_trained(summary)}.{held}"
     low, high = decimals(summary["level_low"]), decimals(summary["level_high"])
     if summary["phase"] is None:
@@ -106,7 +133,7 @@ def _start(summary: Mapping[str, Any], sharpness: str, unit: str) -> str:
     ratio = summary["first_ratio"]
     if ratio is None:
         return ""
-    return f" {sharpness} began at {decimals(ratio)} x {unit}; a smaller optimizer.lr may survive."
+    return f" {sharpness} began at {decimals(ratio)} x {unit}; a smaller {_rate(summary)} may survive."
 
 
 def _hint(summary: Mapping[str, Any]) -> str:
@@ -119,9 +146,14 @@ def _hint(summary: Mapping[str, Any]) -> str:
     return f"{text}. experiment=quickstart reaches it." if summary["title"] == DEFAULT else f"{text}."
 
 
+def _rate(summary: Mapping[str, Any]) -> str:
+    """The setting of the learning rate."""
+    return summary.get("rate", "optimizer.lr")
+
+
 def _edge_lr(summary: Mapping[str, Any]) -> str:
     """The learning rate that would put the last lambda_max at the edge, where it is one number."""
     if (lr := summary.get("edge_lr")) is None:
         return ""
     edge = summary["threshold_formula"].replace("/lr", "/lambda_max")
-    return f"; the threshold meets the last lambda_max at optimizer.lr = {edge} = {lr:.3g}"
+    return f"; the threshold meets the last lambda_max at {_rate(summary)} = {edge} = {lr:.3g}"

@@ -20,6 +20,7 @@ from lab.doors.door import Door
 from lab.doors.errors import near, one_line_errors
 from lab.doors.pages import PAGE_WIDTH, card_settings, offer
 from lab.doors.request import Request
+from lab.doors.slips import simulated_answer
 from lab.doors.words import Words
 from lab.run.cards import choices, config_dir
 from lab.run.folder import RunFolder
@@ -43,7 +44,7 @@ def main() -> None:
             print(page(chosen(words)[0]))
         else:
             grouped = (re.sub("^experiment=", f"{GROUP}=", word) for word in words)
-            Door("simulate", look, simulate).open(Words.of(grouped))
+            Door("simulate", look, simulate).open(Words.of(grouped, "simulate"))
 
 
 def chosen(words: list[str]) -> list[str]:
@@ -81,7 +82,7 @@ def simulate(request: Request) -> None:
     from lab.simulate.settings import read_settings
 
     experiment, shared = read_settings(request.values)
-    shared.use_threads(experiment, request.jobs)
+    shared.use_threads(experiment, request.jobs, request.threads)
     typed = [re.sub(f"^{GROUP}=", "experiment=", word) for word in request.overrides]
     carry_out(
         experiment,
@@ -107,6 +108,8 @@ def _unknown(setting: str, names: list[str]) -> str:
     if len(names) > 1:
         return f"{setting}: several experiments at once take no settings of their own; start them one at a time"
     known = knobs(names[0])
+    if answer := simulated_answer(setting, sys.argv[1:], known):
+        return answer
     hint = near(setting, known) or f"; expected one of {', '.join(known)}"
     return f"{setting} is not a setting of experiment={names[0]}{hint}"
 

@@ -30,9 +30,12 @@ class Shared:
         there = self.accelerator != "cpu" and torch.cuda.is_available() and not experiment.on_cpu
         return torch.device("cuda" if there else "cpu")
 
-    def use_threads(self, experiment: Experiment, jobs: int = 1) -> None:
-        """Set the threads of torch: as told, or what the experiment gains from, shared with `jobs` (-1: many) processes."""
+    def use_threads(self, experiment: Experiment, jobs: int = 1, asked: int | None = None) -> None:
+        """Set the threads of torch: as told, as `asked` by the environment, or what the experiment gains from, shared with
+        `jobs` (-1: many) processes.
+        """
         share = max(1, usable_cpus() // jobs) if jobs > 0 and experiment.parallel else 1
+        share = share if asked is None else asked
         torch.set_num_threads(share if self.threads == "auto" else self.threads)
 
 

@@ -12,17 +12,24 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from lab.doors.arguments import as_typed
 from lab.doors.door import Door
 from lab.doors.errors import one_line_errors
+from lab.doors.fork import bare, readable
+from lab.doors.labels import Labels
 from lab.doors.memory import memory_told
 from lab.doors.request import Request, keep_settings
 from lab.doors.words import Words
 from lab.run.closing import closing_words
 from lab.run.folder import RunFolder
 from lab.run.identity import require_same_data, require_unchanged, same_data_files
+from lab.run.progress import waiting
 from lab.run.signals import ended
 from lab.run.summary import DEFAULT, sentence
+from lab.train.beginning import inherited_length, require_origin
 from lab.train.comparison import compare
+from lab.train.extension import lengthened, require_extendable, tell_diverged
+from lab.train.naming import begins_anew, relabelled, require_named
 from lab.train.scaling import scaled
 from lab.train.selection import left_out, selected
 
@@ -30,7 +37,7 @@ from lab.train.selection import left_out, selected
 def main() -> None:
     """The command line."""
     with one_line_errors("train"):
-        grid = Door("train", look, train).open(Words.of(sys.argv[1:]))
+        grid = Door("train", look, train).open(Words.of(readable(sys.argv[1:])))
         if grid is not None:
             compare(grid)
 
@@ -38,11 +45,17 @@ def main() -> None:
 def look(request: Request) -> Iterable[str]:
     """Whether the settings of a run can be right, and are those of the run in its folder; what is left out of them."""
     folder, settings = RunFolder(request.folder), _settings(request)
-    require_unchanged(folder, _recorded(settings))
-    if not folder.finished:
+    anew = begins_anew(folder, settings)
+    if not anew:
+        require_unchanged(folder, _recorded(settings), grows=True)
+    if anew or not _over(folder, settings):
+        require_origin(folder, settings)
         from lab.doors.parts import read_settings  # torch: not for runs that are finished
 
-        read_settings(settings)
+        sound = read_settings(settings)
+        require_named(sound)
+        if not anew:
+            require_extendable(folder, sound, settings)
     return left_out(request)
 
 
@@ -50,35 +63,56 @@ def train(request: Request) -> float | None:
     """One run, unless the folder holds it. Returns the last training loss, for sweepers."""
     folder, settings = RunFolder(request.folder), _settings(request)
     with ended(), memory_told():
-        require_unchanged(folder, _recorded(settings))
-        summary = folder.read("summary")
-        again = bool(summary) and folder.finished
+        anew = begins_anew(folder, settings)
+        if not anew:
+            require_unchanged(folder, _recorded(settings), grows=True)
+        summary = {} if anew else folder.read("summary")
+        again = bool(summary) and _over(folder, settings)
         if again:
+            tell_diverged(folder, settings)
             _require_same_files(folder, settings)
+            summary = relabelled(folder, settings, summary)
         else:
             summary = _train(folder, settings, request)
     report(folder, summary, again=again, brief=request.several)
     return summary["last_loss"]
 
 
+def _over(folder: RunFolder, settings: dict[str, Any]) -> bool:
+    """Whether the folder holds a finished run, as long as it is asked for."""
+    return folder.finished and lengthened(folder, settings) is None
+
+
 def _train(folder: RunFolder, settings: dict[str, Any], request: Request) -> dict[str, Any]:
     """Check the settings, and only then load Lightning and train. Returns the summary."""
     from lab.doors.parts import read_settings
+    from lab.run.keeping import Kept
+    from lab.train.forking import fork
 
-    parts = read_settings(settings).build()
+    sound = read_settings(settings)
+    with waiting("data and model", "loading"):
+        parts = sound.build()
     require_same_data(folder, parts.dataset.facts)
-    parts.use_threads(jobs=request.jobs)
+    parts.use_threads(jobs=request.jobs, asked=request.threads)
     from lab.train.run import TrainingRun, quiet
 
     quiet()
+    child = fork(folder, settings, parts)
+    Kept.of(parts.settings.trainer.keep).require_within(parts.total)
+
+    def begin() -> None:
+        keep_settings(folder.path, settings, request.overrides)
+        if child is not None:
+            child.plant(folder)
+
     run = TrainingRun(
         parts,
         _recorded(settings),
-        title=request.title(request.cards.get("experiment")) or DEFAULT,
-        command=f"python -m lab.train {shlex.join(request.overrides)}".strip(),
+        title=request.title(Labels.of(settings).name or request.cards.get("experiment")) or DEFAULT,
+        command=f"python -m lab.train {shlex.join(bare(as_typed(word)) for word in request.overrides)}".strip(),
         bar=not request.several or request.jobs == 1,
     )
-    return run.carry_out(folder, begin=lambda: keep_settings(folder.path, settings, request.overrides))
+    return run.carry_out(folder, begin=begin) | {"remark": run.remark}
 
 
 def _require_same_files(folder: RunFolder, settings: dict[str, Any]) -> None:
@@ -91,18 +125,22 @@ def _require_same_files(folder: RunFolder, settings: dict[str, Any]) -> None:
 
 def _settings(request: Request) -> dict[str, Any]:
     """The settings that the run really has. Raises SettingError for what is typed and none of them."""
-    return scaled(selected(request))
+    settings = scaled(selected(request))
+    Labels.of(settings)
+    return inherited_length(RunFolder(request.folder), settings, request.overrides) if settings["from"] else settings
 
 
 def _recorded(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings for provenance.json: what the run is, not what it is compared with."""
-    return {name: value for name, value in settings.items() if name != "compare"}
+    return {name: value for name, value in settings.items() if name != "compare" and (name, value) != ("from", None)}
 
 
 def report(folder: RunFolder, summary: dict[str, Any], *, again: bool = False, brief: bool = False) -> None:
     """The result in one plain paragraph, and where to look. brief: for one of many runs, the paragraph and the folder."""
+    remark = f"{text}\n" if (text := summary.get("remark")) else ""
     if brief:
-        print(f"{'already finished: ' if again else ''}{sentence(summary)}\n  run folder   {folder.path}", flush=True)
+        again_word = "already finished: " if again else ""
+        print(f"{again_word}{sentence(summary)}\n  run folder   {folder.path}\n{remark}", end="", flush=True)
         return
     print("\nThis run was already finished." if again else "")
-    print(f"{closing_words(folder, summary)}\n", flush=True)
+    print(f"{closing_words(folder, summary)}\n{remark}", flush=True)

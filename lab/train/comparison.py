@@ -19,7 +19,7 @@ def compare(grid: Grid) -> None:
     drawn = [word for word in words if word.startswith("compare")]  # no part of the names of the runs
     place = grid.folder / "figures" / cell_name(",".join(filter(None, (head.names, *drawn))))
     cells = {cell.folder: cell.overrides for cell in grid.cells}
-    title = head.title(head.cards.get("experiment") or "sweep")
+    title = head.title(head.values.get("name") or head.cards.get("experiment") or "sweep")
     comparison = carry_out(card(head.values["compare"], "compare"), cells, place, title)
     print(f"\n{comparison.sentence}\n")
     print(f"  figure    {place}.png")

@@ -7,38 +7,53 @@ from lab.callbacks.outcome import outcome_of
 from lab.callbacks.probe import ProbeCallback
 from lab.curvature.phase import Phase
 from lab.doors.parts import Settings
-from lab.models.losses import MeanSquaredError
 from lab.module import SupervisedModule
+from lab.named import NamedCode
 from lab.optim.schedules import Constant
+from lab.run import keeping
 from lab.run.folder import RunFolder
+from lab.train.ending import reason
 
 
 def outcome(settings: Settings, probes: ProbeCallback, module: SupervisedModule, folder: RunFolder) -> dict[str, Any]:
     """The summary of the run in `folder`; of sharpness and phase only what was measured."""
+    parent = folder.read("provenance").get("parent")
+    began = {"parent": {name: parent[name] for name in ("folder", "step", "changes")}} if parent else {}
     summary = outcome_of(
         probes,
         steps=module.step,
-        reason=module.divergence,
-        others=_noise(settings, module) + _escapes(settings, folder),
+        reason=reason(module),
+        others=_noise(settings, module)
+        + _escapes(settings, folder)
+        + keeping.finding(folder)
+        + module.stopping.unseen(),
     )
-    return summary | {
-        "edge_lr": _edge_lr(settings, summary, stochastic=probes.tracker.stochastic),
-        "loss_unit": "half squared error" if isinstance(settings.loss, MeanSquaredError) else "cross entropy",
+    more = {
+        "edge_lr": _edge_lr(settings, summary, _rate(module), stochastic=probes.tracker.stochastic),
+        "rate": "optimizer.args.lr" if isinstance(settings.optimizer, NamedCode) else "optimizer.lr",
+        "loss_unit": getattr(settings.loss, "unit", "loss"),
     }
+    return summary | more | began
 
 
-def _edge_lr(settings: Settings, phase: dict[str, Any], *, stochastic: bool) -> float | None:
-    """The learning rate whose threshold is the last lambda_max, 2/lambda_max for gradient descent.
+def _rate(module: SupervisedModule) -> float | None:
+    """The learning rate before the schedule; None where it differs between weights."""
+    rates = {float(group["initial_lr"]) for group in module.optimizer.param_groups}
+    return rates.pop() if len(rates) == 1 else None
 
-    None where this is not one number (with mini-batches, a schedule, weight decay or a preconditioner; lambda_max not
-    measured or not positive), or leads nowhere: interpolation takes the sharpness of cross entropy to zero.
+
+def _edge_lr(settings: Settings, phase: dict[str, Any], lr: float | None, *, stochastic: bool) -> float | None:
+    """The learning rate whose threshold is the last lambda_max, 2/lambda_max for gradient descent, for a run at `lr`.
+
+    None where this is not one number (with mini-batches, a schedule, clipping, weight decay or a preconditioner; lambda_max
+    not measured or not positive), or leads nowhere: interpolation takes the sharpness of cross entropy to zero.
     """
     ratio = phase["last_ratio"]
     plain = phase["quantity"] == "sharpness/lambda_max" and "wd" not in phase["threshold_formula"]
     fitted, constant = phase["phase"] == Phase.INTERPOLATED, isinstance(settings.schedule, Constant)
-    if stochastic or fitted or not plain or not constant:
+    if stochastic or fitted or not plain or not constant or lr is None or phase["clipped"]:
         return None
-    return settings.optimizer.lr / ratio if ratio is not None and ratio > 0 else None
+    return lr / ratio if ratio is not None and ratio > 0 else None
 
 
 def _noise(settings: Settings, module: SupervisedModule) -> list[str]:

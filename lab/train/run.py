@@ -8,31 +8,43 @@ from contextlib import suppress
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.loggers import Logger
 
+from lab.callbacks.guests import Guests
 from lab.callbacks.metrics import MetricsLogger
 from lab.callbacks.outcome import show_outcome
 from lab.callbacks.probe import ProbeCallback
 from lab.callbacks.progress import ProgressCallback
 from lab.callbacks.run import RunCallback
+from lab.doors.labels import Labels
 from lab.doors.parts import Parts
 from lab.module import SupervisedModule
+from lab.optim.clip import GradientClip
 from lab.params import layout
 from lab.run import checkpoints, signals
 from lab.run.agenda import Agenda
+from lab.run.code import code_facts
 from lab.run.folder import RunFolder
 from lab.run.identity import data_files, flat
+from lab.run.keeping import Kept
+from lab.run.length import past
 from lab.run.provenance import provenance
+from lab.run.summary import sentence
+from lab.train import debug, ending, loggers
 from lab.train.outcome import outcome
 
 
 class TrainingRun:
-    """One run: put together without touching the disk, then carried out in a folder."""
+    """One run: put together without touching the disk, then carried out in a folder. `remark`: what is to be said of it."""
 
     def __init__(self, parts: Parts, plain: dict[str, Any], *, title: str, command: str, bar: bool = True):
+        self.labels, self.real, self.watch, self.remark = Labels.of(plain), parts, debug.Stopwatch(), ""
+        parts = debug.trial(parts) if self.labels.debug else parts
         self.parts, self.settings, self.plain = parts, parts.settings, plain
         self.title, self.command, self.bar = title, command, bar
         trainer, train = parts.settings.trainer, parts.dataset.train
+        self.stopping = ending.stopping(parts.settings, tests=parts.dataset.test is not None)
+        self.guests = Guests(trainer.callbacks)
         self.probes = ProbeCallback(
             parts.settings.probes,
             parts.criterion,
@@ -58,6 +70,8 @@ class TrainingRun:
         """
         with folder.owned(), signals.noted():
             try:
+                if self.labels.debug:
+                    debug.clear(folder)
                 begin()
                 summary = self._carry_out(folder)
             except BaseException as error:
@@ -83,52 +97,60 @@ class TrainingRun:
         folder.start_clock()
         if state:
             print(f"{folder.path} goes on from step {step} of {self.parts.total}", file=sys.stderr)
+        folder.status("running", step=step)  # first: a finished run that is made longer is over no more
         folder.forget_from(step)
         facts = {
             "data": self.parts.dataset.facts,
             "data_files": data_files(self.plain),
             "model": self._model_facts(),
+            "code": code_facts(self.plain),
+            **past(folder, self.plain, step),
         }
         folder.write("provenance", provenance(self.command, self.plain, **facts))
-        folder.status("running", step=step)
-        module, loggers = self._train(folder, step, state)
-        summary = outcome(self.settings, self.probes, module, folder)
-        summary |= {"title": self.title, "seconds": folder.seconds}
-        show_outcome(folder, loggers, flat(self.plain), summary)
+        with loggers.opened(self.labels, folder, loggers.entry(self.plain, self.labels, folder), step) as opened:
+            module = self._train(folder, step, state, opened)
+            summary = outcome(self.settings, self.probes, module, folder)
+            summary |= {"title": self.title, "tags": list(self.labels.tags), "seconds": folder.seconds}
+            show_outcome(folder, opened, flat(self.plain), summary)
+            loggers.tell(opened, summary, sentence(summary))
+        if self.labels.debug:
+            self.remark = debug.told(self.real, self.parts, self.probes.latest, self.watch, self.labels.loggers)
         folder.write("summary", summary)
-        folder.status("diverged" if module.divergence else "finished", step=module.step, reason=module.divergence)
+        folder.status("diverged" if module.divergence else "finished", step=module.step, reason=ending.reason(module))
         return summary
 
     def _train(
-        self, folder: RunFolder, begin: int, state: checkpoints.State | None
-    ) -> tuple[SupervisedModule, list[Logger]]:
+        self, folder: RunFolder, begin: int, state: checkpoints.State | None, opened: list[Logger]
+    ) -> SupervisedModule:
         parts, settings = self.parts, self.settings.trainer
         keeper = RunCallback(
             folder,
             self.probes,
             evaluate_every=settings.evaluate_every,
             checkpoint_every=settings.checkpoint_every,
+            keep=Kept.of(settings.keep),
             state=state,
+            guests=self.guests,
         )
-        agenda = Agenda(begin, parts.total, (self.probes.due, keeper.due), settings.log_every)
+        events = (self.probes.due, keeper.due, lambda step: self.labels.debug)
+        agenda = Agenda(begin, parts.total, events, settings.log_every)
         module = self._module(agenda)
-        tensorboard = TensorBoardLogger(
-            folder.path, name="tensorboard", version="", default_hp_metric=False, purge_step=begin
-        )
+        stop = [loggers.StopLogger(self.stopping, parts.total)] if self.stopping else []
+        progress = ProgressCallback(self.probes, parts.total, bar=self.bar)
         trainer = pl.Trainer(
             accelerator=settings.lightning_accelerator(),
             precision=settings.precision,
             devices=1,
             max_epochs=1,
-            logger=[tensorboard, MetricsLogger(folder)],
-            callbacks=[keeper, self.probes, ProgressCallback(self.probes, parts.total, bar=self.bar)],
+            logger=[*opened, MetricsLogger(folder), *stop],
+            callbacks=[keeper, self.probes, progress, *self.guests.callbacks.values(), self.watch],
             enable_progress_bar=False,
             enable_checkpointing=False,
             enable_model_summary=False,
             default_root_dir=folder.path,
         )
         trainer.fit(module, train_dataloaders=agenda)
-        return module, trainer.loggers
+        return module
 
     def _module(self, agenda: Agenda) -> SupervisedModule:
         parts, settings = self.parts, self.settings
@@ -146,6 +168,8 @@ class TrainingRun:
             seed=settings.seed,
             noise=parts.noise,
             escape=parts.escape,
+            clip=GradientClip(settings.trainer.clip_norm, settings.trainer.clip_value),
+            stopping=self.stopping,
         )
 
     def _model_facts(self) -> dict[str, Any]:

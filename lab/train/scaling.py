@@ -50,15 +50,19 @@ def scaled(settings: dict[str, Any]) -> dict[str, Any]:
     rest = {name: value for name, value in settings.items() if name != "scaling"}
     if scaling.lr == "none" and scaling.budget == "steps":
         return rest
-    batch_size, steps, lr = rest["data"].get("batch_size"), rest.get("steps"), rest["optimizer"].get("lr")
-    for name, value, kind in (("data.batch_size", batch_size, int), ("steps", steps, int), ("optimizer.lr", lr, float)):
+    place, rates = "optimizer.lr", rest["optimizer"]
+    if "args" in rates:  # code of one's own, which is called with its learning rate
+        place, rates = "optimizer.args.lr", rates["args"]
+    batch_size, steps, lr = rest["data"].get("batch_size"), rest.get("steps"), rates.get("lr")
+    for name, value, kind in (("data.batch_size", batch_size, int), ("steps", steps, int), (place, lr, float)):
         if isinstance(value, bool) or not isinstance(value, kind | int) or value <= 0:
             raise SettingError(
                 f"{name}={typed(value)}, but scaling.lr={scaling.lr} scaling.budget={scaling.budget} multiply it: "
                 f"give {name} as a positive number"
             )
     times_lr, times_steps = scaling.factors(batch_size)
+    rate = {"lr": lr * times_lr}
     return rest | {
-        "optimizer": rest["optimizer"] | {"lr": lr * times_lr},
+        "optimizer": rest["optimizer"] | ({"args": rates | rate} if "args" in rest["optimizer"] else rate),
         "steps": max(1, round(steps * times_steps)),
     }

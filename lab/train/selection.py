@@ -8,6 +8,7 @@ from typing import Any
 
 from lab.doors.pages import card_settings
 from lab.doors.request import Request
+from lab.run.cards import choices
 from lab.settings import SettingError
 
 REPLACED = ("data", "model", "loss", "optimizer", "schedule")
@@ -42,6 +43,8 @@ def foreign(request: Request) -> list[str]:
     typed, cards = [_name(override) for override in request.overrides], request.cards
     settings: list[str] = []
     for group in [group for group in REPLACED if group in typed and cards.get("experiment")]:
+        if cards[group] not in choices(group):  # a card of the user's own, which says itself what it does not know
+            continue
         known = {*card_settings(group, str(cards[group])), "_target_"}
         settings += [f"{group}.{name}" for name in request.values[group] if name not in known]
     return [setting for setting in settings if setting not in typed]

@@ -185,10 +185,16 @@ def test_a_probe_set_larger_than_the_data_is_refused(data: tuple[Tensor, Tensor]
 
 def refused() -> list[tuple[Any, type[Exception], str]]:
     x, y = torch.randn(6, 5), torch.arange(6)
-    loader = DataLoader(TensorDataset(x, y))
+    loader = DataLoader(TensorDataset(x, y), shuffle=True)
     return [
-        (loader, TypeError, r"data is a DataLoader; expected \(x, y\), the training examples as two tensors"),
-        (x, TypeError, "data is a Tensor; expected"),
+        (loader, ValueError, r"the batches change from pass to pass .*shuffle=False.*list\(loader\)"),
+        (
+            loader.dataset,
+            TypeError,
+            r"data is a TensorDataset of single examples; expected \(x, y\), the training .*DataLoader",
+        ),
+        (iter(loader), ValueError, r"which can be gone through once only"),
+        (x, TypeError, "data is a Tensor, one batch at most; expected"),
         ((x, y.numpy()), TypeError, "data is a tuple of 2: Tensor, ndarray; expected"),
         ([x, y, y], TypeError, "data is a list of 3: Tensor, Tensor, Tensor; expected"),
         ((x, y[:3]), ValueError, r"of shapes \(6, 5\) and \(3,\); expected as many targets y as inputs x"),
@@ -197,7 +203,9 @@ def refused() -> list[tuple[Any, type[Exception], str]]:
 
 
 @pytest.mark.parametrize(("data", "kind", "told"), refused())
-def test_data_that_are_no_pair_of_tensors_are_refused_in_one_line(data: Any, kind: type[Exception], told: str) -> None:
+def test_data_that_are_neither_a_pair_of_tensors_nor_fixed_batches_are_refused_in_one_line(
+    data: Any, kind: type[Exception], told: str
+) -> None:
     with pytest.raises(kind, match=told) as error:
         ProbeCallback([Sharpness()], nn.functional.cross_entropy, data)
     assert "\n" not in str(error.value)

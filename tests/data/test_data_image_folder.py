@@ -1,8 +1,13 @@
 """Trees of images: reading, the cache and what invalidates it, and every refusal."""
 
+import errno
+import hashlib
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
+import lab.data.image_cache
 import lab.data.image_folder
 from lab.data.image_folder import ImageFolder
 from lab.settings import SettingError
+
+FILES = ["test-native.json", "test-native.uint8", "train-native.json", "train-native.uint8"]
 
 
 def draw(path: Path, seed: int, size: tuple[int, int] = (6, 5), mode: str = "RGB") -> np.ndarray:
@@ -51,6 +59,13 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     return paths
 
 
+@pytest.fixture
+def cache(root: Path, tmp_path: Path) -> Path:
+    """Where the cache of the tree is unless something else is chosen."""
+    place = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
+    return tmp_path / "user_cache" / "lab" / place
+
+
 def card(root: Path, **settings: object) -> ImageFolder:
     return ImageFolder(root=str(root), batch_size="full", **settings)  # type: ignore[arg-type]
 
@@ -86,22 +101,23 @@ def test_a_tree_without_test_folder_has_no_test_split(tmp_path: Path) -> None:
     assert card(tmp_path).load(progress=False).test is None
 
 
-def test_the_second_load_decodes_nothing_and_gives_the_same(root: Path, decoded: list[str]) -> None:
+def test_the_second_load_decodes_nothing_and_gives_the_same(root: Path, cache: Path, decoded: list[str]) -> None:
     first = card(root).load(progress=False)
     count = len(decoded)
     second = card(root).load(progress=False)
     assert len(decoded) == count >= 30
     assert second.train.x.equal(first.train.x) and second.facts == first.facts
-    names = sorted(entry.name for entry in (root / ".lab_cache").iterdir())
-    assert names == ["test-native.json", "test-native.uint8", "train-native.json", "train-native.uint8"]
+    assert sorted(entry.name for entry in cache.iterdir()) == [".lock", *FILES]
+    assert not (root / ".lab_cache").exists()
 
 
-def test_one_flipped_byte_in_the_cache_is_found_and_the_cache_made_again(root: Path, decoded: list[str]) -> None:
+def test_one_flipped_byte_in_the_cache_is_found_and_the_cache_made_again(
+    root: Path, cache: Path, decoded: list[str]
+) -> None:
     first = card(root).load(progress=False)
-    cache = root / ".lab_cache" / "train-native.uint8"
-    content = bytearray(cache.read_bytes())
+    content = bytearray((cache / "train-native.uint8").read_bytes())
     content[7] ^= 1
-    cache.write_bytes(content)
+    (cache / "train-native.uint8").write_bytes(content)
     decoded.clear()
     assert card(root).load(progress=False).train.x.equal(first.train.x)
     assert len(set(decoded)) == 24  # the training split only
@@ -111,11 +127,11 @@ def test_one_flipped_byte_in_the_cache_is_found_and_the_cache_made_again(root: P
 
 
 @pytest.mark.parametrize("content", [b"", b"not json", b"[]", b"{}"])
-def test_a_damaged_header_makes_the_cache_again(root: Path, content: bytes) -> None:
+def test_a_damaged_header_makes_the_cache_again(root: Path, cache: Path, content: bytes) -> None:
     first = card(root).load(progress=False)
-    (root / ".lab_cache" / "train-native.json").write_bytes(content)
+    (cache / "train-native.json").write_bytes(content)
     assert card(root).load(progress=False).train.x.equal(first.train.x)
-    assert json.loads((root / ".lab_cache" / "train-native.json").read_bytes())["shape"] == [24, 3, 5, 6]
+    assert json.loads((cache / "train-native.json").read_bytes())["shape"] == [24, 3, 5, 6]
 
 
 def test_a_changed_added_or_touched_file_makes_the_cache_again(root: Path, decoded: list[str]) -> None:
@@ -131,30 +147,146 @@ def test_a_changed_added_or_touched_file_makes_the_cache_again(root: Path, decod
     assert len(set(decoded)) == 6  # the test split only
 
 
-def test_the_cache_goes_to_the_user_folder_where_root_cannot_be_written(
-    root: Path, tmp_path: Path, decoded: list[str]
+def test_a_cache_beside_the_images_is_made_when_asked_for_and_used_as_long_as_it_is_valid(
+    root: Path, cache: Path, decoded: list[str]
 ) -> None:
-    (root / ".lab_cache").write_text("a file where the folder should be")
-    first = card(root).load(progress=False)
-    (folder,) = (tmp_path / "user_cache" / "lab").iterdir()
-    assert (folder / "train-native.uint8").stat().st_size == 24 * 90
+    first = card(root, cache="beside").load(progress=False)
+    assert sorted(entry.name for entry in (root / ".lab_cache").iterdir()) == [".lock", *FILES]
+    (root / ".lab_cache" / ".lock").unlink()  # as it was when it was made by default
     decoded.clear()
     assert card(root).load(progress=False).train.x.equal(first.train.x)
-    assert not decoded
+    assert not decoded and not cache.exists()
+    for split in ("train", "test"):
+        os.utime(root / split / "class2" / "0.png", ns=(0, 0))
+    assert card(root).load(progress=False).train.x.equal(first.train.x)
+    assert decoded and sorted(entry.name for entry in cache.iterdir()) == [".lock", *FILES]
+    assert not (root / ".lab_cache").exists(), "a stale one is taken away"
 
 
-def test_no_writable_cache_folder_is_refused_in_one_line(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_folder_may_hold_the_caches_of_several_trees(root: Path, tmp_path: Path, decoded: list[str]) -> None:
+    other = tmp_path / "other"
+    for name in ("a", "b"):
+        draw(other / "train" / name / "0.png", seed=1)
+    for tree in (root, other, root, other):
+        card(tree, cache=str(tmp_path / "mine")).load(progress=False)
+    assert len(list((tmp_path / "mine").iterdir())) == 2 and not (root / ".lab_cache").exists()
+    assert len(decoded) == 30 + 2 + 3  # the first image of each split twice, for its size
+
+
+def test_without_a_cache_every_load_decodes_and_nothing_is_written(
+    root: Path, tmp_path: Path, decoded: list[str]
 ) -> None:
-    (root / ".lab_cache").write_text("a file")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(root / ".lab_cache"))
-    with pytest.raises(
-        SettingError, match=r"^data\.root=\S+: the decoded images can be cached neither in .* nor in .*$"
-    ):
-        card(root).load(progress=False)
+    kept = card(root).load(progress=False)
+    before = sorted(tmp_path.rglob("*"))
+    decoded.clear()
+    for _ in range(2):
+        data = card(root, cache=None).load(progress=False)
+        assert data.train.x.equal(kept.train.x) and data.facts == kept.facts
+    assert len(decoded) == 2 * (30 + 2)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_mixed_sizes_are_refused_with_two_files_their_sizes_and_the_cure(root: Path) -> None:
+def test_where_the_cache_is_and_its_size_are_told_once(
+    root: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card(root).load()
+    told = capsys.readouterr().err
+    assert f"are kept for later runs in {cache} (0.0027 MB); data.cache= says where\n" in told  # 30 images of 90 bytes
+    assert told.count("data.cache=") == 1
+    card(root).load()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_tree_that_changed_leaves_no_old_caches_of_other_image_sizes(root: Path, cache: Path) -> None:
+    for size in (None, 4):
+        card(root, image_size=size).load(progress=False)
+    (cache / ".train-native.uint8-0123").write_bytes(b"of a process that was killed")
+    for split in ("train", "test"):
+        os.utime(root / split / "class2" / "0.png", ns=(0, 0))
+    card(root).load(progress=False)
+    assert sorted(entry.name for entry in cache.iterdir()) == [".lock", *FILES]
+
+
+def test_a_user_cache_that_cannot_be_written_leaves_the_images_in_memory_with_a_line(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = card(root, cache=None).load(progress=False)
+    (tmp_path / "user_cache").write_text("a file where the folder should be")
+    data = card(root).load()
+    assert data.train.x.equal(kept.train.x) and data.facts == kept.facts
+    told = capsys.readouterr().err
+    assert "cannot be kept in" in told and "set data.cache=DIR or data.cache=beside\n" in told
+    assert told.count("cannot be kept") == 1
+
+
+def test_a_full_disk_leaves_the_images_in_memory(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    kept = card(root, cache=None).load(progress=False)
+    monkeypatch.setattr(os, "fsync", full)
+    assert card(root).load(progress=False).train.x.equal(kept.train.x)
+    assert [file.name for file in cache.iterdir()] == [".lock"]
+
+
+def test_a_chosen_cache_that_cannot_be_written_is_refused_in_one_line(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    (root / ".lab_cache").write_text("no folder")
+    for choice in (str(tmp_path / "file"), "beside"):
+        with pytest.raises(SettingError, match=rf"^data\.cache={choice}: .* cannot be written \(.*\); choose another"):
+            card(root, cache=choice).load(progress=False)
+
+
+def test_a_user_without_a_home_has_the_images_in_memory(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    before = sorted(Path.cwd().iterdir())
+    assert len(card(root).load(progress=False).train) == 24
+    assert sorted(Path.cwd().iterdir()) == before
+
+
+def test_a_cache_folder_that_is_no_absolute_path_is_not_that_of_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for named in ("", "here"):
+        monkeypatch.setenv("XDG_CACHE_HOME", named)
+        assert lab.data.image_cache.user_cache() == tmp_path / ".cache"
+
+
+def test_of_processes_that_want_the_same_cache_at_once_one_decodes_and_the_others_wait(
+    root: Path, cache: Path, decoded: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache.mkdir(parents=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(cache)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None and holder.stdin is not None
+    assert holder.stdout.readline() == "held\n"
+    kept = card(root, cache=None).load(progress=False)
+    decoded.clear()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(card(root).load)
+        while "waiting" not in (told := capsys.readouterr().err):
+            assert not waiting.done()
+        assert told.endswith(f"waiting for another process, which decodes the images for {cache}\n")
+        assert not decoded
+        holder.stdin.close()
+        assert waiting.result().train.x.equal(kept.train.x)
+    holder.wait()
+
+
+HOLD = """
+import fcntl, sys
+with open(sys.argv[1] + "/.lock", "a") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+"""A program that has the lock of a cache until its input ends."""
+
+
+def test_mixed_sizes_are_refused_with_two_files_their_sizes_and_the_cure(root: Path, cache: Path) -> None:
     draw(root / "train" / "class10" / "5.png", seed=5, size=(7, 5))
     with pytest.raises(SettingError) as caught:
         card(root).load(progress=False)
@@ -162,7 +294,7 @@ def test_mixed_sizes_are_refused_with_two_files_their_sizes_and_the_cure(root: P
     assert "\n" not in message and "data.image_size=PIXELS" in message
     for part in (str(Path("class2/0.png")), "6x5", str(Path("class10/5.png")), "7x5"):
         assert part in message
-    assert list((root / ".lab_cache").iterdir()) == []
+    assert [file.name for file in cache.iterdir()] == [".lock"]
 
 
 def test_train_and_test_of_different_sizes_are_refused(root: Path) -> None:
@@ -193,14 +325,14 @@ def test_image_size_keeps_the_centre_of_an_oblong_image(tmp_path: Path) -> None:
     torch.testing.assert_close(x, torch.full((2, 3, 4, 4), 200 / 255))
 
 
-def test_a_broken_image_is_named(root: Path) -> None:
+def test_a_broken_image_is_named(root: Path, cache: Path) -> None:
     path = root / "train" / "class10" / "3.png"
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(
         SettingError, match=r"^data\.root: \S*class10\S3\.png cannot be decoded \(.*\); replace or remove"
     ):
         card(root).load(progress=False)
-    assert list((root / ".lab_cache").iterdir()) == []
+    assert [file.name for file in cache.iterdir()] == [".lock"]
 
 
 def test_sixteen_bit_images_are_refused_instead_of_clipped(root: Path) -> None:

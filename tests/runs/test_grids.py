@@ -45,7 +45,7 @@ def test_a_grid_makes_a_folder_per_cell_and_skips_what_is_finished(capsys: pytes
     command(*GRID, "loss=mse", "probe=[]")
     cells = sorted(p.parent for p in Path("outputs/train").glob("*/status.json"))
     assert [cell.name for cell in cells] == [
-        f"data.batch_size={size},data.examples=60,loss=mse,optimizer.lr={lr},probe=[],steps=3"
+        f"data.batch_size={size},data.examples=60,loss=mse,optimizer.lr={lr},probe=[]"
         for size in ("8", "full")
         for lr in ("0.1", "1000000000.0")
     ]
@@ -63,11 +63,11 @@ def test_a_bad_cell_is_told_before_the_first_begins(capsys: pytest.CaptureFixtur
             command("-m", "optimizer.lr=0.1,-1,0.2", *small, *launcher)
         assert stopped.value.code == 2
         assert capsys.readouterr().err == (
-            "error: optimizer.lr=-1,probe=[],steps=2: optimizer.lr=-1: expected a number greater than 0\n"
+            "error: optimizer.lr=-1,probe=[]: optimizer.lr=-1: expected a number greater than 0\n"
         )
         assert not Path("outputs").exists()
     command("-m", "optimizer.lr=0.1", *small)
-    Path("outputs/train/optimizer.lr=0.1,probe=[],steps=2").rename("outputs/train/optimizer.lr=0.2,probe=[],steps=2")
+    Path("outputs/train/optimizer.lr=0.1,probe=[]").rename("outputs/train/optimizer.lr=0.2,probe=[]")
     capsys.readouterr()
     with pytest.raises(SystemExit):
         command("-m", "optimizer.lr=0.3,0.2", *small)

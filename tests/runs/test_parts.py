@@ -10,6 +10,7 @@ from whole_runs import RESNET, SMALL, command, metrics, train
 
 from lab.run.folder import RunFolder
 from lab.run.settings import TrainerSettings
+from lab.settings import asked_threads
 
 
 def test_the_home_folder_is_written_out(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,6 +27,47 @@ def test_threads_are_those_the_process_may_use(monkeypatch: pytest.MonkeyPatch) 
     assert TrainerSettings().num_threads(2) == 2
     monkeypatch.delattr(os, "sched_getaffinity")
     assert TrainerSettings().num_threads() == 64
+
+
+@pytest.mark.parametrize(
+    ("variables", "asked"),
+    [
+        ({}, None),
+        ({"OMP_NUM_THREADS": "3"}, 3),
+        ({"OMP_NUM_THREADS": " 3,1"}, 3),  # one entry for each level of nesting
+        ({"MKL_NUM_THREADS": "2"}, 2),
+        ({"OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": "2"}, 3),
+        ({"OMP_NUM_THREADS": ""}, None),
+        ({"OMP_NUM_THREADS": "0"}, None),
+        ({"OMP_NUM_THREADS": "many"}, None),
+    ],
+)
+def test_threads_that_the_environment_asks_for(
+    variables: dict[str, str], asked: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert asked_threads() == asked
+
+
+def test_threads_are_those_asked_for_of_each_of_parallel_runs_unless_they_are_set() -> None:
+    assert TrainerSettings().num_threads(2, asked=3) == 3
+    assert TrainerSettings().num_threads(small=True, asked=3) == 3
+    assert TrainerSettings(threads=2).num_threads(asked=3) == 2
+
+
+def test_a_run_uses_the_threads_that_the_environment_asks_for(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    short = [*SMALL[1:3], "steps=1", "probe=[]"]
+    command(*short, "hydra.run.dir=asked")
+    command(*short, "hydra.run.dir=set", "trainer.threads=2")
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    command(*short, "hydra.run.dir=neither")
+    assert used == [3, 2, 1]
 
 
 def test_auto_is_cuda_or_cpu_and_never_what_lacks_float64(monkeypatch: pytest.MonkeyPatch) -> None:

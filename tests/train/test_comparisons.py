@@ -20,7 +20,7 @@ def test_two_comparisons_of_one_grid_are_two_figures_of_the_same_runs(
     assert capsys.readouterr().out.count("already finished") == 2
     files = sorted(file.name for file in Path("outputs/train/figures").glob("*.json"))
     assert [
-        name.split("steps=4,")[1].rpartition("-")[0] for name in files
+        name.split("seed=0,1,")[1].rpartition("-")[0] for name in files
     ] == [  # the slash is changed, so a hash follows
         "compare=curves,compare.tags=[train-loss]",
         "compare=ends,compare.tag=train-loss,compare.x=seed",

@@ -41,7 +41,7 @@ def test_one_command_makes_the_cells_a_figure_and_a_paragraph_and_a_second_one_n
 ) -> None:
     command(*LABELS, "seed=1")
     told = capsys.readouterr()
-    typed = "data.batch_size=full,data.examples=60,model.widths=[4],seed=1,steps=6"
+    typed = "data.batch_size=full,data.examples=60,model.widths=[4],seed=1"
     found = compared("random_labels", typed)
     assert [run["overrides"]["data.random_labels"] for run in found["runs"]] == ["0", "1"]
     assert [run["overrides"]["data.batch_size"] for run in found["runs"]] == ["full", "full"], "the axis was replaced"
@@ -122,7 +122,7 @@ def test_a_grid_that_was_killed_goes_on_where_it_was(command: Command) -> None:
 
 def test_learning_rate_and_length_follow_the_batch_size_and_a_diverged_cell_is_a_result(command: Command) -> None:
     command(*GAP, "scaling.lr=sqrt,linear")
-    typed = "data.batch_size=32,data.examples=60,model.widths=[4],optimizer.lr=0.5e6,scaling.lr=sqrt,linear,steps=6"
+    typed = "data.batch_size=32,data.examples=60,model.widths=[4],optimizer.lr=0.5e6,scaling.lr=sqrt,linear"
     found = compared("generalization_gap", f"{typed},trainer.max_loss=1e5")
     assert all(run["diverged"] and run["values"] == {} for run in found["runs"])
     assert "4 of 4 runs diverged" in found["sentence"]
@@ -213,8 +213,7 @@ def test_cells_in_parallel_processes_are_compared_too() -> None:
     done = subprocess.run(shell, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (
-        compared("random_labels", "data.batch_size=full,data.examples=60,model.widths=[4],steps=6")["sentence"]
-        in done.stdout
+        compared("random_labels", "data.batch_size=full,data.examples=60,model.widths=[4]")["sentence"] in done.stdout
     )
 
 

@@ -1,4 +1,7 @@
-"""How far a measurement is and how long it may still take: a bar on a terminal, lines elsewhere, both on stderr."""
+"""How far a measurement is and how long it may still take: a bar on a terminal, lines elsewhere, both on stderr.
+
+A run has one live bar, that of its training: what is measured meanwhile is told in its text (`into`).
+"""
 
 from collections.abc import Callable
 from threading import Event, Thread
@@ -13,6 +16,8 @@ from rich.progress import Progress as Bar
 LINE_SECONDS = 10.0
 """Seconds between lines when the output is not a terminal."""
 GLANCE_SECONDS = 0.2
+PATIENCE = 2.0
+"""Seconds (s) after which work that is a part of something else is told of."""
 
 
 class MatvecProgress:
@@ -21,33 +26,40 @@ class MatvecProgress:
     expected  0: nobody knows; then it tells the time spent.
     products  how many are done; asked from a thread of its own.
     seconds   what the whole may take, as long as no product has told better.
+    verb      what is done to `what`, in lines.
+    patience  seconds (s) until anything is told.
+    into      where the text goes, in the place of a bar of its own; "" when the block ends. None: a bar, or lines.
+    lines     lines also on a terminal.
     """
 
     def __init__(
         self,
         what: str,
-        expected: int,
-        seconds: float,
-        products: Callable[[], int],
+        expected: int = 0,
+        seconds: float = 0.0,
+        products: Callable[[], int] = lambda: 0,
         *,
+        verb: str = "measuring",
+        patience: float = 0.0,
+        into: Callable[[str], object] | None = None,
+        lines: bool = False,
         console: Console | None = None,
     ):
         self.what, self.expected, self.seconds, self.products = what, expected, seconds, products
+        self.verb, self.patience, self.into, self.lines = verb, patience, into, lines
         self.console = console or Console(stderr=True)
         # The name comes last: it is long, and a narrow terminal cuts it.
         columns = BarColumn(bar_width=10), TimeElapsedColumn(), TextColumn("{task.fields[pace]}  {task.description}")
         self._bar = Bar(*columns, console=self.console, transient=True)
         self._task: TaskID | None = None
         self._stop, self._thread = Event(), Thread(target=self._watch, daemon=True)
-        self._begin = monotonic()
+        self._begin = self._line_due = monotonic()
+        self._told = False
 
     def __enter__(self) -> "MatvecProgress":
         self._begin = monotonic()
-        if self.console.is_terminal:
-            self._task = self._bar.add_task(escape(self.what), total=self._total(), pace=self.pace())
-            self._bar.start()
-        else:
-            self._print(f"measuring {self.text() if self.expected else self.what}")
+        if self.patience <= 0:
+            self.glance()
         self._thread.start()
         return self
 
@@ -56,6 +68,26 @@ class MatvecProgress:
         self._thread.join()
         if self._task is not None:
             self._bar.stop()
+        if self._told and self.into is not None:
+            self.into("")
+
+    def glance(self) -> None:
+        """Tell how it stands, where it is time to."""
+        now = monotonic()
+        if now - self._begin < self.patience:
+            return
+        first, self._told = not self._told, True
+        if self.into is not None:
+            self.into(self.text())
+        elif self.console.is_terminal and not self.lines:
+            if first:
+                self._task = self._bar.add_task(escape(self.what), total=self._total(), pace=self.pace())
+                self._bar.start()
+            elif self._task is not None:
+                self._bar.update(self._task, completed=self.products(), total=self._total(), pace=self.pace())
+        elif first or now >= self._line_due:
+            self._print(f"{self.verb} {self.text() if self.expected else self.what}" if first else self.text())
+            self._line_due = now + LINE_SECONDS
 
     def text(self) -> str:
         """What is measured, and how far it is."""
@@ -65,33 +97,34 @@ class MatvecProgress:
         """How far it is, and the time left by the pace so far."""
         done, spent = self.products(), monotonic() - self._begin
         if not self.expected:
-            return f"{f'{done} products, ' if done else ''}{_time(spent)} so far"
+            of = f" of about {in_time(self.seconds)}" if self.seconds > spent else " so far"
+            return f"{f'{done} products, ' if done else ''}{in_time(spent)}{of}"
         if not done:
-            return f"about {_time(self.seconds)}"
+            return f"about {in_time(self.seconds)}"
         total = max(self.expected, done + 1)
-        return f"{done} of about {total} products, {_time(spent / done * (total - done))} to go"
+        return f"{done} of about {total} products, {in_time(spent / done * (total - done))} to go"
 
     def _total(self) -> int | None:
         """What the bar is drawn against; None: a bar that only moves."""
         return max(self.expected, self.products() + 1) if self.expected else None
 
     def _watch(self) -> None:
-        line_due = self._begin + LINE_SECONDS
         while not self._stop.wait(GLANCE_SECONDS):
-            if self._task is not None:
-                self._bar.update(self._task, completed=self.products(), total=self._total(), pace=self.pace())
-            elif monotonic() >= line_due:
-                self._print(self.text())
-                line_due = monotonic() + LINE_SECONDS
+            self.glance()
 
     def _print(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
-def _time(seconds: float) -> str:
+def waiting(what: str, verb: str, *, console: Console | None = None) -> MatvecProgress:
+    """Tells of work of unknown length once it has taken `PATIENCE`: "loading the images"."""
+    return MatvecProgress(what, verb=verb, patience=PATIENCE, console=console)
+
+
+def in_time(seconds: float) -> str:
     """A time to wait, in the unit a person would take.
 
-    >>> _time(0.2), _time(42), _time(600), _time(7200)
+    >>> in_time(0.2), in_time(42), in_time(600), in_time(7200)
     ('1 s', '42 s', '10 min', '2.0 h')
     """
     if seconds < 100:

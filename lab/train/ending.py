@@ -1,0 +1,27 @@
+"""What ends a run before its last step: a condition of trainer.stop, or a callback that asks the trainer to stop."""
+
+from lab.doors.parts import Settings
+from lab.module import SupervisedModule
+from lab.run.stopping import Condition, Stopping
+
+
+def stopping(settings: Settings, *, tests: bool = True) -> Stopping:
+    """The conditions of trainer.stop. Raises SettingError for a tag that nothing in the run writes.
+
+    tests: whether there are test data; where that is not known yet, there may be.
+    """
+    trainer = settings.trainer
+    made = Stopping(map(Condition.of, trainer.stop))
+    others = ["train/noise_norm"] if settings.noise is not None else []
+    others += ["train/clipped"] if trainer.clip_norm is not None or trainer.clip_value is not None else []
+    others += ["negative_curvature/"] if settings.escape is not None else []
+    probes = [probe.name for probe in settings.probes]
+    made.require(probes, tests=tests, logs=trainer.log_every is not None, others=others)
+    return made
+
+
+def reason(module: SupervisedModule) -> str:
+    """Why the run ended where it did; "" where it came to its end."""
+    if module.divergence or module.stopping.reason:
+        return module.divergence or module.stopping.reason
+    return "a callback set trainer.should_stop" if module.step < module.agenda.total else ""

@@ -1,0 +1,200 @@
+"""The beginning of a run that goes on from another one: its first checkpoint, and what of the parent's state is in it.
+
+    weights, buffers     of the parent at step t, whole
+    optimiser            settings of the child (its learning rate wins); state of the parent where it is the same optimiser
+                         and trainer.state=keep
+    history of the phase where nothing that trains has changed: else the phase is that of the child alone
+    memory of a probe    where neither its settings nor the landscape have changed
+    metrics              of the parent, before step t
+
+It is written as the newest checkpoint of the child before anything is trained, so that a run which begins, and one that was
+killed and goes on, are one and the same; the parent is not read again.
+"""
+
+import fcntl
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+from lab.curvature.phase import PhaseTracker
+from lab.doors.fork import FROM, ForkPoint
+from lab.doors.origin import OriginRun
+from lab.doors.parts import Parts
+from lab.run import checkpoints
+from lab.run.checkpoints import State
+from lab.run.folder import RunFolder
+from lab.run.identity import PLACE, differences
+from lab.run.length import LENGTH, updates
+from lab.run.summary import beginning
+from lab.settings import SettingError
+
+APART = (*PLACE, *LENGTH, FROM, "trainer.state", "trainer.keep")
+"""Settings that are no change: where, how far, from where, and what is left of it."""
+WATCHING = ("audit", "trainer.max_loss", *(f"trainer.{name}_every" for name in ("log", "evaluate", "checkpoint")))
+"""Settings that change nothing that is trained; nor do those of probes."""
+STEERING = ("optimizer.", "schedule", "noise", "escape", "data.batch_size", "data.sampling")
+"""How the settings begin that change the way and not the landscape."""
+
+
+@dataclass(frozen=True)
+class Fork:
+    """A run that is to begin: its first state, the parent's metrics up to there, what is told of it and written down."""
+
+    point: ForkPoint
+    state: State
+    metrics: bytes
+    record: dict[str, Any]
+    notes: tuple[str, ...]
+
+    def plant(self, folder: RunFolder) -> None:
+        """Write the beginning into the folder of the child. What marks it as begun comes last."""
+        for note in (f"begins {beginning(self.record)}", *self.notes):
+            print(f"{folder.path}: {note}", file=sys.stderr)
+        folder.path.joinpath("metrics.jsonl").write_bytes(self.metrics)
+        checkpoints.save(folder.checkpoints / "last.ckpt", self.state)
+        folder.write("provenance", folder.read("provenance") | {"parent": self.record})
+
+
+def fork(folder: RunFolder, settings: dict[str, Any], parts: Parts) -> Fork | None:
+    """How the run in `folder` begins; None where it begins from no other, or has begun. Nothing is written.
+
+    Raises SettingError, one line: no checkpoint at this step, or a damaged one; another model; a parent that still runs; no
+    steps left.
+    """
+    if settings.get(FROM) is None or has_begun(folder):
+        return None
+    point = ForkPoint.of(settings[FROM])
+    require_steps(point, parts.total)
+    with _at_rest(point.folder):
+        parent = OriginRun.of(point.folder)
+        provenance = point.folder.read("provenance")
+        file, saved = checkpoints.at(point.folder, point.step)
+        lines = (
+            (point.folder.path / "metrics.jsonl").read_bytes()
+            if (point.folder.path / "metrics.jsonl").exists()
+            else b""
+        )
+        digest = sha256(file.read_bytes()).hexdigest()
+    if why := checkpoints.misfit(saved["model"], parts.model.state_dict()):
+        raise SettingError(
+            f"{file} does not fit the model: {why}; leave model= and data= as they are in {point.folder.path}"
+        )
+    changes = _changes(parent, settings, parts)
+    optimizer, notes = _optimizer(saved, changes, parts)
+    state = {"step": point.step, "model": saved["model"], "optimizer": optimizer}
+    state["probes"] = _probes(saved, changes, parts)
+    if "escape" in saved and not any(name.startswith("escape") for name in changes):
+        state["escape"] = saved["escape"]
+    record = {
+        "folder": str(point.folder.path),
+        "command": provenance.get("command"),
+        "checkpoint": file.name,
+        "sha256": digest,
+        "step": point.step,
+        "changes": {name: list(pair) for name, pair in changes.items()},
+    }
+    return Fork(point, state, lines, record, notes)
+
+
+def has_begun(folder: RunFolder) -> bool:
+    """Whether the folder holds a run that began from another one."""
+    return "parent" in folder.read("provenance") and checkpoints.newest(folder.checkpoints) is not None
+
+
+def require_steps(point: ForkPoint, total: int) -> None:
+    """Raise SettingError where the run would have no step left to make."""
+    if total <= point.step:
+        raise SettingError(
+            f"from={point}: the run begins at step {point.step}, and ends at step {total} by its settings; give the step at "
+            f"which it ends, counted from the beginning of its parent, e.g. steps={2 * point.step or 100}"
+        )
+
+
+def _changes(parent: OriginRun, settings: dict[str, Any], parts: Parts) -> dict[str, tuple[Any, Any]]:
+    """Every setting that differs, with its value in the parent and here; of the length the updates."""
+    found = {
+        name: pair
+        for name, pair in differences(dict(parent.settings), settings).items()
+        if name not in APART and not name.startswith("compare")
+    }
+    examples = parent.folder.read("provenance").get("data", {}).get("examples")
+    before = updates(parent.settings, examples)
+    return found | ({} if before in (None, parts.total) else {"steps": (before, parts.total)})
+
+
+def _watching(changes: Mapping[str, Any]) -> bool:
+    """Whether all that is trained is as it was."""
+    return all(name in WATCHING or name == "steps" or name.startswith("probe") for name in changes)
+
+
+def _optimizer(saved: State, changes: Mapping[str, Any], parts: Parts) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The state of the optimiser of the child, whose settings are its own; and in a line why the parent's is left out."""
+    fresh = parts.optimizer.state_dict()
+    before = saved.get("optimizer")
+    if before is None:
+        plain = not _needs_state(fresh)
+        return fresh, () if plain else ("the checkpoint has no state of the optimiser, which begins anew",)
+    places = [[group["params"] for group in state["param_groups"]] for state in (before, fresh)]
+    dropped = parts.settings.trainer.state == "drop"
+    if not dropped and "optimizer" not in changes and places[0] == places[1]:
+        return {"state": before["state"], "param_groups": fresh["param_groups"]}, ()
+    if all(value is None for state in before["state"].values() for value in state.values()):  # of plain descent
+        return fresh, ()
+    was, now = changes.get("optimizer", ("", ""))
+    why = "trainer.state=drop" if dropped else f"optimizer {was} -> {now}" if now else "its groups are others"
+    return fresh, (f"the state of the optimiser begins anew ({why})",)
+
+
+def _needs_state(fresh: Mapping[str, Any]) -> bool:
+    """Whether the optimiser remembers anything from step to step: all do but plain gradient descent."""
+    groups = fresh["param_groups"]
+    return not all("momentum" in group and "alpha" not in group and group["momentum"] == 0 for group in groups)
+
+
+def _probes(saved: State, changes: Mapping[str, Any], parts: Parts) -> dict[str, Any]:
+    """What the probes know at the beginning."""
+    known = saved.get("probes", {})
+    kept = all(name.startswith((*STEERING, "probe")) or name in (*WATCHING, "steps") for name in changes)
+    kept = kept and "optimizer" not in changes and parts.settings.trainer.state == "keep"
+    memories = known.get("probes", {})
+    same = [probe for probe in parts.settings.probes if not _changed(probe.name, changes)]
+    names = [type(probe).__name__ for probe in same if kept]
+    state = {"probes": {name: memories[name] for name in names if name in memories}}
+    if kept and "audit" in known:
+        state["audit"] = known["audit"]
+    if known and _watching(changes):
+        mine = {tag for tag in known["latest"] if _of(tag, [probe.name for probe in parts.settings.probes])}
+        latest = {tag: value for tag, value in known["latest"].items() if tag in mine}
+        failures = {} if any(name.startswith("probe") for name in changes) else {"failures": known.get("failures", {})}
+        return known | {"latest": latest, "failures": {}} | failures | state
+    stochastic = PhaseTracker().state_dict()  # empty: as good for both kinds
+    return {"phase": stochastic, "latest": {}, "formula": "the threshold", **state}
+
+
+def _changed(probe: str, changes: Mapping[str, Any]) -> bool:
+    """Whether settings of a probe have changed, its rhythm aside."""
+    return any(name.startswith(f"probe.{probe}.") and name != f"probe.{probe}.every" for name in changes)
+
+
+def _of(tag: str, probes: list[str]) -> bool:
+    """Whether a tag is of one of the probes, or of no probe."""
+    group = tag.removeprefix("error/").removeprefix("cost/").partition("/")[0]
+    return group in (*probes, "train", "test", "negative_curvature", "audit")
+
+
+@contextmanager
+def _at_rest(folder: RunFolder) -> Iterator[None]:
+    """While the block reads it, no process writes to the folder. Raises SettingError where one does."""
+    lock = folder.path / ".lock"
+    if not lock.exists():
+        yield
+        return
+    with lock.open() as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            raise SettingError(f"from={folder.path}: the run is in use; wait until it is over, or stop it") from None
+        yield
