@@ -2,7 +2,8 @@
 
 A look is taken at `on_pre_optimizer_step`: after the batches of the step, so that accumulation and evaluations are over and
 the model is in the mode in which it is trained, and before the update. `on_step_begin` comes while an evaluation may have
-left the model in eval mode.
+left the model in eval mode. Gradients are clipped by then: where their norm lies at the bound they were, by a factor that
+nobody tells, and no phase is judged by that step.
 """
 
 import math
@@ -52,14 +53,20 @@ class HuggingFaceWatch(TrainerCallback):
         # What the Trainer never logs in the run is not waited for.
         watch.losses_told = args.logging_strategy != "no" and state.logging_steps <= state.max_steps
         watch.begin_counted(state.global_step)
+        watch.clipping.watched = bool(
+            args.max_grad_norm
+        )  # the phase waits until it is known whether a step was clipped
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._here:
             self._lr = lr_of(self._optimizers)
             self.watch.observe()
+            if args.max_grad_norm:
+                self.watch.clipping.see_bound(self._optimizers, args.max_grad_norm)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._here:
+            self.watch.judge([])
             self.watch.updated(self._lr)
 
     def on_log(

@@ -106,6 +106,16 @@ def test_the_weights_are_those_before_the_update_of_the_step(tmp_path: Path) -> 
     assert watch.ends[0] == pytest.approx(before[0], rel=1e-3)  # running statistics move within the step
 
 
+def test_no_phase_is_judged_by_steps_whose_gradients_were_clipped(tmp_path: Path) -> None:
+    for bound, heard in ((0.01, []), (100.0, [3, 6, 8])):  # AdamW has no threshold at step 0
+        model = Theirs()
+        watch = watching(model)
+        train(model, watch, folder=tmp_path, max_grad_norm=bound)
+        assert [step for step, _ in watch.tracker.ratios] == heard
+        assert watch.latest["train/clipped"] == (bound < 1) and watch.latest["sharpness/ratio"] > 0
+        assert ("by a factor that is not known" in watch.clipping.told) == (bound < 1)
+
+
 def test_a_training_that_goes_on_from_a_checkpoint_goes_on_in_the_folder(tmp_path: Path) -> None:
     model = Theirs()
     looks = {"eval_strategy": "steps", "eval_steps": 2}
