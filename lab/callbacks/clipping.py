@@ -6,7 +6,7 @@ did not (clipping by value), it was that of no learning rate.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -32,6 +32,11 @@ UNEVEN = (
     "and no phase is judged by the others; train/clipped is the share of clipped steps"
 )
 
+BOUND = (
+    "gradients are clipped by norm, by a factor that is not known here: threshold and ratio hold for steps that are not "
+    "clipped only, and no phase is judged by the others; train/clipped is the share of clipped steps"
+)
+
 
 class Clipping:
     """Watches the clipping of gradients in a fit, where it can be seen: by `gradient_clip_val`, in
@@ -46,7 +51,7 @@ class Clipping:
 
     def __init__(self) -> None:
         self.watched, self.steps, self.clipped, self.uneven, self.factor = False, 0, 0, 0, math.nan
-        self._configured = self._by_value = False
+        self._configured = self._by_value = self._bounded = False
         self._before: dict[int, Tensor] = {}
         self._hooks: list[Any] = []
 
@@ -84,7 +89,7 @@ class Clipping:
         """What is to be said of it, in a line; "" where no step was clipped so far."""
         if not self.clipped:
             return ""
-        return UNEVEN if self.uneven else BY_NORM
+        return BOUND if self._bounded else UNEVEN if self.uneven else BY_NORM
 
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule, then: Callable[[], None]) -> None:
         """Watch the fit that starts now; `then` is called after every step."""
@@ -113,6 +118,16 @@ class Clipping:
         """The gradient of the step to come, not yet clipped: Lightning clips after `on_before_optimizer_step`."""
         for optimizer in optimizers if self.watched else ():
             self._before[id(optimizer)] = _norms(optimizer)
+
+    def see_bound(self, optimizers: Sequence[optim.Optimizer], bound: float) -> None:
+        """The gradient of the step to come, which may have been clipped by norm to `bound`: a norm that lies there was, by a
+        factor that nobody tells.
+        """
+        norms = torch.cat([_norms(optimizer)[::2] for optimizer in optimizers])
+        clipped = float(norms.square().sum().sqrt()) >= bound * (1 - ALIKE)
+        self.steps, self.clipped, self.uneven = self.steps + 1, self.clipped + clipped, self.uneven + clipped
+        self._configured = self._bounded = True
+        self.factor = math.nan if clipped else 1.0
 
     def end(self) -> None:
         """Leave the optimisers alone."""

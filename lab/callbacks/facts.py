@@ -20,6 +20,11 @@ def name_of(thing: Any) -> str:
     return getattr(thing, "__name__", None) or type(thing).__name__
 
 
+def loss_name(bench: Bench) -> str:
+    """What the measured loss is called."""
+    return "loss of the model" if bench.criterion is None else name_of(bench.criterion)
+
+
 def bare_model(model: nn.Module) -> nn.Module:
     """The model within the wrappers of torch.compile and of parallel training."""
     for wrapper in ("_orig_mod", "module"):
@@ -32,7 +37,7 @@ def facts_of(
 ) -> dict[str, Any]:
     """The provenance of a run: who asks for it again has his own program, which the command names."""
     model, optimizers = bare_model(bench.model), bench.optimizers or []
-    settings: dict[str, Any] = {"model": type(model).__name__, "loss": name_of(bench.criterion)}
+    settings: dict[str, Any] = {"model": type(model).__name__, "loss": loss_name(bench)}
     for i, optimizer in enumerate(optimizers):
         settings[f"optimizer{'_' + str(i) if i else ''}"] = _optimizer(optimizer)
     settings |= {"data": {"batch_size": batch_size}, "seed": bench.seed, "steps": steps}

@@ -1,8 +1,9 @@
 """The watch as a callback of the Trainer of Hugging Face; the only file that needs `transformers`.
 
-A step begins with `on_step_begin`, before the first of its batches and after all that the last update did, and is over with
-`on_step_end`; accumulation happens between the two. Gradients are clipped before `on_pre_optimizer_step`: a norm that lies
-at the bound there was clipped, by a factor that nobody tells, so that no phase is judged by that step.
+A look is taken at `on_pre_optimizer_step`: after the batches of the step, so that accumulation and evaluations are over and
+the model is in the mode in which it is trained, and before the update. `on_step_begin` comes while an evaluation may have
+left the model in eval mode. Gradients are clipped by then: where their norm lies at the bound they were, by a factor that
+nobody tells, and no phase is judged by that step.
 """
 
 import math
@@ -52,24 +53,29 @@ class HuggingFaceWatch(TrainerCallback):
         # What the Trainer never logs in the run is not waited for.
         watch.losses_told = args.logging_strategy != "no" and state.logging_steps <= state.max_steps
         watch.begin_counted(state.global_step)
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._here:
-            self.watch.observe()
+        watch.clipping.watched = bool(
+            args.max_grad_norm
+        )  # the phase waits until it is known whether a step was clipped
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._lr = lr_of(self._optimizers)
+        if self._here:
+            self._lr = lr_of(self._optimizers)
+            self.watch.observe()
+            if args.max_grad_norm:
+                self.watch.clipping.see_bound(self._optimizers, args.max_grad_norm)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._here:
+            self.watch.judge([])
             self.watch.updated(self._lr)
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **kwargs: Any
     ) -> None:
-        """The mean loss of the steps since the last time."""
+        """The mean loss of the updates since the last time, at the last of them."""
         if self._here and self.watch.begun and logs and "loss" in logs:
-            self.watch.curve(Update(state.global_step, float(logs["loss"]), False, math.nan))
+            self.watch.flush()
+            self.watch.curve(Update(state.global_step - 1, float(logs["loss"]), False, math.nan))
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Mapping[str, float] | None = None, **kwargs: Any

@@ -146,6 +146,8 @@ class Curves:
 def bare(optimizer: Any) -> Any:
     """The torch optimiser within the wrappers that Lightning and accelerate put around it."""
     while isinstance(inner := getattr(optimizer, "optimizer", None), optim.Optimizer):
+        if isinstance(optimizer, optim.lr_scheduler.LRScheduler | optim.lr_scheduler.ReduceLROnPlateau):
+            break
         optimizer = inner
     return optimizer
 

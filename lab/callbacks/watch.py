@@ -15,12 +15,11 @@ Trainer of Hugging Face.
 """
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn, optim
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -28,6 +27,7 @@ from lab.callbacks.facts import name_of
 from lab.callbacks.record import Record
 from lab.callbacks.updates import UpdateHooks, bare
 from lab.callbacks.watched_fit import WatchedFit
+from lab.objective import BatchSource, Weight
 from lab.params import trainable
 from lab.probes.base import Probe
 from lab.run.cards import card, card_names, choices
@@ -122,7 +122,8 @@ class Watch(WatchedFit):
                 f"the probe {names[0]} depends on how many examples a step takes: give lab.watch(...) batch_size=32, or "
                 '"full" for all of them'
             )
-        if vague and any(isinstance(module, _BatchNorm) and module.training for module in model.modules()):
+        together = vague and not isinstance(self.bench.data, BatchSource)  # batches are as they are
+        if together and any(isinstance(module, _BatchNorm) and module.training for module in model.modules()):
             self.say(COUPLED)
         self.begin_counted(self._loaded.get("step", 0))
         self.record.lines = True
@@ -130,8 +131,8 @@ class Watch(WatchedFit):
 
 def watch(
     model: nn.Module,
-    loss: Callable[[Any, Any], Tensor],
-    data: Any,
+    loss: Callable[[Any, Any], Tensor] | None,
+    data: tuple[Tensor, Tensor] | Iterable[Any],
     optimizer: optim.Optimizer | Sequence[optim.Optimizer] | None = None,
     *,
     probes: Sequence[Probe | str] | Probe | str = ("sharpness",),
@@ -143,35 +144,32 @@ def watch(
     sampling: Sampling = "epoch",
     seed: int = 0,
     audit: bool = True,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    weight: Weight = "examples",
 ) -> Watch:
     """Measure the loss landscape in a training loop of any kind, and leave the run folder that `lab.train` would leave.
 
-    model       what is trained. loss(outputs, targets) is the mean over the examples, of which the Hessian is measured.
-    data        the training examples, as of `lab.Bench`; a probe measures on a fixed, class-balanced subset of them.
+    model       what is trained.
+    loss, data  the loss whose Hessian is measured, and the training examples: as `criterion` and `data` of `lab.Bench`.
+                (outputs, targets) -> mean over the examples (x, y), or (outputs, batch) -> mean over batches of any kind, or
+                None: the model computes it.
     optimizer   one, or several; Lightning and Hugging Face bring theirs.
     probes      cards, as Sharpness(every=9), or their names: "sharpness", "noise", "spectrum", ...
     folder      metrics.jsonl, summary.json, status.json, provenance.json, figures/, arrays/ and tensorboard/ go there; no
                 checkpoints, for the model is yours. None: nothing is written, the values are in `watch.latest`.
     steps       updates of the whole run, for the time to go.
-    batch_size  examples a step takes, "full": all of them, so that rises of the loss tell the phase; None: that of a
-                DataLoader, or of the trainer, else not known.
-    batch_norm, chunk_size, sampling, seed, audit  as of `lab.Bench`.
+    batch_size  examples a step takes; "full": all of them, so that rises of the loss tell the phase; None: what the trainer
+                says, and not known in a plain loop.
+    batch_norm, chunk_size, sampling, seed, audit, forward, weight  as of `lab.Bench`.
     Training is bit-identical with and without it, and goes on whatever a probe raises. In a plain loop an update outside of
     `with watch.step():` raises SettingError before it is made. A folder that holds another run is refused by SettingError at
     the first step; one that stopped half-way is begun anew unless `watch.load_state_dict` brings its state. Two watches may
-    look at one loop, each into its own folder. What is measured under clipped gradients is known in Lightning; in a plain
-    loop the threshold is that of steps that are not clipped.
+    look at one loop, each into its own folder. That gradients are clipped is known in Lightning; elsewhere the threshold is
+    that of steps that are not clipped.
     Raises SettingError, TypeError or ValueError, one line, for what cannot be watched.
     """
-    if batch_size is None and isinstance(data, torch.utils.data.DataLoader):
-        batch_size = data.batch_size
-    if not (batch_size in (None, "full") or (type(batch_size) is int and batch_size > 0)):
-        raise SettingError(f'batch_size={batch_size!r}: expected a positive number of examples, or "full"')
-    if not isinstance(model, nn.Module):
-        raise SettingError(f"model is a {type(model).__name__}; expected a torch.nn.Module, first of the arguments")
-    if not callable(loss):
-        raise SettingError(f"loss is a {type(loss).__name__}; expected a function of (outputs, targets)")
-    given = [] if optimizer is None else [*optimizer] if isinstance(optimizer, Sequence) else [optimizer]
+    optimizers = _optimizers(optimizer)
+    _require(model, loss, folder, steps=steps, batch_size=batch_size)
     made = Watch(
         model,
         loss,
@@ -185,16 +183,41 @@ def watch(
         sampling=sampling,
         seed=seed,
         audit=audit,
+        forward=forward,
+        weight=weight,
     )
-    bare_ones = [bare(one) for one in given]
-    if wrong := [one for one in bare_ones if not isinstance(one, optim.Optimizer)]:
-        raise SettingError(f"optimizer is a {type(wrong[0]).__name__}; expected a torch.optim.Optimizer, or several")
     if trainable(model):
         made.bench.require(made.probes)
-    if bare_ones:
-        made.bench.optimizers = bare_ones
-        made.hooks = UpdateHooks(bare_ones, made.say)
+    if optimizers:
+        made.bench.optimizers = optimizers
+        made.hooks = UpdateHooks(optimizers, made.say)
     return made
+
+
+def _optimizers(given: Any) -> list[optim.Optimizer]:
+    """The torch optimisers, without wrappers. Raises SettingError for anything else."""
+    several = [] if given is None else [*given] if isinstance(given, list | tuple) else [given]
+    made = [bare(one) for one in several]
+    for one in made:
+        if not isinstance(one, optim.Optimizer):
+            raise SettingError(
+                f"optimizer is a {type(one).__name__}; expected a torch.optim.Optimizer, or several in a list"
+            )
+    return made
+
+
+def _require(model: Any, loss: Any, folder: Any, *, steps: Any, batch_size: Any) -> None:
+    """Raise SettingError for arguments that are of another kind."""
+    if not isinstance(model, nn.Module):
+        raise SettingError(f"model is a {type(model).__name__}; expected a torch.nn.Module, first of the arguments")
+    if not (loss is None or callable(loss)):
+        raise SettingError(f"loss is a {type(loss).__name__}; expected a function of (outputs, targets), or None")
+    if not isinstance(folder, str | Path | None):
+        raise SettingError(f"folder is a {type(folder).__name__}; expected a path, or None")
+    if not (steps is None or (type(steps) is int and steps > 0)):
+        raise SettingError(f"steps={steps!r}: expected the updates of the whole run, or None")
+    if not (batch_size in (None, "full") or (type(batch_size) is int and batch_size > 0)):
+        raise SettingError(f'batch_size={batch_size!r}: expected a positive number of examples, or "full"')
 
 
 def cards_of(probes: Sequence[Probe | str] | Probe | str) -> list[Probe]:

@@ -18,6 +18,7 @@ class WatchedFit(Watching):
 
     hooks: UpdateHooks | None = None
     _lr = math.nan
+    _logged: dict[str, Any] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.leave_optimizers()
@@ -72,8 +73,10 @@ class WatchedFit(Watching):
                 )
             self._curves.give(values.pop("train/loss"))
         numbers = {tag: float(value) for tag, value in values.items()}
+        step, before = self._run.step, self._logged
+        self._logged = {"step": step, "values": numbers | (before["values"] if before.get("step") == step else {})}
         self.note(numbers)
-        self.record.log(self._run.step, numbers)
+        self.record.log(step, numbers)
 
     def begin_counted(self, step: int) -> None:
         """A run of a loop that counts its steps here begins at `step`."""
@@ -81,6 +84,11 @@ class WatchedFit(Watching):
         self.prepare(next(self.bench.model.parameters()).device)
         self.begin(step)
         self._measured = self._loaded.get("measured", -1)
+        self.log(self._loaded.get("logged", {}).get("values", {}))  # which the folder has dropped from this step on
+
+    def state_dict(self) -> dict[str, Any]:
+        """As that of the base, and what was logged at the present step."""
+        return super().state_dict() | {"logged": self._logged if self._logged.get("step") == self._run.step else {}}
 
     def take_batch_size(self, examples: int) -> None:
         """A step takes so many examples, as it turns out."""

@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from lab.callbacks.adapter import Counted
-from lab.callbacks.facts import bare_model, facts_of, name_of
+from lab.callbacks.facts import bare_model, facts_of, loss_name, name_of
 from lab.callbacks.outcome import outcome_of
 from lab.callbacks.probe import ProbeCallback, lay_out
 from lab.callbacks.record import Record
@@ -144,7 +144,8 @@ class Watching(ProbeCallback, ABC):
         losses = self.tracker.losses
         summary = outcome_of(self, steps=step, reason=lost) | {
             "edge_lr": None,
-            "loss_unit": name_of(self.bench.criterion),
+            "rate": "learning rate",
+            "loss_unit": loss_name(self.bench),
             "title": title(self),
             "first_loss": self.ends[0] if self.ends else None,
             "last_loss": self.ends[-1] if self.ends else None,

@@ -33,9 +33,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class RunFolder:
-    """The folder of one run. Write while it is `owned`; every method may be called again after a kill.
-
-    chosen_by  what a user sets to have another folder, for the messages.
+    """The folder of one run, chosen by the setting `chosen_by`. Write while it is `owned`; every method may be called
+    again after a kill.
     """
 
     def __init__(self, path: Path | str, *, chosen_by: str = "hydra.run.dir"):
@@ -69,16 +68,14 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / ".lock").open("a")
         except OSError as error:
-            raise SettingError(
-                f"{self.path} cannot be written ({error.strerror}); choose another {self.chosen_by}"
-            ) from None
+            cure = f"choose another {self.chosen_by}"
+            raise SettingError(f"{self.path} cannot be written ({error.strerror}); {cure}") from None
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise SettingError(
-                    f"{self.path} is in use by another run; wait for it or set {self.chosen_by}"
-                ) from None
+                busy = f"{self.path} is in use by another run; wait for it or set {self.chosen_by}"
+                raise SettingError(busy) from None
             try:
                 try:
                     yield
