@@ -96,16 +96,8 @@ class ProbeCallback(Probing, pl.Callback):
 
     def prepare(self, device: torch.device) -> None:
         """The data and the memories of the probes go where the weights are, and each probe says what it demands."""
-        bench = self.bench
-        bench.place(device, next(bench.model.parameters()).dtype)
-        for probe in self.probes if trainable(bench.model) else []:
-            try:
-                bench.require([probe])
-            except SettingError as error:
-                if self.refuses:
-                    raise
-                failure = Failure(probe.name, self._run.step, error, "")
-                self.say(self.failures.note(failure, {}, refuses=False))
+        self.bench.place(device, next(self.bench.model.parameters()).dtype)
+        require_each(self, self._run.step)
         for probe in self.probes:
             memory = self._saved.get(type(probe).__name__, {})
             probe.load_state_dict({name: tensor.to(device) for name, tensor in memory.items()})
@@ -182,6 +174,17 @@ class ProbeCallback(Probing, pl.Callback):
         """Take it back; the memory of the probes follows at the start of the fit, when the device is known."""
         self.recall(state)
         self._saved = state["probes"]
+
+
+def require_each(probing: Probing, step: int) -> None:
+    """Each probe says what it demands of model and data; what cannot be had is raised or told, as `probing.refuses` has it."""
+    for probe in probing.probes if trainable(probing.bench.model) else []:
+        try:
+            probing.bench.require([probe])
+        except SettingError as error:
+            if probing.refuses:
+                raise
+            probing.say(probing.failures.note(Failure(probe.name, step, error, ""), {}, refuses=False))
 
 
 def lay_out(probing: Probing, loggers: Sequence[Logger], *, tested: bool = False) -> None:

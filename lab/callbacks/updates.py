@@ -95,7 +95,7 @@ class Update(NamedTuple):
     lr: float
 
 
-class Curves:
+class LossCurves:
     """Loss and learning rate of every update, kept until they are asked for: an accelerator is then waited for once.
 
     The losses given in blocks without an update add up, as their gradients do, unless these were thrown away.

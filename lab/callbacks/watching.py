@@ -18,7 +18,7 @@ from lab.callbacks.facts import bare_model, facts_of, loss_name, name_of
 from lab.callbacks.outcome import outcome_of
 from lab.callbacks.probe import ProbeCallback, lay_out
 from lab.callbacks.record import Record
-from lab.callbacks.updates import Curves, Update, finite
+from lab.callbacks.updates import LossCurves, Update, finite
 from lab.params import weights
 from lab.probes.base import Probe
 from lab.probes.bench import Bench
@@ -56,7 +56,7 @@ class Watching(ProbeCallback, ABC):
         super().__init__(probes, criterion, data, model=model, batch_size=size, stochastic=not full, **settings)
         self.record, self.total, self.batch_size = record, total, batch_size
         self.begun = self.closed = self.losses_told = False
-        self._count, self._curves = Counted(), Curves()
+        self._count, self._curves = Counted(), LossCurves()
         self._run = self._count
         self._loaded: dict[str, Any] = {}
         self._next_loss: int | None = None
