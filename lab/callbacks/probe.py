@@ -177,7 +177,7 @@ class ProbeCallback(Probing, pl.Callback):
 
 
 def require_each(probing: Probing, step: int) -> None:
-    """Each probe says what it demands of model and data; what cannot be had is raised or told, as `probing.refuses` has it."""
+    """Each probe says what it demands of model and data; what cannot be had is raised or told."""
     for probe in probing.probes if trainable(probing.bench.model) else []:
         try:
             probing.bench.require([probe])
