@@ -7,6 +7,7 @@ This is the door only: torch is imported when the settings are checked and Light
 slips of the user and finished runs answer at once.
 """
 
+import os
 import shlex
 import sys
 from collections.abc import Iterable
@@ -112,9 +113,10 @@ def report(folder: RunFolder, summary: dict[str, Any], *, again: bool = False, b
     for figure in sorted(folder.figures.glob("*.png")):
         print(f"  figure       {figure}")
     print(f"  run folder   {folder.path}")
-    parent = folder.path.parent  # names the runs, but is not searched for them where it holds much else
-    apart = parent.resolve() not in (Path.cwd(), Path.home(), Path(parent.anchor))
-    print(f"  dashboard    {dashboard(parent if apart else folder.path)}\n", flush=True)
+    place = folder.path.parent  # names the runs, but is not searched for them where it holds much else
+    if place.resolve() in (Path.cwd(), Path(os.path.expanduser("~")), Path(place.resolve().anchor)):
+        place = folder.path
+    print(f"  dashboard    {dashboard(place)}\n", flush=True)
 
 
 def dashboard(place: Path) -> str:
