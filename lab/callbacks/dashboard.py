@@ -26,6 +26,8 @@ EDGE, LOG_RATIO = "lines/edge", "lines/log10_ratio"
 """What charts draw beside sharpness / threshold: a line at 1, which keeps the edge in sight whatever the axis leaves out,
 and the logarithm, which shows runs far below the edge and far above it in one chart.
 """
+RATIOS = {"sharpness/ratio", "batch_sharpness/ratio"}
+"""What is drawn beside the line."""
 SPARSE = 8
 """Ratios for one point of the line: more than a twentieth of a chart, which TensorBoard cuts off, and so few that they take
 no spike of the ratio out of sight.
@@ -62,12 +64,13 @@ class Board(TensorBoardLogger):
 
     folder  the run folder.
     begin   the step that is logged next: what an earlier process has logged from there on is taken back.
+    ratios  how many measurements had one.
     Tags are numbered, see `shown`. The writer stays open over the end of a fit, until what the run amounts to was shown.
     """
 
     def __init__(self, folder: Path | str, *, begin: int = 0):
         super().__init__(folder, name="", version="", default_hp_metric=False, purge_step=begin)
-        self.over, self._ratios = False, 0
+        self.over, self.ratios = False, 0
 
     @property
     def log_dir(self) -> str:
@@ -76,10 +79,11 @@ class Board(TensorBoardLogger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         values = {shown(tag): value for tag, value in metrics.items() if tag != "epoch"}
-        if (ratio := metrics.get("sharpness/ratio")) is not None:
-            values |= {shown(LOG_RATIO): math.log10(ratio)} if ratio > 0 else {}
-            values |= {shown(EDGE): 1.0} if self._ratios % SPARSE == 0 else {}
-            self._ratios += 1
+        if (ratio := metrics.get("sharpness/ratio", 0.0)) > 0:
+            values[shown(LOG_RATIO)] = math.log10(ratio)
+        if RATIOS & metrics.keys():
+            values |= {shown(EDGE): 1.0} if self.ratios % SPARSE == 0 else {}
+            self.ratios += 1
         super().log_metrics(values, step)
 
     def save(self) -> None:
@@ -127,7 +131,7 @@ def show_settings(
     """
     row, metrics = columns(settings, summary, typed), finals(summary)
     for logger in _boards(loggers):
-        line = {EDGE: 1.0} if isinstance(logger, Board) and summary.get("last_ratio") is not None else {}
+        line = {EDGE: 1.0} if isinstance(logger, Board) and logger.ratios else {}
         logger.log_metrics(metrics | line, step=int(summary.get("steps") or 0))
         _, begin, end = hparams(row, metrics)
         if summary.get("phase") == Phase.DIVERGED:

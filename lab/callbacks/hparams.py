@@ -17,7 +17,7 @@ CAPITAL = {
     "optimizer.lr": "Learning rate",
 }
 """Columns that have a name of their own."""
-SILENT = ("probe", "trainer", "audit", "epochs")
+SILENT = ("probe", "trainer", "audit", "epochs", "logger", "name", "tags", "debug")
 """Settings that do not say what is trained: columns of runs whose user has typed them."""
 NO_PART = ("hydra", "compare")
 """What is typed and is no setting of the run."""

@@ -1,5 +1,6 @@
 """What is said of a run when it is over: one plain paragraph, and where to look."""
 
+import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +15,10 @@ def closing_words(folder: RunFolder, summary: Mapping[str, Any]) -> str:
     figures = [f"  figure       {figure}" for figure in sorted(folder.figures.glob("*.png"))]
     lines = [sentence(summary), "", *figures, f"  run folder   {folder.path}"]
     if any(folder.path.glob("events.out.tfevents.*")):
-        parent = folder.path.parent  # names the runs, but is not searched for them where it holds much else
-        apart = parent.resolve() not in (Path.cwd(), Path.home(), Path(parent.anchor))
-        lines.append(f"  dashboard    {dashboard(parent if apart else folder.path)}")
+        place = folder.path.parent  # names the runs, but is not searched for them where it holds much else
+        if place.resolve() in (Path.cwd(), Path(os.path.expanduser("~")), Path(place.resolve().anchor)):
+            place = folder.path
+        lines.append(f"  dashboard    {dashboard(place)}")
     return "\n".join(lines)
 
 
