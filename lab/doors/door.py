@@ -19,6 +19,7 @@ from lab.settings import SettingError
 SWEEPING = ("hydra/launcher=", "hydra.launcher.", "hydra/sweeper=", "hydra.sweeper.", "hydra.sweep.")
 """How overrides begin that only a grid has a use for."""
 MODES = ("-m", "--multirun", "-r", "--run")
+"""Flags that say how many runs there are, which a page has no use for."""
 
 
 @dataclass(frozen=True)
