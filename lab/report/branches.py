@@ -30,7 +30,7 @@ Curve = tuple[list[int], list[float]]
 
 
 @dataclass(frozen=True)
-class ForkedAt:
+class BranchPoint:
     """A checkpoint, and the runs that begin from it by what was changed; `origin`: its run, as far as it is there."""
 
     folder: str
@@ -97,7 +97,7 @@ class Branches(RunComparison):
         figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
         return Compared(figure, paragraph(places), {cell.name: _ends(cell, self.tags) for cell in cells})
 
-    def _draw(self, axis: Axes, tag: str, place: ForkedAt, labels: Sequence[str]) -> None:
+    def _draw(self, axis: Axes, tag: str, place: BranchPoint, labels: Sequence[str]) -> None:
         """The parent, in black until the branches leave it and dotted after, and a color for every change."""
         steps, values = place.curve(tag)
         left = max(0, 2 * place.step - place.end)
@@ -115,7 +115,7 @@ class Branches(RunComparison):
         if tag == "sharpness/ratio":
             axis.axhline(1, color="0.5", lw=1.1, ls="--", label="the edge")
 
-    def _scale(self, row: Sequence[Axes], tag: str, places: Sequence[ForkedAt]) -> None:
+    def _scale(self, row: Sequence[Axes], tag: str, places: Sequence[BranchPoint]) -> None:
         """A loss on a log axis, a sharpness from zero; as far as runs come that did not diverge, with thresholds near."""
         row[0].set_ylabel(tag)
         for axis in row:
@@ -137,7 +137,7 @@ class Branches(RunComparison):
             row[0].set_ylim(min(0, *values), 1.12 * max([*values, *near, *([1] if tag == "sharpness/ratio" else [])]))
 
 
-def _branches(axis: Axes, tag: str, place: ForkedAt, group: Sequence[GridCell], label: str, color: str) -> None:
+def _branches(axis: Axes, tag: str, place: BranchPoint, group: Sequence[GridCell], label: str, color: str) -> None:
     """The runs of one change: each of them thin, their mean, and a cross at the top where one diverged."""
     curves = {cell.name: cut(*cell.series.get(tag, ([], [])), place.step, place.end) for cell in group}
     whole = [curves[cell.name] for cell in group if not cell.diverged]
@@ -153,7 +153,7 @@ def _branches(axis: Axes, tag: str, place: ForkedAt, group: Sequence[GridCell], 
         axis.plot(*mean(limits), color=color, lw=1.1, ls="--")
 
 
-def paragraph(places: Sequence[ForkedAt]) -> str:
+def paragraph(places: Sequence[BranchPoint]) -> str:
     """What each change did to the sharpness, the phase and the loss, beside the parent over the same steps."""
     parts = ["Means over the last quarter of each branch, +- their standard error over seeds."]
     several = len({place.folder for place in places}) > 1
@@ -211,7 +211,7 @@ def _phases(group: Sequence[GridCell]) -> str:
     return f"{told} (reached after {mean_entry:.0f}{f' +- {error:.0f}' if error > 0 else ''} steps)"
 
 
-def _factors(places: Sequence[ForkedAt]) -> str:
+def _factors(places: Sequence[BranchPoint]) -> str:
     """By what factor each change moved the sharpness, over all checkpoints that it was made at."""
     factors: dict[str, list[float]] = {}
     for place in places:
@@ -231,13 +231,13 @@ def _span(values: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _places(cells: Sequence[GridCell]) -> list[ForkedAt]:
+def _places(cells: Sequence[GridCell]) -> list[BranchPoint]:
     """The checkpoints that the cells begin from, in order of their steps, each with its cells by what was changed."""
     found: dict[tuple[str, int], dict[str, list[GridCell]]] = {}
     for cell in cells:
         branches = found.setdefault((str(cell.parent["folder"]), cell.begin), {})
         branches.setdefault(_label(cell.parent), []).append(cell)
-    return [ForkedAt(*key, found[key]) for key in sorted(found, key=lambda key: (key[0], key[1]))]
+    return [BranchPoint(*key, found[key]) for key in sorted(found, key=lambda key: (key[0], key[1]))]
 
 
 def _label(parent: Mapping[str, Any]) -> str:

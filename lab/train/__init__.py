@@ -7,7 +7,6 @@ This is the door only: torch is imported when the settings are checked and Light
 slips of the user and finished runs answer at once.
 """
 
-import os
 import shlex
 import sys
 from collections.abc import Iterable

@@ -11,9 +11,11 @@ from lab.settings import SettingError
 
 def require_origin(folder: RunFolder, settings: Mapping[str, Any]) -> None:
     """Raise SettingError, one line, where the run cannot begin where it is said to: at no checkpoint, with no step left; and
-    where it is said what becomes of a state that there is not.
+    where it is said what becomes of a state that there is not, or branches are compared that are none.
     """
     if settings[FROM] is None:
+        if (settings.get("compare") or {}).get("_target_") == "lab.report.branches.Branches":
+            raise SettingError("compare=branches compares runs that begin from another one; add from=RUN@100,RUN@500")
         if settings["trainer"].get("state") == "drop":
             raise SettingError(
                 "trainer.state=drop is for a run that begins from another; add from=RUN, or leave it out"

@@ -8,6 +8,7 @@ import yaml
 from lab.run.cards import config_dir
 from lab.run.folder import RunFolder
 from lab.run.identity import PLACE, flat, require_same_data, require_unchanged
+from lab.run.length import growth
 from lab.settings import SettingError
 
 GROUPS = ("data", "model", "loss", "optimizer", "schedule", "trainer")
@@ -65,6 +66,43 @@ def test_where_images_are_cached_and_how_many_threads_there_are_is_no_part_of_a_
         "override_dirname"
     ]
     assert {*PLACE} <= {*named["exclude_keys"]}, "nor of the name of its folder"
+
+
+def test_a_setting_that_there_was_not_then_has_to_have_its_default(tmp_path: Path) -> None:
+    folder, now = RunFolder(tmp_path), of(trainer="default", optimizer="adam")
+    before = of(trainer="default", optimizer="adam")
+    for group, name in (("trainer", "keep"), ("trainer", "state"), ("optimizer", "betas")):
+        del before[group][name]
+    folder.write("provenance", {"settings": before})
+    require_unchanged(folder, now)
+    now["trainer"]["keep"] = "best"
+    with pytest.raises(SettingError, match=r"holds a run with trainer\.keep=None, not best"):
+        require_unchanged(folder, now)
+
+
+@pytest.mark.parametrize(
+    ("length", "now"),
+    [
+        ({"steps": 40}, None),
+        ({"epochs": 10}, None),  # of 4 batches each
+        ({"steps": None}, 1000),
+        ({"epochs": 11}, 44),
+        ({"steps": 39}, "steps=39 is fewer: a run is made longer, never shorter"),
+        ({"epochs": 9}, "epochs=9, 36 updates, is fewer"),
+        ({"steps": "ten"}, "steps=ten: expected a whole number of at least 1"),
+        ({"steps": 50, "epochs": 50}, "contradict each other"),
+    ],
+)
+def test_a_length_may_grow_in_steps_and_in_epochs(tmp_path: Path, length: dict, now: int | str | None) -> None:
+    folder, data = RunFolder(tmp_path), {"batch_size": 16, "_target_": "lab.data.digits.Digits"}
+    folder.write("provenance", {"settings": {"data": data, "steps": 40, "epochs": None}, "data": {"examples": 60}})
+    plain = {"data": data, "steps": None, "epochs": None} | length
+    if isinstance(now, str):
+        with pytest.raises(SettingError, match=now):
+            require_unchanged(folder, plain, grows=True)
+        return
+    require_unchanged(folder, plain, grows=True)
+    assert growth(folder, plain) == (None if now is None else (40, now))
 
 
 def test_data_are_compared_in_what_the_run_has_noted_of_them(tmp_path: Path) -> None:
