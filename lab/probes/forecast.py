@@ -1,6 +1,7 @@
 """What a probe will cost, before its first measurement: from one timed gradient and one timed Hessian product.
 
-Both are timed over a part of the probe set and scaled to the whole, for both are sums over examples:
+Both are timed over a part of the probe set and scaled to the whole, for both are sums over examples; over the whole, where
+that is quick, for then it is not examples that cost:
 
     seconds = gradients x (gradient of an example) x examples + products x (product of an example) x examples
 
@@ -21,6 +22,10 @@ from lab.probes.nested import LEAST
 
 AGAIN = 0.05
 """Seconds below which a first call is mostly what is done once; then the second one counts."""
+
+
+QUICK = 0.5
+"""Seconds up to which a gradient of the whole probe set is timed."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +57,14 @@ class Speed:
         size = min(count, chunk)
         part = whole.restrict(torch.arange(size, device=here.w.device))
         gradient = _timed(lambda: part.value_and_grad(here.w), clock)
+        if gradient * count < QUICK * size:
+            size, part = count, whole
+            gradient = _timed(lambda: whole.value_and_grad(here.w), clock)
         H = hessian(part, here.w)
         product = _timed(lambda: H @ H.gradient, clock)
         few = min(batch, size)
-        step = (
-            gradient if few == size else _timed(lambda: part.restrict(torch.arange(few)).value_and_grad(here.w), clock)
-        )
+        some = part.restrict(torch.arange(few, device=here.w.device))
+        step = gradient if few == size else _timed(lambda: some.value_and_grad(here.w), clock)
         return Speed(gradient / size, product / size, (gradient + product) / size, step * batch / few)
 
 

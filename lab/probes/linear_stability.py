@@ -71,9 +71,11 @@ class LinearStability(Probe):
     critical: Annotated[bool, knob("also the learning rate where the exponent is zero (5 times the cost)")] = True
 
     def expected_gradients(self, here: Snapshot, loss: Objective) -> float:
-        """Those of every output of every example, and the products with them, which do not grow with the network."""
+        """Inner products of those of ten outputs of every example, and the random product, which does not grow with the
+        network: some 30,000 where that has 5000 weights.
+        """
         num, cost = loss.num_examples or 1, self.steps * self.replicas / 12800 * (1 if self.critical else 0.2)
-        return 10.0 + 2400.0 * cost * (num / 100) ** 2 * min(1.0, 1e4 / len(here.w))
+        return 33.0 * num + 30000.0 * cost * (num / 100) ** 2 * min(1.0, 5000 / len(here.w))
 
     def finding(self, values: dict[str, float]) -> str:
         return _words(quantities(self.name, values))

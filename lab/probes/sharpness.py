@@ -33,7 +33,7 @@ from lab.streams import stream
 
 PART, TIMES = 1000, 10
 """coarse=auto takes PART examples where the probe set has TIMES as many."""
-PER_SOLVE = 20
+PER_SOLVE = 26
 """Hessian products that a cold solve takes at the edge of stability; they foretell the time only."""
 
 
@@ -54,7 +54,7 @@ class Sharpness(Probe):
     name: ClassVar[str] = "sharpness"
     halves: ClassVar[str] = "the error of lambda_max counts what the others would change"
     loose: ClassVar[Mapping[str, float]] = {"tol": 1e-2}
-    warm_share: ClassVar[float] = 0.7
+    warm_share: ClassVar[float] = 0.6
     auto: ClassVar[Mapping[str, float]] = {"every": 13, "tol": 1e-3}
 
     every: Annotated[
