@@ -14,6 +14,7 @@ from torch.func import functional_call
 from lab.objective.base import Unsound
 from lab.objective.batch import Batch, brought, num_bytes, num_rows, selected
 from lab.objective.calling import Calling, Forward, Loss
+from lab.objective.forward import eager
 from lab.objective.functional import Findings, ModuleLoss
 from lab.objective.rows import BatchLook, look_at_batches
 from lab.objective.samples import sample_of, spread
@@ -105,14 +106,19 @@ class BatchSum(ModuleLoss):
                     f"the network returns a {type(outputs).__name__} of a batch, no tensor of outputs, and so has no "
                     "Gauss-Newton matrix; give forward=lambda model, batch: model(...).logits, and a loss of them"
                 )
-            yield share, outputs, partial(self._calling.loss_of, batch=there)
+            yield share, outputs, partial(self._loss_at, there)
 
     def loss_of(self, w: Tensor, batch: Batch) -> Tensor:
         """The loss of a batch of the caller's choosing, a scalar differentiable in w."""
         loss = self._run(w, partial(self._called, w, brought(batch, w)))
         if w.requires_grad and not loss.requires_grad:
             raise Unsound("the loss of a batch does not depend on the parameters; is there a no_grad or detach?")
-        return loss
+        return loss.to(w.dtype)
+
+    def _loss_at(self, batch: Batch, outputs: Tensor) -> Tensor:
+        """The loss of a batch that was brought, of outputs of the caller's choosing."""
+        with eager():
+            return self._calling.loss_of(outputs, batch)
 
     def alone(self, batch: Batch) -> Self:
         """The loss of one batch, whatever its weight."""
@@ -147,12 +153,12 @@ class BatchSum(ModuleLoss):
 
     def _shares(self) -> Iterator[tuple[float, Batch]]:
         """Every batch that counts, with its share of the weight."""
-        weights = self.weights_of_batches
+        weights, total = self.weights_of_batches, sum(self.weights_of_batches)
         if len(weights) > 1 and not self.batch_statistics:
             self._warn_coupled()
         for weight, batch in zip(weights, self.source, strict=True):
             if weight:
-                yield weight / sum(weights), batch
+                yield weight / total, batch
 
     def _warn_coupled(self) -> None:
         """Warn once that the loss depends on its batches, where that is not the known way of BatchNorm."""

@@ -16,10 +16,8 @@ FEW = 8
 
 def sample_of(source: BatchSource, asked: Weighing) -> Batch:
     """Rows of the first batch that counts; all of it where it cannot be cut."""
-    counting = [b for b, (weight, _) in enumerate(_counting(source, asked)) if weight]
-    b = counting[0] if counting else 0
-    batch, rows = next(one for i, one in enumerate(source) if i == b), source.found.rows[b]
-    if rows is None or not counting:
+    counts, batch, rows = next((one for one in _counting(source, asked) if one[0]), (0.0, source.first(), None))
+    if rows is None or not counts:
         return batch
     if asked.by == "tokens":
         there = (replace(asked, shifted=True).of_rows(batch) > 0).nonzero()[:, 0]
@@ -29,8 +27,11 @@ def sample_of(source: BatchSource, asked: Weighing) -> Batch:
 
 def ends_of(source: BatchSource, asked: Weighing) -> list[Batch]:
     """The first and the last batch of several rows that count."""
-    counting = [b for b, (weight, rows) in enumerate(_counting(source, asked)) if weight and rows != 1]
-    return [batch for b, batch in enumerate(source) if counting and b in (counting[0], counting[-1])]
+    ends = list[Batch]()
+    for weight, batch, rows in _counting(source, asked):
+        if weight and rows != 1:
+            ends = [*ends[:1], batch]
+    return ends
 
 
 def spread(rows: int, most: int) -> Tensor:
@@ -38,8 +39,8 @@ def spread(rows: int, most: int) -> Tensor:
     return torch.linspace(0, rows - 1, min(rows, most)).round().long()
 
 
-def _counting(source: BatchSource, asked: Weighing) -> Iterator[tuple[float, int | None]]:
-    """Weight and rows of every batch, of which the first label of a row takes no part: it may be no target."""
+def _counting(source: BatchSource, asked: Weighing) -> Iterator[tuple[float, Batch, int | None]]:
+    """Weight of every batch, the batch, and its rows; the first label of a row takes no part, for it may be no target."""
     weighing = replace(asked, shifted=True)
     for batch, rows in zip(source, source.found.rows, strict=True):
-        yield weighing.of_batch(batch), rows
+        yield weighing.of_batch(batch), batch, rows

@@ -83,7 +83,7 @@ class ProbeSets:
     def of(self, index: Tensor) -> NetworkObjective | BatchesObjective:
         """The loss over the training examples `index` (m,)."""
         if isinstance(self.data, BatchSource):
-            return self._of_batches(self.data).restrict(index)
+            return self.objective("all").restrict(index)
         x, y = self.data
         index = index.to(y.device)
         return self._loss((x[index], y[index]))
