@@ -23,7 +23,7 @@ from lab.settings import SettingError
 FROM = "from"
 EXPECTED = "expected a run folder, and if need be a step, e.g. from=outputs/quickstart/default@100"
 SEVERAL = ("-m", "--multirun")
-NOT_INHERITED = ("trainer.threads", "trainer.state", "trainer.keep", "data.cache")
+NOT_INHERITED = ("trainer.threads", "trainer.state", "trainer.keep")
 """What a run that begins from another does not have from it."""
 
 

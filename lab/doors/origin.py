@@ -19,8 +19,10 @@ from lab.settings import SettingError
 
 GROUPS = ("data", "model", "loss", "optimizer", "schedule", "trainer")
 NUMBERS = ("steps", "epochs", "seed", "audit")
-PLACE = ("trainer.threads", "trainer.accelerator", "data.cache")
-"""Settings that say how and not what: they are no part of a folder's name, and a run does not hand them on."""
+OF_THE_MACHINE = ("trainer.threads", "trainer.accelerator")
+"""Settings that are no matter of the run: it may have been made elsewhere."""
+PLACE = (*OF_THE_MACHINE, "data.cache")
+"""Settings that say how and not what: they are no part of a folder's name."""
 LAST, LAST_FINITE = "checkpoints/last.ckpt", "checkpoints/last_finite.ckpt"
 
 
@@ -127,7 +129,7 @@ class OriginRun:
         for group in kept:
             words.append(f"{group}={self.card(group)}")
             of_code = ("path",) if group in CODE else ()  # comes from what is typed, whatever a file says
-            words += settings_at(group, self.settings[group], but=("_target_", *of_code, *PLACE))
+            words += settings_at(group, self.settings[group], but=("_target_", *of_code, *OF_THE_MACHINE))
         for probe in target.probes:
             values = self.settings.get("probe", {}).get(probe, {})
             words += settings_at(f"probe.{probe}", values, but=("_target_", "every"))

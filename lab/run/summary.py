@@ -30,12 +30,11 @@ def beginning(parent: Mapping[str, Any]) -> str:
     return f"at step {parent['step']} of {parent['folder']}: {changed(parent) or 'nothing is changed'}"
 
 
-def changed(parent: Mapping[str, Any], *, but: Iterable[str] = ()) -> str:
-    """What was changed, less some settings; "" for nothing. Settings of a card that gave way to another are none."""
-    left, changes = {*but}, parent["changes"]
-    shown = {name: pair for name, pair in changes.items() if name not in left and name.partition(".")[0] not in changes}
-    shown |= {name: pair for name, pair in changes.items() if "." not in name and name not in left}
-    return ", ".join(f"{name} {before} -> {now}" for name, (before, now) in sorted(shown.items()))
+def changed(parent: Mapping[str, Any]) -> str:
+    """What was changed; "" for nothing. Settings of a card that gave way to another are none."""
+    changes = parent["changes"]
+    shown = [name for name in sorted(changes) if "." not in name or name.partition(".")[0] not in changes]
+    return ", ".join(f"{name} {changes[name][0]} -> {changes[name][1]}" for name in shown)
 
 
 def joined(sentences: Iterable[str]) -> str:

@@ -1,6 +1,8 @@
 """What is asked of a run before it begins that begins from another one, without torch where it can be."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from lab.doors.fork import FROM, ForkPoint
@@ -23,14 +25,21 @@ def require_origin(folder: RunFolder, settings: Mapping[str, Any]) -> None:
         return
     if folder.read("provenance"):
         return
-    from lab.run import checkpoints
     from lab.train.forking import require_steps
 
     point = ForkPoint.of(settings[FROM])
-    checkpoints.at(point.folder, point.step)
+    _require_checkpoint(point.folder.path, point.step, Path.cwd())
     total = updates(settings, point.folder.read("provenance").get("data", {}).get("examples"))
     if total is not None and settings.get("epochs") is None:
         require_steps(point, total)
+
+
+@cache
+def _require_checkpoint(run: Path, step: int, here: Path) -> None:
+    """Raise SettingError where there is no sound one of `run`, seen from `here`. The cells of a grid look once."""
+    from lab.run import checkpoints
+
+    checkpoints.at(RunFolder(run), step)
 
 
 def inherited_length(folder: RunFolder, settings: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def lengthened(folder: RunFolder, plain: Mapping[str, Any]) -> Lengthening | None:
-    """How much longer the run of the folder is to be made; None where it is not, or where it has diverged: a longer one
-    would have diverged at the same step.
+    """How much longer the run of the folder is to be made; None where it is not, or where it has diverged: updates
+    after that there are none.
     """
     return growth(folder, plain) if folder.read("status").get("status") != "diverged" else None
 
@@ -28,7 +28,7 @@ def tell_diverged(folder: RunFolder, plain: Mapping[str, Any]) -> None:
     status = folder.read("status")
     if status.get("status") == "diverged" and growth(folder, plain) is not None:
         print(
-            f"{folder.path} diverged at step {status['step']}, as a longer run would have: there is nothing to lengthen",
+            f"{folder.path} diverged at step {status['step']}: there is nothing to lengthen",
             file=sys.stderr,
         )
 

@@ -43,7 +43,6 @@ STEERING = ("optimizer.", "schedule", "noise", "escape", "data.batch_size", "dat
 class Fork:
     """A run that is to begin: its first state, the parent's metrics up to there, what is told of it and written down."""
 
-    point: ForkPoint
     state: State
     metrics: bytes
     record: dict[str, Any]
@@ -96,7 +95,7 @@ def fork(folder: RunFolder, settings: dict[str, Any], parts: Parts) -> Fork | No
         "step": point.step,
         "changes": {name: list(pair) for name, pair in changes.items()},
     }
-    return Fork(point, state, lines, record, notes)
+    return Fork(state, lines, record, notes)
 
 
 def has_begun(folder: RunFolder) -> bool:
@@ -170,8 +169,7 @@ def _probes(saved: State, changes: Mapping[str, Any], parts: Parts) -> dict[str,
         latest = {tag: value for tag, value in known["latest"].items() if tag in mine}
         failures = {} if any(name.startswith("probe") for name in changes) else {"failures": known.get("failures", {})}
         return known | {"latest": latest, "failures": {}} | failures | state
-    stochastic = PhaseTracker().state_dict()  # empty: as good for both kinds
-    return {"phase": stochastic, "latest": {}, "formula": "the threshold", **state}
+    return {"phase": PhaseTracker().state_dict(), "latest": {}, "formula": "the threshold", **state}
 
 
 def _changed(probe: str, changes: Mapping[str, Any]) -> bool:

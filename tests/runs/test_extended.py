@@ -85,7 +85,7 @@ def test_a_killed_run_is_lengthened_too_and_a_diverged_one_is_what_it_would_be(
     capsys.readouterr()
     train("lost", *diverging, "steps=90")
     told = capsys.readouterr()
-    assert told.err == f"lost diverged at step {step}, as a longer run would have: there is nothing to lengthen\n"
+    assert told.err == f"lost diverged at step {step}: there is nothing to lengthen\n"
     assert "already finished" in told.out
 
 

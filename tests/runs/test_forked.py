@@ -95,9 +95,8 @@ def test_what_a_child_is_stands_in_its_folder(capsys: pytest.CaptureFixture[str]
     assert record["changes"] == {"data.batch_size": [7, 30], "seed": [0, 1], "steps": [60, 80]}
     assert record["command"] == parent.read("provenance")["command"]
     assert child.read("summary")["parent"] == {"folder": "parent", "step": 60, "changes": record["changes"]}
-    assert capsys.readouterr().out.startswith(
-        "\nBegan at step 60 of parent: data.batch_size 7 -> 30, seed 0 -> 1, steps 60 -> 80. "
-    )
+    told = "\nBegan at step 60 of parent: data.batch_size 7 -> 30, seed 0 -> 1, steps 60 -> 80. "
+    assert told in capsys.readouterr().out
     before = [line for line in metrics(parent) if line["step"] < 60]
     assert metrics(child)[: len(before)] == before
     events = EventAccumulator(str(child.path / "tensorboard"), size_guidance={"scalars": 0})
