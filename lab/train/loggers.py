@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from time import monotonic, time
 from typing import Any
+from uuid import uuid4
 
 from pytorch_lightning.loggers import Logger, MLFlowLogger, WandbLogger
 
@@ -174,12 +175,14 @@ def _wandb(folder: RunFolder, entry: Entry) -> Logger:
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
+    key = _known(folder).get("wandb") or uuid4().hex[:8]
+    _keep(folder, "wandb", key)  # first: a run that is killed meanwhile begins under it again
     run = wandb.init(
         project=os.environ.get("WANDB_PROJECT", entry.project),
         name=entry.title,
         tags=entry.tags,
         config=dict(entry.settings),
-        id=_known(folder).get("wandb"),
+        id=key,
         resume="allow",
         dir=str(folder.path),
         mode=os.environ.get("WANDB_MODE", "offline"),  # type: ignore[arg-type]
@@ -188,7 +191,6 @@ def _wandb(folder: RunFolder, entry: Entry) -> Logger:
     )
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    _keep(folder, "wandb", run.id)
     return WandbLogger(experiment=run)
 
 
