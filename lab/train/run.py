@@ -26,6 +26,7 @@ from lab.run.agenda import Agenda
 from lab.run.folder import RunFolder
 from lab.run.identity import data_files, flat
 from lab.run.provenance import provenance
+from lab.run.stopping import Stopping
 from lab.run.summary import sentence
 from lab.train import debug, ending, loggers
 from lab.train.outcome import outcome
@@ -95,11 +96,13 @@ class TrainingRun:
         if state:
             print(f"{folder.path} goes on from step {step} of {self.parts.total}", file=sys.stderr)
         folder.forget_from(step)
-        facts = {
+        facts: dict[str, Any] = {
             "data": self.parts.dataset.facts,
             "data_files": data_files(self.plain),
             "model": self._model_facts(),
         }
+        if self.guests:
+            facts["callbacks"] = self.guests.sources()
         folder.write("provenance", provenance(self.command, self.plain, **facts))
         folder.status("running", step=step)
         with loggers.opened(self.labels, folder, loggers.entry(self.plain, self.labels, folder), step) as opened:
@@ -128,7 +131,7 @@ class TrainingRun:
         )
         events = (self.probes.due, keeper.due, lambda step: self.labels.debug)
         agenda = Agenda(begin, parts.total, events, settings.log_every)
-        module = self._module(agenda)
+        module = module_of(parts, self.stopping, agenda)
         stop = [loggers.StopLogger(self.stopping, parts.total)] if self.stopping else []
         progress = ProgressCallback(self.probes, parts.total, bar=self.bar)
         trainer = pl.Trainer(
@@ -146,26 +149,6 @@ class TrainingRun:
         trainer.fit(module, train_dataloaders=agenda)
         return module
 
-    def _module(self, agenda: Agenda) -> SupervisedModule:
-        parts, settings = self.parts, self.settings
-        return SupervisedModule(
-            parts.model,
-            parts.criterion,
-            parts.optimizer,
-            parts.dataset,
-            parts.batches,
-            agenda,
-            factor=lambda step: settings.schedule.factor(step, parts.total),
-            augment=getattr(settings.data, "augment", False),
-            chunk_size=parts.chunk_size,
-            max_loss=settings.trainer.max_loss,
-            seed=settings.seed,
-            noise=parts.noise,
-            escape=parts.escape,
-            clip=GradientClip(settings.trainer.clip_norm, settings.trainer.clip_value),
-            stopping=self.stopping,
-        )
-
     def _show(self, folder: RunFolder, summary: dict[str, Any], opened: list[Logger]) -> None:
         """The figure, on disk and on the dashboard, and the settings beside the final metrics."""
         draw = figures.edge_figure if summary["quantity"] else figures.training_figure
@@ -181,6 +164,28 @@ class TrainingRun:
             "measured_batch_norm": self.settings.trainer.batch_norm,
             "measured_chunk": self.parts.measured_chunk,
         }
+
+
+def module_of(parts: Parts, stopping: Stopping, agenda: Agenda) -> SupervisedModule:
+    """The module that trains the parts of a run."""
+    settings = parts.settings
+    return SupervisedModule(
+        parts.model,
+        parts.criterion,
+        parts.optimizer,
+        parts.dataset,
+        parts.batches,
+        agenda,
+        factor=lambda step: settings.schedule.factor(step, parts.total),
+        augment=getattr(settings.data, "augment", False),
+        chunk_size=parts.chunk_size,
+        max_loss=settings.trainer.max_loss,
+        seed=settings.seed,
+        noise=parts.noise,
+        escape=parts.escape,
+        clip=GradientClip(settings.trainer.clip_norm, settings.trainer.clip_value),
+        stopping=stopping,
+    )
 
 
 def quiet() -> None:
