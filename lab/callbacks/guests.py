@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
 
-from lab.named import load, running
+from lab.named import load, running, source
 from lab.settings import SettingError
 
 HOOKS = [name for name in dir(pl.Callback) if name.startswith(("on_", "setup", "teardown"))]
@@ -33,6 +33,10 @@ class Guests:
 
     def __bool__(self) -> bool:
         return bool(self.callbacks)
+
+    def sources(self) -> list[dict[str, str | None]]:
+        """Path, file and hash of the code of each, for the provenance."""
+        return [source(path) for path in self.callbacks]
 
     def state_dict(self) -> dict[str, Any]:
         """By path. Raises SettingError where it is more than tensors and plain values."""

@@ -81,7 +81,8 @@ class ForkPoint:
             words.append(f"trainer.accelerator={literal(run.settings['trainer']['accelerator'])}")
         for group in AROUND:
             words += _around(run, group, typed)
-        probes = run.settings.get("probe") or {}
+        probes = dict(run.settings.get("probe") or {})
+        words.append(f"probe.budget={literal(probes.pop('budget', None))}")
         chosen = [override.value() for override in typed if override.key_or_group == "probe"]
         if not chosen:
             words.append(f"probe=[{','.join(probes)}]")

@@ -30,6 +30,7 @@ from lab.run.identity import data_files, flat
 from lab.run.keeping import Kept
 from lab.run.length import past
 from lab.run.provenance import provenance
+from lab.run.stopping import Stopping
 from lab.run.summary import sentence
 from lab.train import debug, ending, loggers
 from lab.train.outcome import outcome
@@ -101,13 +102,15 @@ class TrainingRun:
             print(f"{folder.path} goes on from step {step} of {self.parts.total}", file=sys.stderr)
         folder.status("running", step=step)  # first: a finished run that is made longer is over no more
         folder.forget_from(step)
-        facts = {
+        facts: dict[str, Any] = {
             "data": self.parts.dataset.facts,
             "data_files": data_files(self.plain),
             "model": self._model_facts(),
             "code": code_facts(self.plain),
             **past(folder, self.plain, step),
         }
+        if self.guests:
+            facts["callbacks"] = self.guests.sources()
         folder.write("provenance", provenance(self.command, self.plain, **facts))
         with loggers.opened(self.labels, folder, loggers.entry(self.plain, self.labels, folder), step) as opened:
             module = self._train(folder, step, state, opened)
@@ -136,7 +139,7 @@ class TrainingRun:
         )
         events = (self.probes.due, keeper.due, lambda step: self.labels.debug)
         agenda = Agenda(begin, parts.total, events, settings.log_every)
-        module = self._module(agenda)
+        module = module_of(parts, self.stopping, agenda)
         stop = [loggers.StopLogger(self.stopping, parts.total)] if self.stopping else []
         progress = ProgressCallback(self.probes, parts.total, bar=self.bar)
         trainer = pl.Trainer(
@@ -154,32 +157,34 @@ class TrainingRun:
         trainer.fit(module, train_dataloaders=agenda)
         return module
 
-    def _module(self, agenda: Agenda) -> SupervisedModule:
-        parts, settings = self.parts, self.settings
-        return SupervisedModule(
-            parts.model,
-            parts.criterion,
-            parts.optimizer,
-            parts.dataset,
-            parts.batches,
-            agenda,
-            factor=lambda step: settings.schedule.factor(step, parts.total),
-            augment=getattr(settings.data, "augment", False),
-            chunk_size=parts.chunk_size,
-            max_loss=settings.trainer.max_loss,
-            seed=settings.seed,
-            noise=parts.noise,
-            escape=parts.escape,
-            clip=GradientClip(settings.trainer.clip_norm, settings.trainer.clip_value),
-            stopping=self.stopping,
-        )
-
     def _model_facts(self) -> dict[str, Any]:
         return {
             "parameters": layout(self.parts.model).size,
             "measured_batch_norm": self.settings.trainer.batch_norm,
             "measured_chunk": self.parts.measured_chunk,
         }
+
+
+def module_of(parts: Parts, stopping: Stopping, agenda: Agenda) -> SupervisedModule:
+    """The module that trains the parts of a run."""
+    settings = parts.settings
+    return SupervisedModule(
+        parts.model,
+        parts.criterion,
+        parts.optimizer,
+        parts.dataset,
+        parts.batches,
+        agenda,
+        factor=lambda step: settings.schedule.factor(step, parts.total),
+        augment=getattr(settings.data, "augment", False),
+        chunk_size=parts.chunk_size,
+        max_loss=settings.trainer.max_loss,
+        seed=settings.seed,
+        noise=parts.noise,
+        escape=parts.escape,
+        clip=GradientClip(settings.trainer.clip_norm, settings.trainer.clip_value),
+        stopping=stopping,
+    )
 
 
 def quiet() -> None:

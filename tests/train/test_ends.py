@@ -180,6 +180,8 @@ def test_a_callback_of_her_own_sees_chunks_of_updates_and_leaves_the_run_as_it_i
     whole, broken = resumed(*SMALL, *chunks)
     assert all(torch.equal(a, b) for a, b in zip(weights(bare).values(), weights(whole).values(), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(weights(bare).values(), weights(broken).values(), strict=True))
+    (code,) = whole.read("provenance")["callbacks"]
+    assert code["path"] == "guests.py:Watcher" and len(code["sha256"]) == 16
     assert torch.load("seen.pt") == [[0, 10, 10, 10], [10, 20, 20, 10], "again", [20, 30, 30, 10]]
 
 
