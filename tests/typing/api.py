@@ -20,8 +20,10 @@ from lab import (
     noise,
     sharpness,
     spectrum,
+    watch,
 )
 from lab.callbacks import ProbeCallback
+from lab.callbacks.watch import Watch
 from lab.curvature.eigen import Extremes, lanczos
 from lab.curvature.operators import Hessian, hessian
 from lab.curvature.stability import UpdateRule
@@ -101,3 +103,8 @@ def training(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: T
     """What joins a training of one's own."""
     assert_type(rule_of([optimizer], model.parameters()), UpdateRule)
     ProbeCallback([], nn.CrossEntropyLoss(), (x, y))
+    seen = watch(model, nn.CrossEntropyLoss(), (x, y), optimizer, probes=["sharpness"], batch_size="full")
+    assert_type(seen, Watch)
+    with seen.step(nn.functional.cross_entropy(model(x), y)):
+        optimizer.step()
+    watch(model, None, [{"x": x}], [optimizer], steps="all")  # type: ignore[arg-type]
