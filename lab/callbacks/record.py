@@ -38,12 +38,13 @@ class Record:
         self.step, self.failure, self.lines = 0, "", False
         self._open, self._due, self._begin = ExitStack(), 0.0, (0.0, 0)
 
-    def begin(self, run: underway.Underway, step: int, provenance: Mapping[str, Any], *, resumed: bool) -> None:
+    def begin(
+        self, run: underway.Underway, step: int, provenance: Callable[[], Mapping[str, Any]], *, resumed: bool
+    ) -> None:
         """Own the folder from now on, and go on from `step`: measurements from there on are dropped. Raises SettingError
         where it holds another run, unless that one is resumed, or belongs to another process.
         """
-        self.step, self.settings = step, provenance["settings"]
-        self._due, self._begin = monotonic() + LINE_SECONDS, (monotonic(), step)
+        self.step, self._due, self._begin = step, monotonic() + LINE_SECONDS, (monotonic(), step)
         if (folder := self.folder) is None:
             return
         underway.enlist(folder.path, run)
@@ -61,7 +62,9 @@ class Record:
                 old.unlink(missing_ok=True)
         folder.start_clock()
         folder.forget_from(step)
-        folder.write("provenance", {"made_by": MAKER, **provenance})
+        facts = provenance()
+        self.settings = facts["settings"]
+        folder.write("provenance", {"made_by": MAKER, **facts})
         folder.status("running", step=step)
         board = Board(folder.path, begin=step)
         self.loggers = [board, MetricsLogger(folder)]

@@ -7,6 +7,7 @@ run is over.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,8 +28,10 @@ from lab.settings import SettingError
 
 FLUSH = 50
 """Updates whose losses are kept on the device at most."""
-LATE = "the model was in another mode (train, eval) as watch.step() was entered than at the update that followed: what was "
-LATE += "measured is the loss in the mode at the entry; call model.train() before the block"
+LATE = (
+    "the model was in another mode (train, eval) as watch.step() was entered than at the update that followed: what was "
+    "measured is the loss in the mode at the entry; call model.train() before the block"
+)
 
 
 class Watching(ProbeCallback, ABC):
@@ -74,8 +77,8 @@ class Watching(ProbeCallback, ABC):
 
     def begin(self, step: int) -> None:
         """The run begins at `step`; its optimisers are known. Raises SettingError as `Record.begin`."""
-        facts = facts_of(self.bench, self.probes, steps=self.total, batch_size=self.batch_size)
         first = max(step, self._loaded.get("measured", -1) + 1)
+        facts = partial(facts_of, self.bench, self.probes, steps=self.total, batch_size=self.batch_size)
         self.record.begin(self, first, facts, resumed=bool(self._loaded))
         self.begun, self.closed = True, False
         lay_out(self, self.record.loggers)

@@ -21,8 +21,10 @@ from lab import (
     noise,
     sharpness,
     spectrum,
+    watch,
 )
 from lab.callbacks import ProbeCallback
+from lab.callbacks.watch import Watch
 from lab.curvature.eigen import Extremes, lanczos
 from lab.curvature.operators import Hessian, hessian
 from lab.curvature.stability import UpdateRule
@@ -106,3 +108,8 @@ def training(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: T
     Bench(model, None, [{"x": x}], optimizer, forward=lambda model, batch: model(batch["x"]))
     assert_type(BatchesObjective(model, None, [{"x": x}]).grad(x), Tensor)
     assert_type(sharpness(BatchesObjective(model, None, [{"x": x}])), SharpnessResult)
+    seen = watch(model, nn.CrossEntropyLoss(), (x, y), optimizer, probes=["sharpness"], batch_size="full")
+    assert_type(seen, Watch)
+    with seen.step(nn.functional.cross_entropy(model(x), y)):
+        optimizer.step()
+    watch(model, None, [{"x": x}], [optimizer], steps="all")  # type: ignore[arg-type]
