@@ -145,15 +145,18 @@ def assert_same(one: Any, other: Any, where: str = "") -> None:
         assert one == other, where
 
 
+CLOCKED = ("seconds", "costs", "budget")
+
+
 def timeless(state: Any) -> Any:
-    """Nested dictionaries less what the clock says."""
+    """Nested dictionaries less what the clock says, and what a budget in seconds has noted (tests/train/test_budget.py)."""
     if not isinstance(state, dict):
         return state
-    return {name: timeless(inner) for name, inner in state.items() if str(name).rpartition("/")[2] != "seconds"}
+    return {name: timeless(inner) for name, inner in state.items() if str(name).rpartition("/")[2] not in CLOCKED}
 
 
 def assert_same_run(one: RunFolder, other: RunFolder) -> None:
     assert_same(*(timeless(last(folder)) for folder in (one, other)))
     assert metrics(one) == metrics(other)
-    summaries = [{k: v for k, v in f.read("summary").items() if k not in ("seconds", "title")} for f in (one, other)]
+    summaries = [{k: v for k, v in f.read("summary").items() if k not in (*CLOCKED, "title")} for f in (one, other)]
     assert summaries[0] == summaries[1]

@@ -74,7 +74,7 @@ def test_what_an_experiment_says_of_a_probe_that_is_not_selected_is_dropped(
     )
     command(*noise, "probe=[]", "compare.tags=[test/accuracy]")
     [run] = Path("outputs/noise_injection").glob("*/provenance.json")
-    assert json.loads(run.read_text())["settings"]["probe"] == {}
+    assert json.loads(run.read_text())["settings"]["probe"] == {"budget": None}
     for typed in ("probe.sharpness.every=3", "++probe.sharpness.every=3"):
         with pytest.raises(SystemExit):
             command(*noise, "probe=[noise]", typed)
