@@ -32,7 +32,9 @@ class Budgeting(Costs):
         """Raises SettingError where nobody knows how long the run is."""
         super().begin(total, device)
         if total is None:
-            raise SettingError(f"budget={self.budget} needs to know how long the run is: set max_steps, or budget=None")
+            raise SettingError(
+                f"budget={self.budget} needs to know how long the run is: give the number of its steps, or budget=None"
+            )
         self.governor.total = total
 
     def step_begins(self, step: int) -> None:

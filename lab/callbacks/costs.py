@@ -12,7 +12,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from lab.probes.base import Probe, Snapshot, Value
 from lab.probes.bench import Bench
 from lab.probes.forecast import Cost, Speed, foretold
-from lab.run.progress import PATIENCE, in_time
+from lab.run.progress import PATIENCE, MatvecProgress, in_time
 
 Working = Callable[[str, int, float, Callable[[], int]], AbstractContextManager[Any]]
 """What stands around work that may take long: what it is, about how many Hessian products (0: not known) and seconds it
@@ -139,6 +139,11 @@ class Costs:
         training = self.training_seconds(steps)
         text += f": {_part(whole / training)} of the training" if training > 0 else ""
         self.tell(text + outlook.why)
+
+
+def in_lines(what: str, expected: int, seconds: float, products: Callable[[], int]) -> MatvecProgress:
+    """A `Working` where there is no bar of a training."""
+    return MatvecProgress(what, expected, seconds, products, patience=PATIENCE)
 
 
 def _part(ratio: float) -> str:

@@ -20,6 +20,7 @@ def outcome_of(probes: Probing, *, steps: int, reason: str, others: Iterable[str
     if phase["quantity"] not in latest:
         phase["quantity"] = None
     return phase | {
+        "budget": probes.costs.summary(),
         "findings": [*findings(probes.probes, latest), *others, *probes.failures.sentences(), *probes.notes()],
         "steps": steps,
         "reason": reason,

@@ -144,6 +144,7 @@ def watch(
     sampling: Sampling = "epoch",
     seed: int = 0,
     audit: bool = True,
+    budget: float | str | None = "auto",
     forward: Callable[[nn.Module, Any], Any] | None = None,
     weight: Weight = "examples",
 ) -> Watch:
@@ -157,7 +158,9 @@ def watch(
     probes      cards, as Sharpness(every=9), or their names: "sharpness", "noise", "spectrum", ...
     folder      metrics.jsonl, summary.json, status.json, provenance.json, figures/, arrays/ and tensorboard/ go there; no
                 checkpoints, for the model is yours. None: nothing is written, the values are in `watch.latest`.
-    steps       updates of the whole run, for the time to go.
+    steps       updates of the whole run, for the time to go and the budget.
+    budget      what measurements may take: a share of the training time or 10 s where that is more, "products:500", None;
+                "auto" is 0.2 where the length of the run is known (`steps`, or by a trainer).
     batch_size  examples a step takes; "full": all of them, so that rises of the loss tell the phase; None: what the trainer
                 says, and not known in a plain loop.
     batch_norm, chunk_size, sampling, seed, audit, forward, weight  as of `lab.Bench`.
@@ -183,6 +186,7 @@ def watch(
         sampling=sampling,
         seed=seed,
         audit=audit,
+        budget=budget,
         forward=forward,
         weight=weight,
     )

@@ -83,6 +83,8 @@ class WatchedFit(Watching):
         self._run, self._count.made = self._count, step
         self.prepare(next(self.bench.model.parameters()).device)
         self.begin(step)
+        self.begin_costs(self.total, next(self.bench.model.parameters()).device)
+        self.costs.step_begins(step)
         self._measured = self._loaded.get("measured", -1)
         self.log(self._loaded.get("logged", {}).get("values", {}))  # which the folder has dropped from this step on
 

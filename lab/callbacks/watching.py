@@ -15,6 +15,7 @@ from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from lab.callbacks.adapter import Counted
+from lab.callbacks.costs import Costs, in_lines
 from lab.callbacks.facts import bare_model, facts_of, loss_name, name_of
 from lab.callbacks.outcome import outcome_of
 from lab.callbacks.probe import ProbeCallback, lay_out
@@ -26,6 +27,8 @@ from lab.probes.bench import Bench
 from lab.run.summary import decimals
 from lab.settings import SettingError
 
+USUAL = 0.2
+"""The usual share of the training time that probes may take."""
 FLUSH = 50
 """Updates whose losses are kept on the device at most."""
 LATE = (
@@ -52,11 +55,14 @@ class Watching(ProbeCallback, ABC):
         *,
         total: int | None,
         batch_size: int | str | None,
+        budget: float | str | None,
         **settings: Any,
     ):
         size = batch_size if isinstance(batch_size, int) else None
         full = batch_size == "full"
-        super().__init__(probes, criterion, data, model=model, batch_size=size, stochastic=not full, **settings)
+        settings |= {"stochastic": not full, "budget": USUAL if budget == "auto" else budget}
+        super().__init__(probes, criterion, data, model=model, batch_size=size, **settings)
+        self._usual_budget, self.costs.working = budget == "auto", in_lines
         self.record, self.total, self.batch_size = record, total, batch_size
         self.begun = self.closed = self.losses_told = False
         self._count, self._curves = Counted(), LossCurves()
@@ -83,10 +89,19 @@ class Watching(ProbeCallback, ABC):
         self.begun, self.closed = True, False
         lay_out(self, self.record.loggers)
 
+    def begin_costs(self, total: int | None, device: torch.device) -> None:
+        """The usual budget is a share of a run whose length is known; of another there is none."""
+        if total is None and self._usual_budget:
+            self.costs = Costs(self.bench)
+            self.costs.working, self._parts["costs"] = in_lines, self.costs
+        super().begin_costs(total, device)
+
     def observe(self, loggers: Sequence[Logger] = ()) -> None:
         """The update of the present step is about to be made: measure what is due."""
         measured, self._seen, self._modes = self._measured, None, None
+        self.costs.step_ends(self._run.step)  # since the last block: also what stands outside of them
         self.look(loggers)
+        self.costs.step_begins(self._run.step)
         if self._measured != measured:
             self._seen = None if self.losses_told or self._curves.any_given else loss_now(self.bench)
             self._modes = [module.training for module in self.bench.model.modules()]

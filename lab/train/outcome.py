@@ -30,7 +30,6 @@ def outcome(settings: Settings, probes: ProbeCallback, module: SupervisedModule,
     )
     more = {
         "stopped_by": module.stopping.met or None,
-        "budget": probes.costs.summary(),
         "edge_lr": _edge_lr(settings, summary, _rate(module), stochastic=probes.tracker.stochastic),
         "rate": "optimizer.args.lr" if isinstance(settings.optimizer, NamedCode) else "optimizer.lr",
         "loss_unit": getattr(settings.loss, "unit", "loss"),
