@@ -1,0 +1,44 @@
+"""The budget of a watched loop: a number of products is kept to without a clock, and no budget without a length."""
+
+import pytest
+from callbacks.loops import Training, same
+
+from lab.probes.sharpness import Sharpness
+from lab.settings import SettingError
+
+STEPS = 140
+
+
+def governed(budget: str | float | None, steps: int | None) -> tuple[list[tuple[int, float]], dict | None, list]:
+    """The ratios of a loop, what became of its budget, and its last state."""
+    training = Training(norm=False)
+    watch = training.watch(probes=[Sharpness(examples="all")], budget=budget, steps=steps)
+    training.run(STEPS, watch)
+    watch.close()
+    return list(watch.tracker.ratios), watch.costs.summary(), training.state()
+
+
+def test_two_loops_with_a_budget_in_products_are_equal_and_keep_to_it() -> None:
+    first, account, state = governed("products:60", STEPS)
+    again, _, same_state = governed("products:60", STEPS)
+    free, without, free_state = governed(None, STEPS)
+    assert first == again and same(state, same_state)
+    assert account is not None and without is None
+    cold = 2 * 26  # the first measurement and the last, at most as many products as are expected of a cold one
+    assert account["spent"] <= 60 + cold
+    assert 2 <= len(first) < len(free), "fewer measurements than the rhythm of the card makes"
+    assert {step for step, _ in first} <= {step for step, _ in free}
+    assert same(state, free_state), "training is not touched"
+
+
+def test_a_loop_of_unknown_length_has_no_budget_and_one_that_is_given_needs_a_length() -> None:
+    ratios, account, _ = governed("auto", None)
+    assert account is None and [step for step, _ in ratios] == [*range(0, STEPS, 13), STEPS]
+    with pytest.raises(SettingError, match="needs to know how long the run is: give the number of its steps"):
+        governed(0.2, None)
+
+
+def test_a_cheap_loop_is_measured_as_without_a_budget() -> None:
+    ratios, account, _ = governed("auto", STEPS)
+    assert account is not None and account["unit"] == "seconds"
+    assert ratios == governed(None, STEPS)[0], "ten seconds are more than it takes"
