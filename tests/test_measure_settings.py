@@ -52,6 +52,7 @@ CHANGES = {
 ELSEWHERE = {
     *(
         "data.root",
+        "data.args",
         "data.image_size",
         "model.widths",
         "model.depth",

@@ -15,7 +15,10 @@ from lab.doors import pages
 from lab.doors.arguments import as_typed
 from lab.doors.fork import FROM, bare, inherited
 from lab.run.cards import config_dir
-from lab.settings import SettingError, asked_threads
+from lab.settings import SettingError, UnknownSetting, asked_threads
+
+LISTS = ("logger", "tags")
+"""Plain settings that are lists."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,13 @@ def composed(config: str, overrides: Sequence[str]) -> DictConfig:
     part of the overrides that name the run.
     """
     before = inherited(overrides)
-    cfg = compose(config, overrides=[*before, *overrides], return_hydra_config=True)
+    try:
+        cfg = compose(config, overrides=[*before, *overrides], return_hydra_config=True)
+    except TypeError:  # OmegaConf, of a list that is spoken to as if it had settings
+        names = [word.partition("=")[0].lstrip("+") for word in overrides]
+        if not (wrong := [name for name in names if name.partition(".")[0] in LISTS and "." in name]):
+            raise
+        raise UnknownSetting(wrong[0], f"{wrong[0]}: {wrong[0].partition('.')[0]} is a list") from None
     if before:
         name_run(cfg, list(cfg.hydra.overrides.task)[len(before) :])
     return cfg

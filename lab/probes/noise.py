@@ -120,6 +120,7 @@ class Noise(Probe):
 def noise(here: Snapshot, settings: Noise, memory: Memory) -> NoiseResult:
     """The noise of mini-batch gradients; that of a batch where the training is known.
 
+    >>> from lab.objective import NetworkObjective
     >>> data = torch.ones(4, 1), torch.tensor([[1.0], [0.0], [0.0], [0.0]])
     >>> loss = NetworkObjective(torch.nn.Linear(1, 1, bias=False), torch.nn.MSELoss(), data)
     >>> noise(loss, torch.zeros(1), hessian=False).trace.value  # of gradients -2, 0, 0, 0

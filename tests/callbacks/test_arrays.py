@@ -43,7 +43,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A run with the figures in its folder; the dashboard goes without."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lab.callbacks.probing.show_figure", nothing)
-        patch.setattr("lab.train.run.show_figure", nothing)
+        patch.setattr("lab.callbacks.outcome.show_figure", nothing)
         return train(tmp_path_factory.mktemp("run") / "whole")
 
 

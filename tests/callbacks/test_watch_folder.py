@@ -66,7 +66,18 @@ def test_a_plain_loop_measures_what_lab_train_does_and_leaves_the_same_folder(
             assert own.series(tag) == curve, tag
     one, other = truth.read("summary"), own.read("summary")
     differ = {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
-    assert differ <= {"seconds", "title", "loss_unit", "edge_lr", "test_loss", "test_accuracy", "rate", "tags"}
+    assert differ <= {
+        "seconds",
+        "title",
+        "loss_unit",
+        "edge_lr",
+        "test_loss",
+        "test_accuracy",
+        "rate",
+        "tags",
+        "budget",
+        "stopped_by",
+    }
     assert own.read("status")["status"] == "finished" and own.read("status")["step"] == 60
     left = {file.name for file in truth.path.iterdir()} - {file.name for file in own.path.iterdir()}
     assert left <= {"checkpoints", ".hydra", "lightning_logs"}, left

@@ -99,9 +99,9 @@ def test_what_a_child_is_stands_in_its_folder(capsys: pytest.CaptureFixture[str]
     assert told in capsys.readouterr().out
     before = [line for line in metrics(parent) if line["step"] < 60]
     assert metrics(child)[: len(before)] == before
-    events = EventAccumulator(str(child.path / "tensorboard"), size_guidance={"scalars": 0})
+    events = EventAccumulator(str(child.path), size_guidance={"scalars": 0})
     events.Reload()
-    assert [event.step for event in events.Scalars("train/loss")] == list(range(60, 80))
+    assert [event.step for event in events.Scalars("1_train/loss")] == list(range(60, 80))
 
 
 def test_a_changed_loss_or_optimiser_has_a_phase_of_its_own() -> None:

@@ -175,7 +175,7 @@ SLIPS = [
         "experiment=random_labels data.batch_size=full data.random_labels=0,2",
         "expected a number less than or equal to 1",
     ),
-    ("experiment=random_labels optimzer.lr=1", "did you mean optimizer.lr?"),
+    ("experiment=random_labels optimzer.lr=1", "write optimizer.lr=1"),
     (
         "experiment=random_labels data.batch_size=full compare.finding=nope",
         "compare.finding=nope: expected 'random_labels', ",

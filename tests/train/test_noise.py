@@ -169,7 +169,7 @@ SLIPS = [
     ("noise=fisher", "noise is not a card with its settings"),
     ("+noise.tracks=1", "noise is not a card with its settings"),
     ("noise=null", "noise is not a card with its settings"),
-    ("optimizer.noise=fisher", "did you mean optimizer/noise?"),
+    ("optimizer.noise=fisher", "write optimizer/noise=fisher"),
     ("optimizer/noise=fishr", "did you mean optimizer/noise=fisher?"),
     ("optimizer/noise=fisher", "needs a size: noise.equivalent_batch_size=32"),
     (

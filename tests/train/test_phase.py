@@ -152,6 +152,6 @@ def test_a_run_that_was_killed_at_its_end_measures_it_again(
     again = train("killed", *settings)
     assert metrics(again) == metrics(whole)
     assert again.series("sharpness/lambda_max")[0] == [0, 5, 10, 12]
-    clock = ("seconds", "title")
+    clock = ("seconds", "budget", "title")
     one, other = ({k: v for k, v in f.read("summary").items() if k not in clock} for f in (whole, again))
     assert one == other
