@@ -104,7 +104,7 @@ class ProbeCallback(Probing, pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._measured, self._kept, self._run = -1, None, adapt(trainer, pl_module)
-        self.begin_costs(self._run.total, pl_module.device)
+        self.costs.begin(self._run.total, pl_module.device)
         self.bench.optimizers = trainer.optimizers
         self.clipping.begin(trainer, pl_module, lambda: self.judge(trainer.loggers))
         lay_out(self, trainer.loggers, tested=getattr(pl_module, "test_data", None) is not None)

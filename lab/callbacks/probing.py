@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from matplotlib.figure import Figure
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
@@ -55,10 +54,6 @@ class Probing:
     def objective(self, examples: Examples) -> NetworkObjective | BatchesObjective:
         """The loss on the fixed, class-balanced probe set of a size."""
         return self.bench.objective(examples)
-
-    def begin_costs(self, total: int | None, device: torch.device) -> None:
-        """A run of so many steps, None where nobody knows, begins or goes on."""
-        self.costs.begin(total, device)
 
     def due(self, step: int) -> bool:
         """Whether any probe wants the snapshot of `step`."""

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytorch_lightning as pl
+from torch.utils._pytree import tree_map
 
 from lab.callbacks.dashboard import flush
 from lab.callbacks.guests import Guests
@@ -18,6 +19,19 @@ from lab.run.signals import cut_off
 
 NOTHING = Kept.of(None)
 """No checkpoint but the newest two stays."""
+
+
+class EvaluationCallback(pl.Callback):
+    """Stands behind the ProbeCallback: a test set takes long, and the first sharpness is what a user waits for."""
+
+    def __init__(self, keeper: "RunCallback"):
+        self.keeper = keeper
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Steps, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, SupervisedModule)
+        self.keeper.evaluate_due(trainer, pl_module)
 
 
 class RunCallback(pl.Callback):
@@ -40,6 +54,7 @@ class RunCallback(pl.Callback):
     ):
         self.folder, self.probes, self.state, self.guests = folder, probes, state, guests or Guests()
         self._evaluated = -1
+        self._before: dict[str, Any] | None = None
         self.evaluates, self.saves = every(evaluate_every), every(checkpoint_every, first=1)
         self.keeper = Keeper(folder, keep)
 
@@ -69,8 +84,9 @@ class RunCallback(pl.Callback):
         if self.saves(batch.begin):
             self.save(trainer, pl_module)
         self.keep(pl_module)
-        if self.evaluates(batch.begin):
-            self.evaluate(trainer, pl_module)
+        # Containers of its own: those of the probes are written to while they measure.
+        before = tree_map(lambda leaf: leaf, self.probes.state_dict()) if self.evaluates(batch.begin) else None
+        self._before = before
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Steps, batch_idx: int
@@ -95,6 +111,14 @@ class RunCallback(pl.Callback):
         """SIGTERM ends a run where its state is whole, see `lab.run.signals`: no update made so far is lost."""
         if isinstance(exception, SystemExit) and isinstance(pl_module, SupervisedModule):
             self.save(trainer, pl_module)
+
+    def evaluate_due(self, trainer: pl.Trainer, module: SupervisedModule) -> None:
+        """The evaluation before the next update, if it is due. What is saved meanwhile does not hold what the probes have
+        just measured.
+        """
+        if self.evaluates(module.step):
+            self.evaluate(trainer, module)
+        self._before = None
 
     def evaluate(self, trainer: pl.Trainer, module: SupervisedModule) -> None:
         """test/loss and test/accuracy of the present weights, which are kept where they are the best; once a step."""
@@ -132,7 +156,7 @@ class RunCallback(pl.Callback):
             "step": module.step,
             "model": module.model.state_dict(),
             "optimizer": module.optimizer.state_dict(),
-            "probes": self.probes.state_dict(),
+            "probes": self._before or self.probes.state_dict(),
         }
         if module.escape is not None:
             state["escape"] = module.escape.state_dict()

@@ -7,6 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import optim
 
+from lab.callbacks.adapter import adapt
 from lab.callbacks.updates import Update, UpdateHooks, lr_of
 from lab.callbacks.watching import Watching
 from lab.run.underway import reason_of
@@ -25,6 +26,7 @@ class WatchedFit(Watching):
         super().on_fit_start(trainer, pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.settle_budget(adapt(trainer, pl_module).total)
         super().on_train_start(trainer, pl_module)
         self.total = self.total or (trainer.max_steps if trainer.max_steps > 0 else None)
         if trainer.is_global_zero:
@@ -83,7 +85,8 @@ class WatchedFit(Watching):
         self._run, self._count.made = self._count, step
         self.prepare(next(self.bench.model.parameters()).device)
         self.begin(step)
-        self.begin_costs(self.total, next(self.bench.model.parameters()).device)
+        self.settle_budget(self.total)
+        self.costs.begin(self.total, next(self.bench.model.parameters()).device)
         self.costs.step_begins(step)
         self._measured = self._loaded.get("measured", -1)
         self.log(self._loaded.get("logged", {}).get("values", {}))  # which the folder has dropped from this step on

@@ -65,8 +65,8 @@ class Watching(ProbeCallback, ABC):
         self._usual_budget, self.costs.working = budget == "auto", in_lines
         self.record, self.total, self.batch_size = record, total, batch_size
         self.begun = self.closed = self.losses_told = False
-        self._count, self._curves = Counted(), LossCurves()
-        self._run = self._count
+        self._curves = LossCurves()
+        self._run = self._count = Counted()
         self._loaded: dict[str, Any] = {}
         self._next_loss: int | None = None
         self.ends, self._lost = list[float](), ""
@@ -89,12 +89,11 @@ class Watching(ProbeCallback, ABC):
         self.begun, self.closed = True, False
         lay_out(self, self.record.loggers)
 
-    def begin_costs(self, total: int | None, device: torch.device) -> None:
+    def settle_budget(self, total: int | None) -> None:
         """The usual budget is a share of a run whose length is known; of another there is none."""
         if total is None and self._usual_budget:
-            self.costs = Costs(self.bench)
-            self.costs.working, self._parts["costs"] = in_lines, self.costs
-        super().begin_costs(total, device)
+            self.costs = self._parts["costs"] = Costs(self.bench)
+            self.costs.working = in_lines
 
     def observe(self, loggers: Sequence[Logger] = ()) -> None:
         """The update of the present step is about to be made: measure what is due."""

@@ -16,7 +16,7 @@ from lab.callbacks.metrics import MetricsLogger
 from lab.callbacks.outcome import show_outcome
 from lab.callbacks.probe import ProbeCallback
 from lab.callbacks.progress import ProgressCallback
-from lab.callbacks.run import RunCallback
+from lab.callbacks.run import EvaluationCallback, RunCallback
 from lab.doors.labels import Labels
 from lab.doors.parts import Parts
 from lab.module import SupervisedModule
@@ -148,7 +148,14 @@ class TrainingRun:
             devices=1,
             max_epochs=1,
             logger=[*opened, MetricsLogger(folder), *stop],
-            callbacks=[keeper, self.probes, progress, *self.guests.callbacks.values(), self.watch],
+            callbacks=[
+                keeper,
+                self.probes,
+                EvaluationCallback(keeper),
+                progress,
+                *self.guests.callbacks.values(),
+                self.watch,
+            ],
             enable_progress_bar=False,
             enable_checkpointing=False,
             enable_model_summary=False,
