@@ -148,8 +148,9 @@ def _of_network(network: NetworkObjective, w: Tensor | None, generator: torch.Ge
 
 
 def _others(network: NetworkObjective) -> NetworkObjective:
-    """Another number of other examples."""
-    return network.restrict(torch.arange(max(1, min(FEW, len(network.x)) - 1), device=network.y.device))
+    """Another number of other examples, in one chunk: one example that is left over has no batch statistics."""
+    count = max(min(2, len(network.x)), min(FEW, len(network.x)) - 1)
+    return network.restrict(torch.arange(count, device=network.y.device)).in_chunks(count)
 
 
 def _no_mean(network: NetworkObjective) -> str:

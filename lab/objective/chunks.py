@@ -89,7 +89,10 @@ class ChunkedNetwork(NetworkFunction):
         if size < len(self.x):
             self.require_mean()
             self._warn_coupled(size)
-        for x, y in zip(self.x.split(size), self.y.split(size), strict=True):
+        sizes = [size] * (len(self.x) // size) + [len(self.x) % size] * (len(self.x) % size > 0)
+        if self.batch_statistics and len(sizes) > 1 and sizes[-1] == 1:
+            sizes[-2:] = [size + 1]  # one example that is left over has no batch statistics
+        for x, y in zip(self.x.split(sizes), self.y.split(sizes), strict=True):
             yield len(x) / len(self.x), self.outputs(w, x), partial(self.loss_at, y=y)
 
     def restrict(self, index: Tensor) -> Self:

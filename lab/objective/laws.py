@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lab.objective.base import Objective, Unsound
 
@@ -87,12 +87,33 @@ class Place:
         names, sizes = (layout.names, layout.sizes) if layout is not None else (("w",), (w.numel(),))
         least = 0.01 * max(_rms(w), 0.1)
         scale = torch.cat([piece.new_full(piece.shape, max(_rms(piece), least)) for piece in w.split(sizes)])
+        scale = scale * _varied(objective).to(scale)
         draws = (torch.randn(w.shape, generator=generator, dtype=torch.float64).to(w) for _ in range(3))
         moved, u, v = (scale * draw for draw in draws)
         there = w + MOVED * moved
         if not bool(objective.value(there).isfinite()):
             there = w
         return cls(there, u, v, names, sizes, torch.finfo(w.dtype).eps if eps is None else eps)
+
+
+def _varied(objective: Objective) -> Tensor:
+    """1 for every weight (P,), 0 in the row `padding_idx` of an embedding: to autograd it is a constant, whatever its value
+    does to the loss, and so is it to training.
+    """
+    layout, model = getattr(objective, "layout", None), getattr(objective, "model", None)
+    if layout is None or model is None:
+        return torch.ones(())
+    varied, places = torch.ones(layout.size), layout.slices()
+    names = dict[int, list[str]]()
+    for name, p in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(p), []).append(name)
+    for module in model.modules():
+        row = getattr(module, "padding_idx", None)
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and row is not None:
+            own = names.get(id(module.weight), [])
+            if len(own) == 1 and own[0] in places:  # one that is tied moves all the same: there the law is broken
+                varied[places[own[0]]].view_as(module.weight)[row] = 0
+    return varied
 
 
 def derivative_laws(objective: Objective, place: Place) -> list[Law]:
