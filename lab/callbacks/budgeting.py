@@ -1,7 +1,7 @@
 """The costs of a run kept to a budget: what `lab.probes.governor` decides is carried out, told and kept."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -28,9 +28,12 @@ class Budgeting(Costs):
         self._begun, self._step, self._heard = 0.0, 0, 0
         self._meant: dict[str, str] = {}
 
-    def begin(self, total: int | None, device: torch.device) -> None:
-        """Raises SettingError where nobody knows how long the run is."""
-        super().begin(total, device)
+    def begin(self, total: int | None, device: torch.device, step: int = 0) -> None:
+        """A run from step 0 has a budget of its own. Raises SettingError where nobody knows how long it is."""
+        super().begin(total, device, step)
+        if step == 0:
+            self.governor, self._heard = Governor(self.budget, 1), 0
+            self.expected.clear()
         if total is None:
             raise SettingError(
                 f"budget={self.budget} needs to know how long the run is: give the number of its steps, or budget=None"
@@ -46,6 +49,7 @@ class Budgeting(Costs):
     def wanted(self, probes: Sequence[Probe], step: int, *, ratio: float) -> list[Probe]:
         """Steps before a measurement, whose weights are wanted too, are no candidates."""
         wanted = []
+        _reach(self.governor, step, self.tell)
         for probe in probes:
             candidate = probe.name in self.governor.courses and step % probe.rhythm == 0
             if not candidate or self.governor.wants(probe.name, step, ratio=ratio):
@@ -104,19 +108,20 @@ class Budgeting(Costs):
         return caveats(self.governor, self._sizes(), self._meant)
 
     def state_dict(self) -> dict[str, Any]:
-        return self.governor.state_dict()
+        return self.governor.state_dict() | {"unit": self._in}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if state:
+        if state and state.get("unit", self._in) == self._in:  # what was spent in another unit is not known in this one
             self.governor.load_state_dict(state)
             self._heard = len(self.governor.decisions)
 
     def _course(self, probe: Probe, here: Snapshot) -> Course:
         first, after = (self._unit(self.foretold(probe, here, warm=warm)) for warm in (False, True))
         offers = [Offer(first, after)]
-        loss = self.bench.objective("auto")
-        if probe.halves and getattr(probe, "examples", None) == "auto" and isinstance(loss, NetworkObjective):
-            whole, *parts = self._sizes()
+        whole, *parts = self._sizes()
+        if parts and probe.halves and getattr(probe, "examples", None) == "auto":
+            loss = self.bench.objective("auto")
+            assert isinstance(loss, NetworkObjective)
             product = self._unit(Cost(1, 1, self.speed.product * whole if self.speed else 0.0))
             for part in parts:
                 look = 2 * product * max(part, FEWEST * batch_of(loss)) / whole
@@ -126,13 +131,22 @@ class Budgeting(Costs):
     def _unit(self, cost: Cost) -> float:
         return cost.seconds if self.budget.products is None else cost.products
 
+    @property
+    def _in(self) -> str:
+        return "seconds" if self.budget.products is None else "products"
+
     def _sizes(self) -> list[int]:
-        return sizes(self.bench.objective("auto"))
+        try:
+            return sizes(self.bench.objective("auto"))
+        except Exception:  # the network is run for it: the probe will meet it, and say so
+            return [self.bench.num_train]
 
     def _rule(self, probe: Probe) -> None:
         """The settings of the offer that was chosen."""
         course = self.governor.courses.get(probe.name)
-        if course is None or not course.chosen:
+        if course is None or not 0 < course.chosen < len(
+            self._sizes()
+        ):  # other data than those of a state that was loaded
             return
         ruled = {**probe.loose, "examples": Nested(self._sizes()[course.chosen])}
         if course.count == 0 and probe.ruled.get("examples") not in (None, ruled["examples"]):
@@ -153,6 +167,16 @@ class Budgeting(Costs):
         for line in words(self.governor, self._sizes(), self.governor.decisions[self._heard :]):
             self.tell(f"probe.budget={self.budget}: from {line}")
         self._heard = len(self.governor.decisions)
+
+
+def _reach(governor: Governor, step: int, tell: Callable[[str], object]) -> None:
+    """A run that goes on beyond its end has twice as many steps, and says so."""
+    while step > governor.total:
+        governor.total *= 2
+        tell(
+            f"the run goes on beyond the steps it was said to have: what is left of budget={governor.budget} is spread over "
+            f"{governor.total} of them"
+        )
 
 
 def costs_of(bench: Bench, budget: Budget | None) -> Costs:

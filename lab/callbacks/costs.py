@@ -51,8 +51,8 @@ class Costs:
         self.speed: Speed | None = None
         self.expected: dict[str, Cost] = {}
 
-    def begin(self, total: int | None, device: torch.device) -> None:
-        """A run of so many steps, None where nobody knows, begins or goes on."""
+    def begin(self, total: int | None, device: torch.device, step: int = 0) -> None:
+        """A run of so many steps, None where nobody knows, begins at `step` or goes on there."""
         self.total = total
         if device.type == "cuda" and self.clock is thread_time:
             self.clock = perf_counter

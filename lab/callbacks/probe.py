@@ -39,15 +39,16 @@ class ProbeCallback(Probing, pl.Callback):
     batch_norm, chunk_size, batch_size, sampling, seed, audit   as of `lab.probes.bench.Bench`; the batch is by default as
                 large as the first that comes.
     refuses     whether what cannot be measured at all at step 0 (`lab.probes.attempt.REFUSALS`) is raised, as a door does.
-    budget      what measurements may take (`lab.probes.governor`): a share of the training time, or "products:500"; None:
-                what they take. Raises SettingError for another one.
+    budget      what measurements may take (`lab.probes.governor`): a share of the training time, "products:500" or None.
     Threshold, preconditioner and steps are those of whichever optimiser holds each weight; what is frozen, thawed or added
     in the run is followed. Where gradients are clipped (`lab.callbacks.clipping`), train/clipped is the share of steps so
     far that were; sharpness/clipped_threshold, clipped_ratio are those of the effective rate lr min(1, c/|g|) of the step.
     Training is bit-identical with and without it, and goes on whatever a probe raises: one warning tells it, and the next
-    measurement is tried again, unless the first one was refused. Raises ValueError for two probes of one name, and
-    where two write one tag. After (and during) training: `tracker`, `latest`, `summary()`.
+    measurement is tried again, unless the first was refused. Raises ValueError for two probes of one name, or that write one
+    tag. After (and during) training: `tracker`, `latest`, `summary()`.
     """
+
+    total: int | None = None
 
     def __init__(
         self,
@@ -99,12 +100,13 @@ class ProbeCallback(Probing, pl.Callback):
         self.bench.place(device, next(self.bench.model.parameters()).dtype)
         require_each(self, self._run.step)
         for probe in self.probes:
+            probe.ruled = {}  # what the budget of another run has asked of the same card
             memory = self._saved.get(type(probe).__name__, {})
             probe.load_state_dict({name: tensor.to(device) for name, tensor in memory.items()})
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._measured, self._kept, self._run = -1, None, adapt(trainer, pl_module)
-        self.costs.begin(self._run.total, pl_module.device)
+        self.costs.begin(self._run.total or self.total, pl_module.device, self._run.step)
         self.bench.optimizers = trainer.optimizers
         self.clipping.begin(trainer, pl_module, lambda: self.judge(trainer.loggers))
         lay_out(self, trainer.loggers, tested=getattr(pl_module, "test_data", None) is not None)

@@ -21,6 +21,9 @@ from lab.probes.base import Examples, Probe
 from lab.probes.bench import Bench
 from lab.probes.governor import Budget
 
+DOUBT = 0.1
+"""Relative error of the sharpness beyond which no phase is told by it."""
+
 
 class Probing:
     """Probes on the snapshots of a bench: the last values, the failures, the phase. `ProbeCallback` says when.
@@ -34,7 +37,7 @@ class Probing:
     ):
         self.probes, self.bench, self.refuses = list(probes), bench, refuses
         self.tracker, self.clipping, self.failures = PhaseTracker(stochastic=stochastic), Clipping(), Failures()
-        self.formula, self.costs = "the threshold", costs_of(bench, budget)
+        self.formula, self.doubt, self.costs = "the threshold", "", costs_of(bench, budget)
         self._parts: dict[str, Any] = {"live": bench.live, "clipping": self.clipping, "failures": self.failures}
         self._parts |= {"audit": bench.audited, "costs": self.costs}
         self._latest: dict[str, float] = {}
@@ -118,15 +121,16 @@ class Probing:
         if rule is not None:
             self.formula = self.clipping.formula(rule.moving.formula)
         self.say(self.clipping.told)
+        if doubt := in_doubt(measured):
+            self.say("" if self.doubt else f"no phase is told: {doubt}")
+            ratio, self.doubt = math.nan, doubt
         if values:
             self._log(loggers, step, values)
         if (phase := self.tracker.add_ratio(step, ratio)) is not None:
             self._log(loggers, step, {"sharpness/phase": float(phase.code)})
 
     def _log(self, loggers: Sequence[Logger], step: int, values: Mapping[str, Any]) -> None:
-        figures = {tag: value for tag, value in values.items() if isinstance(value, Figure)}
-        arrays = {tag: value for tag, value in values.items() if isinstance(value, Tensor)}
-        numbers = {tag: value for tag, value in values.items() if tag not in figures | arrays}
+        numbers, figures, arrays = _apart(values)
         self.note(numbers)
         scalars = {tag: self._latest[tag] for tag in numbers if tag in self._latest}
         for logger in loggers:
@@ -135,9 +139,8 @@ class Probing:
     def summary(self) -> dict[str, Any]:
         """Phase, entry step, overshoot, level ... of the run so far, and what they are measured in.
 
-        The phase is None where no ratio was measured, as under an optimiser whose threshold is not known. left_out: the
-        weights that do not move, in a sentence; no_threshold: why there is none; clipped: the share of steps on clipped
-        gradients; None for nothing to say.
+        The phase is None where no ratio was measured, as where no threshold is known (no_threshold: why). left_out: the
+        weights that do not move, in a sentence; clipped: the share of steps on clipped gradients; None: nothing to say.
         """
         compared = [tag for tag in ("sharpness/preconditioned", "sharpness/moved") if tag in self._latest]
         audit = self.bench.audited.found
@@ -145,7 +148,7 @@ class Probing:
             "quantity": compared[0] if compared else "sharpness/lambda_max",
             "threshold_formula": self.formula,
             "left_out": self.bench.live.left_out or None,
-            "no_threshold": self.bench.live.refusal or None,
+            "no_threshold": self.bench.live.refusal or self.doubt or None,
             "clipped": self.clipping.share,
             "failed_probes": self.failures.counts,
             "audit": audit.sentence() if audit else None,
@@ -174,12 +177,31 @@ class Probing:
             part.load_state_dict(state.get(name, {}))
 
 
+def in_doubt(measured: Mapping[str, Any]) -> str:
+    """Why the ratio of a measurement tells no phase: its error is more than `DOUBT` of it; "" where it does."""
+    name = next((n for n in ("preconditioned", "moved", "lambda_max") if f"sharpness/{n}" in measured), "")
+    value, error = (measured.get(f"{head}sharpness/{name}", math.nan) for head in ("", "error/"))
+    if not (isinstance(value, float) and isinstance(error, float) and DOUBT * abs(value) < error < math.inf):
+        return ""
+    return (
+        f"lambda_max is {value:.3g} +- {error:.2g} on {measured.get('cost/sharpness/examples', math.nan):.0f} examples, "
+        "which says too little; a larger budget, or none (null), measures more of them"
+    )
+
+
 def _heard(audit: Audit | None) -> dict[str, float]:
     """The numbers of an audit, where there is one to tell of."""
     for note in audit.notes if audit else ():
         tell = rank_zero_warn if "could not decide" in note else rank_zero_info
         tell(f"the measured loss: {note}")
     return audit.numbers() if audit else {}
+
+
+def _apart(values: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, Figure], dict[str, Tensor]]:
+    """Numbers, figures and arrays."""
+    figures = {tag: value for tag, value in values.items() if isinstance(value, Figure)}
+    arrays = {tag: value for tag, value in values.items() if isinstance(value, Tensor)}
+    return {tag: value for tag, value in values.items() if tag not in figures | arrays}, figures, arrays
 
 
 def _hand_over(

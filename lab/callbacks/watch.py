@@ -16,7 +16,7 @@ Trainer of Hugging Face.
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -191,7 +191,8 @@ def watch(
         weight=weight,
     )
     if trainable(model):
-        made.bench.require(made.probes)
+        with suppress(RuntimeError):  # of the model itself: the probes will meet it, and say so
+            made.bench.require(made.probes)
     if optimizers:
         made.bench.optimizers = optimizers
         made.hooks = UpdateHooks(optimizers, made.say)

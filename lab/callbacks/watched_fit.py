@@ -84,9 +84,9 @@ class WatchedFit(Watching):
         """A run of a loop that counts its steps here begins at `step`."""
         self._run, self._count.made = self._count, step
         self.prepare(next(self.bench.model.parameters()).device)
-        self.begin(step)
         self.settle_budget(self.total)
-        self.costs.begin(self.total, next(self.bench.model.parameters()).device)
+        self.costs.begin(self.total, next(self.bench.model.parameters()).device, step)
+        self.begin(step)
         self.costs.step_begins(step)
         self._measured = self._loaded.get("measured", -1)
         self.log(self._loaded.get("logged", {}).get("values", {}))  # which the folder has dropped from this step on

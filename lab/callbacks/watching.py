@@ -91,7 +91,7 @@ class Watching(ProbeCallback, ABC):
 
     def settle_budget(self, total: int | None) -> None:
         """The usual budget is a share of a run whose length is known; of another there is none."""
-        if total is None and self._usual_budget:
+        if total is None and self.total is None and self._usual_budget:
             self.costs = self._parts["costs"] = Costs(self.bench)
             self.costs.working = in_lines
 
@@ -100,10 +100,10 @@ class Watching(ProbeCallback, ABC):
         measured, self._seen, self._modes = self._measured, None, None
         self.costs.step_ends(self._run.step)  # since the last block: also what stands outside of them
         self.look(loggers)
-        self.costs.step_begins(self._run.step)
         if self._measured != measured:
             self._seen = None if self.losses_told or self._curves.any_given else loss_now(self.bench)
             self._modes = [module.training for module in self.bench.model.modules()]
+        self.costs.step_begins(self._run.step)
 
     def updated(self, lr: float) -> None:
         """It was made."""

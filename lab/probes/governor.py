@@ -175,7 +175,7 @@ class Governor(Ledger):
             self._look_again(name, step)
         if course.fixed or not course.count:
             return True
-        stretch = self._denser(self.stretch(step), step, ratio)
+        stretch = min(self._denser(self.stretch(step), step, ratio), 2.0 * self.total + 1)
         times = self._times(stretch)
         if not course.said / 2 < stretch < 2 * course.said:
             self._note(name, step, stretch)

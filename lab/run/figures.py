@@ -49,7 +49,6 @@ def edge_figure(series: Series, summary: Mapping[str, Any]) -> Figure:
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
     series, before = _apart(series, summary)
     _losses(above, series, summary)
-
     quantity = summary["quantity"]
     preconditioned = quantity == "sharpness/preconditioned"
     name = r"$\lambda_{\max}(P^{-1}H)$" if preconditioned else r"$\lambda_{\max}(H)$"
@@ -57,6 +56,7 @@ def edge_figure(series: Series, summary: Mapping[str, Any]) -> Figure:
         for tag in sorted(t for t in series if t.startswith("sharpness/lambda_") and t[-1].isdigit()):
             below.plot(*series[tag], color="tab:blue", lw=0.8, alpha=0.5)
     _line(below, series, quantity, color="tab:blue", marker=".", lw=1.3, label=name)
+    _band(below, series, quantity, color="tab:blue", alpha=0.2, lw=0)
     _line(below, series, "sharpness/midpoint", color="tab:cyan", marker=".", lw=1, label="at midpoints")
     if not preconditioned:
         slope = r"$g'Hg/|g|^2$"
@@ -214,6 +214,14 @@ def _line(axis: Axes, series: Series, tag: str, *, dot: str = "o", **style: Any)
     if tag in series:
         steps, values = series[tag]
         axis.plot(steps, values, **{"marker": dot if len(steps) == 1 else ""} | style)
+
+
+def _band(axis: Axes, series: Series, tag: str, **style: Any) -> None:
+    """The errors of the values of a tag, where there are any."""
+    values, errors = (dict(zip(*series.get(f"{head}{tag}", ([], [])), strict=True)) for head in ("", "error/"))
+    if steps := sorted(values.keys() & errors.keys()):
+        middle, spread = (np.array([of[step] for step in steps]) for of in (values, errors))
+        axis.fill_between(steps, middle - spread, middle + spread, **style)
 
 
 def _apart(series: Series, summary: Mapping[str, Any]) -> tuple[Series, Series]:
