@@ -273,7 +273,8 @@ def test_a_glob_of_a_folder_of_runs_passes_over_what_is_no_checkpoint(
         "runs/0/checkpoints/last.ckpt",
         "runs/1/checkpoints/last.ckpt",
     ]
-    assert [file.name for file in Target.of(["checkpoint=runs/0/**"]).files()] == ["last.ckpt", "previous.ckpt"]
+    assert [file.name for file in Target.of(["checkpoint=runs/0/**"]).files()] == ["last.ckpt"]
+    assert [file.name for file in Target.of(["checkpoint=runs/0/*/prev*"]).files()] == ["previous.ckpt"], "asked for"
     assert [file.name for file in Target.of(["checkpoint=runs/*.yaml"]).files()] == ["multirun.yaml"], "asked for"
     measure("checkpoint=runs/*", "probe=[critical_point]", "probe.critical_point.max_matvecs=4")
     told = capsys.readouterr()
