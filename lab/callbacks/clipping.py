@@ -88,8 +88,8 @@ class Clipping:
 
     @property
     def told(self) -> str:
-        """What is to be said of it, in a line; "" where no step was clipped so far. Of ratio and phase nothing where no ratio
-        was measured, as under an optimiser whose threshold is not known.
+        """What is to be said of it, in a line; "" where no step was clipped so far. Of ratio and phase nothing where no
+        ratio was measured, as under an optimiser whose threshold is not known.
         """
         if not self.clipped:
             return ""

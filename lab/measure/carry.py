@@ -101,7 +101,9 @@ class LoadedRun:
         result.findings = findings(probes, result.values)
         result.findings += [f"The measured loss: {note}." for note in (audit.notes if audit else ())]
         if self._clips and "sharpness/threshold" in result.values:
-            result.findings.append(f"The threshold is that of steps that are not clipped; the run clipped by {self._clips}")
+            result.findings.append(
+                f"The threshold is that of steps that are not clipped; the run clipped by {self._clips}"
+            )
         result.failures = [str(failure) for failure in failures]
         result.seconds = perf_counter() - begin
         return result

@@ -1,8 +1,8 @@
 """A run that is made longer by its own command: which there are, and where the longer run would have been another one.
 
 Updates, batches and measurements are functions of the step, so a finished run goes on from its last checkpoint as if it had
-never ended. What looks at the end does not: a schedule whose rates depend on the total, and a budget of measurements, which is
-spread over the whole run.
+never ended. What looks at the end does not: a schedule whose rates depend on the total, and a budget of measurements, which
+is spread over the whole run.
 """
 
 import re

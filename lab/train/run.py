@@ -121,8 +121,8 @@ class TrainingRun:
         if self.labels.debug:
             self.remark = debug.told(self.real, self.parts, self.probes.latest, self.watch, self.labels.loggers)
         folder.write("summary", summary)
-        state, seconds = "diverged" if module.divergence else "finished", summary["seconds"]
-        folder.status(state, step=module.step, reason=ending.reason(module), seconds=seconds)
+        end = "diverged" if module.divergence else "finished"
+        folder.status(end, step=module.step, reason=ending.reason(module), seconds=summary["seconds"])
         return summary
 
     def _train(
