@@ -171,8 +171,7 @@ class RunFolder:
 
     def status(self, state: str, *, step: int, reason: str = "", seconds: float | None = None) -> None:
         """How the run stands: running, finished, diverged or failed; after so many `seconds`, where the clock was read."""
-        read = self.seconds if seconds is None else seconds
-        time = {"seconds": read} if math.isfinite(read) else {}
+        time = {"seconds": read} if math.isfinite(read := self.seconds if seconds is None else seconds) else {}
         self.write("status", {"status": state, "step": step, "reason": reason, "pid": os.getpid()} | time)
 
     def _lines(self) -> Iterator[dict[str, Any]]:
