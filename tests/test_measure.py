@@ -262,6 +262,16 @@ def test_of_a_run_that_diverged_the_last_finite_state_is_measured(
         assert "diverged" not in capsys.readouterr().out
 
 
+def test_of_a_clipped_run_it_is_told_whose_threshold_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(Path("run"), *MLP, "trainer.clip_norm=0.5")
+    measure("checkpoint=run")
+    told = "The threshold is that of steps that are not clipped; the run clipped by trainer.clip_norm=0.5."
+    assert told in capsys.readouterr().out
+
+
 def test_a_glob_of_a_folder_of_runs_passes_over_what_is_no_checkpoint(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -273,7 +283,8 @@ def test_a_glob_of_a_folder_of_runs_passes_over_what_is_no_checkpoint(
         "runs/0/checkpoints/last.ckpt",
         "runs/1/checkpoints/last.ckpt",
     ]
-    assert [file.name for file in Target.of(["checkpoint=runs/0/**"]).files()] == ["last.ckpt", "previous.ckpt"]
+    assert [file.name for file in Target.of(["checkpoint=runs/0/**"]).files()] == ["last.ckpt"]
+    assert [file.name for file in Target.of(["checkpoint=runs/0/*/prev*"]).files()] == ["previous.ckpt"], "asked for"
     assert [file.name for file in Target.of(["checkpoint=runs/*.yaml"]).files()] == ["multirun.yaml"], "asked for"
     measure("checkpoint=runs/*", "probe=[critical_point]", "probe.critical_point.max_matvecs=4")
     told = capsys.readouterr()

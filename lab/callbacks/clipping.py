@@ -32,6 +32,7 @@ UNEVEN = (
     "and no phase is judged by the others; train/clipped is the share of clipped steps"
 )
 
+CLIPPED_ONLY = "gradients are clipped: train/clipped is the share of clipped steps"
 BOUND = (
     "gradients are clipped by norm, by a factor that is not known here: threshold and ratio hold for steps that are not "
     "clipped only, and no phase is judged by the others; train/clipped is the share of clipped steps"
@@ -51,7 +52,7 @@ class Clipping:
 
     def __init__(self) -> None:
         self.watched, self.steps, self.clipped, self.uneven, self.factor = False, 0, 0, 0, math.nan
-        self._configured = self._by_value = self._bounded = False
+        self._configured = self._by_value = self._bounded = self._held = False
         self._before: dict[int, Tensor] = {}
         self._hooks: list[Any] = []
 
@@ -68,6 +69,7 @@ class Clipping:
         their second moments, in the ratio, hold gradients clipped before. Weight decay that joins the gradient later is not
         clipped: threshold / f is exact where the rule is plain, and nothing is said where it is not.
         """
+        self._held = self._held or math.isfinite(ratio)
         if self.share is None:
             return {}, ratio
         values, f = {"train/clipped": self.share}, self.factor
@@ -86,9 +88,13 @@ class Clipping:
 
     @property
     def told(self) -> str:
-        """What is to be said of it, in a line; "" where no step was clipped so far."""
+        """What is to be said of it, in a line; "" where no step was clipped so far. Of ratio and phase nothing where no
+        ratio was measured, as under an optimiser whose threshold is not known.
+        """
         if not self.clipped:
             return ""
+        if not self._held:
+            return CLIPPED_ONLY
         return BOUND if self._bounded else UNEVEN if self.uneven else BY_NORM
 
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule, then: Callable[[], None]) -> None:

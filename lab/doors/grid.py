@@ -233,7 +233,9 @@ def _naming(cfg: DictConfig, axes: Iterable[str]) -> list[str]:
     different runs: elsewhere a longer run is the same one.
     """
     naming = cfg.hydra.job.config.override_dirname
-    kept = [key for key in naming.exclude_keys if not (key in (*LENGTH, "trainer.stop") and key in axes)]
+    kept = [
+        key for key in naming.exclude_keys if not (key in (*LENGTH, "trainer.stop", "trainer.keep") and key in axes)
+    ]
     if len(kept) == len(naming.exclude_keys):
         return []
     word = f"hydra.job.config.override_dirname.exclude_keys=[{','.join(kept)}]"

@@ -49,7 +49,7 @@ def try_out(
         )
     if not bool(loss.isfinite()):
         raise SettingError(
-            f"{_name(cards, 'loss')} of two examples is {float(loss):g} at the initial weights; expected a number"
+            f"{_name(cards, 'loss')} of two examples is {float(loss.detach()):g} at the initial weights; expected a number"
         )
     try:
         whole = NetworkObjective(model, criterion, (dataset.train.x, dataset.train.y))

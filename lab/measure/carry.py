@@ -100,9 +100,20 @@ class LoadedRun:
                 result.values[tag] = float(value)
         result.findings = findings(probes, result.values)
         result.findings += [f"The measured loss: {note}." for note in (audit.notes if audit else ())]
+        if self._clips and "sharpness/threshold" in result.values:
+            result.findings.append(
+                f"The threshold is that of steps that are not clipped; the run clipped by {self._clips}"
+            )
         result.failures = [str(failure) for failure in failures]
         result.seconds = perf_counter() - begin
         return result
+
+    @property
+    def _clips(self) -> str:
+        """The setting by which the gradients of the run were clipped; "" for none."""
+        trainer = self.parts.settings.trainer
+        bounds = {"clip_norm": trainer.clip_norm, "clip_value": trainer.clip_value}
+        return ", ".join(f"trainer.{name}={bound:g}" for name, bound in bounds.items() if bound is not None)
 
     def _restore(self, use: OptimizerUse) -> None:
         """The optimiser as it was saved, else at the learning rate of its schedule; what is typed wins."""

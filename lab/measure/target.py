@@ -16,6 +16,8 @@ from lab.settings import SettingError
 
 WEIGHTS = (".ckpt", ".pt", ".pth", ".safetensors")
 """How files of weights end; another file that a glob finds is taken for one only where the glob ends like it."""
+SPARE = ("previous.ckpt", "previous_best.ckpt")
+"""Checkpoints that a run keeps beside another one, in case: a glob leaves them out unless it names them."""
 FLAGS = ("--help", "-h", "--cfg", "-c", "--resolve", "--config-dir", "-cd")
 
 
@@ -96,7 +98,7 @@ class Target:
                 f"checkpoint={self.checkpoint} finds no folder with {LAST} and no file in {', '.join(WEIGHTS)}; "
                 "name a run folder or a file"
             )
-        return list(dict.fromkeys(files))
+        return list(dict.fromkeys(file for file in files if file.name not in SPARE)) or list(dict.fromkeys(files))
 
     @property
     def together(self) -> Path:

@@ -169,10 +169,10 @@ class RunFolder:
         """Time spent on the run by all its processes (s), less what a killed one did after its last status."""
         return monotonic() - self._begin
 
-    def status(self, state: str, *, step: int, reason: str = "") -> None:
-        """How the run stands: running, finished, diverged or failed."""
-        seconds = {"seconds": self.seconds} if math.isfinite(self._begin) else {}
-        self.write("status", {"status": state, "step": step, "reason": reason, "pid": os.getpid()} | seconds)
+    def status(self, state: str, *, step: int, reason: str = "", seconds: float | None = None) -> None:
+        """How the run stands: running, finished, diverged or failed; after so many `seconds`, where the clock was read."""
+        time = {"seconds": read} if math.isfinite(read := self.seconds if seconds is None else seconds) else {}
+        self.write("status", {"status": state, "step": step, "reason": reason, "pid": os.getpid()} | time)
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         """The measurements on disk; a last line cut off by a kill is passed over."""

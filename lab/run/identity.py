@@ -13,8 +13,8 @@ from lab.run.folder import RunFolder
 from lab.run.length import LENGTH, growth
 from lab.settings import SettingError, knobs
 
-PLACE = ("trainer.threads", "trainer.stop", "data.cache", "name", "tags", "logger", "debug")
-"""Settings that say how, or when to stop, not what: they may change between a run and its resumption."""
+PLACE = ("trainer.threads", "trainer.stop", "trainer.keep", "data.cache", "name", "tags", "logger", "debug")
+"""Settings that say how, when to stop or what to keep, not what: they may change between a run and its resumption."""
 
 
 def flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -28,8 +28,8 @@ from lab.run.signals import ended
 from lab.run.summary import DEFAULT, sentence
 from lab.train.beginning import inherited_length, require_origin
 from lab.train.comparison import compare
-from lab.train.extension import lengthened, require_extendable, tell_diverged
-from lab.train.naming import begins_anew, ended_early, relabelled, require_named
+from lab.train.extension import lengthened, require_extendable, tell_budget, tell_diverged
+from lab.train.naming import begins_anew, ended_early, relabelled, require_named, require_sound_changes
 from lab.train.scaling import scaled
 from lab.train.selection import left_out, selected
 
@@ -57,6 +57,8 @@ def look(request: Request) -> Iterable[str]:
         require_named(sound)
         if not anew:
             require_extendable(folder, sound, settings)
+    else:
+        require_sound_changes(folder, settings)
     return left_out(request)
 
 
@@ -102,6 +104,7 @@ def _train(folder: RunFolder, settings: dict[str, Any], request: Request) -> dic
     quiet()
     child = fork(folder, settings, parts)
     Kept.of(parts.settings.trainer.keep).require_within(parts.total)
+    tell_budget(folder, sound, settings)
 
     def begin() -> None:
         keep_settings(folder.path, settings, request.overrides)

@@ -1,11 +1,13 @@
 """A run that is made longer by its own command: which there are, and where the longer run would have been another one.
 
 Updates, batches and measurements are functions of the step, so a finished run goes on from its last checkpoint as if it had
-never ended. What looks at the end does not: a schedule whose rates depend on the total.
+never ended. What looks at the end does not: a schedule whose rates depend on the total, and a budget of measurements, which
+is spread over the whole run.
 """
 
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lab.run.folder import RunFolder
@@ -48,3 +50,37 @@ def require_extendable(folder: RunFolder, settings: "Settings", plain: Mapping[s
         f"and its factor of step {last} would have been {rates[1]:.3g}, not {rates[0]:.3g}; from={folder.path} "
         f"steps={grown.now} begins a new run at its end, or choose another hydra.run.dir for a whole one"
     )
+
+
+def tell_budget(folder: RunFolder, settings: "Settings", plain: Mapping[str, Any]) -> None:
+    """A line on stderr where the measurements made so far are those of a shorter run, whose budget was spread over it."""
+    grown = lengthened(folder, plain)
+    if grown is None or settings.budget is None:
+        return
+    account = folder.read("summary").get("budget")
+    if account is None:  # killed: nobody has said yet
+        what = "may not all be"
+    elif bound(account["decisions"], {probe.name: probe.rhythm for probe in settings.probes}):
+        what = "are not all"
+    elif account["spent"] * grown.now > settings.budget.allowed(_step(account, grown.before), grown.now) * grown.before:
+        what = "may not all be"  # the longer run would have begun to save at its first step
+    else:
+        return
+    print(
+        f"{folder.path}: weights go on bit for bit; measurements so far were made by a budget for {grown.before} steps, and "
+        f"{what} those of a run of {grown.now} steps",
+        file=sys.stderr,
+    )
+
+
+def bound(decisions: Iterable[str], rhythms: Mapping[str, int]) -> bool:
+    """Whether a budget has changed anything, by its decisions in summary.json: a rhythm more seldom than that of the card
+    (`rhythms`), or a part of the probe set.
+    """
+    usual = {f"step 0 on {name} every {rhythm} steps" for name, rhythm in rhythms.items()}
+    return any(re.sub(r"^step \d+", "step 0", line) not in usual for line in decisions)
+
+
+def _step(account: Mapping[str, Any], steps: int) -> float:
+    """Seconds of a training step; 0 where the budget counts products."""
+    return (account["training_seconds"] or 0.0) / steps

@@ -25,7 +25,8 @@ from pytorch_lightning.loggers import Logger, MLFlowLogger, WandbLogger
 from lab.callbacks.dashboard import Board
 from lab.doors.labels import NAMES, Labels
 from lab.run.folder import RunFolder, replace
-from lab.run.identity import flat
+from lab.run.identity import PLACE, flat
+from lab.run.length import LENGTH
 from lab.run.stopping import Stopping
 from lab.settings import SettingError
 
@@ -219,7 +220,10 @@ def _mlflow(folder: RunFolder, entry: Entry) -> Logger:
     if entry.tags:
         client.set_tag(run_id, "tags", ",".join(entry.tags))
     _keep(folder, "mlflow", run_id)
-    params = [mlflow.entities.Param(allowed(key), str(v)[:LONGEST_PARAM]) for key, v in entry.settings.items()]
+    settings = {allowed(key): str(value)[:LONGEST_PARAM] for key, value in entry.settings.items()}
+    for key in settings.keys() & {*PLACE, *LENGTH}:  # may change between a run and what goes on with it, as tags may
+        client.set_tag(run_id, key, settings.pop(key))
+    params = [mlflow.entities.Param(key, value) for key, value in settings.items()]
     known = client.get_run(run_id).data.params  # they cannot be changed
     for i in range(0, len(params), 100):
         client.log_batch(run_id, params=[param for param in params[i : i + 100] if param.key not in known])

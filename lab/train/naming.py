@@ -46,6 +46,17 @@ def relabelled(folder: RunFolder, settings: dict[str, Any], summary: dict[str, A
     return summary | {"tags": tags}
 
 
+def require_sound_changes(folder: RunFolder, settings: dict[str, Any]) -> None:
+    """Raise SettingError where what may change of a finished run was changed to what no run takes. Without torch where
+    nothing was.
+    """
+    before, now = folder.read("provenance").get("settings", {}).get("trainer", {}), settings["trainer"]
+    if any((before.get(name) or None) != (now.get(name) or None) for name in ("stop", "keep")):
+        from lab.doors.parts import read_settings
+
+        require_named(read_settings(settings))
+
+
 def require_named(settings: "Settings") -> None:
     """Raise SettingError for tags in trainer.stop that nothing writes, and for callbacks that are none."""
     if settings.trainer.stop:

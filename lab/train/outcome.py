@@ -25,7 +25,7 @@ def outcome(settings: Settings, probes: ProbeCallback, module: SupervisedModule,
         reason=reason(module),
         others=_noise(settings, module)
         + _escapes(settings, folder)
-        + keeping.finding(folder)
+        + (keeping.finding(folder) if keeping.Kept.of(settings.trainer.keep).best else [])
         + module.stopping.unseen(),
     )
     more = {

@@ -121,7 +121,8 @@ class TrainingRun:
         if self.labels.debug:
             self.remark = debug.told(self.real, self.parts, self.probes.latest, self.watch, self.labels.loggers)
         folder.write("summary", summary)
-        folder.status("diverged" if module.divergence else "finished", step=module.step, reason=ending.reason(module))
+        end = "diverged" if module.divergence else "finished"
+        folder.status(end, step=module.step, reason=ending.reason(module), seconds=summary["seconds"])
         return summary
 
     def _train(

@@ -83,6 +83,15 @@ def test_by_value_the_share_is_logged_and_clipped_steps_have_no_phase(c: float) 
     assert ("of unclipped steps" in probe.summary()["threshold_formula"]) == any(clipped)
 
 
+def test_where_no_ratio_was_measured_only_the_share_is_spoken_of() -> None:
+    clipping = Clipping()
+    clipping.steps, clipping.clipped, clipping.factor = 1, 1, 0.5
+    assert clipping.judged(None, math.nan)[0] == {"train/clipped": 1.0}
+    assert clipping.told == "gradients are clipped: train/clipped is the share of clipped steps"
+    assert "sharpness/clipped_ratio" in clipping.judged(UpdateRule(lr=0.1), 1.0)[0]
+    assert "sharpness/clipped_threshold" in clipping.told
+
+
 def test_clipping_is_said_once_and_only_where_a_step_was_clipped() -> None:
     with pytest.warns(UserWarning, match="clipped by norm") as said:
         fit(Project(lambda m: optim.SGD(m.parameters(), lr=0.1)), gradient_clip_val=0.05, every=3)

@@ -75,8 +75,10 @@ def test_a_setting_that_there_was_not_then_has_to_have_its_default(tmp_path: Pat
         del before[group][name]
     folder.write("provenance", {"settings": before})
     require_unchanged(folder, now)
-    now["trainer"]["keep"] = "best"
-    with pytest.raises(SettingError, match=r"holds a run with trainer\.keep=None, not best"):
+    now["trainer"]["keep"] = "best"  # changes no number
+    require_unchanged(folder, now)
+    now["trainer"]["state"] = "drop"
+    with pytest.raises(SettingError, match=r"holds a run with trainer\.state=None, not drop"):
         require_unchanged(folder, now)
 
 

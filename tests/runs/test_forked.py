@@ -144,7 +144,7 @@ def test_a_child_of_a_child_and_its_default_folder() -> None:
     first = ("optimizer.lr=0.2", "trainer.keep=[30]", "trainer.threads=1")
     command(f"from={parent.path.absolute()}@{T}", *first)
     [child] = Path("outputs/train").iterdir()
-    assert child.name.startswith("from=runs-a=1,b=[2]@23,optimizer.lr=0.2,trainer.keep=[30]-")
+    assert child.name.startswith("from=runs-a=1,b=[2]@23,optimizer.lr=0.2-")
     command(f"from={child}@30", "data.batch_size=full", "trainer.threads=1")
     [grandchild] = [folder for folder in Path("outputs/train").iterdir() if folder != child]
     run = RunFolder(grandchild)

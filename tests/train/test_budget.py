@@ -63,6 +63,21 @@ def test_a_run_begun_before_there_was_a_budget_goes_on_without(train: Callable[.
     assert train("old", *SMALL, "steps=30").read("provenance") == provenance, "the numbers of then for auto"
 
 
+def test_lengthening_says_where_the_measurements_so_far_are_those_of_a_shorter_run(
+    train: Callable[..., RunFolder], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, told = (*SMALL, "optimizer.momentum=0.9"), []
+    for products, steps in ((40, 60), (1000, 60), (120, 39)):
+        train(f"of {products}", *settings, f"steps={steps}", f"probe.budget=products:{products}")
+        capsys.readouterr()
+        train(f"of {products}", *settings, "steps=90", f"probe.budget=products:{products}")
+        told.append([line for line in capsys.readouterr().err.splitlines() if "bit for bit" in line])
+    budget = "weights go on bit for bit; measurements so far were made by a budget for"
+    assert len(told[0]) == 1 and f"{budget} 60 steps, and are not all those of a run of 90 steps" in told[0][0]
+    assert not told[1], "there is enough for both"
+    assert f"{budget} 39 steps, and may not all be those" in told[2][0], "it will be scarce"
+
+
 @pytest.mark.parametrize("typed", ["probe.budget=0", "probe.budget=products:0", "probe.budget=lots"])
 def test_what_is_no_budget_is_refused(
     typed: str, command: Callable[..., None], capsys: pytest.CaptureFixture[str]

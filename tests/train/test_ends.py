@@ -129,6 +129,16 @@ def test_a_condition_that_can_never_be_met_is_refused_before_anything_is_written
     assert "did you mean sharpness/ratio?" in refused(*SMALL, "probe=[sharpness]", "trainer.stop=[sharpness/ration>1]")
 
 
+def test_what_may_change_of_a_finished_run_is_refused_where_no_run_takes_it(train: Train, refused: Refused) -> None:
+    finished = train("run", *SMALL)
+    files = {file: file.stat().st_mtime_ns for file in finished.path.rglob("*")}
+    place = (*SMALL, "hydra.run.dir=run")
+    assert "nothing in this run writes trian/loss" in refused(*place, "trainer.stop=[trian/loss<1]")
+    assert "trainer.keep=last: expected steps" in refused(*place, "trainer.keep=last")
+    train("run", *SMALL, "trainer.keep=best", "trainer.stop=[train/loss<1e-9]")
+    assert files == {file: file.stat().st_mtime_ns for file in finished.path.rglob("*")}
+
+
 GUESTS = """
 import pytorch_lightning as pl
 import torch

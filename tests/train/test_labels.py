@@ -85,6 +85,7 @@ def test_mlflow_has_settings_tags_and_every_metric_in_a_file_of_the_run_that_a_r
     assert found.info.run_id == run.read("loggers")["mlflow"] and found.info.status == "FINISHED"
     assert (found.info.run_name, found.data.tags["tags"]) == ("mine", "first,2")
     assert found.data.params["optimizer.lr"] == "0.3" and found.data.params["optimizer"] == "sgd"
+    assert "steps" not in found.data.params and found.data.tags["steps"] == "6", "it may grow, and no parameter may"
     for tag, (steps, values) in run.all_series().items():
         history = client.get_metric_history(found.info.run_id, tag)
         assert {metric.step: metric.value for metric in history} == dict(zip(steps, values, strict=True))
