@@ -76,7 +76,7 @@ def measure(target: Target, file: Path, *, several: bool = False) -> "Checkpoint
     with cards_at_hand(target.words.config_dir):
         request = Request.of(composed("measure", [*before, *target.words.overrides, *once]))
     settings = {name: value for name, value in request.values.items() if name != "checkpoint"}
-    for text in changed_code(run.folder, settings) if run else ():
+    for text in changed_code(run.folder, settings).values() if run else ():
         print(f"warning: the code is not that of the run: {text}", file=sys.stderr)
     if not settings.get("probe"):
         raise SettingError("probe=[]: there is nothing to measure; choose one or more, e.g. probe=[sharpness,spectrum]")
@@ -103,7 +103,7 @@ def _loaded(settings: dict[str, Any], target: Target, file: Path, run: OriginRun
     saved, parts = read(file), read_settings(settings).build()
     parts.use_threads(jobs=1, asked=asked_threads())
     if run is not None and run.means_its_data(target):
-        require_same_data(run.folder, parts.dataset.facts, cure=run.data_cure)
+        require_same_data(run.folder, parts.dataset.facts, cure=run.data_cure("measure"))
     return LoadedRun(parts, saved, _optimizer(target, run))
 
 
