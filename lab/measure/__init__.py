@@ -76,7 +76,7 @@ def measure(target: Target, file: Path, *, several: bool = False) -> "Checkpoint
     with cards_at_hand(target.words.config_dir):
         request = Request.of(composed("measure", [*before, *target.words.overrides, *once]))
     settings = {name: value for name, value in request.values.items() if name != "checkpoint"}
-    for text in changed_code(run.folder, settings).values() if run else ():
+    for text in changed_code(run.folder, settings) if run else ():
         print(f"warning: the code is not that of the run: {text}", file=sys.stderr)
     if not settings.get("probe"):
         raise SettingError("probe=[]: there is nothing to measure; choose one or more, e.g. probe=[sharpness,spectrum]")

@@ -35,20 +35,20 @@ def code_facts(plain: Mapping[str, Any]) -> dict[str, Any]:
     return {group: source(path) for group, path in named_code(plain).items()}
 
 
-def changed_code(folder: RunFolder, plain: Mapping[str, Any]) -> dict[str, str]:
+def changed_code(folder: RunFolder, plain: Mapping[str, Any]) -> list[str]:
     """What is no longer as the run of the folder noted it, a text for each group. No code is loaded: files are read."""
-    before, texts = folder.read("provenance").get("code") or {}, dict[str, str]()
+    before, texts = folder.read("provenance").get("code") or {}, list[str]()
     for group, path in named_code(plain).items():
         noted = before.get(group) or {}
         file = file_of(path) or (Path(noted["file"]) if noted.get("file") else None)
         if file is not None and file.is_file() and digest(file) != noted.get("sha256"):
-            texts[group] = f"{group}.path={path}: {file} had sha256 {noted.get('sha256')}, has now {digest(file)}"
+            texts.append(f"{group}.path={path}: {file} had sha256 {noted.get('sha256')}, has now {digest(file)}")
     return texts
 
 
 def require_same_code(folder: RunFolder, plain: Mapping[str, Any]) -> None:
     """Raises SettingError when the folder holds a run of other code: the file behind a path may have changed."""
-    for text in changed_code(folder, plain).values():
+    for text in changed_code(folder, plain):
         raise SettingError(f"{folder.path} holds a run of other code: {text}; choose another hydra.run.dir")
 
 

@@ -24,9 +24,10 @@ from lab.curvature.phase import PhaseTracker
 from lab.doors.fork import FROM, ForkPoint
 from lab.doors.origin import OriginRun
 from lab.doors.parts import Parts
+from lab.named import source
 from lab.run import checkpoints
 from lab.run.checkpoints import State
-from lab.run.code import changed_code, named_code
+from lab.run.code import code_facts, named_code
 from lab.run.folder import RunFolder
 from lab.run.identity import PLACE, differences, require_same_data
 from lab.run.length import LENGTH, updates
@@ -119,21 +120,35 @@ def require_steps(point: ForkPoint, total: int) -> None:
 def _changes(
     parent: OriginRun, settings: dict[str, Any], parts: Parts, typed: Collection[str]
 ) -> dict[str, tuple[Any, Any]]:
-    """Every setting that differs, with its value in the parent and here; of the length the updates. So are code and data that
-    are others than then behind the same settings.
+    """Every setting that differs, with its value in the parent and here; of the length the updates. Code and data that are
+    others than then, behind the same settings, are among them.
     """
     found = {
         name: pair
         for name, pair in differences(dict(parent.settings), settings).items()
         if name not in APART and not name.startswith("compare")
     }
-    paths = named_code(settings)
-    for group in changed_code(parent.folder, settings):
-        found.setdefault(f"{group}.path", (paths[group], f"{paths[group]}, other code"))
+    found = _other_code(parent, settings, parts) | found
     found |= _other_data(parent, found, parts, typed)
     examples = parent.folder.read("provenance").get("data", {}).get("examples")
     before = updates(parent.settings, examples)
     return found | ({} if before in (None, parts.total) else {"steps": (before, parts.total)})
+
+
+def _other_code(parent: OriginRun, settings: dict[str, Any], parts: Parts) -> dict[str, tuple[Any, Any]]:
+    """The settings behind whose paths, the same as in the parent, is other code. Only code that is typed is looked at."""
+    provenance = parent.folder.read("provenance")
+    before = {f"{group}.path": noted for group, noted in (provenance.get("code") or {}).items()}
+    now = {f"{group}.path": facts for group, facts in code_facts(settings).items()}
+    pairs = [(name, before[name], facts) for name, facts in now.items() if name in before]
+    mine = {path: source(path) for path in parts.settings.trainer.callbacks}
+    called = [noted for noted in provenance.get("callbacks") or [] if noted["path"] in mine]
+    pairs += [("trainer.callbacks", noted, mine[noted["path"]]) for noted in called]
+    return {
+        name: (facts["path"], f"{facts['path']}, other code")
+        for name, noted, facts in pairs
+        if noted["path"] == facts["path"] and noted["sha256"] != facts["sha256"]
+    }
 
 
 def _other_data(
@@ -148,8 +163,9 @@ def _other_data(
     if not any(name.partition(".")[0] == "data" and name not in (*LOADING, *again) for name in typed):
         require_same_data(parent.folder, parts.dataset.facts, cure=parent.data_cure("train"))
     before, now = parent.folder.read("provenance").get("data") or {}, parts.dataset.facts
-    other = [name for name in sorted(before, key=lambda name: name != "sha256") if before[name] != now.get(name)]
-    return {f"data.{name}": (before[name], now.get(name)) for name in other[:1]}
+    other = [name for name in sorted(before) if before[name] != now.get(name)]
+    digests = [name for name in other if name.endswith("sha256")]
+    return {f"data.{name}": (before[name], now.get(name)) for name in digests or other[:1]}
 
 
 def _watching(changes: Mapping[str, Any]) -> bool:
@@ -173,7 +189,7 @@ def _optimizer(saved: State, changes: Mapping[str, Any], parts: Parts) -> tuple[
     if all(value is None for state in states for value in state.values()):  # of plain descent
         return fresh, ()
     was, now = changes[other] if other else ("", "")
-    why = "trainer.state=drop" if dropped else f"optimizer {was} -> {now}" if now else "its groups are others"
+    why = "trainer.state=drop" if dropped else f"{other} {was} -> {now}" if other else "its groups are others"
     return fresh, (f"the state of the optimiser begins anew ({why})",)
 
 
@@ -224,7 +240,7 @@ def _probes(saved: State, changes: Mapping[str, Any], parts: Parts) -> dict[str,
 
 
 def _kept(saved: State, changes: Mapping[str, Any], parts: Parts) -> State:
-    """What is taken along besides: the state of the escape where its settings are the same, that of callbacks typed again."""
+    """What else is taken along: the state of the escape where its settings are the same, that of callbacks typed again."""
     kept: State = {}
     if "escape" in saved and not any(name.startswith("escape") for name in changes):
         kept["escape"] = saved["escape"]
