@@ -23,8 +23,8 @@ from lab.settings import SettingError
 FROM = "from"
 EXPECTED = "expected a run folder, and if need be a step, e.g. from=outputs/quickstart/default@100"
 SEVERAL = ("-m", "--multirun")
-NOT_INHERITED = ("trainer.threads", "trainer.state", "trainer.keep")
-"""What a run that begins from another does not have from it."""
+NOT_INHERITED = ("trainer.threads", "trainer.state", "trainer.keep", "trainer.stop", "trainer.callbacks")
+"""What a run that begins from another does not have from it: a condition may be met already, callbacks are code."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,12 @@ class ForkPoint:
 
     def inherited(self, typed: Sequence[Override], more: str | None = None) -> list[str]:
         """What the run says of all that was not chosen anew, as a measurement of it would have it, with what only training
-        has: noise and escape, the probes and their rhythms, and its number of updates.
+        has: noise and escape, the probes and their rhythms, and its number of updates. Raises SettingError where it names
+        code that was not typed again.
         """
         run, names = self.run(more), frozenset(override.key_or_group for override in typed)
         words = run.overrides(_Typed(names, tuple(typed)))
+        _require_callbacks(run, names)
         words = [word for word in words if word.partition("=")[0] not in (*LENGTH, *NOT_INHERITED)]
         if run.keeps("trainer", _Typed(names, tuple(typed))) and "accelerator" in run.settings["trainer"]:
             words.append(f"trainer.accelerator={literal(run.settings['trainer']['accelerator'])}")
@@ -110,6 +112,16 @@ class _Typed:
     parsed: tuple[Override, ...]
     probes: tuple[str, ...] = ()
     shows: bool = False
+
+
+def _require_callbacks(run: OriginRun, names: Collection[str]) -> None:
+    """Raise SettingError where the run had callbacks, and it was not typed whether they are to run."""
+    callbacks = run.settings["trainer"].get("callbacks")
+    if callbacks and not {"trainer", "trainer.callbacks"} & {*names}:
+        word = f"trainer.callbacks=[{','.join(map(str, callbacks))}]"
+        raise SettingError(
+            f"the run was made with {word}, which is code; type {word} again to run it, or trainer.callbacks=[] for none"
+        )
 
 
 def _around(run: OriginRun, group: str, typed: Sequence[Override]) -> list[str]:

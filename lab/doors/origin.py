@@ -100,12 +100,11 @@ class OriginRun:
         again = {"data", "data.path"} if same and self.keeps("data", target) else set()
         return not any(name.partition(".")[0] == "data" for name in {*target.names} - again)
 
-    @property
-    def data_cure(self) -> str:
-        """What makes the data of today those that are meant."""
+    def data_cure(self, aim: str) -> str:
+        """What makes the data of today those that are meant; `aim`: what for."""
         examples = f"data.examples={literal(self.settings['data'].get('examples', 'all'))}"
         word = examples if "data" in named_code(self.settings) else f"data={self.card('data')}"
-        return f"to measure on what is there now add {word}"
+        return f"to {aim} on what is there now add {word}"
 
     def divergence(self, file: Path, step: int) -> str:
         """That the run diverged, where `file` is what it left then: the state of `step`; "" for any other checkpoint."""

@@ -103,7 +103,7 @@ def _loaded(settings: dict[str, Any], target: Target, file: Path, run: OriginRun
     saved, parts = read(file), read_settings(settings).build()
     parts.use_threads(jobs=1, asked=asked_threads())
     if run is not None and run.means_its_data(target):
-        require_same_data(run.folder, parts.dataset.facts, cure=run.data_cure)
+        require_same_data(run.folder, parts.dataset.facts, cure=run.data_cure("measure"))
     return LoadedRun(parts, saved, _optimizer(target, run))
 
 

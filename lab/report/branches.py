@@ -19,6 +19,7 @@ from lab.report.base import Compared, RunComparison, new_figure, number, require
 from lab.report.cells import SEED, GridCell, mean_and_error, short
 from lab.report.curves import binned
 from lab.run.folder import RunFolder
+from lab.run.summary import change
 from lab.settings import SettingError, settings
 
 QUARTER = 0.25
@@ -244,7 +245,7 @@ def _label(parent: Mapping[str, Any]) -> str:
     """What was changed, less the seed and the length, by the last words of the settings."""
     changes = {name: pair for name, pair in parent["changes"].items() if name not in (SEED, "steps")}
     shown = {name: pair for name, pair in changes.items() if "." not in name or name.partition(".")[0] not in changes}
-    return " and ".join(f"{short(name)} {was} -> {now}" for name, (was, now) in shown.items()) or UNCHANGED
+    return " and ".join(change(name, *values, short=short(name)) for name, values in shown.items()) or UNCHANGED
 
 
 def _compared(cell: GridCell) -> str | None:

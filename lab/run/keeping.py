@@ -68,8 +68,10 @@ class Kept:
         """Whether the state before update `step` stays."""
         return step in self.steps or any(step > 0 and step % period == 0 for period in self.periods)
 
-    def require_within(self, total: int) -> None:
-        """Raise SettingError for a step that a run of `total` updates does not come to."""
+    def require_within(self, total: int, *, begin: int = 0) -> None:
+        """Raise SettingError for a step that a run from update `begin` to `total` does not come to."""
+        if before := [step for step in sorted(self.steps) if step < begin]:
+            raise SettingError(f"trainer.keep names step {before[0]}, and the run begins at step {begin}; leave it out")
         if beyond := [step for step in sorted(self.steps) if step > total]:
             raise SettingError(f"trainer.keep names step {beyond[0]}, and the run ends at step {total}; leave it out")
 

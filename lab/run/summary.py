@@ -34,7 +34,17 @@ def changed(parent: Mapping[str, Any]) -> str:
     """What was changed; "" for nothing. Settings of a card that gave way to another are none."""
     changes = parent["changes"]
     shown = [name for name in sorted(changes) if "." not in name or name.partition(".")[0] not in changes]
-    return ", ".join(f"{name} {changes[name][0]} -> {changes[name][1]}" for name in shown)
+    return ", ".join(change(name, *changes[name]) for name in shown)
+
+
+def change(name: str, before: Any, now: Any, *, short: str = "") -> str:
+    """The values of a setting before and after, by a `short` name, if any. None is a setting that was not given.
+
+    >>> change("optimizer.args.lr", None, 0.5), change("noise", None, "isotropic")
+    ('optimizer.args.lr its default -> 0.5', 'noise none -> isotropic')
+    """
+    absent = "its default" if "." in name else "none"
+    return f"{short or name} {absent if before is None else before} -> {absent if now is None else now}"
 
 
 def joined(sentences: Iterable[str]) -> str:
@@ -91,18 +101,27 @@ def _of_the_run(summary: Mapping[str, Any]) -> str:
 
 
 def _trained(summary: Mapping[str, Any]) -> str:
-    steps = f"{summary['steps']} step{'s' if summary['steps'] != 1 else ''}"
+    count, since = _made(summary), summary.get("phase_since", 0)
+    steps = f"{count} step{'s' if count != 1 else ''}" + (f" ({since} to {summary['steps']})" if since else "")
     loss = "" if summary["last_loss"] is None else f"; loss {_loss(summary)}"
     return f"Trained {steps}{loss}{_accuracy(summary)}"
+
+
+def _made(summary: Mapping[str, Any]) -> int:
+    """The updates that the numbers of the summary are of: of a run that began from another and has a phase of its own, its
+    own.
+    """
+    return int(summary["steps"] - summary.get("phase_since", 0))
 
 
 def _too_few(summary: Mapping[str, Any]) -> str:
     """How often the sharpness was measured where the phase cannot be told, and what would do."""
     from lab.curvature.phase import FEWEST, rhythm  # torch, which the word of a finished run does without
 
-    count, every = summary["level_measurements"], rhythm(summary["steps"])
+    count, steps = summary["level_measurements"], _made(summary)
+    every = rhythm(steps)
     measured = f"measured {count} time{'s' if count != 1 else ''} in the last half of the run"
-    cure = f"probe.sharpness.every={every} would do" if every else f"so would be any number in {summary['steps']} steps"
+    cure = f"probe.sharpness.every={every} would do" if every else f"so would be any number in {steps} steps"
     return f", {measured}: too few to tell a phase ({FEWEST} at least); {cure}"
 
 
@@ -126,7 +145,7 @@ def _accuracy(summary: Mapping[str, Any]) -> str:
 
 def _start(summary: Mapping[str, Any], sharpness: str, unit: str) -> str:
     """Where a run that diverged began, and what may be changed: its learning rate, or a bound that it began above."""
-    if summary["steps"] == 0:
+    if _made(summary) == 0:
         above = "above the bound" in summary["reason"]
         return " It began there, before the first update" + (": raise trainer.max_loss." if above else ".")
     ratio = summary["first_ratio"]

@@ -102,8 +102,9 @@ def _train(folder: RunFolder, settings: dict[str, Any], request: Request) -> dic
     from lab.train.run import TrainingRun, quiet
 
     quiet()
-    child = fork(folder, settings, parts)
-    Kept.of(parts.settings.trainer.keep).require_within(parts.total)
+    child = fork(folder, settings, parts, {word.lstrip("+").partition("=")[0] for word in request.overrides})
+    begin_at = child.state["step"] if child else 0
+    Kept.of(parts.settings.trainer.keep).require_within(parts.total, begin=begin_at)
     tell_budget(folder, sound, settings)
 
     def begin() -> None:

@@ -34,7 +34,8 @@ def outcome(settings: Settings, probes: ProbeCallback, module: SupervisedModule,
         "rate": "optimizer.args.lr" if isinstance(settings.optimizer, NamedCode) else "optimizer.lr",
         "loss_unit": getattr(settings.loss, "unit", "loss"),
     }
-    return summary | more | began
+    since = {"phase_since": parent["phase_since"]} if parent and parent.get("phase_since") else {}
+    return summary | more | began | since
 
 
 def _rate(module: SupervisedModule) -> float | None:

@@ -7,6 +7,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lab.curvature.phase import rhythm
 from lab.probes.sharpness_result import stems
 from lab.results import Eigenpairs
 from lab.run.figures import edge_figure, training_figure
@@ -25,6 +26,27 @@ def test_a_run_without_the_sharpness_probe_claims_no_phase() -> None:
     assert sentence(BARE) == "Trained 60 steps; loss from 2 to 0.5, test accuracy 0.812."
     assert sentence(BARE | {"test_accuracy": None}) == "Trained 60 steps; loss from 2 to 0.5."
     assert sentence(BARE | {"steps": 1}).startswith("Trained 1 step; loss")
+
+
+def test_a_run_from_another_one_with_a_phase_of_its_own_tells_its_own_updates() -> None:
+    parent = {"folder": "base", "step": 200, "changes": {"optimizer.args.lr": [None, 0.5]}}
+    child = BARE | {"parent": parent, "phase_since": 200, "steps": 250}
+    assert sentence(child).startswith(
+        "Began at step 200 of base: optimizer.args.lr its default -> 0.5. Trained 50 steps (200 to 250); loss from 2 to 0.5"
+    )
+    ratios = {
+        "level": 1.0,
+        "level_low": 1.0,
+        "level_high": 1.0,
+        "level_measurements": 1,
+        "quantity": "sharpness/lambda_max",
+    }
+    every, whole = (rhythm(steps) for steps in (50, 250))
+    assert every != whole
+    assert f"probe.sharpness.every={every} would do" in sentence(child | ratios)
+    whole_phase = {name: value for name, value in (child | ratios).items() if name != "phase_since"}
+    assert "Trained 250 steps; loss from 2 to 0.5, test accuracy 0.812. lambda_max was at" in sentence(whole_phase)
+    assert f"probe.sharpness.every={whole} would do" in sentence(whole_phase)
 
 
 def test_a_sharpness_without_a_threshold_is_said() -> None:

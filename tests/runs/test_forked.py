@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from whole_runs import RESNET, SMALL, assert_same, command, finished, last, metrics, signalled, timeless
 
@@ -167,7 +168,126 @@ def test_a_grid_of_children_of_several_checkpoints(capsys: pytest.CaptureFixture
     assert capsys.readouterr().out.count("already finished") == 6
 
 
+CODE = """
+import pytorch_lightning as pl
+import torch
+
+
+class Counter(pl.Callback):
+    updates = 0
+
+    def on_train_batch_end(self, trainer, pl_module, *rest):
+        self.updates = pl_module.step
+
+    def state_dict(self):
+        return {"updates": self.updates, "began": getattr(self, "began", 0) or 1}
+
+    def load_state_dict(self, state):
+        self.began = state["updates"]
+
+
+def made(scale=1.0):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 3, generator=generator)
+    return scale * x, (x[:, 0] > 0).long()
+
+
+def two(model, rate=0.1):
+    matrices, others = ([p for p in model.parameters() if (p.dim() == 2) == flat] for flat in (True, False))
+    return [torch.optim.SGD(matrices, lr=rate, momentum=0.9), torch.optim.Adam(others, lr=0.01)]
+"""
+OWN = ("data=own", "data.path=mine.py:made", "model.widths=[4]", "steps=12", "probe=[]", "trainer.threads=1")
+MUON = ("optimizer=own", "optimizer.path=torch.optim:Muon", "optimizer.args.lr=0.02", "trainer.keep=[5,6]")
+
+
+@pytest.fixture
+def code(scratch: Path) -> Path:
+    (scratch / "mine.py").write_text(CODE)
+    return scratch / "mine.py"
+
+
+def test_several_optimisers_go_on_each_with_its_state(capsys: pytest.CaptureFixture[str]) -> None:
+    words = (*SMALL[:3], "steps=12", "probe=[]", *MUON)
+    parent = finished("parent", *words)
+    again = MUON[:2]
+    assert_same(*(timeless(last(folder)) for folder in (parent, forked("child", "parent@5", *again))))
+    state = checkpoints.load(parent.checkpoints / "step_0000006.ckpt")["optimizer"]
+    rate = forked("rate", "parent@5", *again, "optimizer.args.lr=0.5", "steps=6")
+    assert_same(last(rate)["optimizer"]["0"]["state"], state["0"]["state"])
+    assert [last(rate)["optimizer"][i]["param_groups"][0]["lr"] for i in "01"] == [0.5, 0.5]
+    assert "optimizer.args.lr 0.02 -> 0.5" in capsys.readouterr().err
+    forked("plain", "parent@5", "optimizer=adam")
+    assert "plain: the state of the optimiser begins anew (optimizer own -> adam)" in capsys.readouterr().err
+    forked("other", "parent@5", "optimizer.path=torch.optim:Adam", "optimizer=own")
+    why = "optimizer.path torch.optim:Muon -> torch.optim:Adam"
+    assert f"other: the state of the optimiser begins anew ({why})" in capsys.readouterr().err
+    finished("sgd", *words[:-4], "trainer.keep=[5]")
+    forked("joint", "sgd@5", *again)
+    assert "joint: begins at step 5 of sgd: optimizer sgd -> own\n" in capsys.readouterr().err
+
+
+def test_code_that_has_changed_is_a_change(code: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command(*OWN, "optimizer=own", "optimizer.path=mine.py:two", "trainer.keep=[5]", "hydra.run.dir=parent")
+    code.write_text(CODE.replace("momentum=0.9", "momentum=0.8"))
+    capsys.readouterr()
+    child = forked("child", "parent@5", *OWN[:2], "optimizer=own", "optimizer.path=mine.py:two")
+    other = {"data.path": ["mine.py:made", "mine.py:made, other code"],
+             "optimizer.path": ["mine.py:two", "mine.py:two, other code"]}  # fmt: skip
+    assert child.read("provenance")["parent"]["changes"] == child.read("summary")["parent"]["changes"] == other
+    told = capsys.readouterr()
+    assert "begins anew (optimizer.path mine.py:two -> mine.py:two, other code)" in told.err
+    assert "Began at step 5 of parent: data.path mine.py:made -> mine.py:made, other code, optimizer.path" in told.out
+    assert "Trained 7 steps (5 to 12); loss from" in told.out
+    assert len(last(child)["probes"]["phase"]["losses"]) == 7
+
+
+def test_data_that_have_changed_are_refused_or_where_they_are_typed_a_change(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ("data=image_folder", "data.root=images", "data.batch_size=full", "model.widths=[4]", "steps=4", "probe=[]")
+    command(*words, "trainer.threads=1", "trainer.keep=[2]", "hydra.run.dir=parent")
+    Image.new("RGB", (8, 8)).save("images/train/a/0.png")
+    with pytest.raises(SystemExit):
+        forked("child", "parent@2", "data.batch_size=4")
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: parent holds a run on other data: ")
+    assert line.endswith("; to train on what is there now add data=image_folder") and not Path("child").exists()
+    child = forked("child", "parent@2", "data=image_folder")
+    before, now = (folder.read("provenance")["data"]["train_sha256"] for folder in (RunFolder("parent"), child))
+    assert before != now and child.read("provenance")["parent"]["changes"] == {"data.train_sha256": [before, now]}
+    assert child.read("summary")["phase_since"] == 2
+
+
+def test_callbacks_are_typed_again_and_take_their_state_along(code: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    callbacks = "trainer.callbacks=[mine.py:Counter]"
+    parent = finished("parent", *SMALL[:3], "steps=12", "probe=[]", "trainer.keep=[5]")
+    command(*SMALL[:3], "steps=12", "probe=[]", "trainer.keep=[5]", callbacks, "hydra.run.dir=counted")
+    code.write_text("import pathlib\npathlib.Path('touched').touch()\n" + CODE)
+    line = told(capsys, "from=counted@5", "hydra.run.dir=child")
+    assert line == (
+        f"error: the run was made with {callbacks}, which is code; type {callbacks} again to run it, or "
+        "trainer.callbacks=[] for none"
+    )
+    assert not Path("child").exists() and not Path("touched").exists()
+    none = forked("none", "counted@5", "trainer.callbacks=[]")
+    assert not Path("touched").exists() and "callbacks" not in last(none)
+    assert_same(last(none)["model"], last(parent)["model"])
+    child = forked("child", "counted@5", callbacks)
+    assert last(child)["callbacks"] == {"mine.py:Counter": {"updates": 12, "began": 5}}
+    other = {"trainer.callbacks": ["mine.py:Counter", "mine.py:Counter, other code"]}
+    assert child.read("provenance")["parent"]["changes"] == other
+
+
+def test_conditions_of_the_parent_do_not_stop_the_child() -> None:
+    command(*SMALL[:3], "steps=60", "probe=[]", "trainer.stop=[train/loss<2.2]", "hydra.run.dir=parent")
+    end = RunFolder("parent").read("status")["step"]
+    assert 0 < end < 50
+    assert forked("child", "parent").read("status")["step"] == 60
+    assert end < forked("typed", "parent", "trainer.stop=[train/loss<2.1]").read("status")["step"] < 60
+
+
 SLIPS = [
+    ("from=parent@24 trainer.keep=[23,30]", "trainer.keep names step 23, and the run begins at step 24; leave it out"),
     ("from=nowhere", "from=nowhere is no folder; expected a run folder"),
     ("from=", "from= names no run; expected a run folder"),
     ("from=images", "from=images holds no run of lab.train; expected"),
