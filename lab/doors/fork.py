@@ -117,8 +117,9 @@ class _Typed:
 def _require_callbacks(run: OriginRun, names: Collection[str]) -> None:
     """Raise SettingError where the run had callbacks, and it was not typed whether they are to run."""
     callbacks = run.settings["trainer"].get("callbacks")
-    if callbacks and not {"trainer", "trainer.callbacks"} & {*names}:
-        word = f"trainer.callbacks=[{','.join(map(str, callbacks))}]"
+    if callbacks and "trainer.callbacks" not in names:
+        paths = callbacks if isinstance(callbacks, list) else [callbacks]
+        word = f"trainer.callbacks=[{','.join(map(str, paths))}]"
         raise SettingError(
             f"the run was made with {word}, which is code; type {word} again to run it, or trainer.callbacks=[] for none"
         )
