@@ -69,7 +69,7 @@ class Clipping:
         their second moments, in the ratio, hold gradients clipped before. Weight decay that joins the gradient later is not
         clipped: threshold / f is exact where the rule is plain, and nothing is said where it is not.
         """
-        self._held = self._held or math.isfinite(ratio)
+        self._held = self._held or rule is not None
         if self.share is None:
             return {}, ratio
         values, f = {"train/clipped": self.share}, self.factor
@@ -88,8 +88,8 @@ class Clipping:
 
     @property
     def told(self) -> str:
-        """What is to be said of it, in a line; "" where no step was clipped so far. Of ratio and phase nothing where no
-        ratio was measured, as under an optimiser whose threshold is not known.
+        """What is to be said of it, in a line; "" where no step was clipped so far. Of ratio and phase nothing under
+        an optimiser whose threshold is not known.
         """
         if not self.clipped:
             return ""

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,10 @@ def total(outputs, targets):
 
 def number(outputs, targets):
     return 3.0
+
+
+def undefined(outputs, targets):
+    return outputs.mean() * float("nan")
 """
 DATA = ("data=own", "data.path=mine.py:made")
 MODEL = ("model=own", "model.path=mine.py:Net")
@@ -263,6 +268,7 @@ SLIPS = [
     ("model=own model.path=mine.py:Detached DATA", "does not depend on the weights; is there a detach"),
     ("loss=own loss.path=mine.py:vector DATA", "returned shape (2,); expected the mean over examples, a scalar tensor"),
     ("loss=own loss.path=mine.py:number DATA", "returned a float; expected the mean over examples"),
+    ("loss=own loss.path=mine.py:undefined DATA", "of two examples is nan at the initial weights; expected a number"),
     ("loss=own loss.path=mine.py:total DATA", "it is no mean over examples"),
     ("loss=own loss.path=torch.nn:CrossEntropyLoss loss.args.reduction=sum DATA", "has reduction='sum'; expected"),
     ("loss=own loss.path=torch.nn:CrossEntropyLoss loss.args.ignore_index=0 DATA", "ignores targets equal to"),
@@ -288,7 +294,9 @@ def test_a_slip_is_one_line_and_writes_nothing(
 
     monkeypatch.syspath_prepend(".")
     words = line.replace("DATA", " ".join(DATA)).split()
-    assert says in refused(capsys, main, *words)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Converting a tensor")
+        assert says in refused(capsys, main, *words)
     assert not Path("outputs").exists()
 
 
