@@ -86,7 +86,8 @@ def _of_the_run(summary: Mapping[str, Any]) -> str:
     low, high = decimals(summary["level_low"]), decimals(summary["level_high"])
     if summary["phase"] is None:
         span = f"{low} to {high}" if low != high else low
-        return f"{_trained(summary)}. {sharpness} was at {span} x {unit}{_too_few(summary)}{_edge_lr(summary)}."
+        few = f"; {doubt}" if (doubt := summary.get("no_threshold")) else _too_few(summary)
+        return f"{_trained(summary)}. {sharpness} was at {span} x {unit}{few}{_edge_lr(summary)}."
     late = summary["entry_step"] is not None and summary["level_since"] == summary["entry_step"]
     span = f" ({low} to {high})" if low != high else ""
     hover = f"{decimals(level)} x {unit}{span} {'since then' if late else 'over the last half'}"

@@ -3,6 +3,7 @@
 import pytest
 from callbacks.loops import Training, same
 
+from lab.callbacks.probing import in_doubt
 from lab.probes.sharpness import Sharpness
 from lab.settings import SettingError
 
@@ -42,3 +43,14 @@ def test_a_cheap_loop_is_measured_as_without_a_budget() -> None:
     ratios, account, _ = governed("auto", STEPS)
     assert account is not None and account["unit"] == "seconds"
     assert ratios == governed(None, STEPS)[0], "ten seconds are more than it takes"
+
+
+def test_a_sharpness_whose_error_is_above_a_tenth_tells_no_phase() -> None:
+    known = {"sharpness/lambda_max": 2.0, "error/sharpness/lambda_max": 0.19, "cost/sharpness/examples": 250.0}
+    assert in_doubt(known) == ""
+    assert in_doubt(known | {"error/sharpness/lambda_max": 0.5}).startswith("lambda_max is 2 +- 0.5 on 250 examples")
+    held = {"sharpness/preconditioned": 5.0, "error/sharpness/preconditioned": 0.1}
+    assert in_doubt(known | {"error/sharpness/lambda_max": 0.5} | held) == "", (
+        "the one that is held against the threshold"
+    )
+    assert in_doubt({}) == ""
