@@ -210,12 +210,13 @@ def test_a_state_dict_of_torchvision_is_measured_on_images(images: Path) -> None
 
 def test_several_checkpoints_get_a_line_each_and_a_table(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "checkpoints/broken.ckpt").write_bytes(b"no checkpoint at all")
+    shutil.copy(here / "checkpoints/previous.ckpt", here / "checkpoints/earlier.ckpt")  # itself a spare one, left out
     with pytest.raises(SystemExit) as stopped:
         measure("checkpoint=run/checkpoints/*.ckpt", "probe=[sharpness]")
     told = capsys.readouterr()
     assert stopped.value.code == 2
     assert re.search(r"^error: run/checkpoints/broken.ckpt", told.err, re.M)
-    for name, step in (("last", 40), ("previous", STEP)):
+    for name, step in (("last", 40), ("earlier", STEP)):
         assert f"run/checkpoints/{name}.ckpt: At step {step}: lambda_max" in told.out
         measured = values(f"run/measure/{name},probe=[sharpness]")["sharpness/lambda_max"]
         assert re.search(rf"checkpoints/{name}.ckpt +{step} +{measured:.5g} ", told.out)

@@ -81,8 +81,8 @@ def door(folder: Path, name: str, *words: str) -> subprocess.CompletedProcess[st
 
 def test_one_file_and_one_card_are_a_measurement_at_every_door(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "conf/probe").mkdir(parents=True)
-    (tmp_path / "mine.py").write_text(FILE)
-    card = "# @package probe.norm\n_target_: mine.Norm\nevery: 2\nexamples: auto\npower: 1.0\n"
+    (tmp_path / "norm_of_mine.py").write_text(FILE)
+    card = "# @package probe.norm\n_target_: norm_of_mine.Norm\nevery: 2\nexamples: auto\npower: 1.0\n"
     (tmp_path / "conf/probe/norm.yaml").write_text(card)
 
     trained = door(tmp_path, "train", *RUN, "hydra.run.dir=run")
@@ -104,7 +104,7 @@ def test_one_file_and_one_card_are_a_measurement_at_every_door(tmp_path: Path, m
     assert not (tmp_path / "other").exists()
 
     monkeypatch.syspath_prepend(str(tmp_path))
-    from mine import norm  # type: ignore[import-not-found]
+    from norm_of_mine import norm  # type: ignore[import-not-found]
 
     from lab.landscapes.quadratic import Quadratic
 
