@@ -6,7 +6,7 @@ run is over.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -101,7 +101,7 @@ class Watching(ProbeCallback, ABC):
         self.costs.step_ends(self._run.step)  # since the last block: also what stands outside of them
         self.look(loggers)
         if self._measured != measured:
-            self._seen = None if self.losses_told or self._curves.any_given else loss_now(self.bench)
+            self._seen = None if self.losses_told or self._curves.any_given else loss_now(self.bench, self.say)
             self._modes = [module.training for module in self.bench.model.modules()]
         self.costs.step_begins(self._run.step)
 
@@ -189,13 +189,15 @@ class Watching(ProbeCallback, ABC):
         super()._log([*loggers, *self.record.loggers], step, values)
 
 
-def loss_now(bench: Bench) -> float | None:
-    """The loss on the probe set; None where it cannot be had, which the probes have said."""
+def loss_now(bench: Bench, say: Callable[[str], object]) -> float | None:
+    """The loss on the probe set; None, and a line, where it cannot be had: training goes on whatever it raises."""
     devices = [p.device for p in bench.model.parameters() if p.device.type == "cuda"][:1]
     try:
         with torch.random.fork_rng(devices):
             return float(bench.objective("auto").value(weights(bench.model)))
-    except Exception:
+    except Exception as error:
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        say(f"train/loss is not known, for none is given and that on the probe set cannot be had ({cause})")
         return None
 
 

@@ -1,9 +1,11 @@
 """The budget of a watched loop: a number of products is kept to without a clock, and no budget without a length."""
 
 import pytest
+import torch
 from callbacks.loops import Training, same
 
 from lab.callbacks.probing import in_doubt
+from lab.callbacks.watching import loss_now
 from lab.probes.sharpness import Sharpness
 from lab.settings import SettingError
 
@@ -54,3 +56,15 @@ def test_a_sharpness_whose_error_is_above_a_tenth_tells_no_phase() -> None:
         "the one that is held against the threshold"
     )
     assert in_doubt({}) == ""
+
+
+def test_a_loss_of_the_probe_set_that_cannot_be_had_is_said_and_ends_nothing() -> None:
+    class Broken:
+        model = torch.nn.Linear(1, 1)
+
+        def objective(self, examples: str) -> None:
+            raise RuntimeError("no memory\nat all")
+
+    lines: list[str] = []
+    assert loss_now(Broken(), lines.append) is None  # type: ignore[arg-type]
+    assert len(lines) == 1 and lines[0].endswith("cannot be had (RuntimeError: no memory at all)")
