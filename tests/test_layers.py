@@ -10,7 +10,7 @@ FLOORS = {
     0: ("settings", "named", "streams", "params", "results", "progress", "sampling", "objective"),
     1: ("layers", "curvature", "noise", "landscapes", "flows", "points", "escape"),
     2: ("models", "data", "optim"),
-    3: ("run", "report", "probes"),
+    3: ("run", "compare", "probes"),
     4: ("module", "callbacks"),
     5: ("doors",),
     6: DOORS,

@@ -9,8 +9,9 @@ from typing import Any
 from hydra.types import RunMode
 
 from lab.doors.fork import inherited
-from lab.doors.grid import Grid, axes, first_of, named, search
+from lab.doors.grid import Grid, axes, first_of, named
 from lab.doors.labels import NAMES
+from lab.doors.launch import launch_of, search
 from lab.doors.pages import show
 from lab.doors.request import Request, cards_at_hand, composed
 from lab.doors.words import Override, Words, search_path
@@ -59,7 +60,7 @@ class Door:
                 return None
             grid = Grid.of(self.config, first, typed, fixed)
             self._look(grid.cells)
-            grid.make(self.run)
+            grid.make(self.run, launch_of(grid))
             return grid
 
     def _show(self, words: Words) -> None:

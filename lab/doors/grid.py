@@ -5,38 +5,31 @@ setting replaces the axis of that name. All cells are looked at before the first
 at once, so the same command goes on where it was killed.
 """
 
-import io
 import itertools
 import math
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import redirect_stderr
-from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
-from hydra.core.plugins import Plugins
-from hydra.experimental.callback import Callback
-from hydra.types import HydraContext
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, read_write
 
 from lab.doors.arguments import as_typed, opened
-from lab.doors.fork import FROM, inherited
+from lab.doors.fork import FROM
 from lab.doors.request import Request, composed, name_run
-from lab.doors.words import literal
 from lab.run.folder import RunFolder
 from lab.run.length import LENGTH
-from lab.settings import SettingError, UnknownSetting, asked_threads
+from lab.settings import SettingError, UnknownSetting
 
 RECORD = "multirun.yaml"
 """What is left of a grid in its folder, beside its runs: the configuration of Hydra."""
 Failure = tuple[Request, Exception]
+Launch = Callable[["Grid", Any], list[Failure]]
+"""Makes the cells of a grid that are not done, by a function of a request, and notes those that are: the failures."""
 
 
 @dataclass
@@ -61,7 +54,8 @@ class Grid:
         along = axes(first, typed)
         varied = [values[0].partition("=")[0].lstrip("+") for values in along if len(values) > 1]
         cells = [
-            Request.of(cfg, several=True) for cfg in _cells(config, first, along, [*fixed, *_naming(first, varied)])
+            Request.of(cfg, several=True)
+            for cfg in _cells(config, first, along, [*fixed, *lengths_named(first, varied)])
         ]
         name_run(first, [str(override.input_line) for override in typed])
         return Grid(first, Request.of(first), cells)
@@ -88,75 +82,17 @@ class Grid:
         """Look on disk which of the cells are finished."""
         self.done |= {cell.folder for cell in cells if RunFolder(cell.folder).finished}
 
-    def make(self, run: Any) -> None:
-        """Every cell, one after the other or by the launcher that is chosen. What one of them raises does not keep the
-        others from being made, and is raised in the end.
+    def make(self, run: Any, launch: Launch) -> None:
+        """Every cell, by a launcher. What one of them raises does not keep the others from being made, and is raised in the
+        end.
         """
-        basic = self.config.hydra.runtime.choices["hydra/launcher"] == "basic"
         self.note_done(*self.cells)
         try:
-            failures = self._in_turn(run) if basic else self._launched(run)
-            for cell, error in failures:
+            for cell, error in launch(self, run):
                 raise named(error, cell) if isinstance(error, SettingError) else error
         finally:
             if any((cell.folder / "status.json").exists() for cell in self.cells):
                 OmegaConf.save(self.config, self.folder / RECORD)
-
-    def _in_turn(self, run: Any) -> list[Failure]:
-        failures = list[Failure]()
-        for i, cell in enumerate(self.cells):
-            print(f"\n{self.progress(i)}", file=sys.stderr, flush=True)
-            begin, new = monotonic(), cell.folder not in self.done
-            try:
-                run(cell)
-            except Exception as error:
-                failures.append((cell, error))
-            if new:
-                self.seconds.append(monotonic() - begin)
-                self.note_done(cell)
-        return failures
-
-    def _launched(self, run: Any) -> list[Failure]:
-        """By a launcher of Hydra, whose workers compose each cell for themselves."""
-        begun = {cell.folder.name: cell for cell in self.cells if inherited(cell.overrides)}
-        launcher = Plugins.instance().instantiate_launcher(config=self.config, **_plugged(run, begun))
-        size = self.config.hydra.sweeper.get("max_batch_size") or len(self.cells)
-        failures = list[Failure]()
-        for begin in range(0, len(self.cells), size):
-            batch = self.cells[begin : begin + size]
-            jobs = launcher.launch([_sent(cell) for cell in batch], initial_job_idx=begin)
-            for cell, job in zip(batch, jobs, strict=True):
-                try:
-                    with redirect_stderr(io.StringIO()):  # Hydra announces the error
-                        _ = job.return_value
-                except Exception as error:
-                    failures.append((cell, error))
-        self.note_done(*self.cells)
-        return failures
-
-
-def launched(run: Any, begun: Mapping[str, Request], threads: int | None, cfg: DictConfig) -> Any:
-    """One cell in the process of a launcher, which keeps the configuration of Hydra apart and has made the folder, and may
-    have set OMP_NUM_THREADS there: `threads` is what the user's own says.
-
-    begun: by the name of the folder, cells that begin from another run: of these it was sent more than what was typed.
-    """
-    with open_dict(whole := cfg.copy()):
-        whole.hydra = HydraConfig.get()
-    request = replace(Request.of(whole, several=True), threads=threads)
-    if (cell := begun.get(request.folder.name)) is not None:
-        request = replace(request, overrides=cell.overrides, names=cell.names)
-    try:
-        return run(request)
-    finally:
-        RunFolder(request.folder).remove_if_empty()
-
-
-def _sent(cell: Request) -> list[str]:
-    """The overrides that a worker composes a cell by, behind the settings of the run it begins from."""
-    before = inherited(cell.overrides)
-    folder = [f"hydra.sweep.subdir={literal(cell.folder.name)}"] if before else []
-    return [*before, *cell.overrides, *folder]
 
 
 def named(error: SettingError, cell: Request) -> SettingError:
@@ -164,20 +100,6 @@ def named(error: SettingError, cell: Request) -> SettingError:
     if not cell.several or isinstance(error, UnknownSetting):
         return error
     return SettingError(f"{cell.folder.name}: {error}".replace("another hydra.run.dir", "another hydra.sweep.dir"))
-
-
-def search(config: DictConfig, typed: Sequence[Override], run: Any) -> None:
-    """Runs that a sweeper of Hydra chooses, e.g. by what the runs before them returned. `config`: without the axes."""
-    _naming(config, [override.key_or_group for override in typed if override.is_sweep_override()])
-    with read_write(config.hydra):
-        config.hydra.overrides.task = [override.input_line for override in typed]
-    Plugins.instance().instantiate_sweeper(config=config, **_plugged(run)).sweep(list(config.hydra.overrides.task))
-
-
-def _plugged(run: Any, begun: Mapping[str, Request] | None = None) -> dict[str, Any]:
-    """What a plugin of Hydra is given beside the configuration."""
-    context = HydraContext(GlobalHydra.instance().config_loader(), Callback())  # type: ignore[arg-type]
-    return {"hydra_context": context, "task_function": partial(launched, run, begun or {}, asked_threads())}
 
 
 def axes(first: DictConfig, typed: Sequence[Override]) -> list[list[str]]:
@@ -228,7 +150,7 @@ def _cells(config: str, first: DictConfig, axes: Sequence[Sequence[str]], fixed:
         yield cell
 
 
-def _naming(cfg: DictConfig, axes: Iterable[str]) -> list[str]:
+def lengths_named(cfg: DictConfig, axes: Iterable[str]) -> list[str]:
     """The override, which `cfg` is given too, that has lengths on the axes in the names of the folders, where they stand for
     different runs: elsewhere a longer run is the same one.
     """

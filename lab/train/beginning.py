@@ -16,7 +16,7 @@ def require_origin(folder: RunFolder, settings: Mapping[str, Any]) -> None:
     where it is said what becomes of a state that there is not, or branches are compared that are none.
     """
     if settings[FROM] is None:
-        if (settings.get("compare") or {}).get("_target_") == "lab.report.branches.Branches":
+        if (settings.get("compare") or {}).get("_target_") == "lab.compare.branches.Branches":
             raise SettingError("compare=branches compares runs that begin from another one; add from=RUN@100,RUN@500")
         if settings["trainer"].get("state") == "drop":
             raise SettingError(

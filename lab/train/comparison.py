@@ -10,7 +10,7 @@ def compare(grid: Grid) -> None:
     head = grid.head
     if head.values.get("compare") is None:
         return
-    from lab.report import carry_out
+    from lab.compare import carry_out
 
     if waiting := grid.left():
         print(f"{waiting} of {len(grid.cells)} cells are not finished; repeat the command to compare them.")

@@ -6,9 +6,9 @@ from typing import Annotated
 from matplotlib.axes import Axes
 from pydantic import Field
 
-from lab.report.base import Compared, Panels, RunComparison, new_figure, number, require_tags
-from lab.report.cells import GridCell, differing, grouped
-from lab.report.findings import Paragraph, find
+from lab.compare.base import Compared, Panels, RunComparison, new_figure, number, require_tags
+from lab.compare.cells import GridCell, differing, grouped
+from lab.compare.findings import Paragraph, find
 from lab.settings import settings
 
 STYLES = ("-", "--", ":", "-.")

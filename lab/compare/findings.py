@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from lab.report.cells import GridCell, grouped, mean_and_error
+from lab.compare.cells import GridCell, grouped, mean_and_error
 
 Finding = Literal["random_labels", "generalization_gap", "edge_of_stochastic_stability", "noise_injection"]
 Paragraph = Annotated[Finding | None, Field(description="what the paragraph says; null: the numbers that are drawn")]

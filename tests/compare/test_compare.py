@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from lab.report import GridCell, carry_out
-from lab.report.bars import Bars
-from lab.report.cells import differing, grouped, mean_and_error
-from lab.report.curves import Curves
-from lab.report.ends import FinalValues
-from lab.report.findings import edge_of_stochastic_stability, generalization_gap, noise_injection, random_labels
+from lab.compare import GridCell, carry_out
+from lab.compare.bars import Bars
+from lab.compare.cells import differing, grouped, mean_and_error
+from lab.compare.curves import Curves
+from lab.compare.ends import FinalValues
+from lab.compare.findings import edge_of_stochastic_stability, generalization_gap, noise_injection, random_labels
 from lab.run.folder import RunFolder
 from lab.settings import SettingError
 

@@ -9,7 +9,7 @@ from typing import Annotated
 from matplotlib.figure import Figure
 from pydantic import Field
 
-from lab.report.cells import GridCell
+from lab.compare.cells import GridCell
 from lab.run.figures import blank
 from lab.settings import SettingError
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from lab.report import GridCell
-from lab.report.branches import Branches
+from lab.compare import GridCell
+from lab.compare.branches import Branches
 from lab.run.folder import RunFolder
 from lab.settings import SettingError
 

@@ -15,9 +15,9 @@ from typing import Annotated, Any
 from matplotlib.axes import Axes
 from pydantic import Field
 
-from lab.report.base import Compared, RunComparison, new_figure, number, require_tags
-from lab.report.cells import SEED, GridCell, mean_and_error, short
-from lab.report.curves import binned
+from lab.compare.base import Compared, RunComparison, new_figure, number, require_tags
+from lab.compare.cells import SEED, GridCell, mean_and_error, short
+from lab.compare.curves import binned
 from lab.run.folder import RunFolder
 from lab.run.summary import change
 from lab.settings import SettingError, settings

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lab.report.base import Compared, RunComparison
-from lab.report.cells import GridCell
+from lab.compare.base import Compared, RunComparison
+from lab.compare.cells import GridCell
 from lab.run.figures import save
 from lab.run.folder import RunFolder
 

@@ -7,9 +7,9 @@ from typing import Annotated
 from matplotlib.axes import Axes
 from pydantic import Field
 
-from lab.report.base import Compared, RunComparison, new_figure, number, require_tags
-from lab.report.cells import GridCell, differing, grouped, mean_and_error, short
-from lab.report.findings import Paragraph, find
+from lab.compare.base import Compared, RunComparison, new_figure, number, require_tags
+from lab.compare.cells import GridCell, differing, grouped, mean_and_error, short
+from lab.compare.findings import Paragraph, find
 from lab.settings import settings
 
 
