@@ -3,19 +3,20 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lab.probes.governor import Governor
+from lab.objective.laws import listed
+from lab.probes.governor import Governor, Offer
 from lab.run.progress import in_time
 
 LINES = 10
 """Decisions in the summary of a run, at most, for each probe: the first and the last ones."""
 
 
-def account(governor: Governor, sizes: Sequence[int]) -> dict[str, Any]:
-    """What was spent, what might have been, and all that was decided. sizes: those that the probe set may have."""
+def account(governor: Governor, whole: int) -> dict[str, Any]:
+    """What was spent, what might have been, and all that was decided. whole: the examples of the probe set "auto"."""
     timed = governor.budget.products is None
     lines: list[str] = []
     for name in governor.courses:
-        own = words(governor, sizes, [one for one in governor.decisions if one[1] == name])
+        own = words(governor, whole, [one for one in governor.decisions if one[1] == name])
         lines += own if len(own) <= LINES else [*own[: LINES // 2], "...", *own[-LINES // 2 :]]
     return {
         "budget": str(governor.budget),
@@ -24,35 +25,48 @@ def account(governor: Governor, sizes: Sequence[int]) -> dict[str, Any]:
         "allowed": governor.allowed,
         "training_seconds": governor.trained if timed else None,
         "share": governor.spent / governor.trained if timed and governor.trained else None,
+        "first": {  # measurement of each probe
+            name: {"foretold": course.offer.first, "spent": course.first}
+            for name, course in governor.courses.items()
+            if course.count
+        },
         "decisions": lines,
     }
 
 
-def words(governor: Governor, sizes: Sequence[int], decisions: Sequence[Sequence[Any]]) -> list[str]:
+def words(governor: Governor, whole: int, decisions: Sequence[Sequence[Any]]) -> list[str]:
     """A line for each decision."""
     return [
         f"step {step} on {name} "
         + (f"every {every} steps" if every <= governor.total else "at the end only")
-        + (f", on {sizes[chosen]} of {sizes[0]} examples" if chosen else "")
+        + (f", {how}" if (how := manner(governor.courses[name].offers[chosen], whole)) else "")
         for step, name, chosen, every in decisions
     ]
 
 
-def caveats(governor: Governor, sizes: Sequence[int], meant: Mapping[str, str]) -> list[str]:
+def manner(offer: Offer, whole: int) -> str:
+    """How it measures, where that is not by the settings: on 250 of 2000 examples with tol=0.03; else ""."""
+    numbers = ", ".join(f"{name}={number:g}" for name, number in offer.numbers.items())
+    part = f"on {offer.examples} of {whole} examples" if offer.examples else ""
+    return " ".join(filter(None, (part, f"with {numbers}" if numbers else "")))
+
+
+def caveats(governor: Governor, whole: int, meant: Mapping[str, str]) -> list[str]:
     """On how many examples probes measured, where the budget chose these; and what their numbers are (`meant`)."""
     return [
-        f"Probe {name} measured on {sizes[course.chosen]} of {sizes[0]} examples (probe.budget={governor.budget}): "
-        f"{meant[name]}"
+        f"Probe {name} measured {how} (probe.budget={governor.budget})" + (f": {text}" if (text := meant[name]) else "")
         for name, course in governor.courses.items()
-        if course.chosen and name in meant
+        if (how := manner(course.offer, whole)) and name in meant
     ]
 
 
 def beyond(governor: Governor, names: Sequence[str]) -> str:
-    """That what is measured in any case is more than the budget."""
+    """That what is measured in any case is more than the budget, and what of it waits for the end."""
     timed = governor.budget.products is None
     spent, allowed = (in_time(x) if timed else f"{x:.0f} products" for x in (governor.ends, governor.allowed))
+    late = [name for name in names if governor.waits(name)]
+    waiting = f"; one of {listed(late)} is beyond that, and waits for the end of the run" if late else ""
     return (
-        f"probe.budget={governor.budget} allows {allowed}, and the first and the last measurement of {' and '.join(names)} "
-        f"take about {spent}: these are made; probe.budget=null makes all that are due"
+        f"probe.budget={governor.budget} allows {allowed}, and the first and the last measurement of {listed(names)} "
+        f"take about {spent}: these are made{waiting}; probe.budget=null makes all that are due"
     )

@@ -2,18 +2,18 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 import torch
 
-from lab.callbacks.account import account, beyond, caveats, words
+from lab.callbacks.account import account, beyond, caveats, manner, words
 from lab.callbacks.costs import Costs, Outlook
+from lab.callbacks.offers import offered
 from lab.objective import NetworkObjective
 from lab.probes.base import Probe, Snapshot, Value
 from lab.probes.bench import Bench
 from lab.probes.forecast import Cost
-from lab.probes.governor import Budget, Course, Governor, Offer
+from lab.probes.governor import Budget, Course, Governor
 from lab.probes.nested import FEWEST, Nested, batch_of, sizes
 from lab.settings import SettingError
 
@@ -74,11 +74,9 @@ class Budgeting(Costs):
         """As the governor sees it."""
         if (course := self.governor.courses.get(probe.name)) is None:
             return super().outlook(probe, here)
-        part, how, why = probe.settled().probe_set, "", ""
-        share = 1.0
-        if isinstance(part, Nested):
-            loose = "".join(f" with {name}={number:g}" for name, number in probe.loose.items())
-            how, share = f" on {part.examples} of {self._sizes()[0]} examples{loose}", part.examples / self._sizes()[0]
+        whole, why = self._whole, ""
+        how = f" {text}" if (text := manner(course.offer, whole)) else ""
+        share = (course.offer.examples or whole) / whole
         if self.budget.products is None:
             first, after = course.first, course.after
         else:
@@ -93,40 +91,48 @@ class Budgeting(Costs):
             if f"cost/{probe.name}/seconds" in values and probe.name in self.governor.courses:
                 spent = self.seconds.get(probe.name, 0.0)
                 seconds -= spent
-                cost = spent if self.budget.products is None else self._products(probe, values)
+                cost = (
+                    spent
+                    if self.budget.products is None
+                    else _products(probe, values, self.bench, self.expected[probe.name].products)
+                )
                 self.governor.made(probe.name, here.step, cost, end=here.ended)
         if self.budget.products is None:
             self.governor.extra(max(0.0, seconds))
+
+    def waits(self, probe: Probe) -> bool:
+        return probe.name in self.governor.courses and self.governor.waits(probe.name)
 
     def training_seconds(self, steps: int) -> float:
         return self.governor.step_seconds * steps if self.governor.steps else super().training_seconds(steps)
 
     def summary(self) -> dict[str, Any]:
-        return account(self.governor, self._sizes())
+        return account(self.governor, self._whole)
 
     def notes(self) -> list[str]:
-        return caveats(self.governor, self._sizes(), self._meant)
+        return caveats(self.governor, self._whole, self._meant)
 
     def state_dict(self) -> dict[str, Any]:
         return self.governor.state_dict() | {"unit": self._in}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if state and state.get("unit", self._in) == self._in:  # what was spent in another unit is not known in this one
+        known = state and all("numbers" in o for course in state["courses"].values() for o in course["offers"])
+        if known and state.get("unit", self._in) == self._in:  # what was spent in another unit is not known in this one
             self.governor.load_state_dict(state)
             self._heard = len(self.governor.decisions)
 
     def _course(self, probe: Probe, here: Snapshot) -> Course:
-        first, after = (self._unit(self.foretold(probe, here, warm=warm)) for warm in (False, True))
-        offers = [Offer(first, after)]
-        whole, *parts = self._sizes()
-        if parts and probe.halves and getattr(probe, "examples", None) == "auto":
-            loss = self.bench.objective("auto")
-            assert isinstance(loss, NetworkObjective)
-            product = self._unit(Cost(1, 1, self.speed.product * whole if self.speed else 0.0))
-            for part in parts:
-                look = 2 * product * max(part, FEWEST * batch_of(loss)) / whole
-                offers.append(Offer(first * part / whole + look, after * part / whole + look))
-        return Course(probe.rhythm, probe.every != "auto", probe.at_end, offers)
+        def costs(other: Probe) -> tuple[float, float]:
+            first, after = (self._unit(self.foretold(other, here, warm=warm)) for warm in (False, True))
+            return first, after
+
+        def look(part: int) -> float:
+            loss, product = self.bench.objective("auto"), self.speed.product * self._whole if self.speed else 0.0
+            few = FEWEST * batch_of(loss) if isinstance(loss, NetworkObjective) else 1
+            return 2 * self._unit(Cost(1, 1, product)) * max(part, few) / self._whole
+
+        offers = offered(probe, self._sizes(), costs, look)
+        return Course(probe.rhythm, probe.every != "auto", probe.at_end, offers, patient=not probe.first)
 
     def _unit(self, cost: Cost) -> float:
         return cost.seconds if self.budget.products is None else cost.products
@@ -134,6 +140,10 @@ class Budgeting(Costs):
     @property
     def _in(self) -> str:
         return "seconds" if self.budget.products is None else "products"
+
+    @property
+    def _whole(self) -> int:
+        return self._sizes()[0]
 
     def _sizes(self) -> list[int]:
         try:
@@ -144,27 +154,19 @@ class Budgeting(Costs):
     def _rule(self, probe: Probe) -> None:
         """The settings of the offer that was chosen."""
         course = self.governor.courses.get(probe.name)
-        if course is None or not 0 < course.chosen < len(
-            self._sizes()
-        ):  # other data than those of a state that was loaded
+        if course is None or not 0 < course.chosen < len(course.offers):
             return
-        ruled = {**probe.loose, "examples": Nested(self._sizes()[course.chosen])}
-        if course.count == 0 and probe.ruled.get("examples") not in (None, ruled["examples"]):
+        offer = course.offer
+        if (offer.examples or 0) > self._whole:  # other data than those of a state that was loaded
+            return
+        part = {} if offer.examples is None else {"examples": Nested(offer.examples)}
+        if course.count == 0 and part and probe.ruled.get("examples") not in (None, part["examples"]):
             probe.load_state_dict({})  # vectors and differences of another loss
-        probe.ruled, self._meant[probe.name] = ruled, probe.halves
-
-    def _products(self, probe: Probe, values: Mapping[str, Value]) -> float:
-        """What a measurement took, in products over the set "auto": those it reports, else as many as were expected."""
-        share, matvecs = 1.0, values.get(f"cost/{probe.name}/matvecs")
-        with suppress(Exception):
-            share = (self.bench.objective(probe.settled().probe_set).num_examples or 0) / self._sizes()[0]
-        if isinstance(matvecs, float | int) and math.isfinite(matvecs):
-            return float(matvecs) * share
-        return self.expected[probe.name].products
+        probe.ruled, self._meant[probe.name] = {**offer.numbers, **part}, probe.halves if part else ""
 
     def _hear(self) -> None:
         """Tell what was decided since it was told last."""
-        for line in words(self.governor, self._sizes(), self.governor.decisions[self._heard :]):
+        for line in words(self.governor, self._whole, self.governor.decisions[self._heard :]):
             self.tell(f"probe.budget={self.budget}: from {line}")
         self._heard = len(self.governor.decisions)
 
@@ -177,6 +179,15 @@ def _reach(governor: Governor, step: int, tell: Callable[[str], object]) -> None
             f"the run goes on beyond the steps it was said to have: what is left of budget={governor.budget} is spread over "
             f"{governor.total} of them"
         )
+
+
+def _products(probe: Probe, values: Mapping[str, Value], bench: Bench, expected: float) -> float:
+    """What a measurement took, in products over the set "auto": those it reports, else as many as were expected."""
+    matvecs = values.get(f"cost/{probe.name}/matvecs")
+    if not isinstance(matvecs, float | int) or not math.isfinite(matvecs):
+        return expected
+    part, whole = (bench.objective(size).num_examples for size in (probe.settled().probe_set, "auto"))
+    return float(matvecs) * (part or 1) / (whole or 1)
 
 
 def costs_of(bench: Bench, budget: Budget | None) -> Costs:

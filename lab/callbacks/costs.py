@@ -67,6 +67,10 @@ class Costs:
         """Those of the probes that are due at `step` that measure there. ratio: lambda_max over the threshold, as known."""
         return list(probes)
 
+    def waits(self, probe: Probe) -> bool:
+        """Whether a probe that was due waits for the end of the run."""
+        return False
+
     def foretell(self, probes: Sequence[Probe], here: Snapshot) -> None:
         """Before first measurements: what they will cost, in a line where that is much."""
         new = [probe for probe in probes if probe.name not in self.expected]
@@ -131,9 +135,10 @@ class Costs:
         whole = first + after * (steps // every)
         if first <= PATIENCE and whole <= WORTH_A_LINE:
             return
-        matvecs = self.expected[probe.name].matvecs
+        matvecs = probe.expected_matvecs(here.rule)
         products = f"about {matvecs:.0f} products, " if matvecs else "about "
-        text = f"{probe.name}{outlook.how} at step {here.step}: {products}{in_time(first)}"
+        when = "the end" if self.waits(probe) else f"step {here.step}"
+        text = f"{probe.name}{outlook.how} at {when}: {products}{in_time(first)}"
         if steps >= every:
             text += f"; then {in_time(after)} every {every} steps"
         training = self.training_seconds(steps)

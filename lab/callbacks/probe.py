@@ -160,7 +160,7 @@ class ProbeCallback(Probing, pl.Callback):
         last = [
             probe
             for probe in self.failures.heard(self.probes)
-            if probe.at_end and not (step == self._measured and probe.due(step))
+            if (probe.at_end and not (step == self._measured and probe.due(step))) or self.costs.waits(probe)
         ]
         if last and not self._run.divergence:
             with torch.enable_grad():

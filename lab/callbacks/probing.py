@@ -81,6 +81,8 @@ class Probing:
             return
         snapshot = self.bench.still(step, batch=batch, ended=ended)
         self.costs.foretell(probes, snapshot)
+        if not (probes := [probe for probe in probes if ended or not self.costs.waits(probe)]):
+            return
         values, failures = self.bench.measure(probes, snapshot, lambda probe: self.costs.around(probe, snapshot))
         for failure in failures:
             self.say(self.failures.note(failure, self.latest, refuses=self.refuses))

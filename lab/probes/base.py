@@ -69,6 +69,10 @@ class Probe(ABC):
     """What its numbers on a part of the probe set "auto" are of the whole, in words; "": a budget takes no part."""
     loose: ClassVar[Mapping[str, float]] = {}
     """The numbers that a budget asks for in the place of "auto" beside a part of the probe set, by setting."""
+    fewest: ClassVar[Mapping[str, float]] = {}
+    """Those that it asks for where the smallest part is too dear, too."""
+    first: ClassVar[bool] = False
+    """Whether it is measured at step 0 whatever that takes; others wait for the end where that alone is beyond a budget."""
     warm_share: ClassVar[float] = 1.0
     """What a measurement takes that builds on the one before, in that of the first."""
     every: int | Literal["auto"]

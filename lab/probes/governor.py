@@ -10,14 +10,15 @@ the candidates that are left:
 
 At most 1: every candidate is measured. Above: every m-th, m the odd number nearest to `stretch`, so that a probe of an odd
 rhythm does not meet one phase of a period of 2; half of `stretch` near the threshold, double far below it. Where that leaves
-fewer than `ENOUGH` measurements the dearest probe is given a smaller probe set first, before the first measurement.
+fewer than `ENOUGH` measurements the dearest probe is given a smaller probe set first, before the first measurement. A probe
+one measurement of which is beyond all that is allowed is measured once, at the end of the run, unless it has to be first.
 
 No clock in here: times, or products, are handed in, and all that is known is plain values, kept in the checkpoint.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lab.settings import SettingError
@@ -30,6 +31,9 @@ NEAR, FAR, DENSER = 0.7, 0.4, 2.0
 """From this ratio to the threshold on measurements are so many times denser, below the other one as much sparser ..."""
 SAVED = 0.5
 """... denser only as long as this share of the first rate is left, so that the end of a run has measurements, too."""
+
+KEPT = ("spent", "trained", "steps", "guess", "rate")
+"""Numbers that go into the checkpoint as they are."""
 
 
 @dataclass(frozen=True)
@@ -51,18 +55,20 @@ class Budget:
 
 @dataclass(frozen=True)
 class Offer:
-    """A way to measure, and what is expected of it: the cost of the first measurement, and of those after it."""
+    """A way to measure: expected cost of the first measurement and of later ones; examples of a part of the probe set, None
+    for all of it; numbers in the place of "auto", by setting."""
 
     first: float
     after: float
+    examples: int | None = None
+    numbers: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
 class Course:
-    """A probe in the run: steps of its rhythm, whether that was typed (`fixed`), whether the end is measured, too, and its
-    offers, the whole probe set first. chosen: the offer in use; first, after: what a measurement costs by it, as known;
-    last: the step measured last; count: measurements; said: the stretch that was noted last; settled: whether
-    the offer was looked at again.
+    """A probe in the run: steps of its rhythm, whether that was typed (fixed), whether the end is measured, too; its offers,
+    the whole probe set first; patient: may wait for the end. chosen: the offer in use; first, after: its costs as known;
+    last: step measured last; count: measurements; said: the stretch noted last; settled: looked at again.
     """
 
     every: int
@@ -76,10 +82,17 @@ class Course:
     count: int = 0
     said: float = 1.0
     settled: bool = False
+    patient: bool = False
+
+    @property
+    def offer(self) -> Offer:
+        """The one in use."""
+        return self.offers[self.chosen]
 
     def take(self, offer: int, scale: float = 1.0) -> None:
         """Measure by this offer, whose costs turned out `scale` times as large as expected."""
-        self.chosen, self.first, self.after = offer, self.offers[offer].first * scale, self.offers[offer].after * scale
+        self.chosen = offer
+        self.first, self.after = self.offer.first * scale, self.offer.after * scale
 
 
 class Ledger:
@@ -108,7 +121,7 @@ class Ledger:
         return self.budget.allowed(self.step_seconds, self.total)
 
     def extra(self, cost: float) -> None:
-        """What was spent beside the measurements: on what is looked at before the first, on what is drawn and written."""
+        """Spent beside the measurements: on what is looked at before the first, on what is drawn and written."""
         self.spent += cost
 
     @property
@@ -118,9 +131,8 @@ class Ledger:
 
     def enough(self, step: int) -> float:
         """What is left for measurements, over what is wanted for them at least; below 1 it is too little."""
-        left, courses = max(1, self.total - step), [c for c in self.courses.values() if not c.fixed]
-        room = self.room(step)
-        wanted = sum(course.after * min(ENOUGH, left // course.every) for course in courses)
+        left, room = max(1, self.total - step), self.room(step)
+        wanted = sum(c.after * min(ENOUGH, left // c.every) for c in self.courses.values() if not c.fixed)
         return math.copysign(math.inf, room) if wanted <= 0 else room / wanted
 
     def stretch(self, step: int) -> float:
@@ -166,11 +178,14 @@ class Governor(Ledger):
             course.take(0)
         self._choose(list(courses), step)
         for name in courses:
-            self._note(name, step, 1.0 if self.courses[name].fixed else max(1.0, self.stretch(step)))
+            stretch = math.inf if self.waits(name) else self.stretch(step)
+            self._note(name, step, 1.0 if self.courses[name].fixed else max(1.0, stretch))
 
     def wants(self, name: str, step: int, *, ratio: float = math.nan) -> bool:
         """Whether a probe measures at `step`, a candidate of its rhythm. ratio: lambda_max over the threshold, if known."""
         course = self.courses[name]
+        if self.waits(name):
+            return False
         if course.count and not course.settled and (self.steps or self.budget.share is None):
             self._look_again(name, step)
         if course.fixed or not course.count:
@@ -183,6 +198,11 @@ class Governor(Ledger):
         if stretch > 1 and (waited < times or waited % 2 == 0):
             return False
         return self.spent + course.after + self.reserved <= self.allowed
+
+    def waits(self, name: str) -> bool:
+        """Whether a probe is measured at the end of the run only: once, for that alone is beyond the budget."""
+        course = self.courses[name]
+        return course.patient and not course.fixed and not course.count and course.first > self.allowed
 
     def made(self, name: str, step: int, cost: float, *, end: bool = False) -> None:
         """A measurement of this cost was made."""
@@ -200,7 +220,8 @@ class Governor(Ledger):
 
     def times(self, name: str, step: int) -> int:
         """Every how many of its candidates a probe is measured from here on, as far as is known."""
-        return 1 if self.courses[name].fixed else self._times(self.stretch(step))
+        stretch = math.inf if self.waits(name) else self.stretch(step)
+        return 1 if self.courses[name].fixed else self._times(stretch)
 
     def _times(self, stretch: float) -> int:
         """Every how many candidates are measured; more than there are where nothing is left."""
@@ -225,7 +246,7 @@ class Governor(Ledger):
             if not smaller:
                 return
             course = max(smaller, key=lambda course: course.first + course.after)
-            scale = course.first / course.offers[course.chosen].first if course.offers[course.chosen].first > 0 else 1.0
+            scale = course.first / course.offer.first if course.offer.first > 0 else 1.0
             course.take(course.chosen + 1, scale)
 
     def _look_again(self, name: str, step: int) -> None:
@@ -244,19 +265,14 @@ class Governor(Ledger):
 
     def state_dict(self) -> dict[str, Any]:
         """All that was decided and spent, as plain values."""
-        return {
-            "spent": self.spent,
-            "trained": self.trained,
-            "steps": self.steps,
-            "guess": self.guess,
-            "rate": self.rate,
+        return {name: getattr(self, name) for name in KEPT} | {
             "decisions": [list(one) for one in self.decisions],
             "courses": {name: asdict(course) for name, course in self.courses.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take it back, and go on by what was decided."""
-        for name in ("spent", "trained", "steps", "guess", "rate"):
+        for name in KEPT:
             setattr(self, name, state[name])
         self.decisions = [list(one) for one in state["decisions"]]
         self.courses = {

@@ -54,6 +54,7 @@ class Sharpness(Probe):
     name: ClassVar[str] = "sharpness"
     halves: ClassVar[str] = "the error of lambda_max counts what the others would change"
     loose: ClassVar[Mapping[str, float]] = {"tol": 1e-2}
+    first: ClassVar[bool] = True
     warm_share: ClassVar[float] = 0.6
     auto: ClassVar[Mapping[str, float]] = {"every": 13, "tol": 1e-3}
 

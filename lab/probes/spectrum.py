@@ -25,7 +25,7 @@ from lab.params import Layout, layout
 from lab.probes.base import Memory, Plan, Probe, Snapshot, measures
 from lab.probes.knobs import Count, Natural, ProbeSet, Rhythm, Several, Share, knob
 from lab.probes.nested import Nested, bracketed
-from lab.probes.spectrum_blocks import Blocks, eigenvalues
+from lab.probes.spectrum_blocks import FEW, PRODUCTS, Blocks, eigenvalues
 from lab.results import Eigenpairs, Estimate, Result, numbered
 from lab.run.figures import spectrum_figure
 from lab.settings import SettingError
@@ -57,20 +57,30 @@ class Spectrum(Probe):
     name: ClassVar[str] = "spectrum"
     halves: ClassVar[str] = "errors of eigenvalues count what the others would change, the density does not"
     loose: ClassVar[Mapping[str, float]] = {"tol": 3e-2}
-    auto: ClassVar[Mapping[str, float]] = {"every": 130, "tol": 1e-2}
+    fewest: ClassVar[Mapping[str, float]] = {"tol": 3e-2, "k": 3, "bottom": 1, "steps": 30, "vectors": 1}
+    auto: ClassVar[Mapping[str, float]] = {"every": 130, "tol": 1e-2, "k": 10, "bottom": 10, "steps": 80, "vectors": 3}
 
     every: Annotated[Rhythm, knob("steps between measurements: n | auto: 130, more seldom where probe.budget asks")] = (
         "auto"
     )
-    k: Annotated[Count, knob("number of largest eigenpairs")] = 10
-    bottom: Annotated[Natural, knob("number of smallest eigenpairs")] = 10
+    k: Annotated[
+        Count | Literal["auto"],
+        knob("number of largest eigenpairs | auto: 10, 3 where probe.budget asks for the fewest"),
+    ] = "auto"
+    bottom: Annotated[Natural | Literal["auto"], knob("number of smallest eigenpairs | auto: 10, or 1")] = "auto"
     tol: Annotated[
         Share | Literal["auto"],
         knob("wanted error of an eigenvalue at both ends, relative to the largest | auto: 0.01, 0.03 by probe.budget"),
     ] = "auto"
     max_matvecs: Annotated[int, knob("Hessian products allowed per eigensolve (each about 1.1 gradients)", gt=3)] = 400
-    steps: Annotated[Several, knob("Lanczos steps per random vector: the density resolves 1/steps of the range")] = 80
-    vectors: Annotated[Count, knob("random vectors of the density; its errors fall as 1/sqrt(vectors)")] = 3
+    steps: Annotated[
+        Several | Literal["auto"],
+        knob("Lanczos steps per random vector: the density resolves 1/steps of the range | auto: 80, or 30"),
+    ] = "auto"
+    vectors: Annotated[
+        Count | Literal["auto"],
+        knob("random vectors of the density; its errors fall as 1/sqrt(vectors) | auto: 3, or 1"),
+    ] = "auto"
     examples: ProbeSet = "auto"
     parameters: Annotated[
         str, knob("glob of parameter names, as in *.weight: the Hessian in these, all others held")
@@ -83,12 +93,13 @@ class Spectrum(Probe):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Spectrum":
-        if self.max_matvecs < (fewest := self.k + self.bottom):
-            raise ValueError(f"max_matvecs={self.max_matvecs} is too few for the eigenpairs; use {fewest} or more")
+        k, bottom, _, _ = self.counts
+        if self.max_matvecs < (least := k + bottom):
+            raise ValueError(f"max_matvecs={self.max_matvecs} is too few for the eigenpairs; use {least} or more")
         if self.engine == "pyhessian" and self.parameters != "*":
             raise ValueError('engine=pyhessian measures all parameters; use parameters="*" or engine=lab')
-        if self.engine == "pyhessian" and self.max_matvecs < 2 * self.k:
-            raise ValueError(f"max_matvecs={self.max_matvecs} is too few for PyHessian; use {2 * self.k} or more")
+        if self.engine == "pyhessian" and self.max_matvecs < 2 * k:
+            raise ValueError(f"max_matvecs={self.max_matvecs} is too few for PyHessian; use {2 * k} or more")
         return self
 
     def require(self, plan: Plan) -> None:
@@ -103,9 +114,27 @@ class Spectrum(Probe):
         except ValueError as error:
             raise SettingError(f"probe.spectrum.parameters={self.parameters}: {error}") from None
 
+    @property
+    def counts(self) -> tuple[int, int, int, int]:
+        """k, bottom, steps and vectors, as numbers."""
+        now = self.settled()
+        return int(now.k), int(now.bottom), int(now.steps), int(now.vectors)
+
+    @property
+    def most_draws(self) -> int:
+        """Draws, and products, that a trace may take beside the density. On a part of the probe set, whose trace is that of
+        the whole within some per cent, no more than half of what the density takes.
+        """
+        _, _, steps, vectors = self.counts
+        return (
+            max(FEW, min(PRODUCTS, steps * vectors // 2)) if isinstance(self.settled().probe_set, Nested) else PRODUCTS
+        )
+
     def expected_matvecs(self, rule: UpdateRule | None) -> int:
-        ends = min(PER_PAIR * (self.k + self.bottom), self.max_matvecs)
-        return (ends + self.vectors * self.steps) * (3 if self.split else 1) * (2 if self.layers else 1)
+        k, bottom, steps, vectors = self.counts
+        ends = min(PER_PAIR * (k + bottom), self.max_matvecs)
+        whole = ends + vectors * steps + self.most_draws
+        return whole * (3 if self.split else 1) * (2 if self.layers else 1)
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 TRACE_TOL, LAYER_TOL = 0.01, 0.05
 """Wanted error of a trace, and of that of a layer's block, relative to itself."""
-PRODUCTS = 100
-"""Products for a trace, unless as many as there are parameters are allowed."""
+PRODUCTS, FEW = 100, 12
+"""Products, or draws, of a trace, unless as many as there are parameters are allowed; the fewest of a standard error."""
 
 
 class Blocks:
@@ -40,6 +40,7 @@ class Blocks:
         self.loss = here.loss_on(settings.examples)
         self.H = here.hessian(settings.examples)
         self.places = None if settings.parameters == "*" else settings.select(_layout(self.loss))
+        self.k, self.bottom, self.steps, self.vectors = settings.counts
         self.layered = self.loss if self.places is None else None
         """The loss, where the layers of its network tell traces."""
 
@@ -60,11 +61,11 @@ class Blocks:
 
     def by_lanczos(self) -> tuple[Extremes, SpectralDensity, Estimate, int]:
         """Eigenpairs, no more than there are, density and trace; and the products spent."""
-        settings, operator, before = self.settings, self.chosen(self.H), self.H.matvecs
-        k = min(settings.k, operator.size - min(settings.bottom, operator.size // 2))
-        ends = self.solve(operator, k, min(settings.bottom, operator.size - k), "whole")
+        operator, before = self.chosen(self.H), self.H.matvecs
+        k = min(self.k, operator.size - min(self.bottom, operator.size // 2))
+        ends = self.solve(operator, k, min(self.bottom, operator.size - k), "whole")
         known, draw = _joined(ends), self.draw("density")
-        phi = density(operator, steps=settings.steps, vectors=settings.vectors, known=known, generator=draw)
+        phi = density(operator, steps=self.steps, vectors=self.vectors, known=known, generator=draw)
         whole, spent = self._trace(operator, phi.trace, known)
         return ends, phi, whole, self.H.matvecs - before + spent
 
@@ -74,9 +75,9 @@ class Blocks:
 
         settings, w = self.settings, self.here.w
         peer = PyHessian(self.loss, w, generator=self.draw("pyhessian"))
-        top = peer.top(min(settings.k, len(w)), tol=float(settings.tol), max_matvecs=settings.max_matvecs)
+        top = peer.top(min(self.k, len(w)), tol=float(settings.tol), max_matvecs=settings.max_matvecs)
         whole = peer.trace(tol=float(settings.tol), max_matvecs=settings.max_matvecs)
-        phi = peer.density(steps=settings.steps, vectors=settings.vectors)
+        phi = peer.density(steps=self.steps, vectors=self.vectors)
         nothing = torch.zeros(0, dtype=torch.float64)
         bottom = Eigenpairs(nothing, top.vectors[:, :0], nothing, nothing, 0, True)
         return Extremes(top, bottom), phi, whole, peer.matvecs
@@ -109,19 +110,21 @@ class Blocks:
         """Tr of H in the chosen parameters, and its cost beside the products of H.
 
         The first of these that is within `TRACE_TOL`, or the nearest of them: that of the density, which is `there`; by the
-        layers of the network (100 draws at most); by products, beside the eigenpairs `known` (`by_products`).
+        layers of the network (`most_draws`); by products, beside the eigenpairs `known` (`by_products`).
         """
         ways, before, spent, draw = [there], operator.matvecs, 0, self.draw("trace")
+        draws = self.settings.most_draws
         if there.error > TRACE_TOL * abs(there.value):  # not where it is NaN: nothing else will be finite
             with suppress(TypeError, ValueError), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 if self.layered is not None:
                     take_apart(self.layered, self.here.w)
                     loss, w = self.layered, self.here.w
-                    ways.append(hessian_trace(loss, w, tol=TRACE_TOL, generator=draw, operator=operator))
+                    way = hessian_trace(loss, w, tol=TRACE_TOL, max_matvecs=draws, generator=draw, operator=operator)
+                    ways.append(way)
                     spent = max(0, ways[-1].matvecs - (operator.matvecs - before))
-            if not ways[-1].error <= TRACE_TOL * abs(ways[-1].value):
-                ways.append(by_products(operator, known, draw, most=self.settings.max_matvecs))
+            if not ways[-1].error <= TRACE_TOL * abs(ways[-1].value) and (draws == PRODUCTS or len(ways) == 1):
+                ways.append(by_products(operator, known, draw, draws=draws, most=self.settings.max_matvecs))
         best = min((way for way in ways if math.isfinite(way.error)), key=lambda way: way.error, default=there)
         return replace(best, converged=best.error <= TRACE_TOL * abs(best.value)), spent
 
@@ -142,12 +145,13 @@ def by_products(
     generator: torch.Generator,
     *,
     tol: float = TRACE_TOL,
+    draws: int = PRODUCTS,
     most: int = PRODUCTS,
 ) -> Estimate:
-    """Tr A beside its eigenpairs `known`: exact where all P products are no more than `most`, else from `PRODUCTS`."""
+    """Tr A beside its eigenpairs `known`: exact where all P products are no more than `most`, else from `draws`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        allowed = max(PRODUCTS, most if operator.size <= most else 0)
+        allowed = max(draws, most if operator.size <= most else 0)
         return trace(operator, tol=tol, max_matvecs=allowed, generator=generator, known=known)
 
 

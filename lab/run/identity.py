@@ -31,17 +31,29 @@ def flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def as_begun(folder: RunFolder, plain: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run that was begun before measurements had a budget: none, and the numbers of then for "auto"."""
+    """The settings as those of an earlier version, where the run is of one: no budget and the numbers of then for "auto"
+    before there was one; and for "auto" the number that was the default, where it stands for this.
+    """
     before = folder.read("provenance").get("settings", {}).get("probe")
     probes = plain.get("probe")
-    if not isinstance(before, dict) or not isinstance(probes, dict) or "budget" in before:
+    if not isinstance(before, dict) or not isinstance(probes, dict):
         return plain
+    budgeted = "budget" in before
     as_then = {
-        name: {key: before.get(name, {}).get(key, value) if value == "auto" else value for key, value in card.items()}
+        name: {key: _then(before.get(name, {}), card, key, budgeted=budgeted) for key in card}
         for name, card in probes.items()
         if isinstance(card, dict)
     }
-    return plain | {"probe": as_then}
+    return plain | {"probe": as_then | ({"budget": probes["budget"]} if budgeted else {})}
+
+
+def _then(before: Mapping[str, Any], card: Mapping[str, Any], key: str, *, budgeted: bool) -> Any:
+    """The value of a setting of a probe in a run that has `before`."""
+    value = card[key]
+    if value != "auto" or key not in before or before[key] == "auto":
+        return value
+    stands_for = getattr(locate(str(card.get("_target_"))), "auto", {}).get(key) if budgeted else before[key]
+    return before[key] if before[key] == stands_for else value
 
 
 def require_unchanged(folder: RunFolder, plain: dict[str, Any], *, grows: bool = False) -> None:

@@ -2,22 +2,26 @@
 
     python scripts/benchmarks/governor.py --images DIR
 
-Every run is made with probe.budget=0.2 (or what `--budget` says), twice with `--products`, and without a budget over its
-first `--free` of the steps. A line for each run:
+Every run is made with probe.budget=0.2 (or what `--budget` says), twice with `--products`, and once without a budget as far
+as `--free` measurements go, with a rhythm that has the first steps of the governed run among its own. A line for each run:
 
     share      of the training time that measurements took, or of 10 s where these are more
+    foretold   the first measurement, over what it took
     deviation  of lambda_max at the steps both have measured, in stated errors: median and largest
     same       whether the two runs in products are equal, number for number
 """
 
 import argparse
 import json
+import math
 import platform
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -39,7 +43,9 @@ def main() -> None:
     options.add_argument("--images", help="folder of CIFAR-10 with train/<class>/*; without it only the digits")
     options.add_argument("--only", default="", help="runs whose name holds this")
     options.add_argument("--budget", default="0.2")
-    options.add_argument("--free", type=float, default=0.2, help="share of the steps that are run without a budget")
+    options.add_argument(
+        "--free", type=int, default=40, help="measurements of the run without a budget; 0: no such run"
+    )
     options.add_argument("--steps", type=int, help="of every run")
     options.add_argument("--products", type=int, default=200, help="of the two runs that count these; 0: none")
     chosen = options.parse_args()
@@ -57,20 +63,37 @@ def main() -> None:
 
 def line(scratch: Path, settings: tuple[str, ...], chosen: argparse.Namespace) -> str:
     """All runs of one kind, in a line."""
-    steps = next(int(word.removeprefix("steps=")) for word in settings if word.startswith("steps="))
     governed = run(scratch / "governed", *settings, f"probe.budget={chosen.budget}")
     account = governed.read("summary")["budget"]
     text = f"{account['spent']:.1f} s of {account['allowed']:.1f} s on {account['training_seconds']:.1f} s of training"
     text += f" ({account['spent'] / account['allowed']:.2f} of the budget); {'; '.join(account['decisions'])}"
+    text += f"; the first measurement was foretold at {foretold(account):.2f} of what it took"
     if chosen.products:
         words = (*settings, f"probe.budget=products:{chosen.products}")
         first, second = (measured(run(scratch / name, *words)) for name in ("first", "second"))
         text += f"; products: {'same' if first == second else 'DIFFERENT'}"
     if chosen.free:
+        words = ungoverned(governed.series("sharpness/lambda_max")[0], chosen.free)
         typed = [word for word in settings if not word.startswith("steps=")]
-        free = run(scratch / "free", *typed, f"steps={max(1, int(chosen.free * steps))}", "probe.budget=null")
-        text += f"; {deviation(governed, free)}"
+        free = run(scratch / "free", *typed, *words, "probe.budget=null")
+        text += f"; without a budget ({' '.join(words)}): {deviation(governed, free)}"
     return text
+
+
+def foretold(account: dict[str, Any]) -> float:
+    """The first sharpness as foretold, over what it took."""
+    first = account["first"]["sharpness"]
+    return first["foretold"] / first["spent"]
+
+
+def ungoverned(steps: Sequence[int], most: int) -> tuple[str, ...]:
+    """A rhythm and a length of at most so many measurements, that have as many of the first `steps` as they can."""
+    best = (steps[-1], 1)
+    for count in range(2, len(steps)):
+        every = math.gcd(*steps[:count])
+        if steps[count - 1] // every < most:
+            best = (every, steps[count - 1] + 1)
+    return f"probe.sharpness.every={best[0]}", f"steps={best[1]}"
 
 
 def run(folder: Path, *settings: str) -> RunFolder:

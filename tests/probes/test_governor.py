@@ -159,3 +159,27 @@ def test_a_hopeless_probe_set_is_given_up_once() -> None:
 def test_what_is_no_budget_is_refused_in_one_line(typed: Any) -> None:
     with pytest.raises(SettingError, match=r"^probe\.budget=.*: expected a share of the training time"):
         budget_of(typed)
+
+
+def dear(cost: float) -> Course:
+    one = course(cost, every=130, at_end=False)
+    one.patient = True
+    return one
+
+
+def test_a_probe_one_measurement_of_which_is_beyond_the_budget_waits_for_the_end() -> None:
+    governor = governed(0.2, 60, sharpness=course(40.0), spectrum=dear(85.0), noise=dear(9.0))
+    assert governor.waits("spectrum") and not governor.waits("noise") and not governor.waits("sharpness")
+    assert run(governor) == {"sharpness": [0], "spectrum": [], "noise": [0]}
+    assert governor.waits("spectrum")  # so the end of the run measures it
+
+
+def test_a_probe_that_waited_is_measured_once_training_turns_out_to_be_long_enough() -> None:
+    governor = governed(0.2, 1000, guess=0.1, spectrum=dear(85.0))
+    assert governor.waits("spectrum")
+    assert run(governor, step_seconds=1.0)["spectrum"][0] == 130  # a step takes 1 s: 200 s are allowed
+
+
+def test_a_rhythm_that_was_typed_does_not_wait() -> None:
+    governor = governed(0.2, 60, spectrum=Course(20, True, False, [Offer(85.0, 85.0)], patient=True))
+    assert run(governor)["spectrum"] == [0, 20, 40]
