@@ -48,6 +48,7 @@ def main() -> None:
     )
     options.add_argument("--steps", type=int, help="of every run")
     options.add_argument("--products", type=int, default=200, help="of the two runs that count these; 0: none")
+    options.add_argument("settings", nargs="*", help="more settings of every run, e.g. data.examples=1000")
     chosen = options.parse_args()
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     for name, settings in RUNS.items():
@@ -55,6 +56,7 @@ def main() -> None:
             continue
         if "data=image_folder" in settings:
             settings += (f"data.root={chosen.images}",)
+        settings += tuple(chosen.settings)
         if chosen.steps:
             settings = (*(word for word in settings if not word.startswith("steps=")), f"steps={chosen.steps}")
         with tempfile.TemporaryDirectory() as scratch:
