@@ -154,10 +154,9 @@ class Budgeting(Costs):
     def _rule(self, probe: Probe) -> None:
         """The settings of the offer that was chosen."""
         course = self.governor.courses.get(probe.name)
-        if course is None or not 0 < course.chosen < len(course.offers):
+        if course is None or not course.chosen:
             return
-        offer = course.offer
-        if (offer.examples or 0) > self._whole:  # other data than those of a state that was loaded
+        if ((offer := course.offer).examples or 0) > self._whole:  # other data than those of a state that was loaded
             return
         part = {} if offer.examples is None else {"examples": Nested(offer.examples)}
         if course.count == 0 and part and probe.ruled.get("examples") not in (None, part["examples"]):
