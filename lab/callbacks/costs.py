@@ -71,19 +71,18 @@ class Costs:
         """Whether a probe that was due waits for the end of the run."""
         return False
 
-    def foretell(self, probes: Sequence[Probe], here: Snapshot) -> None:
-        """Before first measurements: what they will cost, in a line where that is much."""
-        new = [probe for probe in probes if probe.name not in self.expected]
-        if not new:
-            return
-        if self.speed is None:
-            with suppress(Exception), torch.random.fork_rng([]):  # the probe will meet it, and say so
-                self.speed = Speed.timed(self.bench, here, self.clock)
-        for probe in new:
-            self.expected[probe.name] = self.foretold(probe, here)
-        self.plan(new, here)
-        for probe in new:
-            self._say(probe, here, self.outlook(probe, here))
+    def foretell(self, probes: Sequence[Probe], here: Snapshot) -> list[Probe]:
+        """Before first measurements: what they will cost, in a line where that is much. Returns those that measure here."""
+        if new := [probe for probe in probes if probe.name not in self.expected]:
+            if self.speed is None:
+                with suppress(Exception), torch.random.fork_rng([]):  # the probe will meet it, and say so
+                    self.speed = Speed.timed(self.bench, here, self.clock)
+            for probe in new:
+                self.expected[probe.name] = self.foretold(probe, here)
+            self.plan(new, here)
+            for probe in new:
+                self._say(probe, here, self.outlook(probe, here))
+        return [probe for probe in probes if here.ended or not self.waits(probe)]
 
     def plan(self, probes: Sequence[Probe], here: Snapshot) -> None:
         """How probes will measure, before they do for the first time."""

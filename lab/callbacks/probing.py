@@ -80,14 +80,12 @@ class Probing:
         if not self._follow(step):
             return
         snapshot = self.bench.still(step, batch=batch, ended=ended)
-        self.costs.foretell(probes, snapshot)
-        if not (probes := [probe for probe in probes if ended or not self.costs.waits(probe)]):
+        if not (probes := self.costs.foretell(probes, snapshot)):
             return
         values, failures = self.bench.measure(probes, snapshot, lambda probe: self.costs.around(probe, snapshot))
         for failure in failures:
             self.say(self.failures.note(failure, self.latest, refuses=self.refuses))
-        values |= _heard(self.bench.audited.told())
-        self._log(loggers, step, values)
+        self._log(loggers, step, values | _heard(self.bench.audited.told()))
         self.costs.made(probes, values, snapshot, self.costs.clock() - begin)
         self._waiting = step, values, snapshot.rule
         if not self.clipping.watched:
