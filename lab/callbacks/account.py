@@ -41,7 +41,7 @@ def words(governor: Governor, sizes: Sequence[int], decisions: Sequence[Sequence
 def caveats(governor: Governor, sizes: Sequence[int], meant: Mapping[str, str]) -> list[str]:
     """On how many examples probes measured, where the budget chose these; and what their numbers are (`meant`)."""
     return [
-        f"Probe {name} measured on {sizes[course.chosen]} of {sizes[0]} examples (probe.budget={governor.budget}): "
+        f"Probe {name} measured on {sizes[course.chosen]} of {sizes[0]} examples ({governor.budget.named}): "
         f"{meant[name]}"
         for name, course in governor.courses.items()
         if course.chosen and name in meant
@@ -51,8 +51,9 @@ def caveats(governor: Governor, sizes: Sequence[int], meant: Mapping[str, str]) 
 def beyond(governor: Governor, names: Sequence[str]) -> str:
     """That what is measured in any case is more than the budget."""
     timed = governor.budget.products is None
+    every = f"{governor.budget.setting}={governor.budget.none}"
     spent, allowed = (in_time(x) if timed else f"{x:.0f} products" for x in (governor.ends, governor.allowed))
     return (
-        f"probe.budget={governor.budget} allows {allowed}, and the first and the last measurement of {' and '.join(names)} "
-        f"take about {spent}: these are made; probe.budget=null makes all that are due"
+        f"{governor.budget.named} allows {allowed}, and the first and the last measurement of {' and '.join(names)} "
+        f"take about {spent}: these are made; {every} makes all that are due"
     )

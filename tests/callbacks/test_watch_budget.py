@@ -6,6 +6,7 @@ from callbacks.loops import Training, same
 
 from lab.callbacks.probing import in_doubt
 from lab.callbacks.watching import loss_now
+from lab.probes.budget import budget_of
 from lab.probes.sharpness import Sharpness
 from lab.settings import SettingError
 
@@ -32,6 +33,24 @@ def test_two_loops_with_a_budget_in_products_are_equal_and_keep_to_it() -> None:
     assert 2 <= len(first) < len(free), "fewer measurements than the rhythm of the card makes"
     assert {step for step, _ in first} <= {step for step, _ in free}
     assert same(state, free_state), "training is not touched"
+
+
+def test_what_is_said_of_a_budget_speaks_of_the_argument_in_python_and_of_the_setting_at_the_door() -> None:
+    lines = dict[str, list[str]]()
+    for setting, none in {"budget": "None", "probe.budget": "null"}.items():
+        budget = budget_of("products:40", setting)
+        training = Training(norm=False)
+        watch = training.watch(probes=[Sharpness()], budget=budget, steps=STEPS)
+        said = lines.setdefault(setting, [])
+        watch.costs.tell = said.append
+        training.run(STEPS // 2, watch)
+        watch.close()
+        assert said and all(f"{setting}=products:40" in line for line in said), said
+        assert any(f"{setting}={none} makes all that are due" in line for line in said)
+        with pytest.raises(SettingError, match=f"^{setting}=-1: .* or {none} for no budget$"):
+            budget_of(-1, setting)
+    assert [line.replace("probe.", "").replace("null", "None") for line in lines["probe.budget"]] == lines["budget"]
+    assert "probe.budget" not in "".join(lines["budget"])
 
 
 def test_a_loop_of_unknown_length_has_no_budget_and_one_that_is_given_needs_a_length() -> None:
