@@ -2,6 +2,7 @@
 
 from lab.doors.parts import Settings
 from lab.module import SupervisedModule
+from lab.probes.tags import written
 from lab.run.folder import RunFolder, saved_step
 from lab.run.stopping import Condition, Stopping
 
@@ -15,9 +16,9 @@ def stopping(settings: Settings, *, tests: bool = True) -> Stopping:
     made = Stopping(map(Condition.of, trainer.stop))
     others = ["train/noise_norm"] if settings.noise is not None else []
     others += ["train/clipped"] if trainer.clip_norm is not None or trainer.clip_value is not None else []
-    others += ["negative_curvature/"] if settings.escape is not None else []
-    probes = [probe.name for probe in settings.probes]
-    made.require(probes, tests=tests, logs=trainer.log_every is not None, others=others)
+    others += ["negative_curvature/*"] if settings.escape is not None else []
+    measured = [tag for probe in settings.probes for tag in written(probe.name)]
+    made.require(measured, tests=tests, logs=trainer.log_every is not None, others=others)
     return made
 
 

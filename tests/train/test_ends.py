@@ -125,8 +125,8 @@ def test_a_condition_that_can_never_be_met_is_refused_before_anything_is_written
     assert "expected a list, [train/loss<1]" in refused(*SMALL, "trainer.stop=train/loss<1")
     assert "(entry train/loss<<1)" in refused(*SMALL, "trainer.stop=[train/loss<<1]")
     assert "nothing in this run writes sharpness/ratio" in refused(*SMALL, "trainer.stop=[sharpness/ratio>1]")
-    assert not Path("outputs").exists()
     assert "did you mean sharpness/ratio?" in refused(*SMALL, "probe=[sharpness]", "trainer.stop=[sharpness/ration>1]")
+    assert not Path("outputs").exists()
 
 
 def test_what_may_change_of_a_finished_run_is_refused_where_no_run_takes_it(train: Train, refused: Refused) -> None:
