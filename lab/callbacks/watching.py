@@ -97,11 +97,12 @@ class Watching(ProbeCallback, ABC):
 
     def observe(self, loggers: Sequence[Logger] = ()) -> None:
         """The update of the present step is about to be made: measure what is due."""
-        measured, self._seen, self._modes = self._measured, None, None
+        measured, self._seen, self._modes, self.known_loss = self._measured, None, None, None
         self.costs.step_ends(self._run.step)  # since the last block: also what stands outside of them
         self.look(loggers)
         if self._measured != measured:
-            self._seen = None if self.losses_told or self._curves.any_given else loss_now(self.bench, self.say)
+            if not (self.losses_told or self._curves.any_given):
+                self._seen = loss_now(self.bench, self.say) if self.known_loss is None else self.known_loss
             self._modes = [module.training for module in self.bench.model.modules()]
         self.costs.step_begins(self._run.step)
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from callbacks.loops import Training, same
+from callbacks.loops import Loss, Training, batches, data, same
 
 from lab.callbacks.probing import in_doubt
 from lab.callbacks.watching import loss_now
@@ -87,3 +87,24 @@ def test_a_loss_of_the_probe_set_that_cannot_be_had_is_said_and_ends_nothing() -
     lines: list[str] = []
     assert loss_now(Broken(), lines.append) is None  # type: ignore[arg-type]
     assert len(lines) == 1 and lines[0].endswith("cannot be had (RuntimeError: no memory at all)")
+
+
+def test_a_loop_without_losses_takes_that_of_the_probe_set_from_the_sharpness_that_has_met_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = list[float | None]()
+    monkeypatch.setattr("lab.callbacks.watching.loss_now", lambda *known: asked.append(loss_now(*known)) or asked[-1])
+    for examples in ("auto", 16):
+        training = Training(norm=False)
+        watch = training.watch(every=2, probes=[Sharpness(every=2, examples=examples)], batch_size=8)  # type: ignore[arg-type]
+        losses = list[float]()
+        for x, y in batches(4):
+            training.optimizer.zero_grad()
+            Loss(training.model(x), y).backward()
+            losses.append(float(Loss(training.model(data()[0]), data()[1]).detach()))
+            with watch.step():
+                training.optimizer.step()
+            watch.flush()
+            assert watch.ends[-1] == pytest.approx(losses[len(losses) - 1 & ~1], rel=1e-6)
+        watch.close()
+        assert len(asked) == (0 if examples == "auto" else 2), "a part of the probe set is another loss"
