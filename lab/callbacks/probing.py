@@ -28,7 +28,6 @@ DOUBT = 0.1
 class Probing:
     """Probes on the snapshots of a bench: the last values, the failures, the phase. `ProbeCallback` says when.
 
-    known_loss   on the probe set "auto" at the last snapshot, where its Hessian has met it.
     refuses  whether what cannot be measured at all at step 0 (`lab.probes.attempt.REFUSALS`) is raised.
     budget   what measurements may take; None: what they take.
     """
@@ -42,7 +41,6 @@ class Probing:
         self._parts: dict[str, Any] = {"live": bench.live, "clipping": self.clipping, "failures": self.failures}
         self._parts |= {"audit": bench.audited, "costs": self.costs}
         self._latest: dict[str, float] = {}
-        self.known_loss: float | None = None
         self._waiting: tuple[int, dict[str, Any], UpdateRule | None] | None = None
         self._said: set[str] = set()
 
@@ -84,13 +82,12 @@ class Probing:
         snapshot = self.bench.still(step, batch=batch, ended=ended)
         self.costs.foretell(probes, snapshot)
         values, failures = self.bench.measure(probes, snapshot, lambda probe: self.costs.around(probe, snapshot))
-        self.known_loss = snapshot.known_loss("auto")
         for failure in failures:
             self.say(self.failures.note(failure, self.latest, refuses=self.refuses))
         values |= _heard(self.bench.audited.told())
         self._log(loggers, step, values)
         self.costs.made(probes, values, snapshot, self.costs.clock() - begin)
-        self._waiting = step, values, snapshot.rule
+        self._waiting, self.known_loss = (step, values, snapshot.rule), snapshot.known_loss("auto")
         if not self.clipping.watched:
             self.judge(loggers)
 

@@ -1,11 +1,14 @@
 """The budget of a watched loop: a number of products is kept to without a clock, and no budget without a length."""
 
+from typing import Any
+
 import pytest
 import torch
 from callbacks.loops import Loss, Training, batches, data, same
 
 from lab.callbacks.probing import in_doubt
 from lab.callbacks.watching import loss_now
+from lab.probes.bench import Bench
 from lab.probes.budget import budget_of
 from lab.probes.sharpness import Sharpness
 from lab.settings import SettingError
@@ -93,7 +96,12 @@ def test_a_loop_without_losses_takes_that_of_the_probe_set_from_the_sharpness_th
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked = list[float | None]()
-    monkeypatch.setattr("lab.callbacks.watching.loss_now", lambda *known: asked.append(loss_now(*known)) or asked[-1])
+
+    def counted(bench: Bench, say: Any, known: float | None) -> float | None:
+        asked.extend([None] if known is None else [])
+        return loss_now(bench, say, known)
+
+    monkeypatch.setattr("lab.callbacks.watching.loss_now", counted)
     for examples in ("auto", 16):
         training = Training(norm=False)
         watch = training.watch(every=2, probes=[Sharpness(every=2, examples=examples)], batch_size=8)  # type: ignore[arg-type]
