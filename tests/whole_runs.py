@@ -105,10 +105,10 @@ def _signalled(number: int, lines: int, calls: int, folder: str, *overrides: str
         if left == calls and (self.path / "metrics.jsonl").read_bytes().count(b"\n") >= lines:
             sys.setprofile(count)
 
-    def told(self: RunFolder, state: str, *, step: int, reason: str = "") -> None:
+    def told(self: RunFolder, state: str, *, step: int, **more: Any) -> None:
         if state == "finished":
             send()
-        status(self, state, step=step, reason=reason)
+        status(self, state, step=step, **more)
 
     RunFolder.log, RunFolder.status = logged, told  # type: ignore[method-assign]
     train(folder, *overrides)

@@ -54,7 +54,7 @@ def manner(offer: Offer, whole: int) -> str:
 def caveats(governor: Governor, whole: int, meant: Mapping[str, str]) -> list[str]:
     """On how many examples probes measured, where the budget chose these; and what their numbers are (`meant`)."""
     return [
-        f"Probe {name} measured {how} (probe.budget={governor.budget})" + (f": {text}" if (text := meant[name]) else "")
+        f"Probe {name} measured {how} ({governor.budget.named})" + (f": {text}" if (text := meant[name]) else "")
         for name, course in governor.courses.items()
         if (how := manner(course.offer, whole)) and name in meant
     ]
@@ -63,10 +63,11 @@ def caveats(governor: Governor, whole: int, meant: Mapping[str, str]) -> list[st
 def beyond(governor: Governor, names: Sequence[str]) -> str:
     """That what is measured in any case is more than the budget, and what of it waits for the end."""
     timed = governor.budget.products is None
+    every = f"{governor.budget.setting}={governor.budget.none}"
     spent, allowed = (in_time(x) if timed else f"{x:.0f} products" for x in (governor.ends, governor.allowed))
     late = [name for name in names if governor.waits(name)]
     waiting = f"; one of {listed(late)} is beyond that, and waits for the end of the run" if late else ""
     return (
-        f"probe.budget={governor.budget} allows {allowed}, and the first and the last measurement of {listed(names)} "
-        f"take about {spent}: these are made{waiting}; probe.budget=null makes all that are due"
+        f"{governor.budget.named} allows {allowed}, and the first and the last measurement of {listed(names)} "
+        f"take about {spent}: these are made{waiting}; {every} makes all that are due"
     )

@@ -12,8 +12,9 @@ from lab.callbacks.offers import offered
 from lab.objective import NetworkObjective
 from lab.probes.base import Probe, Snapshot, Value
 from lab.probes.bench import Bench
+from lab.probes.budget import Budget
 from lab.probes.forecast import Cost
-from lab.probes.governor import Budget, Course, Governor
+from lab.probes.governor import Course, Governor
 from lab.probes.nested import FEWEST, Nested, batch_of, sizes
 from lab.settings import SettingError
 
@@ -83,7 +84,7 @@ class Budgeting(Costs):
             first, after = (share * self.foretold(probe, here, warm=warm).seconds for warm in (False, True))
         every = course.every * self.governor.times(probe.name, here.step)
         if every > course.every or how:
-            why = f" (probe.budget={self.budget}; null: all of them every {course.every} steps)"
+            why = f" ({self.budget.named}; {self.budget.none}: all of them every {course.every} steps)"
         return Outlook(first, after, every, how, why)
 
     def made(self, probes: Sequence[Probe], values: Mapping[str, Value], here: Snapshot, seconds: float) -> None:
@@ -166,7 +167,7 @@ class Budgeting(Costs):
     def _hear(self) -> None:
         """Tell what was decided since it was told last."""
         for line in words(self.governor, self._whole, self.governor.decisions[self._heard :]):
-            self.tell(f"probe.budget={self.budget}: from {line}")
+            self.tell(f"{self.budget.named}: from {line}")
         self._heard = len(self.governor.decisions)
 
 

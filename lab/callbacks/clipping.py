@@ -167,5 +167,12 @@ def _norms(optimizer: optim.Optimizer) -> Tensor:
     """Euclidean and largest entry of the gradient of every parameter: (2n,) float64 on the host."""
     grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     dense = [g for g in grads if not g.is_sparse and g.numel()]
-    kinds = [torch.linalg.vector_norm(at_least_single(g), order) for g in dense for order in (2, math.inf)]
-    return torch.stack([norm.double().to(kinds[0].device) for norm in kinds]).cpu() if kinds else torch.zeros(0)
+    kinds = [norms_of(g).double() for g in dense]
+    return torch.cat([norms.to(kinds[0].device) for norms in kinds]).cpu() if kinds else torch.zeros(0)
+
+
+@torch.no_grad()
+def norms_of(gradient: Tensor) -> Tensor:
+    """Euclidean and largest entry of a gradient: (2,), on its device."""
+    single = at_least_single(gradient)
+    return torch.stack([torch.linalg.vector_norm(single, order) for order in (2, math.inf)])

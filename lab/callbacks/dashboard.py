@@ -13,7 +13,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, Sessi
 from torch.utils.tensorboard.summary import hparams
 
 from lab.callbacks.charts import layout, logged
-from lab.callbacks.hparams import columns, finals
+from lab.callbacks.hparams import columns, finals, forget_rows
 from lab.curvature.phase import Phase
 from lab.probes.base import Probe
 
@@ -63,12 +63,14 @@ class Board(TensorBoardLogger):
     """The event files of one run. They lie in the run folder itself, so that TensorBoard calls the run by its folder.
 
     folder  the run folder.
-    begin   the step that is logged next: what an earlier process has logged from there on is taken back.
+    begin   the step that is logged next: what an earlier process has logged from there on is taken back, and its row in
+            the table of hyper-parameters.
     ratios  how many measurements had one.
     Tags are numbered, see `shown`. The writer stays open over the end of a fit, until what the run amounts to was shown.
     """
 
     def __init__(self, folder: Path | str, *, begin: int = 0):
+        forget_rows(Path(folder))
         super().__init__(folder, name="", version="", default_hp_metric=False, purge_step=begin)
         self.over, self.ratios = False, 0
 

@@ -4,10 +4,15 @@ TensorBoard makes one table of all runs that it shows. It ticks five columns: fi
 the others by name, in the order of letters, capitals before all. So what everybody asks for has a capital.
 """
 
-from collections.abc import Iterable, Mapping
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from tensorboard.compat.proto.event_pb2 import Event
+
 from lab.curvature.phase import Phase
+from lab.run.folder import replace
 
 CAPITAL = {
     "data.batch_size": "Batch size",
@@ -21,6 +26,8 @@ SILENT = ("probe", "trainer", "audit", "epochs", "logger", "name", "tags", "debu
 """Settings that do not say what is trained: columns of runs whose user has typed them."""
 NO_PART = ("hydra", "compare")
 """What is typed and is no setting of the run."""
+ROW = b"_hparams_/"
+"""How the tags of a row begin."""
 FINALS = {
     "accuracy_test": "test_accuracy",
     "level": "level",
@@ -64,6 +71,36 @@ def finals(summary: Mapping[str, Any]) -> dict[str, float]:
     if known["phase"] is not None:
         known["phase"] = Phase(known["phase"]).code
     return {f"final/{name}": float(value) for name, value in known.items() if value is not None}
+
+
+def forget_rows(folder: Path) -> None:
+    """Take the row of the run that is to go on out of its event files: of several TensorBoard shows the oldest for good.
+
+    All other records stay, byte for byte, also one that a kill has cut off.
+    """
+    for file in folder.glob("events.out.tfevents.*"):
+        content = file.read_bytes()
+        if ROW in content:
+            replace(file, b"".join(record for record in _records(content) if not _is_row(record)))
+
+
+def _records(content: bytes) -> Iterator[bytes]:
+    """Those of an event file, each with the length before it and its sums of check: 8 bytes, 4, the event, 4."""
+    begin = 0
+    while begin < len(content):
+        end = begin + 16 + (struct.unpack_from("<Q", content, begin)[0] if begin + 8 <= len(content) else 0)
+        yield content[begin:end]
+        begin = end
+
+
+def _is_row(record: bytes) -> bool:
+    if ROW not in record:
+        return False
+    try:
+        event = Event.FromString(record[12:-4])
+    except Exception:  # cut off
+        return False
+    return any(value.tag.encode().startswith(ROW) for value in event.summary.value)
 
 
 def _cell(value: Any) -> Any:

@@ -21,7 +21,7 @@ from lab.params import trainable
 from lab.probes.attempt import Failure
 from lab.probes.base import Probe
 from lab.probes.bench import Bench
-from lab.probes.governor import Budget, budget_of
+from lab.probes.budget import Budget, budget_of
 from lab.sampling import Sampling
 from lab.settings import SettingError
 

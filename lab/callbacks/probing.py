@@ -19,7 +19,7 @@ from lab.objective import Audit, BatchesObjective, NetworkObjective
 from lab.probes.attempt import Failures
 from lab.probes.base import Examples, Probe
 from lab.probes.bench import Bench
-from lab.probes.governor import Budget
+from lab.probes.budget import Budget
 
 DOUBT = 0.1
 """Relative error of the sharpness beyond which no phase is told by it."""
@@ -87,7 +87,7 @@ class Probing:
             self.say(self.failures.note(failure, self.latest, refuses=self.refuses))
         self._log(loggers, step, values | _heard(self.bench.audited.told()))
         self.costs.made(probes, values, snapshot, self.costs.clock() - begin)
-        self._waiting = step, values, snapshot.rule
+        self._waiting, self.known_loss = (step, values, snapshot.rule), snapshot.known_loss("auto")
         if not self.clipping.watched:
             self.judge(loggers)
 
@@ -185,7 +185,7 @@ def in_doubt(measured: Mapping[str, Any]) -> str:
         return ""
     return (
         f"lambda_max is {value:.3g} +- {error:.2g} on {measured.get('cost/sharpness/examples', math.nan):.0f} examples, "
-        "which says too little; a larger budget, or none (null), measures more of them"
+        "which says too little; a larger budget, or none, measures more of them"
     )
 
 

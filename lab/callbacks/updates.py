@@ -30,11 +30,17 @@ UNSEEN = (
 class UpdateHooks:
     """Hooks on optimisers: the updates made in the block that is open.
 
-    say  takes a warning, and gives it once. lr: the learning rate of the last update, before a scheduler moved on.
+    say  takes a warning, and gives it once. meet: what looks at an optimiser before its update. lr: the learning rate of the
+         last update, before a scheduler moved on.
     """
 
-    def __init__(self, optimizers: Sequence[optim.Optimizer], say: Callable[[str], None]):
-        self.optimizers, self.say, self.open, self.lr = optimizers, say, False, math.nan
+    def __init__(
+        self,
+        optimizers: Sequence[optim.Optimizer],
+        say: Callable[[str], None],
+        meet: Callable[[optim.Optimizer], None] = lambda optimizer: None,
+    ):
+        self.optimizers, self.say, self.meet, self.open, self.lr = optimizers, say, meet, False, math.nan
         self._made, self._inside, self._skipped = dict[int, int](), 0, False
         self._params, self._versions = list[Tensor](), list[int]()
         self._hooks: list[Any] = []
@@ -68,6 +74,8 @@ class UpdateHooks:
     def _before(self, optimizer: optim.Optimizer, *_: Any) -> None:
         if not self.open:
             raise SettingError(OUTSIDE.format(type(optimizer).__name__))
+        if not self._inside:
+            self.meet(optimizer)
         self._inside += 1  # a step that calls the step of its base class runs the hooks of both
 
     def _after(self, optimizer: optim.Optimizer, *_: Any) -> None:

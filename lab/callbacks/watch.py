@@ -25,7 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lab.callbacks.facts import name_of
 from lab.callbacks.record import Record
-from lab.callbacks.updates import UpdateHooks, bare
+from lab.callbacks.updates import bare
 from lab.callbacks.watched_fit import WatchedFit
 from lab.objective import BatchSource, Weight
 from lab.params import trainable
@@ -84,7 +84,7 @@ class Watch(WatchedFit):
             raise
         finally:
             if self.hooks.end():
-                self.updated(self.hooks.lr)
+                self.stepped(self.hooks.lr)
             else:
                 self._curves.rest(trainable(self.bench.model))
 
@@ -167,8 +167,9 @@ def watch(
     Training is bit-identical with and without it, and goes on whatever a probe raises. In a plain loop an update outside of
     `with watch.step():` raises SettingError before it is made. A folder that holds another run is refused by SettingError at
     the first step; one that stopped half-way is begun anew unless `watch.load_state_dict` brings its state. Two watches may
-    look at one loop, each into its own folder. That gradients are clipped is known in Lightning; elsewhere the threshold is
-    that of steps that are not clipped.
+    look at one loop, each into its own folder. Where gradients are clipped, or changed in another way, between backward and
+    the update of a step that is measured, threshold and phase say so (`lab.callbacks.by_hand`; of Lightning
+    `lab.callbacks.clipping`).
     Raises SettingError, TypeError or ValueError, one line, for what cannot be watched.
     """
     optimizers = _optimizers(optimizer)
@@ -194,8 +195,7 @@ def watch(
         with suppress(RuntimeError):  # of the model itself: the probes will meet it, and say so
             made.bench.require(made.probes)
     if optimizers:
-        made.bench.optimizers = optimizers
-        made.hooks = UpdateHooks(optimizers, made.say)
+        made.watch_updates(optimizers)
     return made
 
 

@@ -8,8 +8,10 @@ import pytorch_lightning as pl
 from torch import optim
 
 from lab.callbacks.adapter import adapt
+from lab.callbacks.by_hand import HandClipping
 from lab.callbacks.updates import Update, UpdateHooks, lr_of
 from lab.callbacks.watching import Watching
+from lab.params import trainable
 from lab.run.underway import reason_of
 from lab.settings import SettingError
 
@@ -18,6 +20,7 @@ class WatchedFit(Watching):
     """A watch that a trainer of Lightning drives."""
 
     hooks: UpdateHooks | None = None
+    by_hand: HandClipping | None = None
     _lr = math.nan
     _logged: dict[str, Any] = {}
 
@@ -95,6 +98,22 @@ class WatchedFit(Watching):
         """As that of the base, and what was logged at the present step."""
         return super().state_dict() | {"logged": self._logged if self._logged.get("step") == self._run.step else {}}
 
+    def watch_updates(self, optimizers: list[optim.Optimizer]) -> None:
+        """These make the updates of a plain loop: count them, and see what becomes of the gradients of measured steps."""
+        self.bench.optimizers = optimizers
+        self.by_hand = self.clipping = self._parts["clipping"] = HandClipping()
+        self.hooks = UpdateHooks(optimizers, self.say, self.by_hand.meet)
+        self.by_hand.arm(trainable(self.bench.model))
+
+    def stepped(self, lr: float) -> None:
+        """The update of a block was made."""
+        if self.by_hand is not None:
+            self.by_hand.stepped()
+            self.judge([])
+        self.updated(lr)
+        if self.by_hand is not None and self.due(self._run.step):
+            self.by_hand.arm(trainable(self.bench.model))
+
     def take_batch_size(self, examples: int) -> None:
         """A step takes so many examples, as it turns out."""
         self.batch_size = self.bench.batch_size = examples
@@ -103,7 +122,9 @@ class WatchedFit(Watching):
         """No hooks from now on: a trainer says by itself when updates are made, or the run is over."""
         if self.hooks is not None:
             self.hooks.remove()
-        self.hooks = None
+        if self.by_hand is not None:
+            self.by_hand.end()
+        self.hooks = self.by_hand = None
 
     def left(self, reason: str) -> None:
         """As `lab.run.underway.Underway.left`."""

@@ -59,8 +59,7 @@ class Watching(ProbeCallback, ABC):
         **settings: Any,
     ):
         size = batch_size if isinstance(batch_size, int) else None
-        full = batch_size == "full"
-        settings |= {"stochastic": not full, "budget": USUAL if budget == "auto" else budget}
+        settings |= {"stochastic": batch_size != "full", "budget": USUAL if budget == "auto" else budget}
         super().__init__(probes, criterion, data, model=model, batch_size=size, **settings)
         self._usual_budget, self.costs.working = budget == "auto", in_lines
         self.record, self.total, self.batch_size = record, total, batch_size
@@ -97,11 +96,12 @@ class Watching(ProbeCallback, ABC):
 
     def observe(self, loggers: Sequence[Logger] = ()) -> None:
         """The update of the present step is about to be made: measure what is due."""
-        measured, self._seen, self._modes = self._measured, None, None
+        measured, self._seen, self._modes, self.known_loss = self._measured, None, None, None
         self.costs.step_ends(self._run.step)  # since the last block: also what stands outside of them
         self.look(loggers)
         if self._measured != measured:
-            self._seen = None if self.losses_told or self._curves.any_given else loss_now(self.bench, self.say)
+            told = self.losses_told or self._curves.any_given
+            self._seen = None if told else loss_now(self.bench, self.say, self.known_loss)
             self._modes = [module.training for module in self.bench.model.modules()]
         self.costs.step_begins(self._run.step)
 
@@ -189,8 +189,12 @@ class Watching(ProbeCallback, ABC):
         super()._log([*loggers, *self.record.loggers], step, values)
 
 
-def loss_now(bench: Bench, say: Callable[[str], object]) -> float | None:
-    """The loss on the probe set; None, and a line, where it cannot be had: training goes on whatever it raises."""
+def loss_now(bench: Bench, say: Callable[[str], object], known: float | None = None) -> float | None:
+    """The loss on the probe set, which may be `known` from a measurement; None, and a line, where it cannot be had: training
+    goes on whatever it raises.
+    """
+    if known is not None:
+        return known
     devices = [p.device for p in bench.model.parameters() if p.device.type == "cuda"][:1]
     try:
         with torch.random.fork_rng(devices):

@@ -6,13 +6,14 @@ the step in them: from='outputs/quickstart/default@600'. Torch is loaded only wh
 """
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from lab.doors.origin import LAST, OriginRun, settings_at
+from lab.doors.origin import GROUPS, LAST, OriginRun, settings_at
 from lab.doors.pages import AROUND
 from lab.doors.words import Override, at_home, literal
 from lab.run.cards import card_names, choices
@@ -92,6 +93,14 @@ class ForkPoint:
             words += settings_at(f"probe.{probe}", probes.get(probe, {}), but=("_target_",))
         return words + self._length(run, names)
 
+    def differing(self, typed: Sequence[Override], more: str | None = None) -> list[Override]:
+        """Those of the typed settings that the run has not: typing again what it has makes no other run of it. Of one that
+        is typed twice the last counts.
+        """
+        run, last = self.run(more), {override.key_or_group: override for override in typed}
+        values = {name: override.value() for name, override in last.items()}
+        return [override for name, override in last.items() if not _has(run, name, values)]
+
     def _length(self, run: OriginRun, names: Collection[str]) -> list[str]:
         if typed := [name for name in LENGTH if name in names]:
             return [f"{name}=null" for name in LENGTH if name not in typed]
@@ -112,6 +121,35 @@ class _Typed:
     parsed: tuple[Override, ...]
     probes: tuple[str, ...] = ()
     shows: bool = False
+
+
+def _has(run: OriginRun, name: str, values: Mapping[str, Any]) -> bool:
+    """Whether the run has the setting `name` as it is typed among `values`, and one that begins from it has it so, too."""
+    group, *path = name.split(".")
+    if name == FROM or name in LENGTH or (name in NOT_INHERITED and name != "trainer.callbacks"):
+        return False
+    if name in GROUPS:
+        return values[name] == run.card(name)
+    if group in GROUPS and group in values and values[group] != run.card(group):
+        return False  # the setting of another card
+    if name.partition("/")[2] in AROUND:
+        return values[name] == (_card_around(run, name.partition("/")[2]) or "none")
+    if group in AROUND and (chosen := values.get(f"optimizer/{group}")) not in (None, _card_around(run, group)):
+        return False
+    if name == "probe":
+        chosen = values[name] if isinstance(values[name], list) else [values[name]]
+        return {*(run.settings.get("probe") or {})} - {"budget"} == {*chosen}
+    here: Any = run.settings
+    for part in [group, *path]:
+        if not isinstance(here, Mapping) or part not in here:
+            return False
+        here = here[part]
+    return bool(here == values[name])
+
+
+def _card_around(run: OriginRun, group: str) -> str | None:
+    """The name of the card of the run around its optimiser, in this group; None where it has none."""
+    return card_names().get(str((run.settings.get(group) or {}).get("_target_")))
 
 
 def _require_callbacks(run: OriginRun, names: Collection[str]) -> None:
@@ -162,8 +200,24 @@ def inherited(overrides: Sequence[str]) -> list[str]:
     if any(override.key_or_group == "experiment" and override.value() is not None for override in parsed):
         raise SettingError("from= begins with the settings of a run, and experiment= has others; leave one of them out")
     places = [str(path) for o in parsed if o.key_or_group == "hydra.searchpath" for path in o.value()]  # type: ignore[union-attr]
-    more = next((path.removeprefix("file://") for path in reversed(places)), None)
-    return ForkPoint.of(str(text)).inherited([o for o in parsed if not o.is_hydra_override()], more)
+    return ForkPoint.of(str(text)).inherited([o for o in parsed if not o.is_hydra_override()], more_cards(places))
+
+
+def more_cards(places: Sequence[str]) -> str | None:
+    """The folder of --config-dir among the places that are searched for cards."""
+    return next((path.removeprefix("file://") for path in reversed(places)), None)
+
+
+def differing(words: Sequence[str], more: str | None = None) -> list[str]:
+    """What makes the name of a run, of the words that are typed: where it begins from another, those that differ from it."""
+    if not any(word.startswith(f"{FROM}=") for word in words):
+        return list(words)
+    parsed = OverridesParser.create().parse_overrides(list(words))
+    origin = [override.value() for override in parsed if override.key_or_group == FROM]
+    if origin[-1] is None or any(override.is_sweep_override() for override in parsed):
+        return list(words)
+    kept = ForkPoint.of(str(origin[-1])).differing(parsed, more)
+    return [str(override.input_line) for override in kept]
 
 
 def bare(word: str) -> str:

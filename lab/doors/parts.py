@@ -23,7 +23,7 @@ from lab.optim.optimizers import OptimizerCard
 from lab.optim.schedules import Schedule
 from lab.params import layout
 from lab.probes import Probe
-from lab.probes.governor import Budget, budget_of
+from lab.probes.budget import Budget, budget_of
 from lab.run.cards import card, require_whole, typed
 from lab.run.length import DEFAULT_STEPS, require_length
 from lab.run.settings import TrainerSettings
@@ -35,7 +35,7 @@ SMALL = 2e8
 """Weights times examples of a batch below which a step of an MLP takes some ten milliseconds on one thread."""
 CARDS = ("data", "model", "loss", "optimizer", "schedule", "trainer")
 BUDGET = "budget"
-"""Beside the probes in the group `probe`: what all of them may take (`lab.probes.governor`)."""
+"""Beside the probes in the group `probe`: what all of them may take (`lab.probes.budget`)."""
 NUMBERS = ("steps", "epochs", "seed", "audit")
 
 
@@ -140,7 +140,7 @@ def read_settings(plain: Mapping[str, Any]) -> Settings:
     if noise is not None:
         noise.check()
     named = dict(plain.get("probe") or {})
-    budget = budget_of(named.pop(BUDGET, None))
+    budget = budget_of(named.pop(BUDGET, None), f"probe.{BUDGET}")
     probes = [card(settings, f"probe.{name}") for name, settings in named.items()]
     _require_finite("", dict(plain))
     escape = _around("escape", plain, [field.name for field in fields(NegativeCurvature)], "negative_curvature")

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 
 from lab.doors import pages
 from lab.doors.arguments import as_typed
-from lab.doors.fork import FROM, bare, inherited
+from lab.doors.fork import FROM, bare, differing, inherited, more_cards
 from lab.run.cards import config_dir
 from lab.settings import SettingError, UnknownSetting, asked_threads
 
@@ -98,9 +98,11 @@ def composed(config: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def name_run(cfg: DictConfig, words: Sequence[str], number: int = 0) -> None:
-    """Note the overrides where Hydra does, the name of a run that it makes of them, and the number of the run."""
-    naming = cfg.hydra.job.config.override_dirname
-    kept = sorted(word for word in words if word.lstrip("+").partition("=")[0] not in naming.exclude_keys)
+    """Note the overrides where Hydra does, the name of a run that it makes of them, and the number of the run. A run that
+    begins from another is called by what differs from that one.
+    """
+    naming, own = cfg.hydra.job.config.override_dirname, differing(words, more_cards(cfg.hydra.searchpath))
+    kept = sorted(word for word in own if word.lstrip("+").partition("=")[0] not in naming.exclude_keys)
     kept.sort(key=lambda word: not word.startswith(f"{FROM}="))
     kept = [bare(word) for word in kept]
     with read_write(cfg.hydra):

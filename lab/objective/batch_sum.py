@@ -29,7 +29,6 @@ PREFIX = "network."
 class BatchFindings(Findings):
     """What was found out about a network and its loss on batches, once, for all subsets of these."""
 
-    looks: dict[tuple[bool, ...], BatchLook] = field(default_factory=dict)
     graph_per_byte: dict[torch.dtype, float] = field(default_factory=dict)
 
 
@@ -65,20 +64,8 @@ class BatchSum(ModuleLoss):
         """How batches are weighted, as found on the data."""
         return replace(self.asked, shifted=self.look.shifted) if self.asked.by == "tokens" else self.asked
 
-    @property
-    def look(self) -> BatchLook:
-        """What forward passes of few examples, and of the first and the last batch, tell."""
-        flags = self.modes.flags
-        if flags not in self._known.looks:
-            self._known.looks[flags] = look_at_batches(self)
-        return self._known.looks[flags]
-
-    @property
-    def coupled(self) -> str:
-        """How the loss of a batch is no mean over its rows, "" where it is one."""
-        if self.batch_statistics:
-            return "train-mode BatchNorm couples the examples of a batch"
-        return self.look.coupled
+    def _looked(self) -> BatchLook:
+        return look_at_batches(self)
 
     @property
     def weights_of_batches(self) -> tuple[float, ...]:

@@ -24,20 +24,8 @@ class ChunkedNetwork(NetworkFunction):
 
     _replicated: Replicated
 
-    @property
-    def look(self) -> Look:
-        """What forward passes of a few examples, and one of many, tell: precision, whether examples see each other."""
-        flags = self.modes.flags
-        if flags not in self._known.looks:
-            self._known.looks[flags] = look_at(self)
-        return self._known.looks[flags]
-
-    @property
-    def coupled(self) -> str:
-        """How the examples of a chunk see each other, or "" where each has an output of its own."""
-        if self.batch_statistics:
-            return "train-mode BatchNorm couples the examples of a batch"
-        return self.look.coupled
+    def _looked(self) -> Look:
+        return look_at(self)
 
     def require_mean(self) -> None:
         """Raise ValueError unless the criterion of all targets is the mean over uneven parts of them; once."""

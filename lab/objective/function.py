@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,6 @@ from torch.func import functional_call
 from lab.objective.base import Unsound
 from lab.objective.forward import eager
 from lab.objective.functional import Findings, ModuleLoss, cast
-
-if TYPE_CHECKING:
-    from lab.objective.look import Look
 
 
 @dataclass
@@ -30,7 +27,6 @@ class Known(Findings):
     y: Tensor
     mean: bool = False
     bytes_per_example: dict[torch.dtype, int] = field(default_factory=dict)
-    looks: "dict[tuple[bool, ...], Look]" = field(default_factory=dict)
 
 
 class NetworkFunction(ModuleLoss):

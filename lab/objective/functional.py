@@ -30,6 +30,7 @@ class Findings:
     third: bool = False
     warned: bool = False
     walked: set[tuple[bool, ...]] = field(default_factory=set)
+    looks: dict[tuple[bool, ...], Any] = field(default_factory=dict)
     vectorised: Vectorised = field(default_factory=Vectorised)
     audit: "Audit | None" = None
 
@@ -67,10 +68,24 @@ class ModuleLoss(Objective):
         """Whether vmap can take the network: shared by all who try."""
         return self._known.vectorised
 
-    @property
     @abstractmethod
+    def _looked(self) -> Any:
+        """What forward passes of a few examples, and one or two of many, tell, in the present modes."""
+
+    @property
+    def look(self) -> Any:
+        """What they tell (`lab.objective.look.Look`, of batches `lab.objective.rows.BatchLook`), once for all parts."""
+        flags = self.modes.flags
+        if flags not in self._known.looks:
+            self._known.looks[flags] = self._looked()
+        return self._known.looks[flags]
+
+    @property
     def coupled(self) -> str:
         """How the examples of a batch see each other, or "" where each has a loss of its own."""
+        if self.batch_statistics:
+            return "train-mode BatchNorm couples the examples of a batch"
+        return str(self.look.coupled)
 
     @abstractmethod
     def few(self, most: int) -> Self:

@@ -21,10 +21,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lab.settings import SettingError
+from lab.probes.budget import Budget
 
-SECONDS = 10.0
-"""What the measurements of a run may take in all, whatever the share (s)."""
 ENOUGH = 20
 """Measurements of a probe in a run for which its probe set becomes smaller."""
 NEAR, FAR, DENSER = 0.7, 0.4, 2.0
@@ -34,23 +32,6 @@ SAVED = 0.5
 
 KEPT = ("spent", "trained", "steps", "guess", "rate")
 """Numbers that go into the checkpoint as they are."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """A share of the training time, or a number of Hessian products over the set "auto" in the whole run."""
-
-    share: float | None = None
-    products: int | None = None
-
-    def allowed(self, step_seconds: float, total: int) -> float:
-        """In seconds, or products."""
-        if self.products is not None:
-            return float(self.products)
-        return max((self.share or 0.0) * step_seconds * total, SECONDS)
-
-    def __str__(self) -> str:
-        return f"products:{self.products}" if self.share is None else f"{self.share:g}"
 
 
 @dataclass(frozen=True)
@@ -279,22 +260,3 @@ class Governor(Ledger):
             name: Course(**{**kept, "offers": [Offer(**offer) for offer in kept["offers"]]})
             for name, kept in state["courses"].items()
         }
-
-
-def budget_of(value: Any) -> Budget | None:
-    """The budget that was typed. Raises SettingError, one line, for what is none.
-
-    >>> budget_of(0.2), budget_of("products:500"), budget_of(None)
-    (Budget(share=0.2, products=None), Budget(share=None, products=500), None)
-    """
-    if value is None or isinstance(value, Budget):
-        return value
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf:
-        return Budget(share=float(value))
-    head, _, number = value.partition(":") if isinstance(value, str) else ("", "", "")
-    if head == "products" and number.strip().isdecimal() and int(number) > 0:
-        return Budget(products=int(number))
-    raise SettingError(
-        f"probe.budget={value}: expected a share of the training time, e.g. 0.2, a number of Hessian products, e.g. "
-        "products:500, or null for no budget"
-    )

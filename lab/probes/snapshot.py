@@ -86,6 +86,11 @@ class Snapshot:
         """That of the loss on the probe set at w, shared by the probes of the step."""
         return self.once(("hessian", examples), lambda: hessian(self.loss_on(examples), self.w))
 
+    def known_loss(self, examples: Examples) -> float | None:
+        """The loss on the probe set at w where its `hessian` was asked for, and has met it; None elsewhere."""
+        known = self._shared.get(("hessian", examples))
+        return None if known is None else float(known.value)
+
     def stream(self, name: str) -> torch.Generator:
         """The random numbers of this name at this step."""
         return stream(self.seed, name, self.step)

@@ -1,7 +1,8 @@
 """One run on disk: who owns the folder, what it measured, how it stands, and how it came about.
 
     provenance.json   command, settings, versions, hardware, git state, data
-    status.json       running | finished | diverged | failed, with step and reason
+    status.json       running | finished | diverged | failed, with step and reason; of a failed run the step that is saved,
+                      where it is another, and what the same command does next
     metrics.jsonl     one line {"step": t, "tag": "...", "value": x} per step and tag
     summary.json      what the run amounts to
     arrays/           <probe>_<step>.npz, what a probe measured beside numbers
@@ -169,10 +170,10 @@ class RunFolder:
         """Time spent on the run by all its processes (s), less what a killed one did after its last status."""
         return monotonic() - self._begin
 
-    def status(self, state: str, *, step: int, reason: str = "", seconds: float | None = None) -> None:
+    def status(self, state: str, *, step: int, reason: str = "", seconds: float | None = None, **more: Any) -> None:
         """How the run stands: running, finished, diverged or failed; after so many `seconds`, where the clock was read."""
         time = {"seconds": read} if math.isfinite(read := self.seconds if seconds is None else seconds) else {}
-        self.write("status", {"status": state, "step": step, "reason": reason, "pid": os.getpid()} | time)
+        self.write("status", {"status": state, "step": step, "reason": reason, "pid": os.getpid()} | more | time)
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         """The measurements on disk; a last line cut off by a kill is passed over."""
@@ -182,6 +183,12 @@ class RunFolder:
         for line in file.read_text().splitlines():
             with suppress(json.JSONDecodeError):
                 yield json.loads(line)
+
+
+def saved_step(folder: RunFolder) -> int:
+    """The step of the newest checkpoint, as the last status says: that of the run, where it names no other."""
+    status = folder.read("status")
+    return int(status.get("saved", status.get("step", 0)))
 
 
 def _step_of(file: Path) -> int:

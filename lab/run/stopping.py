@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from operator import ge, gt, le, lt
 from typing import Any
 
@@ -19,6 +20,10 @@ EVERY_UPDATE = ("train/loss", "train/accuracy")
 """Known at every update."""
 WHERE_LOGGED = ("train/grad_norm", "train/update_norm", "train/lr")
 """Known where the training curves have a point."""
+BESIDE = ("error/", "cost/")
+"""How the tags begin of what stands beside a quantity."""
+WILD = {*"*[?"}
+"""What makes a tag a pattern."""
 NEAR = 0.85
 """So alike (of 1) are a tag and the one that was meant."""
 
@@ -80,24 +85,29 @@ class Stopping:
                 self.reason = f"{condition.tag} {value:.4g} {condition.sign} {condition.bound:g}"
         return bool(self.reason)
 
-    def require(self, probes: Iterable[str], *, tests: bool, logs: bool, others: Iterable[str] = ()) -> None:
+    def require(self, measured: Iterable[str], *, tests: bool, logs: bool, others: Iterable[str] = ()) -> None:
         """Raise SettingError, one line, for a tag that nothing in the run writes.
 
-        probes   the names of its probes; tests: whether it is evaluated on test data; logs: whether it has training curves.
-        others   more tags, and beginnings of tags, that it writes where it has training curves.
+        measured  the tags that its probes may write, as patterns of `fnmatch` (`lab.probes.tags`).
+        tests     whether it is evaluated on test data; logs: whether it has training curves.
+        others    more of them that it writes where it has training curves.
         """
         known = [*EVERY_UPDATE, *(("test/loss", "test/accuracy") if tests else ())]
-        known += [*WHERE_LOGGED, *others] if logs else []
-        beginnings = [f"{head}{name}/" for name in probes for head in ("", "error/", "cost/")]
-        beginnings += [tag for tag in known if tag.endswith("/")]
+        known += [*(WHERE_LOGGED if logs else ()), *measured, *(others if logs else ())]
+        plain = [tag for tag in known if not WILD & {*tag}]
         for condition in self.conditions:
             tag = condition.tag
-            if tag not in known and not tag.startswith(tuple(beginnings)):
-                close = get_close_matches(tag, known, n=1)
-                raise SettingError(
-                    f"trainer.stop=[{condition}]: nothing in this run writes {tag}"
-                    + (f"; did you mean {close[0]}?" if close else f"; there is {', '.join([*known, *beginnings])}")
-                )
+            if any(fnmatchcase(tag, pattern) for pattern in known):
+                continue
+            head, _, name = tag.rpartition("/")
+            alike = [other for other in plain if other.startswith(BESIDE) == tag.startswith(BESIDE)]
+            if mine := [other.rpartition("/")[2] for other in alike if other.rpartition("/")[0] == head]:
+                near = get_close_matches(name, mine, n=3, cutoff=NEAR) or get_close_matches(name, mine, n=1)
+                close, there = [f"{head}/{other}" for other in near], [f"{head}/{other}" for other in mine]
+            else:
+                close, there = get_close_matches(tag, alike, n=1), _groups(known)
+            cure = f"did you mean {' or '.join(close)}?" if close else f"there is {', '.join(there)}"
+            raise SettingError(f"trainer.stop=[{condition}]: nothing in this run writes {tag}; {cure}")
 
     def require_measured(self, values: Mapping[str, float]) -> None:
         """Raise SettingError for a slip: a tag that is not among those that were measured at once before the first update,
@@ -120,3 +130,9 @@ class Stopping:
         """Take it back, where the condition that was met is still one of the run."""
         if state.get("met") in [str(condition) for condition in self.conditions]:
             self.met, self.reason = state["met"], state["reason"]
+
+
+def _groups(tags: Iterable[str]) -> list[str]:
+    """The tags, those of a probe by the beginning they share: sharpness/..."""
+    free = (*EVERY_UPDATE, *WHERE_LOGGED, "test/loss", "test/accuracy")
+    return list(dict.fromkeys(tag if tag in free else f"{'/'.join(tag.split('/')[:-1])}/..." for tag in tags))

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from lab.run.folder import RunFolder
+from lab.run.folder import RunFolder, saved_step
 from lab.run.length import Lengthening, growth
 from lab.settings import SettingError
 
@@ -37,7 +37,7 @@ def tell_diverged(folder: RunFolder, plain: Mapping[str, Any]) -> None:
 
 def require_extendable(folder: RunFolder, settings: "Settings", plain: Mapping[str, Any]) -> None:
     """Raise SettingError, one line, where the steps made so far would have been others in the longer run."""
-    grown, done = lengthened(folder, plain), folder.read("status").get("step", 0)
+    grown, done = lengthened(folder, plain), saved_step(folder)
     if grown is None:
         return
     factor, card = settings.schedule.factor, type(settings.schedule).__name__.lower()

@@ -44,6 +44,7 @@ class TrainingRun:
         parts = debug.trial(parts) if self.labels.debug else parts
         self.parts, self.settings, self.plain = parts, parts.settings, plain
         self.title, self.command, self.bar = title, command, bar
+        self.module: SupervisedModule | None = None
         trainer, train = parts.settings.trainer, parts.dataset.train
         self.stopping = ending.stopping(parts.settings, tests=parts.dataset.test is not None)
         self.guests = Guests(trainer.callbacks)
@@ -81,10 +82,10 @@ class TrainingRun:
                 stopped = isinstance(error, KeyboardInterrupt | SystemExit)
                 reason = "interrupted" if stopped else f"{type(error).__name__}: {error}"
                 with suppress(OSError):  # a full disk takes no status either
-                    folder.status("failed", step=folder.read("status").get("step", 0), reason=reason)
+                    ending.failed(folder, reason, reached=self.module.step if self.module else None)
                 if not stopped:
                     raise
-                word = f"interrupted; {_resumption(folder)}"
+                word = f"interrupted; {ending.resumption(folder)}"
                 # Lightning turns Ctrl-C into exit code 1, and its exception for SIGTERM has none of its own.
                 if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
                     raise KeyboardInterrupt(word) from None
@@ -140,7 +141,7 @@ class TrainingRun:
         )
         events = (self.probes.due, keeper.due, lambda step: self.labels.debug)
         agenda = Agenda(begin, parts.total, events, settings.log_every)
-        module = module_of(parts, self.stopping, agenda)
+        self.module = module = module_of(parts, self.stopping, agenda)
         stop = [loggers.StopLogger(self.stopping, parts.total)] if self.stopping else []
         progress = ProgressCallback(self.probes, parts.total, bar=self.bar)
         trainer = pl.Trainer(
@@ -209,11 +210,3 @@ def quiet() -> None:
         ".*`srun` command is available.*",
     ):
         warnings.filterwarnings("ignore", message=message)
-
-
-def _resumption(folder: RunFolder) -> str:
-    """What the same command will do, by the step that was saved last."""
-    step = folder.read("status").get("step", 0)
-    return (
-        f"the same command goes on from step {step}" if step else "no step is saved yet: the same command starts again"
-    )

@@ -8,7 +8,7 @@ from torch import nn
 
 from lab.callbacks.budgeting import costs_of
 from lab.probes.bench import Bench
-from lab.probes.governor import budget_of
+from lab.probes.budget import budget_of
 from lab.probes.sharpness import Sharpness
 
 

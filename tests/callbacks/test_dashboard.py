@@ -151,6 +151,29 @@ def test_what_was_logged_from_the_step_of_a_resumption_on_is_taken_back(tmp_path
     ]
 
 
+def test_a_run_that_is_made_longer_has_one_row_with_what_it_came_to_last(tmp_path: Path) -> None:
+    for begin, end, phase in ((0, 30, "progressive sharpening"), (30, 60, "edge of stability")):
+        logger = Board(tmp_path / "run", begin=begin)
+        for step in range(begin, end):
+            logger.log_metrics({"train/loss": 1.0 / (1 + step)}, step=step)
+        summary = SUMMARY | {"phase": phase, "steps": end, "last_loss": 1.0 / end}
+        show_settings([logger], SETTINGS | {"steps": end}, summary)
+        logger.finalize("success")
+        [first] = (tmp_path / "run").glob("events.*") if begin == 0 else [None]
+        if first is not None:  # event files are read in the order of the second in their names
+            with first.open("ab") as file:
+                file.write(b"\x09\0\0_hparams_/")  # cut off
+            before = first.rename(first.with_name(re.sub(r"tfevents\.\d+", "tfevents.1", first.name))).stat().st_size
+    events = read(tmp_path / "run")
+    start = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    row = metadata.parse_session_start_info_plugin_data(start).hparams
+    assert (row["phase at the end"].string_value, row["steps"].number_value) == ("edge of stability", 60)
+    assert [(e.step, e.value) for e in events.Scalars("10_final/loss")] == [(60, np.float32(1 / 60))]
+    assert [event.step for event in events.Scalars("1_train/loss")] == list(range(60))
+    old = next((tmp_path / "run").glob("*tfevents.1.*")).read_bytes()
+    assert 0 < len(old) < before and old.count(b"_hparams_/") == 1 and old.endswith(b"\x09\0\0_hparams_/")
+
+
 def test_the_writer_stays_open_over_the_end_of_a_fit_until_the_run_is_over(tmp_path: Path) -> None:
     logger = Board(tmp_path)
     logger.log_metrics({"train/loss": 1.0}, step=0)

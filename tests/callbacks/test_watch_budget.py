@@ -1,11 +1,15 @@
 """The budget of a watched loop: a number of products is kept to without a clock, and no budget without a length."""
 
+from typing import Any
+
 import pytest
 import torch
-from callbacks.loops import Training, same
+from callbacks.loops import Loss, Training, batches, data, same
 
 from lab.callbacks.probing import in_doubt
 from lab.callbacks.watching import loss_now
+from lab.probes.bench import Bench
+from lab.probes.budget import budget_of
 from lab.probes.sharpness import Sharpness
 from lab.settings import SettingError
 
@@ -32,6 +36,24 @@ def test_two_loops_with_a_budget_in_products_are_equal_and_keep_to_it() -> None:
     assert 2 <= len(first) < len(free), "fewer measurements than the rhythm of the card makes"
     assert {step for step, _ in first} <= {step for step, _ in free}
     assert same(state, free_state), "training is not touched"
+
+
+def test_what_is_said_of_a_budget_speaks_of_the_argument_in_python_and_of_the_setting_at_the_door() -> None:
+    lines = dict[str, list[str]]()
+    for setting, none in {"budget": "None", "probe.budget": "null"}.items():
+        budget = budget_of("products:40", setting)
+        training = Training(norm=False)
+        watch = training.watch(probes=[Sharpness()], budget=budget, steps=STEPS)
+        said = lines.setdefault(setting, [])
+        watch.costs.tell = said.append
+        training.run(STEPS // 2, watch)
+        watch.close()
+        assert said and all(f"{setting}=products:40" in line for line in said), said
+        assert any(f"{setting}={none} makes all that are due" in line for line in said)
+        with pytest.raises(SettingError, match=f"^{setting}=-1: .* or {none} for no budget$"):
+            budget_of(-1, setting)
+    assert [line.replace("probe.", "").replace("null", "None") for line in lines["probe.budget"]] == lines["budget"]
+    assert "probe.budget" not in "".join(lines["budget"])
 
 
 def test_a_loop_of_unknown_length_has_no_budget_and_one_that_is_given_needs_a_length() -> None:
@@ -68,3 +90,29 @@ def test_a_loss_of_the_probe_set_that_cannot_be_had_is_said_and_ends_nothing() -
     lines: list[str] = []
     assert loss_now(Broken(), lines.append) is None  # type: ignore[arg-type]
     assert len(lines) == 1 and lines[0].endswith("cannot be had (RuntimeError: no memory at all)")
+
+
+def test_a_loop_without_losses_takes_that_of_the_probe_set_from_the_sharpness_that_has_met_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = list[float | None]()
+
+    def counted(bench: Bench, say: Any, known: float | None) -> float | None:
+        asked.extend([None] if known is None else [])
+        return loss_now(bench, say, known)
+
+    monkeypatch.setattr("lab.callbacks.watching.loss_now", counted)
+    for examples in ("auto", 16):
+        training = Training(norm=False)
+        watch = training.watch(every=2, probes=[Sharpness(every=2, examples=examples)], batch_size=8)  # type: ignore[arg-type]
+        losses = list[float]()
+        for x, y in batches(4):
+            training.optimizer.zero_grad()
+            Loss(training.model(x), y).backward()
+            losses.append(float(Loss(training.model(data()[0]), data()[1]).detach()))
+            with watch.step():
+                training.optimizer.step()
+            watch.flush()
+            assert watch.ends[-1] == pytest.approx(losses[len(losses) - 1 & ~1], rel=1e-6)
+        watch.close()
+        assert len(asked) == (0 if examples == "auto" else 2), "a part of the probe set is another loss"

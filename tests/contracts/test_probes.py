@@ -7,6 +7,7 @@ import pickle
 import pkgutil
 import warnings
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ import lab.probes
 from lab.curvature.stability import UpdateRule
 from lab.objective import NetworkObjective
 from lab.probes.base import Examples, Probe, Snapshot
+from lab.probes.tags import written
 from lab.settings import SettingError
 
 MODULES = [importlib.import_module(f"lab.probes.{info.name}") for info in pkgutil.iter_modules(lab.probes.__path__)]
@@ -84,14 +86,20 @@ def test_no_two_probes_write_one_tag_whatever_they_are_asked_for() -> None:
     w = torch.cat([p.detach().flatten() for p in model.parameters()])
     writers: dict[str, str] = {}
     for kind in PROBES:
-        probe, tags = kind(**MORE[kind.name]), set[str]()
+        probe, values = kind(**MORE[kind.name]), dict[str, Any]()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of so few products and batches
             for step in (probe.rhythm - 2, probe.rhythm - 1, probe.rhythm):
                 if probe.due(step):
                     whole = snapshot(step, model, w)
-                    tags |= probe.measure(whole).keys() | probe.measure(replace(whole, batch_size=6)).keys()
+                    values |= probe.measure(whole) | probe.measure(replace(whole, batch_size=6))
+        tags = {*values}
         assert all(mine(tag, probe) for tag in tags)
+        numbers = {tag for tag, value in values.items() if isinstance(value, float)}
+        known = [pattern for pattern in written(probe.name) if not pattern.endswith(f"/{probe.name}/*")]
+        assert not {tag for tag in numbers if not any(fnmatchcase(tag, pattern) for pattern in known)}, (
+            "lab/probes/tags.py"
+        )
         assert not tags & writers.keys()
         writers |= dict.fromkeys(tags, probe.name)
     assert {

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from lab.probes.governor import DENSER, ENOUGH, SECONDS, Budget, Course, Governor, Offer, budget_of
+from lab.probes.budget import SECONDS, Budget, budget_of
+from lab.probes.governor import DENSER, ENOUGH, Course, Governor, Offer
 from lab.settings import SettingError
 
 
@@ -158,7 +159,7 @@ def test_a_hopeless_probe_set_is_given_up_once() -> None:
 @pytest.mark.parametrize("typed", [0, -1, True, "products:0", "products:many", "20 %", math.nan, math.inf, [0.2]])
 def test_what_is_no_budget_is_refused_in_one_line(typed: Any) -> None:
     with pytest.raises(SettingError, match=r"^probe\.budget=.*: expected a share of the training time"):
-        budget_of(typed)
+        budget_of(typed, "probe.budget")
 
 
 def dear(cost: float) -> Course:

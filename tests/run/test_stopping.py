@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from lab.probes.tags import written
 from lab.run.stopping import Condition, Stopping
 from lab.settings import SettingError
 
@@ -65,6 +66,13 @@ def test_what_was_met_is_met_after_a_resume_and_no_more_where_the_condition_has_
         ("trian/loss<1", "did you mean train/loss?"),
         ("test/loss<1", "did you mean train/loss?"),
         ("noise/scale>1", "there is train/loss, train/accuracy, train/grad_norm"),
+        ("sharpness/ration>1.5", "did you mean sharpness/ratio?"),
+        ("sharpness/lambda_mx>1", "did you mean sharpness/lambda_max?"),
+        ("sharpness/zzz>1", "there is sharpness/ratio, sharpness/threshold, sharpness/lambda_max"),
+        ("error/sharpness/lambda_mx>1", "did you mean error/sharpness/lambda_max"),
+        ("sharpness/lambda_12>1", None),
+        ("sharpness/clipped_ratio>1", None),
+        ("cost/sharpness/seconds>1", None),
         ("train/lr<1", None),
         ("sharpness/ratio>1", None),
         ("error/sharpness/lambda_max>1", None),
@@ -72,13 +80,21 @@ def test_what_was_met_is_met_after_a_resume_and_no_more_where_the_condition_has_
     ],
 )
 def test_a_tag_that_nothing_writes_is_refused(text: str, cure: str | None) -> None:
-    ask = {"probes": ["sharpness"], "tests": False, "logs": True, "others": ["negative_curvature/"]}
+    ask = {"measured": written("sharpness"), "tests": False, "logs": True, "others": ["negative_curvature/*"]}
     if cure is None:
         stopping(text).require(**ask)
         return
     with pytest.raises(SettingError) as refused:
         stopping(text).require(**ask)
     assert cure in str(refused.value) and "nothing in this run writes" in str(refused.value)
+
+
+def test_the_probe_of_somebody_else_may_write_whatever_begins_with_its_name() -> None:
+    stopping("mine/anything>1", "error/mine/a/b>1").require(written("mine"), tests=False, logs=False)
+    with pytest.raises(
+        SettingError, match=r"there is train/loss, train/accuracy, mine/\.\.\., error/mine/\.\.\., cost/"
+    ):
+        stopping("other/anything>1").require(written("mine"), tests=False, logs=False)
 
 
 def test_without_training_curves_only_loss_and_accuracy_of_the_batch_are_known() -> None:

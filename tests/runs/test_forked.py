@@ -11,6 +11,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from whole_runs import RESNET, SMALL, assert_same, command, finished, last, metrics, signalled, timeless
 
+from lab.doors.request import cards_at_hand, composed
 from lab.run import checkpoints
 from lab.run.folder import RunFolder
 
@@ -154,6 +155,32 @@ def test_a_child_of_a_child_and_its_default_folder() -> None:
     assert steps == list(range(60))
     assert losses[:30] == RunFolder(child).series("train/loss")[1][:30]
     assert losses[:T] == parent.series("train/loss")[1][:T]
+
+
+def test_the_default_folder_goes_by_what_differs_from_the_parent(code: Path) -> None:
+    command(*OWN, "optimizer=own", "optimizer.path=mine.py:two", "trainer.keep=[5]", "hydra.run.dir=parent")
+    again = ("optimizer.path=mine.py:two", "data.path=mine.py:made")
+    command("from=parent@5", *again, "seed=1", "trainer.threads=1")
+    [child] = Path("outputs/train").iterdir()
+    assert child.name == "from=parent@5,seed=1"
+    written = {file: file.stat().st_mtime_ns for file in child.rglob("*")}
+    same = (
+        "data=own",
+        "optimizer=own",
+        "model=mlp",
+        "model.widths=[4]",
+        "probe=[]",
+        "optimizer/noise=none",
+        "steps=12",
+    )
+    command("from=parent@5", *again, *same, "loss=cross_entropy", "seed=0", "seed=1", "trainer.threads=1")
+    command("-m", "from=parent@5", *again, "optimizer=own", "seed=1", "model.widths=[4]", "trainer.threads=1")
+    assert [*Path("outputs/train").glob("*/status.json")] == [child / "status.json"]
+    assert {file: file.stat().st_mtime_ns for file in child.rglob("*")} == written
+    other = ("optimizer=sgd", "optimizer.lr=0.1", "optimizer/noise=isotropic", "trainer.state=drop", "probe=[noise]")
+    words = ["from=parent@5", *other, "data.path=mine.py:made"]
+    with cards_at_hand():
+        assert composed("train", words).hydra.job.override_dirname == ",".join(["from=parent@5", *sorted(other)])
 
 
 def test_a_grid_of_children_of_several_checkpoints(capsys: pytest.CaptureFixture[str]) -> None:

@@ -125,8 +125,8 @@ def test_a_condition_that_can_never_be_met_is_refused_before_anything_is_written
     assert "expected a list, [train/loss<1]" in refused(*SMALL, "trainer.stop=train/loss<1")
     assert "(entry train/loss<<1)" in refused(*SMALL, "trainer.stop=[train/loss<<1]")
     assert "nothing in this run writes sharpness/ratio" in refused(*SMALL, "trainer.stop=[sharpness/ratio>1]")
-    assert not Path("outputs").exists()
     assert "did you mean sharpness/ratio?" in refused(*SMALL, "probe=[sharpness]", "trainer.stop=[sharpness/ration>1]")
+    assert not Path("outputs").exists()
 
 
 def test_what_may_change_of_a_finished_run_is_refused_where_no_run_takes_it(train: Train, refused: Refused) -> None:
@@ -162,6 +162,11 @@ class Stopper(pl.Callback):
 class Broken(pl.Callback):
     def on_train_batch_start(self, *rest):
         raise RuntimeError("no such thing")
+
+class Late(pl.Callback):
+    def on_train_batch_end(self, trainer, module, *rest):
+        if module.step > 14:
+            raise RuntimeError("too late")
 
 class Odd(pl.Callback):
     def state_dict(self):
@@ -217,9 +222,26 @@ def test_a_callback_that_fails_or_stops_the_trainer_is_told(
     assert told in said
     status = json.loads(Path("broken/status.json").read_text())
     assert status["status"] == "failed" and told in status["reason"]
+    assert status["step"] == 0 and status["next"] == "no step is saved yet: the same command starts again"
     stopped = train("stopped", *SMALL, "trainer.callbacks=[guests.py:Stopper]", "trainer.evaluate_every=10")
     assert stopped.read("status")["reason"] == "a callback set trainer.should_stop"
     assert "Stopped at step 10: a callback set trainer.should_stop." in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("guests")
+def test_the_status_of_a_callback_that_failed_tells_the_step_reached_and_the_one_saved(
+    train: Train, refused: Refused, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (*SMALL, "trainer.checkpoint_every=10", "trainer.evaluate_every=5", "trainer.callbacks=[guests.py:Late]")
+    refused(*words, "hydra.run.dir=late")
+    status = RunFolder("late").read("status")
+    assert (status["step"], status["saved"]) == (15, 10)
+    assert status["next"] == "the same command goes on from step 10"
+    Path("guests.py").write_text(GUESTS.replace("module.step > 14", "False"))
+    run = train("late", *words)
+    assert "late goes on from step 10 of 30" in capsys.readouterr().err
+    assert {"status": "finished", "step": 30}.items() <= run.read("status").items()
+    assert not {"saved", "next"} & run.read("status").keys()
 
 
 @pytest.mark.usefixtures("guests")
