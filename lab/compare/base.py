@@ -47,8 +47,13 @@ def new_figure(width: float, height: float, title: str) -> Figure:
     """An empty figure, in inches, under a title folded to its width."""
     lines = textwrap.wrap(title, int(LETTERS_PER_INCH * width))
     figure = blank(width, height + 0.18 * (len(lines) - 1))
-    figure.suptitle("\n".join(lines), fontsize=11)
+    figure.suptitle("\n".join(lines), fontsize=11, parse_math=False)
     return figure
+
+
+def literal(text: str) -> str:
+    """A text that may hold a name of somebody's, for a figure: what stands between two dollars is no formula."""
+    return text.replace("$", r"\$")
 
 
 def number(value: float, cells: Sequence[Run]) -> str:

@@ -70,7 +70,8 @@ def resolved(name: str, known: Iterable[str]) -> str:
         return own[0]
     if own:
         raise SettingError(f"{shown(name)} may be {', '.join(own[:NEAR])}; give one of them")
-    near = difflib.get_close_matches(name, names, n=1) or difflib.get_close_matches(name, [*map(short, names)], n=1)
+    near = [one for one in names if name and one.startswith(name)] or difflib.get_close_matches(name, names, n=1)
+    near = near or difflib.get_close_matches(name, [*map(short, names)], n=1)
     cure = f"did you mean {near[0]}?" if near else "runs.columns lists what there is" if names else "there are no runs"
     raise SettingError(f"no run has {shown(name)}; {cure}")
 
