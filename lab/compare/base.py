@@ -9,7 +9,7 @@ from typing import Annotated
 from matplotlib.figure import Figure
 from pydantic import Field
 
-from lab.compare.cells import GridCell
+from lab.compare.run import Run
 from lab.run.figures import blank
 from lab.settings import SettingError
 
@@ -31,11 +31,11 @@ class RunComparison(ABC):
     """A card of `conf/compare/`: settings that say what of the runs is shown, and how."""
 
     @abstractmethod
-    def compare(self, cells: Sequence[GridCell], title: str) -> Compared:
+    def compare(self, cells: Sequence[Run], title: str) -> Compared:
         """The finished or diverged `cells` side by side. Raises SettingError for a tag that none of them has."""
 
 
-def require_tags(tags: Sequence[str], cells: Sequence[GridCell], setting: str) -> None:
+def require_tags(tags: Sequence[str], cells: Sequence[Run], setting: str) -> None:
     """Raise SettingError for a tag of a setting without a single value in the cells that did not diverge."""
     known = {tag for cell in cells for tag in cell.series}
     for tag in tags:
@@ -47,11 +47,16 @@ def new_figure(width: float, height: float, title: str) -> Figure:
     """An empty figure, in inches, under a title folded to its width."""
     lines = textwrap.wrap(title, int(LETTERS_PER_INCH * width))
     figure = blank(width, height + 0.18 * (len(lines) - 1))
-    figure.suptitle("\n".join(lines), fontsize=11)
+    figure.suptitle("\n".join(lines), fontsize=11, parse_math=False)
     return figure
 
 
-def number(value: float, cells: Sequence[GridCell]) -> str:
+def literal(text: str) -> str:
+    """A text that may hold a name of somebody's, for a figure: what stands between two dollars is no formula."""
+    return text.replace("$", r"\$")
+
+
+def number(value: float, cells: Sequence[Run]) -> str:
     """Three digits; of what is not there, why: the runs it is of diverged, or never measured it."""
     return f"{value:.3g}" if value == value else "diverged" if all(c.diverged for c in cells) else "not measured"
 

@@ -19,6 +19,7 @@ import io
 import json
 import math
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -173,7 +174,7 @@ class RunFolder:
     def status(self, state: str, *, step: int, reason: str = "", seconds: float | None = None, **more: Any) -> None:
         """How the run stands: running, finished, diverged or failed; after so many `seconds`, where the clock was read."""
         time = {"seconds": read} if math.isfinite(read := self.seconds if seconds is None else seconds) else {}
-        self.write("status", {"status": state, "step": step, "reason": reason, "pid": os.getpid()} | more | time)
+        self.write("status", {"status": state, "step": step, "reason": reason, **_process()} | more | time)
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         """The measurements on disk; a last line cut off by a kill is passed over."""
@@ -189,6 +190,11 @@ def saved_step(folder: RunFolder) -> int:
     """The step of the newest checkpoint, as the last status says: that of the run, where it names no other."""
     status = folder.read("status")
     return int(status.get("saved", status.get("step", 0)))
+
+
+def _process() -> dict[str, Any]:
+    """This process, and the machine it is one of."""
+    return {"pid": os.getpid(), "host": socket.gethostname()}
 
 
 def _step_of(file: Path) -> int:
