@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from lab.doors import pages
 from lab.doors.arguments import as_typed
 from lab.doors.fork import FROM, bare, inherited
+from lab.doors.launchers import put_own_first
 from lab.run.cards import config_dir
 from lab.settings import SettingError, UnknownSetting, asked_threads
 
@@ -75,6 +76,7 @@ def cards_at_hand(more: str | None = None) -> Iterator[None]:
         raise SettingError(f"--config-dir={more}: there is no such folder")
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir(), **pages.BASE):
+        put_own_first()
         yield
 
 
