@@ -105,9 +105,10 @@ class Door:
             raise named(refused[0][1], refused[0][0]) from None
         for note in sorted(notes):
             print(note, file=sys.stderr)
-        for request, error in refused if refuse is not None else []:
-            refuse(request, error)
-            print(f"refused: {named(error, request)}", file=sys.stderr)
+        for request, refusal in refused:
+            print(f"refused: {named(refusal, request)}", file=sys.stderr)
+            if refuse is not None:
+                refuse(request, refusal)
 
 
 def _apart(words: Words) -> tuple[list[str], list[Override]]:

@@ -148,8 +148,9 @@ def note_killed(cell: Request, error: Exception | None) -> None:
 def killed(code: int) -> CellError:
     """How a process ended that did not answer.
 
-    >>> killed(-9), killed(1)
-    (CellError('its process was killed (SIGKILL): for want of memory, or by hand'), CellError('its process ended with exit code 1'))
+    >>> print(killed(-9)); print(killed(1))
+    its process was killed (SIGKILL): for want of memory, or by hand
+    its process ended with exit code 1
     """
     if code < 0 or code == signals.TERMINATED:
         name = signal.Signals(-code if code < 0 else signal.SIGTERM).name

@@ -11,7 +11,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from lab.doors import pages
+from lab.doors import (
+    axes,  # noqa: F401  offers ${lab.rates:...} to the cards
+    pages,
+)
 from lab.doors.arguments import as_typed
 from lab.doors.fork import FROM, bare, inherited
 from lab.doors.launchers import put_own_first
