@@ -20,6 +20,7 @@ from omegaconf import DictConfig, open_dict, read_write
 from lab.doors.fork import inherited
 from lab.doors.grid import Failure, Grid, Launch, lengths_named
 from lab.doors.request import Request
+from lab.doors.slurm import submitted
 from lab.doors.words import literal
 from lab.run.folder import RunFolder
 from lab.settings import asked_threads
@@ -27,7 +28,8 @@ from lab.settings import asked_threads
 
 def launch_of(grid: Grid) -> Launch:
     """The launcher that the settings of Hydra choose."""
-    return in_turn if grid.config.hydra.runtime.choices["hydra/launcher"] == "basic" else plugged
+    launchers: dict[str, Launch] = {"basic": in_turn, "slurm": submitted}
+    return launchers.get(grid.config.hydra.runtime.choices["hydra/launcher"], plugged)
 
 
 def in_turn(grid: Grid, run: Any) -> list[Failure]:
