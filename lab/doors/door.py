@@ -15,7 +15,6 @@ from lab.doors.labels import NAMES
 from lab.doors.launch import launch_of, search
 from lab.doors.pages import show
 from lab.doors.request import Request, cards_at_hand, composed
-from lab.doors.watch import watched
 from lab.doors.words import Override, Words, search_path
 from lab.settings import SettingError, UnknownSetting
 
@@ -65,7 +64,7 @@ class Door:
             grid = Grid.of(self.config, first, typed, fixed, self.over)
             launch = launch_of(grid)
             self._look(*grid.cells, refuse=grid.refuse)
-            grid.make(self.run, watched(launch))
+            grid.make(self.run, launch)
             return grid
 
     def _show(self, words: Words) -> None:

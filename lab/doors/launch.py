@@ -20,6 +20,9 @@ from lab.doors.grid import Failure, Grid, Launch, lengths_named
 from lab.doors.launchers import Joblib, Local, chosen, of_hydra
 from lab.doors.pool import gpus_here, in_processes, make_here
 from lab.doors.request import Request
+from lab.doors.slurm import submitted
+from lab.doors.slurm.card import SlurmCard
+from lab.doors.watch import watched
 from lab.doors.words import literal
 from lab.run.folder import RunFolder
 from lab.settings import asked_threads
@@ -27,12 +30,13 @@ from lab.settings import asked_threads
 
 def launch_of(grid: Grid) -> Launch:
     """The launcher that the settings choose. Raises SettingError for a setting of it that cannot be right."""
-    values = grid.config.hydra.launcher
-    card = chosen(values)
+    card = chosen(grid.config.hydra.launcher)
+    if isinstance(card, SlurmCard):
+        return watched(submitted, lines=False)
     if isinstance(card, Joblib):
-        return partial(_parallel, card)
+        return watched(partial(_parallel, card))
     basic = grid.config.hydra.runtime.choices["hydra/launcher"] == "basic"
-    return in_turn if basic or isinstance(card, Local) else plugged
+    return watched(in_turn if basic or isinstance(card, Local) else plugged)
 
 
 def in_turn(grid: Grid, run: Any) -> list[Failure]:

@@ -148,13 +148,16 @@ def numbers(now: Standing) -> tuple[str, str, str, str]:
     return step, loss, ratio, left
 
 
-def watched(launch: Launch) -> Launch:
-    """The same launcher, while it is told how the cells stand. Where all are over there is nothing to tell."""
+def watched(launch: Launch, *, lines: bool = True) -> Launch:
+    """The same launcher, while it is told how the cells stand. Where all are over there is nothing to tell, and nothing
+    without a terminal where it tells of itself (`lines` False).
+    """
 
     def made(grid: Grid, run: Any) -> list[Failure]:
-        if not grid.left():
+        watch = Watch(grid)
+        if not grid.left() or not (lines or watch.console.is_terminal):
             return launch(grid, run)
-        with Watch(grid), shown_elsewhere():
+        with watch, shown_elsewhere():
             return launch(grid, run)
 
     return made

@@ -4,6 +4,7 @@ The figure is the one that the settings ask for by `compare=`. Where they ask fo
 in, seeds aside: one number makes `ends`, two settings a `heatmap`, anything else `curves`.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from lab.run.cards import card, card_names
 
 if TYPE_CHECKING:
     from lab.compare import Run, RunComparison, Runs
+    from lab.compare.strangers import Plain
 
 RATIO, LOSS = "sharpness/ratio", "train/loss"
 """What is drawn where nobody asks: the first where it was measured, else the second."""
@@ -34,7 +36,7 @@ MORE = ("reason", "step", "path")
 """Of its file besides."""
 MOST_ROWS = 60
 """Rows that are printed; all are in the file."""
-HEATMAP, SEED = "heatmap", "seed"
+HEATMAP, SEED, BATCH = "heatmap", "seed", "data.batch_size"
 
 
 def compare(grid: Grid) -> None:
@@ -45,7 +47,7 @@ def compare(grid: Grid) -> None:
 
     runs, names = runs_of(grid), swept(grid.asked)
     _tell_table(runs, names, _file(grid, []))
-    ended = [cell for cell, run in zip(grid.asked, runs, strict=True) if run.status in OVER]
+    ended = [run for run in runs if run.status in OVER]
     asked, words = grid.head.values.get("compare"), [word.lstrip("+") for word in grid.head.overrides]
     if not ended or (asked is None and (len(runs) == 1 or "compare=null" in words)):
         return
@@ -55,8 +57,7 @@ def compare(grid: Grid) -> None:
     place = _file(grid, drawn or ([] if asked is not None else [f"compare={kind}"]))
     head = grid.head
     title = head.title(head.values.get("name") or head.cards.get("experiment") or "sweep")
-    shown = grid.asked if kind == HEATMAP else ended
-    compared = carry_out(comparison, {cell.folder: cell.overrides for cell in shown}, place, title)
+    compared = carry_out(comparison, runs if kind == HEATMAP else ended, place, title)
     print(f"\n{compared.sentence}{_left_out(runs)}\n")
     print(f"  figure    {place}.png" + (f"    ({kind}; compare= draws another)" if asked is None else ""))
     print(f"  numbers   {place}.json", flush=True)
@@ -67,13 +68,38 @@ def runs_of(grid: Grid) -> "Runs":
     from lab.compare import Runs
 
     runs = Runs.read({cell.folder: cell.overrides for cell in grid.asked})
-    return Runs([_of_cell(grid, cell, run) for cell, run in zip(grid.asked, runs, strict=True)], runs.left_out)
+    begun = next((run for run in runs if run.settings), None)
+    made = [run if run.settings else _not_begun(run, begun) for run in runs]
+    errors = [grid.failures.get(run.path) for run in made]
+    states = {cell.folder: state(grid, cell) for cell in grid.asked}
+    known = [
+        run if error is None else replace(run, status=states[run.path], reason=reason(error))
+        for run, error in zip(made, errors, strict=True)
+    ]
+    return Runs(known, runs.left_out)
 
 
-def _of_cell(grid: Grid, cell: Request, run: "Run") -> "Run":
-    run = run if run.settings else replace(run, settings=run.overrides)  # nothing of it is there yet
-    error = grid.failures.get(cell.folder)
-    return run if error is None else replace(run, status=state(grid, cell), reason=reason(error))
+def _not_begun(run: "Run", other: "Run | None") -> "Run":
+    """A cell of which nothing is there yet: its settings are those of another cell but for what was typed."""
+    settings = {name: _plain(text) for name, text in run.overrides.items()}
+    return (
+        replace(run, settings=settings)
+        if other is None
+        else replace(run, settings={**other.settings, **settings}, facts=other.facts)
+    )
+
+
+def _plain(text: str) -> "Plain":
+    """A value as it was typed, as a number where it is one.
+
+    >>> _plain("0.1"), _plain("true"), _plain("full"), _plain("[8,8]")
+    (0.1, True, 'full', '[8,8]')
+    """
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, bool | int | float) else text
 
 
 def swept(cells: Sequence[Request]) -> list[str]:
@@ -86,11 +112,15 @@ def chosen(runs: "Runs", names: Sequence[str]) -> "RunComparison":
     """The comparison that shows most of cells that differ in these settings."""
     from lab.compare.curves import Curves
     from lab.compare.ends import FinalValues
+    from lab.compare.heatmap import Heatmap
 
     tag = RATIO if any(RATIO in run.series for run in runs) else LOSS
     settings = [name for name in names if name != SEED]
     if len(settings) == 1 and all(run.number(settings[0]) > 0 for run in runs if run.status in OVER):
         return FinalValues(tag=tag, x=settings[0])
+    if len(settings) == 2:
+        across = BATCH if BATCH in settings else settings[0]
+        return Heatmap(tag=tag, x=across, y=next(name for name in settings if name != across))
     return Curves(tags=(tag,), level=1.0 if tag == RATIO else None)
 
 
