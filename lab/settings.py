@@ -158,5 +158,9 @@ def asked_threads() -> int | None:
 
 
 def usable_cpus() -> int:
-    """The CPUs this process may use: a container, taskset or SLURM may grant fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The CPUs this process may use: a container, taskset or Slurm may grant fewer than the machine has. Not every Slurm
+    binds a job to what it has granted.
+    """
+    seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    granted = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return min(seen, int(granted)) if granted.isdecimal() and int(granted) else seen

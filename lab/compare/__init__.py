@@ -1,6 +1,6 @@
 """Many runs as data, side by side: a table, figures and a paragraph out of the folders that they left. Free of Lightning."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from lab.compare.base import Compared, RunComparison
@@ -12,9 +12,8 @@ from lab.run.folder import RunFolder
 __all__ = ["Compared", "Run", "RunComparison", "Runs", "carry_out", "runs"]
 
 
-def carry_out(comparison: RunComparison, folders: Mapping[Path, Sequence[str]], file: Path, title: str) -> Compared:
-    """Compare the runs in `folders` (with the overrides of each); leaves `file`.png and `file`.json. Raises SettingError."""
-    cells = [Run.read(folder, overrides) for folder, overrides in folders.items()]
+def carry_out(comparison: RunComparison, cells: Sequence[Run], file: Path, title: str) -> Compared:
+    """Compare the runs; leaves `file`.png and `file`.json. Raises SettingError."""
     compared = comparison.compare(cells, title)
     save(compared.figure, Path(f"{file}.png"))
     told = [

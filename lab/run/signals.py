@@ -1,7 +1,8 @@
-"""SIGTERM, as Slurm and preemption send it: where it ends a process at once, and where it waits for a whole state.
+"""SIGTERM, as preemption sends it: where it ends a process at once, and where it waits for a whole state.
 
 A run is stopped between two updates, where its state can be saved, and in the midst of what changes nothing: a
-measurement, an evaluation. Outside of runs SIGTERM closes what is open, as Ctrl-C does.
+measurement, an evaluation. Outside of runs SIGTERM closes what is open, as Ctrl-C does. SIGUSR1 and SIGUSR2, by which
+Slurm warns of a time limit, do the same.
 """
 
 import signal
@@ -10,8 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""What asks a process to stop; below, SIGTERM stands for all of them."""
 TERMINATED = 128 + signal.SIGTERM
-"""The exit code of a process that SIGTERM ended."""
+"""The exit code of a process that one of them ended."""
 
 
 class _Run:
@@ -71,8 +74,9 @@ def _on_sigterm(act: Callable[[], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: act())
+    before = {number: signal.signal(number, lambda *_: act()) for number in STOPPING}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)

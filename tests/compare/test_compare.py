@@ -182,7 +182,7 @@ def test_a_tag_that_no_run_has_is_refused(tmp_path: Path) -> None:
 
 def test_figure_and_numbers_are_left_beside_each_other(tmp_path: Path) -> None:
     run = cell(tmp_path / "grid", "a=1", {"test/accuracy": 0.5})
-    told = carry_out(Bars(), {run.path: ["a=1"]}, tmp_path / "figures" / "a=0.1,0.2", "title")
+    told = carry_out(Bars(), [Run.read(run.path, ["a=1"])], tmp_path / "figures" / "a=0.1,0.2", "title")
     assert (tmp_path / "figures" / "a=0.1,0.2.png").stat().st_size > 5_000
     found = RunFolder(tmp_path / "figures").read("a=0.1,0.2")
     assert found["sentence"] == told.sentence

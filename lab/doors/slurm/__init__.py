@@ -1,0 +1,14 @@
+"""The cells of a grid as jobs of Slurm: sent off as an array, watched through squeue and the run folders.
+
+card    the settings of `hydra/launcher=slurm`
+job     what a job does with its cell
+batch   jobs handed to sbatch
+queue   how the jobs stand, as squeue says
+record  which job has which cell, on disk for the commands that come after
+watch   from what squeue and the run folder say of a cell to what becomes of it
+driver  all of it together
+"""
+
+from lab.doors.slurm.driver import submitted
+
+__all__ = ["submitted"]

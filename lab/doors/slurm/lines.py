@@ -1,0 +1,77 @@
+"""What a command says of the jobs of its grid, on stderr."""
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from lab.doors.arguments import as_typed
+from lab.doors.grid import Grid
+from lab.doors.slurm.queue import JobState
+from lab.doors.slurm.record import JobRecord
+from lab.doors.slurm.watch import WatchedCell
+
+USUAL = ("", "Priority", "Resources", "BeginTime", "JobArrayTaskLimit", "Cleaning")
+"""Why jobs wait that need nobody's attention."""
+
+
+def say(text: str) -> None:
+    """One line."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def say_now(text: str) -> None:
+    """One line with the time of day before it."""
+    say(f"{time.strftime('%H:%M:%S')}  {text}")
+
+
+def labels(grid: Grid) -> dict[Path, str]:
+    """What the cells are called, by their folders: the overrides that differ from cell to cell."""
+    axes = [len(set(axis)) > 1 for axis in zip(*(cell.overrides for cell in grid.cells), strict=True)]
+    return {
+        cell.folder: as_typed(
+            " ".join([w for w, varies in zip(cell.overrides, axes, strict=True) if varies] or cell.overrides)
+        )
+        for cell in grid.cells
+    }
+
+
+def ids(cells: Iterable[WatchedCell]) -> list[str]:
+    """The jobs and arrays that the cells are in, each once."""
+    return list(dict.fromkeys(watched.job.partition("_")[0] for watched in cells))
+
+
+def announce(
+    grid: Grid, found: Sequence[WatchedCell], new: Sequence[WatchedCell], refused: int, record: JobRecord
+) -> None:
+    """How many cells there are, what was found and submitted, and what to type."""
+    done = len(grid.cells) - len(found) - len(new) - refused
+    counts = [f"{done} finished"] * (done > 0) + [f"{len(found)} still with Slurm"] * bool(found)
+    if new:
+        arrays = ids(new)
+        counts.append(f"{len(new)} submitted to Slurm as job{'s' * (len(arrays) > 1)} {', '.join(arrays)}")
+    say(f"{len(grid.cells)} cells: {', '.join(counts)}")
+    if found or new:
+        say(f"  what the jobs print   {record.log('JOB')}")
+        say(f"  to end them           scancel {' '.join(ids([*found, *new]))}")
+
+
+def report(grid: Grid, waiting: Sequence[WatchedCell], standing: Mapping[str, JobState]) -> None:
+    """How the jobs stand, by a command that does not wait for them."""
+    counts = Counter(standing[watched.job].runs for watched in waiting if watched.job in standing)
+    if counts:
+        say(f"  now                   {counts[True]} run, {counts[False]} wait in the queue")
+    if waiting:
+        say(f"  how they stand        the same command again, python -m lab.report {grid.folder}, or squeue --me")
+
+
+def reasons(states: Iterable[JobState]) -> frozenset[str]:
+    """Why jobs wait for something that may never come."""
+    return frozenset(s.reason for s in states if not (s.over or s.runs) and s.reason not in USUAL)
+
+
+def leaving(waiting: Sequence[WatchedCell]) -> str:
+    """The last line of a command that is stopped while jobs are left."""
+    jobs = f"{len(waiting)} jobs go on" if len(waiting) > 1 else "a job goes on"
+    return f"interrupted; {jobs}, and the same command finds what is left; scancel {' '.join(ids(waiting))} ends it"
