@@ -5,6 +5,7 @@ the job queued again, unless Slurm has ended it. So a signal that comes while Py
 """
 
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -84,12 +85,14 @@ def executor(folder: Path, card: SlurmCard, name: str, parallel: int) -> Any:
 def submit(cells: Sequence[Request], run: Callable[[Request], Any], made: Any, card: SlurmCard) -> list[str]:
     """The ids of the jobs of an array, one for each cell. Raises Refusal, with the words of sbatch, and leaves no files."""
     from submitit.core.utils import FailedJobError, FailedSubmissionError
-    from submitit.helpers import clean_env
+    from submitit.helpers import clean_env, environment_variables
 
     seconds = card.minutes * 60 - card.warned - min(60, card.minutes * 15)
+    place = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
     before = {*made.folder.iterdir()}
     try:
-        with redirect_stderr(io.StringIO()), clean_env(), made.batch():  # submitit prints what it raises
+        # A command within a job passes nothing of that on but where its cluster is; submitit prints what it raises.
+        with clean_env(), environment_variables(**place), redirect_stderr(io.StringIO()), made.batch():
             jobs = [made.submit(CellJob(run, cell, seconds)) for cell in cells]
     except (FailedJobError, FailedSubmissionError) as error:
         for file in {*made.folder.iterdir()} - before:
