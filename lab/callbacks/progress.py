@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lab.callbacks.probe import ProbeCallback
 from lab.module import SupervisedModule
-from lab.run.progress import LINE_SECONDS, PATIENCE, MatvecProgress
+from lab.run.progress import LINE_SECONDS, PATIENCE, MatvecProgress, is_shown_elsewhere
 from lab.run.summary import decimals
 
 WIDE = 100
@@ -43,7 +43,7 @@ class ProgressCallback(pl.Callback):
         assert isinstance(pl_module, SupervisedModule)
         self._begin, self._first_step = monotonic(), pl_module.step
         self._line_due = self._begin + LINE_SECONDS
-        self.bar = self.bar and self.console.is_terminal
+        self.bar = self.bar and self.console.is_terminal and not is_shown_elsewhere()
         if self.bar:
             self._bar.start()
 
@@ -54,7 +54,7 @@ class ProgressCallback(pl.Callback):
         if self.bar:
             text = self.text(phase=self.console.width >= WIDE)
             self._bar.update(self._task, completed=pl_module.step, text=text)
-        elif monotonic() >= self._line_due:
+        elif monotonic() >= self._line_due and not is_shown_elsewhere():
             done = pl_module.step - self._first_step
             left = (monotonic() - self._begin) / max(1, done) * (self.total - pl_module.step)
             self.console.print(

@@ -1,7 +1,7 @@
-"""Arguments of named code at the command line: `model.args.width=64` is typed plainly, though no card lists `width`.
+"""What is typed otherwise than Hydra wants it: arguments of named code, `model.args.width=64`, and `launcher=joblib`.
 
-Hydra takes a name that no card has for a slip, unless it begins with ++. So the words begin with it on their way to Hydra,
-and are shown, and name folders, as they were typed.
+Hydra takes a name that no card has for a slip, unless it begins with ++, and has its launchers in a group of its own. So the
+words are changed on their way to Hydra, and are shown, and name folders, as they were typed.
 """
 
 import re
@@ -11,6 +11,8 @@ from lab.settings import SettingError
 
 OF_CODE = ("path", "args", "_target_")
 """The settings of code of one's own."""
+LAUNCHER = {"=": "hydra/launcher", ".": "hydra.launcher"}
+"""What `launcher` is called in Hydra: the group of its cards, and the settings of the chosen one."""
 NAMED = r"(?:model|loss|optimizer|data)\.args(?:\.[^=]+)?="
 
 
@@ -31,6 +33,24 @@ def as_typed(words: str) -> str:
     'model.args.width=64,model=own,model.path=nets.py:TinyNet'
     """
     return re.sub(rf"(?<![^,\s])\+\+(?={NAMED})", "", words).replace("\\:", ":")
+
+
+def placed(word: str) -> str:
+    """launcher=joblib and launcher.n_jobs=2 where Hydra has them.
+
+    >>> placed("launcher=joblib"), placed("launcher.n_jobs=2"), placed("launchers=2")
+    ('hydra/launcher=joblib', 'hydra.launcher.n_jobs=2', 'launchers=2')
+    """
+    return re.sub(r"^(\+{0,2})launcher(?=([.=]))", lambda match: f"{match[1]}{LAUNCHER[match[2]]}", word)
+
+
+def short(text: str) -> str:
+    """A text with the words for launchers as one types them.
+
+    >>> short("hydra.launcher.n_jobs=0: expected 1"), short("hydra/launcher=joblib")
+    ('launcher.n_jobs=0: expected 1', 'launcher=joblib')
+    """
+    return re.sub(r"\bhydra[./]launcher(?=[.=])", "launcher", text)
 
 
 def require_arguments(words: Sequence[str]) -> None:

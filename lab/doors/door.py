@@ -8,14 +8,15 @@ from typing import Any
 
 from hydra.types import RunMode
 
+from lab.doors.arguments import short
 from lab.doors.fork import inherited
-from lab.doors.grid import Grid, axes, first_of, named
+from lab.doors.grid import Grid, axes, finished, first_of, named
 from lab.doors.labels import NAMES
 from lab.doors.launch import launch_of, search
 from lab.doors.pages import show
 from lab.doors.request import Request, cards_at_hand, composed
 from lab.doors.words import Override, Words, search_path
-from lab.settings import SettingError
+from lab.settings import SettingError, UnknownSetting
 
 SWEEPING = ("hydra/launcher=", "hydra.launcher.", "hydra/sweeper=", "hydra.sweeper.", "hydra.sweep.")
 """How overrides begin that only a grid has a use for."""
@@ -30,16 +31,18 @@ class Door:
     config  the file in conf/ where they begin.
     look    raises SettingError for a run whose settings cannot be right; returns what is to be said of it beforehand.
     run     makes one run.
+    over    whether the folder of a run of a grid holds it, as long as it is asked for.
     """
 
     config: str
     look: Callable[[Request], Iterable[str]]
     run: Callable[[Request], Any]
+    over: Callable[[Request], bool] = finished
 
     def open(self, words: Words) -> Grid | None:
         """Show a page, make a run, or a grid of runs, which is returned. Raises SettingError, and what Hydra raises.
 
-        Nothing is written before the settings of every run are known to be sound.
+        Nothing is written before the settings are known to be sound, those of a grid in one of its cells at least.
         """
         if words.shows:
             self._show(words)
@@ -51,16 +54,17 @@ class Door:
             if not (words.several or first.hydra.mode == RunMode.MULTIRUN) or words.single:
                 _require_one(words.parsed)
                 request = Request.of(composed(self.config, words.overrides) if _sweeps(typed) else first)
-                self._look([request])
+                self._look(request)
                 self.run(request)
                 return None
             _require_many(words.parsed)
             if first.hydra.runtime.choices["hydra/sweeper"] != "basic":
                 search(first, typed, self.run)
                 return None
-            grid = Grid.of(self.config, first, typed, fixed)
-            self._look(grid.cells)
-            grid.make(self.run, launch_of(grid))
+            grid = Grid.of(self.config, first, typed, fixed, self.over)
+            launch = launch_of(grid)
+            self._look(*grid.cells, refuse=grid.refuse)
+            grid.make(self.run, launch)
             return grid
 
     def _show(self, words: Words) -> None:
@@ -84,16 +88,26 @@ class Door:
         """What a page of settings shows of the run that `from=` names."""
         return inherited(overrides) if words.page is not None else []
 
-    def _look(self, requests: Iterable[Request]) -> None:
-        """At all of them, and then say what is to be said, each line once."""
-        notes = set[str]()
+    def _look(self, *requests: Request, refuse: Callable[[Request, SettingError], None] | None = None) -> None:
+        """At all of them, and then say what is to be said, each line once. What is refused of some is told, and no more;
+        what is refused of all, or there is no `refuse`, is raised.
+        """
+        notes, refused = set[str](), list[tuple[Request, SettingError]]()
         for request in requests:
             try:
                 notes |= set(self.look(request))
+            except UnknownSetting:
+                raise
             except SettingError as error:
-                raise named(error, request) from None
+                refused.append((request, error))
+        if refused and (refuse is None or len(refused) == len(requests)):
+            raise named(refused[0][1], refused[0][0]) from None
         for note in sorted(notes):
             print(note, file=sys.stderr)
+        for request, refusal in refused:
+            print(f"refused: {named(refusal, request)}", file=sys.stderr)
+            if refuse is not None:
+                refuse(request, refusal)
 
 
 def _apart(words: Words) -> tuple[list[str], list[Override]]:
@@ -127,7 +141,7 @@ def _require_one(overrides: Iterable[Override]) -> None:
                 "compare= compares the runs of a grid, and this is one run; add -m and an axis, or leave it out"
             )
         if word.startswith(SWEEPING):
-            raise SettingError(f"{word} says how the runs of a grid are made, and this is one run here; add -m")
+            raise SettingError(f"{short(word)} says how the runs of a grid are made, and this is one run here; add -m")
 
 
 def _require_many(overrides: Iterable[Override]) -> None:
@@ -140,4 +154,5 @@ def _require_many(overrides: Iterable[Override]) -> None:
         if override.key_or_group == "hydra.run.dir":
             raise SettingError("hydra.run.dir is the folder of one run, and these are several; set hydra.sweep.dir")
         if override.is_hydra_override() and override.is_sweep_override():
-            raise SettingError(f"{override.input_line}: the axes of a grid are settings of its runs, and this is none")
+            word = short(str(override.input_line))
+            raise SettingError(f"{word}: the axes of a grid are settings of its runs, and this is none")

@@ -11,6 +11,7 @@ from pathlib import Path
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from lab.doors.arguments import LAUNCHER, short
 from lab.doors.pages import AROUND, card_settings, known_settings, takes_list
 from lab.doors.slips import card_answer, listing, meant, setting_answer
 from lab.run.cards import choices
@@ -36,7 +37,7 @@ def one_line_errors(door: str, unknown: Unknown = lambda name: None) -> Iterator
     except (SettingError, HydraException, OmegaConfBaseException, OSError) as error:
         if type(error).__module__ == "builtins" and isinstance(error, OSError) and Path(error.filename or ".").exists():
             raise  # not a run folder that cannot be made
-        print(f"error: {explain(error, door, unknown, sys.argv[1:])}", file=sys.stderr)
+        print(f"error: {short(explain(error, door, unknown, sys.argv[1:]))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as error:
         print(str(error) or "interrupted", file=sys.stderr)
@@ -80,6 +81,8 @@ def _as_typed(name: str, words: Sequence[str]) -> str:
 def _several_values(word: str) -> str:
     """One line for values with commas between them and no -m: a list where the setting takes one, or a grid."""
     name, _, value = word.partition("=")
+    if name == LAUNCHER["="]:
+        return f"{word}: one launcher makes all cells of a grid; expected one of {', '.join(choices(name))}"
     listed = f", or write {name}=[{value}] for a list of them" if takes_list(name) else ""
     return f"{word} is several values; add -m for a run with each{listed}"
 
@@ -97,6 +100,8 @@ def _unknown_setting(name: str, door: str, unknown: Unknown, words: Sequence[str
     """What the door says of a setting, or of the one that is meant by it; else what it is called here; else what is near;
     `otherwise`: what is said in the place of that.
     """
+    if name.startswith(f"{LAUNCHER['.']}."):
+        return _of_a_launcher(name.removeprefix(f"{LAUNCHER['.']}."), words)
     if refused := unknown(name):
         return refused
     if (goal := meant(name, words, door)) and (refused := unknown(goal)):
@@ -127,6 +132,17 @@ def _unknown_setting(name: str, door: str, unknown: Unknown, words: Sequence[str
     if rest and not hint and (offered := [one for one in known if one.startswith(f"{group}.") and not unknown(one)]):
         return f"unknown setting {name}; expected one of {', '.join(offered)}"
     return f"unknown setting {name}" + (hint or f"; see python -m lab.{door} --help")
+
+
+def _of_a_launcher(setting: str, words: Sequence[str]) -> str:
+    """One line for a setting that the chosen launcher does not have."""
+    typed = [word.partition("=")[2] for word in words if short(word).startswith("launcher=")]
+    card, group = (typed or ["local"])[-1], LAUNCHER["="]
+    owners = [f"launcher={one}" for one in choices(group) if setting in card_settings(group, one)]
+    known = card_settings(group, card) if card in choices(group) else []
+    cure = f"expected {', '.join(f'launcher.{one}' for one in known)}" if known else "leave it out"
+    cure = f"{listing(owners)} it" if owners else cure
+    return f"launcher.{setting} is not a setting of launcher={card}; {cure}"
 
 
 def _of_another_card(name: str, door: str) -> str:

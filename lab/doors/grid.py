@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -19,7 +20,7 @@ from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from lab.doors.arguments import as_typed, opened
-from lab.doors.fork import FROM
+from lab.doors.fork import FROM, bare
 from lab.doors.request import Request, composed, name_run
 from lab.run.folder import RunFolder
 from lab.run.length import LENGTH
@@ -32,14 +33,24 @@ Launch = Callable[["Grid", Any], list[Failure]]
 """Makes the cells of a grid that are not done, by a function of a request, and notes those that are: the failures."""
 
 
+def finished(cell: Request) -> bool:
+    """Whether the folder of a cell holds a run that is over."""
+    return RunFolder(cell.folder).finished
+
+
 @dataclass
 class Grid:
     """The cells of a grid in order.
 
-    config   the configuration with the first value of whatever was typed, and with that of Hydra.
-    head     the same as a request, with all that was typed.
-    done     the folders of cells that are finished.
-    seconds  what each of the others took that has been made since.
+    config    the configuration with the first value of whatever was typed, and with that of Hydra.
+    head      the same as a request, with all that was typed.
+    asked     all cells; cells: those to be made, without those whose settings were refused beforehand.
+    over      whether the folder of a cell holds what is asked for, whole.
+    done      the folders of cells that are over.
+    seconds   what each of the others took that has been made since; jobs: how many are made at once.
+    running   the folders of cells that are being made, as far as this process makes them.
+    failures  by folder, why a cell was refused or has failed.
+    tell      called where that changes.
     """
 
     config: DictConfig
@@ -47,9 +58,26 @@ class Grid:
     cells: list[Request]
     done: set[Path] = field(default_factory=set)
     seconds: list[float] = field(default_factory=list)
+    jobs: int = 1
+    running: dict[Path, float] = field(default_factory=dict)
+    failures: dict[Path, Exception] = field(default_factory=dict)
+    over: Callable[[Request], bool] = finished
+    tell: Callable[[], None] = lambda: None
+
+    def __post_init__(self) -> None:
+        self.asked = list(self.cells)
+        self._numbers = {cell.folder: number for number, cell in enumerate(self.asked, 1)}
+        columns = enumerate(zip(*(cell.overrides for cell in self.asked), strict=True))
+        self._varied = [place for place, words in columns if len(set(words)) > 1]
 
     @staticmethod
-    def of(config: str, first: DictConfig, typed: Sequence[Override], fixed: Sequence[str]) -> "Grid":
+    def of(
+        config: str,
+        first: DictConfig,
+        typed: Sequence[Override],
+        fixed: Sequence[str],
+        over: Callable[[Request], bool] = finished,
+    ) -> "Grid":
         """first: the configuration with the first value of whatever is `typed`; fixed: the overrides of Hydra's settings."""
         along = axes(first, typed)
         varied = [values[0].partition("=")[0].lstrip("+") for values in along if len(values) > 1]
@@ -58,7 +86,7 @@ class Grid:
             for cfg in _cells(config, first, along, [*fixed, *lengths_named(first, varied)])
         ]
         name_run(first, [str(override.input_line) for override in typed])
-        return Grid(first, Request.of(first), cells)
+        return Grid(first, Request.of(first), cells, over=over)
 
     @property
     def folder(self) -> Path:
@@ -69,33 +97,66 @@ class Grid:
         """How many of the cells from number `cell` on have still to be made."""
         return sum(request.folder not in self.done for request in self.cells[cell:])
 
+    def label(self, cell: Request) -> str:
+        """What a cell differs from the others in, as typed; all of it where there are no others."""
+        return as_typed(" ".join(bare(cell.overrides[i]) for i in self._varied or range(len(cell.overrides))))
+
+    def number(self, cell: Request) -> str:
+        """Which of all cells it is: cell 3 of 16."""
+        return f"cell {self._numbers[cell.folder]} of {len(self.asked)}"
+
     def progress(self, cell: int) -> str:
         """Where the grid is when it comes to number `cell`, and how long the rest will take, judged by those made."""
-        left = self.left(cell)
+        request = self.cells[cell]
+        return f"{self.number(request)}{self.time_left(', about {:.0f} s to go')}: {self.label(request)}"
+
+    def time_left(self, text: str) -> str:
+        """How long the rest will take (s), in a text; "" where no cell has been made that would say it."""
+        rest = sum(cell.folder not in self.done and cell.folder not in self.failures for cell in self.cells)
         mean = sum(self.seconds) / len(self.seconds) if self.seconds else math.nan
-        time_left = f", about {mean * left:.0f} s to go" if self.seconds and left else ""
-        mine, every = self.cells[cell].overrides, [request.overrides for request in self.cells]
-        varied = [one for one, *others in zip(mine, *every, strict=True) if len(set(others)) > 1]
-        return f"cell {cell + 1} of {len(self.cells)}{time_left}: {as_typed(' '.join(varied or mine))}"
+        return text.format(mean * rest / self.jobs) if self.seconds and rest else ""
 
     def note_done(self, *cells: Request) -> None:
-        """Look on disk which of the cells are finished."""
-        self.done |= {cell.folder for cell in cells if RunFolder(cell.folder).finished}
+        """Look on disk which of the cells are over."""
+        self.done |= {cell.folder for cell in cells if self.over(cell)}
+
+    def begin(self, cell: Request) -> None:
+        """A cell is being made from now on."""
+        self.running[cell.folder] = monotonic()
+        self.tell()
+
+    def end(self, cell: Request, error: Exception | None = None) -> None:
+        """A cell is made, or has failed."""
+        begun, new = self.running.pop(cell.folder, None), cell.folder not in self.done
+        if error is not None:
+            self.failures[cell.folder] = error
+        else:
+            self.note_done(cell)
+            if new and begun is not None:
+                self.seconds.append(monotonic() - begun)
+        self.tell()
+
+    def refuse(self, cell: Request, error: SettingError) -> None:
+        """Leave a cell out for its settings."""
+        self.failures[cell.folder] = error
+        self.cells = [one for one in self.cells if one.folder != cell.folder]
 
     def make(self, run: Any, launch: Launch) -> None:
-        """Every cell, by a launcher. What one of them raises does not keep the others from being made, and is raised in the
-        end.
+        """Every cell, by a launcher. What ends one of them ends no other, and is kept in `failures`. Raises SettingError
+        where not one of them could be made.
         """
         self.note_done(*self.cells)
         try:
-            for cell, error in launch(self, run):
-                raise named(error, cell) if isinstance(error, SettingError) else error
+            self.failures |= {cell.folder: error for cell, error in launch(self, run)}
         finally:
             if any((cell.folder / "status.json").exists() for cell in self.cells):
                 OmegaConf.save(self.config, self.folder / RECORD)
+        refused = [cell for cell in self.asked if isinstance(self.failures.get(cell.folder), SettingError)]
+        if len(refused) == len(self.asked):
+            raise named(self.failures[refused[0].folder], refused[0])
 
 
-def named(error: SettingError, cell: Request) -> SettingError:
+def named(error: Exception, cell: Request) -> Exception:
     """The same error with the cell that it is of, where there are several; a name that is unknown is so in all of them."""
     if not cell.several or isinstance(error, UnknownSetting):
         return error

@@ -1,12 +1,10 @@
 """Who makes the cells of a grid: this process, one after the other, or a launcher of Hydra."""
 
 import io
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import replace
 from functools import partial
-from time import monotonic
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -19,33 +17,36 @@ from omegaconf import DictConfig, open_dict, read_write
 
 from lab.doors.fork import inherited
 from lab.doors.grid import Failure, Grid, Launch, lengths_named
+from lab.doors.launchers import Joblib, Local, chosen, of_hydra
+from lab.doors.pool import gpus_here, in_processes, make_here
 from lab.doors.request import Request
 from lab.doors.slurm import submitted
+from lab.doors.slurm.card import SlurmCard
+from lab.doors.watch import watched
 from lab.doors.words import literal
 from lab.run.folder import RunFolder
 from lab.settings import asked_threads
 
 
 def launch_of(grid: Grid) -> Launch:
-    """The launcher that the settings of Hydra choose."""
-    launchers: dict[str, Launch] = {"basic": in_turn, "slurm": submitted}
-    return launchers.get(grid.config.hydra.runtime.choices["hydra/launcher"], plugged)
+    """The launcher that the settings choose. Raises SettingError for a setting of it that cannot be right."""
+    card = chosen(grid.config.hydra.launcher)
+    if isinstance(card, SlurmCard):
+        return watched(submitted, lines=False)
+    if isinstance(card, Joblib):
+        return watched(partial(_parallel, card))
+    basic = grid.config.hydra.runtime.choices["hydra/launcher"] == "basic"
+    return watched(in_turn if basic or isinstance(card, Local) else plugged)
 
 
 def in_turn(grid: Grid, run: Any) -> list[Failure]:
     """Every cell in this process, one after the other."""
-    failures = list[Failure]()
-    for i, cell in enumerate(grid.cells):
-        print(f"\n{grid.progress(i)}", file=sys.stderr, flush=True)
-        begin, new = monotonic(), cell.folder not in grid.done
-        try:
-            run(cell)
-        except Exception as error:
-            failures.append((cell, error))
-        if new:
-            grid.seconds.append(monotonic() - begin)
-            grid.note_done(cell)
-    return failures
+    return [failure for cell in grid.cells for failure in make_here(grid, run, cell)]
+
+
+def _parallel(card: Joblib, grid: Grid, run: Any) -> list[Failure]:
+    gpus = gpus_here() if grid.left() else []
+    return in_processes(grid, run, jobs=card.jobs(grid.left(), len(gpus)), gpus=gpus)
 
 
 def plugged(grid: Grid, run: Any) -> list[Failure]:
@@ -56,7 +57,12 @@ def plugged(grid: Grid, run: Any) -> list[Failure]:
     failures = list[Failure]()
     for begin in range(0, len(grid.cells), size):
         batch = grid.cells[begin : begin + size]
-        jobs = launcher.launch([_sent(cell) for cell in batch], initial_job_idx=begin)
+        try:
+            jobs = launcher.launch([_sent(cell) for cell in batch], initial_job_idx=begin)
+        except Exception as error:  # of one job, and the others are waited for no more
+            grid.note_done(*batch)
+            failures += [(cell, error) for cell in batch if cell.folder not in grid.done]
+            continue
         for cell, job in zip(batch, jobs, strict=True):
             try:
                 with redirect_stderr(io.StringIO()):  # Hydra announces the error
@@ -95,6 +101,7 @@ def search(config: DictConfig, typed: Sequence[Override], run: Any) -> None:
     """Runs that a sweeper of Hydra chooses, e.g. by what the runs before them returned. `config`: without the axes."""
     lengths_named(config, [override.key_or_group for override in typed if override.is_sweep_override()])
     with read_write(config.hydra):
+        config.hydra.launcher = of_hydra(config.hydra.launcher)
         config.hydra.overrides.task = [override.input_line for override in typed]
     Plugins.instance().instantiate_sweeper(config=config, **_for_plugin(run)).sweep(list(config.hydra.overrides.task))
 

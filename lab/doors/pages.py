@@ -22,7 +22,7 @@ FORMER = hydra.__version__ < "1.4"
 BASE: dict[str, Any] = {"version_base": None} if FORMER else {}
 AROUND = ("noise", "escape")
 """Groups of cards around the optimiser: conf/optimizer/<group>, whose settings stand at <group>."""
-NO_GROUPS = ("experiment", "simulation", "landscape")
+NO_GROUPS = ("experiment", "simulation", "landscape", "sweep", "hydra")
 """Folders of cards that are no setting of a run."""
 NO_SETTINGS = ("defaults", "hydra", "probe")
 """What stands in conf/train.yaml besides plain settings."""

@@ -11,9 +11,13 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from lab.doors import pages
+from lab.doors import (
+    axes,  # noqa: F401  offers ${lab.rates:...} to the cards
+    pages,
+)
 from lab.doors.arguments import as_typed
 from lab.doors.fork import FROM, bare, inherited
+from lab.doors.launchers import put_own_first
 from lab.run.cards import config_dir
 from lab.settings import SettingError, UnknownSetting, asked_threads
 
@@ -75,6 +79,7 @@ def cards_at_hand(more: str | None = None) -> Iterator[None]:
         raise SettingError(f"--config-dir={more}: there is no such folder")
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir(), **pages.BASE):
+        put_own_first()
         yield
 
 

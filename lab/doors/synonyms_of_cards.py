@@ -84,7 +84,7 @@ CARDS: dict[str, dict[str, str]] = {
         "experiment=edge_of_stochastic_stability": "eoss stochastic_edge",
     },
     "hydra/launcher": {
-        "hydra/launcher=joblib": "parallel loky process processes multiprocessing local submitit_local ray",
+        "hydra/launcher=joblib": "parallel loky process processes multiprocessing ray",
         "hydra/launcher=submitit_slurm": "slurm submitit sbatch cluster",
     },
 }

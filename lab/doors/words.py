@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Transformer
 from hydra.errors import HydraException
 
-from lab.doors.arguments import opened, require_arguments
+from lab.doors.arguments import opened, placed, require_arguments
 from lab.doors.pages import takes_list
 from lab.doors.slips import flag_answer
 from lab.run.cards import choices, typed
@@ -72,7 +72,7 @@ class Words:
     @staticmethod
     def of(arguments: Iterable[str], door: str = "train") -> "Words":
         """Raises SettingError for a flag that does not exist, and for overrides that `require_sound` refuses."""
-        typed = [quoted(opened(at_home(word))) for word in arguments]
+        typed = [quoted(opened(at_home(placed(word)))) for word in arguments]
         for i, word in enumerate(typed):
             if word in INFO.split() and typed[i + 1 : i + 2] not in [[page] for page in INFO_PAGES]:
                 typed[i] = "--info=all"

@@ -3,7 +3,8 @@
 A run has one live bar, that of its training: what is measured meanwhile is told in its text (`into`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from threading import Event, Thread
 from time import monotonic
 from types import TracebackType
@@ -18,6 +19,27 @@ LINE_SECONDS = 10.0
 GLANCE_SECONDS = 0.2
 PATIENCE = 2.0
 """Seconds (s) after which work that is a part of something else is told of."""
+
+
+class _Shown:
+    """Whether somebody else shows how far the runs of this process are."""
+
+    elsewhere = False
+
+
+@contextmanager
+def shown_elsewhere() -> Iterator[None]:
+    """In the block neither bars nor lines say how far a run is: the table of a grid does."""
+    before, _Shown.elsewhere = _Shown.elsewhere, True
+    try:
+        yield
+    finally:
+        _Shown.elsewhere = before
+
+
+def is_shown_elsewhere() -> bool:
+    """Whether to say nothing of how far a run is."""
+    return _Shown.elsewhere
 
 
 class MatvecProgress:
@@ -74,7 +96,7 @@ class MatvecProgress:
     def glance(self) -> None:
         """Tell how it stands, where it is time to."""
         now = monotonic()
-        if now - self._begin < self.patience:
+        if now - self._begin < self.patience or is_shown_elsewhere():
             return
         first, self._told = not self._told, True
         if self.into is not None:

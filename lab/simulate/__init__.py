@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.doors.door import Door
+from lab.doors.ending import close
 from lab.doors.errors import near, one_line_errors
 from lab.doors.pages import PAGE_WIDTH, card_settings, offer
 from lab.doors.request import Request
@@ -44,7 +45,9 @@ def main() -> None:
             print(page(chosen(words)[0]))
         else:
             grouped = (re.sub("^experiment=", f"{GROUP}=", word) for word in words)
-            Door("simulate", look, simulate).open(Words.of(grouped, "simulate"))
+            grid = Door("simulate", look, simulate).open(Words.of(grouped, "simulate"))
+            if grid is not None:
+                close(grid)
 
 
 def chosen(words: list[str]) -> list[str]:

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from lab.progress import Tick
+from lab.run.progress import is_shown_elsewhere
 
 LINE_SECONDS = 5.0
 """Seconds between lines when the output is not a terminal."""
@@ -25,7 +26,7 @@ class StageProgress:
     def __init__(self, what: str, stages: Mapping[str, float], *, bar: bool = True, console: Console | None = None):
         self.what, self.stages = what, dict(stages)
         self.console = console or Console(stderr=True)
-        self.on_terminal = bar and self.console.is_terminal
+        self.on_terminal = bar and self.console.is_terminal and not is_shown_elsewhere()
         columns = (BarColumn(bar_width=16), TaskProgressColumn(), TimeElapsedColumn())
         self._bar = Bar(
             *columns, TextColumn("{task.fields[left]}  {task.description}"), console=self.console, transient=True
@@ -80,4 +81,5 @@ class StageProgress:
             self._line_due = monotonic() + LINE_SECONDS
 
     def _print(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+        if not is_shown_elsewhere():
+            self.console.print(text, highlight=False, soft_wrap=True, markup=False)

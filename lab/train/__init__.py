@@ -14,6 +14,7 @@ from typing import Any
 
 from lab.doors.arguments import as_typed
 from lab.doors.door import Door
+from lab.doors.ending import close
 from lab.doors.errors import one_line_errors
 from lab.doors.fork import bare, readable
 from lab.doors.labels import Labels
@@ -37,10 +38,11 @@ from lab.train.selection import left_out, selected
 def main() -> None:
     """The command line."""
     with one_line_errors("train"):
-        grid = Door("train", look, train).open(Words.of(readable(sys.argv[1:])))
+        grid = Door("train", look, train, over).open(Words.of(readable(sys.argv[1:])))
         if grid is not None:
             compare(grid)
             print(f"\n  dashboard    {dashboard(grid.folder)}\n", flush=True)
+            close(grid)
 
 
 def look(request: Request) -> Iterable[str]:
@@ -60,6 +62,11 @@ def look(request: Request) -> Iterable[str]:
     else:
         require_sound_changes(folder, settings)
     return left_out(request)
+
+
+def over(request: Request) -> bool:
+    """Whether the folder holds the run that is asked for, whole."""
+    return _over(RunFolder(request.folder), _settings(request))
 
 
 def train(request: Request) -> float | None:

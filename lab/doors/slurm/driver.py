@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from lab.doors.ending import CellError
 from lab.doors.grid import Failure, Grid
 from lab.doors.request import Request
 from lab.doors.slurm import batch, lines, queue
@@ -111,7 +112,7 @@ class SlurmLauncher:
                 if not self.waiting:
                     raise SettingError(str(refusal)) from None
                 lines.say(f"{len(part)} cells are not submitted; {refusal}")
-                self.failures += [(cell, SettingError(f"not submitted; {refusal}")) for cell in part]
+                self.failures += [(cell, CellError(f"not submitted; {refusal}")) for cell in part]
                 continue
             self.record.note({name_of(cell): job for cell, job in zip(part, jobs, strict=True)})
             for cell, job in zip(part, jobs, strict=True):
@@ -160,7 +161,7 @@ class SlurmLauncher:
         """Nothing more will come of the job."""
         self.waiting.remove(watched)
         if found.kind == "failed":
-            self.failures.append((watched.cell, SettingError(found.text)))
+            self.failures.append((watched.cell, CellError(found.text)))
             watched.tell(f"failed: {found.text}; see {self.record.log(watched.job)}")
         else:
             watched.tell(f"{found.text}; {len(self.waiting)} to go")
