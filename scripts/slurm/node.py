@@ -1,11 +1,11 @@
-"""A Slurm of one node, for trying out `hydra/launcher=slurm` where there is no cluster.
+"""A Slurm of one node, for trying out `launcher=slurm` where there is no cluster.
 
-    python scripts/slurm/node.py        until Ctrl-C; it prints the line to type in another terminal
+    python scripts/slurm/node.py           until Ctrl-C; it prints the line to type in another terminal
     python scripts/slurm/node.py install   the packages, on Debian and Ubuntu, as root and without a question
 
-Everything it writes lies in one temporary folder, and its ports are free ones: a Slurm that is on the machine already is not
-touched. The partition `usual` is the default one; what is submitted to `urgent` preempts it: SIGTERM, then 30 s to save, then
-the end. Without accounting, as on many small clusters.
+Everything it writes lies in one temporary folder, and its ports are free ones: a Slurm that is on the machine already is
+not touched. The partition `usual` is the default one; what is submitted to `urgent` preempts it: SIGTERM, then 30 s to save,
+then the end. Without accounting, as on many small clusters.
 """
 
 import contextlib
@@ -144,7 +144,9 @@ def _free_ports(count: int) -> list[int]:
 def _await_idle(environment: dict[str, str], folder: Path) -> None:
     """Until the node has nothing to do. Raises RuntimeError with what the daemons say."""
     for _ in range(PATIENCE * 2):
-        asked = subprocess.run(["sinfo", "-h", "-o", "%t"], env=environment, capture_output=True, text=True, check=False)
+        asked = subprocess.run(
+            ["sinfo", "-h", "-o", "%t"], env=environment, capture_output=True, text=True, check=False
+        )
         if {*asked.stdout.split()} == {"idle"}:
             return
         time.sleep(0.5)
@@ -161,7 +163,10 @@ def main() -> None:
     if sys.argv[1:]:
         return
     with single_node(len(os.sched_getaffinity(0))) as environment, contextlib.suppress(KeyboardInterrupt):
-        print(f"Slurm runs until Ctrl-C. In another terminal:\n\n  export SLURM_CONF={environment['SLURM_CONF']}\n", flush=True)
+        print(
+            f"Slurm runs until Ctrl-C. In another terminal:\n\n  export SLURM_CONF={environment['SLURM_CONF']}\n",
+            flush=True,
+        )
         while True:
             time.sleep(3600)
 

@@ -79,7 +79,10 @@ def test_the_script_of_an_array_has_the_settings_of_the_card(programs: Callable[
     programs(sbatch="echo Submitted batch job 12; cp $1 script")
     settings = SlurmCard(partition="gpu", time="2:00:00", cpus=4, memory=1.5, gpus=1, options={"account": "physics"})
     jobs = batch.submit(
-        [a_cell("a"), a_cell("b"), a_cell("c")], print, batch.executor(tmp_path / ".slurm", settings, "mine", 2), settings
+        [a_cell("a"), a_cell("b"), a_cell("c")],
+        print,
+        batch.executor(tmp_path / ".slurm", settings, "mine", 2),
+        settings,
     )
     assert jobs == ["12_0", "12_1", "12_2"]
     script = Path("script").read_text()
@@ -113,7 +116,7 @@ def test_a_job_that_was_asked_to_stop_is_queued_again_unless_it_was_cancelled(
 
 def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     with pytest.raises(SystemExit) as stopped:
-        command(*SHORT, "seed=0,1", "hydra/launcher=slurm", *words)
+        command(*SHORT, "seed=0,1", "launcher=slurm", *words)
     assert stopped.value.code == 2
     assert not Path("outputs").exists()
     return capsys.readouterr().err
@@ -124,10 +127,10 @@ def test_what_cannot_be_submitted_is_told_in_one_line_and_leaves_nothing(
 ) -> None:
     assert "slurm needs sbatch, which is not on this machine" in refusal(capsys)
     programs(sbatch="echo 'sbatch: error: invalid partition specified: x' >&2; exit 1")
-    assert refusal(capsys, "hydra.launcher.partition=x") == "error: sbatch: invalid partition specified: x\n"
-    assert "time=soon: expected minutes" in refusal(capsys, "hydra.launcher.time=soon")
+    assert refusal(capsys, "launcher.partition=x") == "error: sbatch: invalid partition specified: x\n"
+    assert "time=soon: expected minutes" in refusal(capsys, "launcher.time=soon")
     programs(sbatch="exit 1", squeue="echo 'Unable to contact slurm controller' >&2; exit 1")
-    silent = refusal(capsys, "hydra.launcher.patience=0.1", "hydra.launcher.poll=0.2")
+    silent = refusal(capsys, "launcher.patience=0.1", "launcher.poll=0.2")
     assert silent.startswith("error: squeue has not answered for 0.1 s (Unable to contact slurm controller)")
     monkeypatch.setitem(sys.modules, "submitit", None)
     assert "slurm needs submitit; pip install" in refusal(capsys)
@@ -171,7 +174,12 @@ RUNNING = {"status": "running", "step": 40}
         (RUNNING, JobState("CANCELLED", 15), "failed", "cancelled at step 40"),
         (None, None, "failed", "Slurm does not know the job any more; it was cancelled while it waited, or forgotten"),
         (RUNNING, JobState("COMPLETED"), "unclear", "Slurm says COMPLETED, and the run folder holds no finished run"),
-        ({"status": "failed", "step": 3, "reason": "ValueError: odd"}, JobState("FAILED", 1), "failed", "ValueError: odd"),
+        (
+            {"status": "failed", "step": 3, "reason": "ValueError: odd"},
+            JobState("FAILED", 1),
+            "failed",
+            "ValueError: odd",
+        ),
     ],
 )
 def test_the_run_folder_and_slurm_say_what_becomes_of_a_cell(
@@ -228,7 +236,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     assert not made.looks, "fewer looks at the queue than there were to be"
 
 
-SLURM = ("hydra/launcher=slurm", "hydra.launcher.poll=0.01")
+SLURM = ("launcher=slurm", "launcher.poll=0.01")
 
 
 def all_in(state: str, code: int = 0) -> Callable[[list[str]], dict[str, JobState]]:
@@ -258,8 +266,12 @@ def test_a_command_that_does_not_wait_finds_its_jobs_again(
     cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cluster.looks = [lambda jobs: {}, all_in("PENDING"), lambda jobs: {"1_0": JobState("RUNNING")}]
-    for told in ("2 submitted to Slurm as job 1", "2 still with Slurm\n", "1 still with Slurm, 1 submitted to Slurm as job 2"):
-        command(*SHORT, "seed=0,1", *SLURM, "hydra.launcher.wait=false")
+    for told in (
+        "2 submitted to Slurm as job 1",
+        "2 still with Slurm\n",
+        "1 still with Slurm, 1 submitted to Slurm as job 2",
+    ):
+        command(*SHORT, "seed=0,1", *SLURM, "launcher.wait=false")
         assert told in (err := capsys.readouterr().err)
         assert "python -m lab.report outputs/train" in err
     assert "seed=1: Slurm does not know the job any more" in err
@@ -281,9 +293,7 @@ def test_a_killed_job_is_submitted_again_a_few_times_and_then_told(
     assert "Traceback" not in told
 
 
-def test_an_interrupted_command_says_that_the_jobs_go_on(
-    cluster: Cluster, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_interrupted_command_says_that_the_jobs_go_on(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupt(jobs: list[str]) -> dict[str, JobState]:
         raise KeyboardInterrupt
 

@@ -1,8 +1,7 @@
-"""A grid through sbatch on a Slurm of one node: preempted, killed, its command killed, and in the end the same to the bit."""
+"""A grid through sbatch on a Slurm of one node: preempted, killed, its command killed, and in the end right to the bit."""
 
-import os
+import contextlib
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -34,7 +33,7 @@ class Gate(pl.Callback):
 """Holds a run at step 40 until there is a file `open`: what happens to it meanwhile depends on no clock."""
 GRID = ("-m", "optimizer.lr=0.1,0.2", "seed=0,1,2", *SMALL, "trainer.checkpoint_every=10")
 CELLS = [(lr, seed) for lr in ("0.1", "0.2") for seed in "012"]
-SLURM = ("hydra/launcher=slurm", "hydra.launcher.cpus=1", "hydra.launcher.memory=2", "hydra.launcher.poll=1")
+SLURM = ("launcher=slurm", "launcher.cpus=1", "launcher.memory=2", "launcher.poll=1")
 PATIENCE = 240
 """Seconds that any of the steps may take."""
 
@@ -61,14 +60,28 @@ def cell(place: str, lr: str, seed: str) -> RunFolder:
     return RunFolder(folder)
 
 
-def lab(environment: dict[str, str], log: str, *words: str) -> subprocess.Popen[bytes]:
-    """A command that begins."""
-    file = Path(log).open("ab")
-    command = [sys.executable, "-m", "lab.train", *GRID, "trainer.callbacks=[gate.py:Gate]", *words]
-    return subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+Begin = Callable[..., subprocess.Popen[bytes]]
 
 
-def test_a_grid_is_preempted_killed_and_left_alone_and_ends_as_on_one_machine(cluster: dict[str, str]) -> None:
+@pytest.fixture
+def begin(cluster: dict[str, str]) -> Iterator[Begin]:
+    """Begins the command of the grid, with its output in a file, and ends it with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def command(log: str, *words: str) -> subprocess.Popen[bytes]:
+            file = stack.enter_context(Path(log).open("ab"))
+            line = [sys.executable, "-m", "lab.train", *GRID, "trainer.callbacks=[gate.py:Gate]", *words]
+            begun = subprocess.Popen(line, env=cluster, stdout=file, stderr=file)
+            stack.callback(begun.wait)
+            stack.callback(begun.kill)
+            return begun
+
+        yield command
+
+
+def test_a_grid_is_preempted_killed_and_left_alone_and_ends_as_on_one_machine(
+    cluster: dict[str, str], begin: Begin
+) -> None:
     Path("gate.py").write_text(GATE)
 
     def slurm(*command: str) -> list[str]:
@@ -85,7 +98,7 @@ def test_a_grid_is_preempted_killed_and_left_alone_and_ends_as_on_one_machine(cl
             if (s := folder.read("status")).get("status") == "running" and s["step"] >= 30
         }
 
-    first = lab(cluster, "first.log", *SLURM, "hydra.sweep.dir=jobs")
+    first = begin("first.log", *SLURM, "hydra.sweep.dir=jobs")
     told = Path("first.log").read_text
     await_(lambda: len(held()) == 2, "two runs at the gate")
 
@@ -95,17 +108,20 @@ def test_a_grid_is_preempted_killed_and_left_alone_and_ends_as_on_one_machine(cl
 
     victim = jobs("%A", "-t", "running")[0]
     slurm("scancel", "--signal=KILL", f"{victim}.0")
-    await_(lambda: re.search(r"killed by signal 9 at step \d+; submitted again as job", told()), "the killed one submitted again")
+    await_(
+        lambda: re.search(r"killed by signal 9 at step \d+; submitted again as job", told()),
+        "the killed one submitted again",
+    )
 
     first.kill()
     first.wait()
     assert jobs("%i"), "jobs go on without their command"
-    again = lab(cluster, "second.log", *SLURM, "hydra.sweep.dir=jobs")
+    again = begin("second.log", *SLURM, "hydra.sweep.dir=jobs")
     await_(lambda: "6 still with Slurm" in Path("second.log").read_text(), "all jobs found, none submitted twice")
     Path("open").touch()
     assert again.wait(timeout=PATIENCE * 2) == 0, Path("second.log").read_text()
 
-    here = lab(cluster, "here.log", "hydra.sweep.dir=here")
+    here = begin("here.log", "hydra.sweep.dir=here")
     assert here.wait(timeout=PATIENCE) == 0, Path("here.log").read_text()
     for lr, seed in CELLS:
         assert_same_run(cell("here", lr, seed), cell("jobs", lr, seed))

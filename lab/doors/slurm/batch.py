@@ -46,14 +46,14 @@ def require_slurm() -> None:
     """Raise SettingError where there is no Slurm, or submitit is not installed."""
     if missing := [name for name in ("sbatch", "squeue", "srun", "scontrol") if shutil.which(name) is None]:
         raise SettingError(
-            f"hydra/launcher=slurm needs {missing[0]}, which is not on this machine; type the command where you would type "
-            "sbatch, or choose hydra/launcher=joblib"
+            f"launcher=slurm needs {missing[0]}, which is not on this machine; type the command where you would type "
+            "sbatch, or choose launcher=joblib"
         )
     try:
         import submitit  # noqa: F401
     except ImportError:
         raise SettingError(
-            "hydra/launcher=slurm needs submitit; pip install 'edge-lab[slurm]', or in a checkout pip install -e '.[slurm]'"
+            "launcher=slurm needs submitit; pip install 'edge-lab[slurm]', or in a checkout pip install -e '.[slurm]'"
         ) from None
 
 

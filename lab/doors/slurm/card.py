@@ -1,4 +1,4 @@
-"""The settings of `hydra/launcher=slurm`."""
+"""The settings of `launcher=slurm`."""
 
 from math import ceil
 from typing import Annotated
