@@ -159,7 +159,7 @@ def main() -> None:
     if sys.argv[1:] not in ([], ["install"]):
         sys.exit(__doc__)
     if reason := install() if sys.argv[1:] else ", ".join(missing()) and f"not installed: {', '.join(missing())}":
-        sys.exit(f"{reason}; see the head of {sys.argv[0]}")
+        sys.exit(reason)
     if sys.argv[1:]:
         return
     with single_node(len(os.sched_getaffinity(0))) as environment, contextlib.suppress(KeyboardInterrupt):

@@ -107,7 +107,7 @@ def sbatch_words(text: str) -> str:
     >>> sbatch_words("sbatch: error: invalid partition specified: x\\nsbatch: error: Batch job submission failed")
     'sbatch: invalid partition specified: x; Batch job submission failed'
     """
-    lines = [re.sub(r"^sbatch: (error|fatal): ", "", line.strip()) for line in text.splitlines() if line.strip()]
+    lines = [re.sub(r"^sbatch: ((error|fatal): )?", "", line.strip()) for line in text.splitlines() if line.strip()]
     return "sbatch: " + "; ".join(lines)
 
 

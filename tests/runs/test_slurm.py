@@ -65,7 +65,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., N
     """Puts programs of Slurm in the place of those of this machine: scripts that print a text and end with a code."""
     place = tmp_path / "programs"
     place.mkdir()
-    monkeypatch.setenv("PATH", f"{place}:/usr/bin:/bin")
+    monkeypatch.setenv("PATH", str(place))  # without those of a Slurm that this machine has
 
     def make(**scripts: str) -> None:
         for name, script in {"squeue": "", "srun": "", "scontrol": "", **scripts}.items():
@@ -76,7 +76,8 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., N
 
 
 def test_the_script_of_an_array_has_the_settings_of_the_card(programs: Callable[..., None], tmp_path: Path) -> None:
-    programs(sbatch="echo Submitted batch job 12; cp $1 script")
+    programs(sbatch="echo Submitted batch job 12; /bin/cp $1 script")
+    (tmp_path / ".slurm").mkdir()
     settings = SlurmCard(partition="gpu", time="2:00:00", cpus=4, memory=1.5, gpus=1, options={"account": "physics"})
     jobs = batch.submit(
         [a_cell("a"), a_cell("b"), a_cell("c")],
@@ -105,7 +106,7 @@ def test_a_job_that_was_asked_to_stop_is_queued_again_unless_it_was_cancelled(
 ) -> None:
     programs(squeue=f"echo {state}", scontrol='echo "$@" > asked')
     script = "\n".join([f"(exit {code})", *batch.AFTER])
-    done = subprocess.run(["bash", "-c", script], env=os.environ | {"SLURM_JOB_ID": "7"}, check=False)
+    done = subprocess.run(["/bin/bash", "-c", script], env=os.environ | {"SLURM_JOB_ID": "7"}, check=False)
     assert done.returncode == code
     assert Path("asked").exists() == requeued
     assert not requeued or Path("asked").read_text() == "requeue 7\n"
@@ -147,7 +148,7 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 def judged(status: dict[str, Any] | None, state: JobState | None, log: str = "") -> tuple[str, str]:
     cell, record = a_cell("grid/cell"), JobRecord(Path("grid"))
-    RunFolder(cell.folder).path.mkdir(exist_ok=True)
+    cell.folder.mkdir(exist_ok=True)
     if status is not None:
         RunFolder(cell.folder).write("status", status)
     record.log("7_1").write_text(log)
@@ -352,7 +353,7 @@ def test_a_cell_is_made_in_a_process_that_submitit_starts(monkeypatch: pytest.Mo
     monkeypatch.setattr(batch, "require_slurm", lambda: None)
     monkeypatch.setattr(queue, "jobs", lambda: {})
     local = submitit.LocalExecutor(folder=Path("jobs").absolute())
-    local.update_parameters(timeout_min=2, stderr_to_stdout=True)
+    local.update_parameters(timeout_min=60, stderr_to_stdout=True)
 
     def submit(cells: list[Request], run: Any, made: Any, settings: SlurmCard) -> list[str]:
         found.extend(cells)
