@@ -29,9 +29,9 @@ AFTER = (
     "code=$?",
     "# A job that was asked to stop while Slurm holds it for running is queued again, and its run goes on.",
     f"case $code in {'|'.join(map(str, STOPPED))})",
-    '  if [ "$(squeue --noheader --jobs=$SLURM_JOB_ID --format=%T)" = RUNNING ]; then',
-    "    scontrol requeue $SLURM_JOB_ID",
-    "  fi;;",
+    "  case $(squeue --noheader --jobs=$SLURM_JOB_ID --format=%T) in RUNNING|SIGNALING)",
+    "    scontrol requeue $SLURM_JOB_ID;;",
+    "  esac;;",
     "esac",
     "exit $code",
 )

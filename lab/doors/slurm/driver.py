@@ -30,7 +30,7 @@ def submitted(grid: Grid, run: Any) -> list[Failure]:
     settings = chosen(grid.config.hydra.launcher)
     batch.require_slurm()
     if all(cell.folder in grid.done for cell in grid.cells):
-        lines.say(f"{len(grid.cells)} cells: all finished, nothing is submitted")
+        lines.say(f"{lines.number(len(grid.cells))}: all finished, nothing is submitted")
         return []
     record = JobRecord(grid.folder)
     try:
@@ -108,7 +108,7 @@ class SlurmLauncher:
             except batch.Refusal as refusal:
                 if not self.waiting:
                     raise SettingError(str(refusal)) from None
-                lines.say(f"{len(part)} cells are not submitted; {refusal}")
+                lines.say(f"{lines.number(len(part))} not submitted; {refusal}")
                 self.failures += [(cell, CellError(f"not submitted; {refusal}")) for cell in part]
                 continue
             self.record.note({name_of(cell): job for cell, job in zip(part, jobs, strict=True)})

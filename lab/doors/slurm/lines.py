@@ -22,6 +22,15 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def number(cells: int) -> str:
+    """So many cells.
+
+    >>> number(1), number(2)
+    ('1 cell', '2 cells')
+    """
+    return f"{cells} cell{'s' * (cells != 1)}"
+
+
 def ids(cells: Iterable[WatchedCell]) -> list[str]:
     """The jobs and arrays that the cells are in, each once."""
     return list(dict.fromkeys(watched.job.partition("_")[0] for watched in cells))
@@ -36,7 +45,7 @@ def announce(
     if new:
         arrays = ids(new)
         counts.append(f"{len(new)} submitted to Slurm as job{'s' * (len(arrays) > 1)} {', '.join(arrays)}")
-    say(f"{len(grid.cells)} cells: {', '.join(counts)}")
+    say(f"{number(len(grid.cells))}: {', '.join(counts)}")
     if found or new:
         say(f"  what the jobs print   {record.log('JOB')}")
         say(f"  to end them           scancel {' '.join(ids([*found, *new]))}")
