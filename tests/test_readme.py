@@ -58,7 +58,7 @@ def commands(start: str) -> dict[str, Path]:
 
 def to_run(command: str, page: Path) -> bool:
     """Experiments but the quickstart are many runs or long ones, and a launcher of a cluster needs one."""
-    return page in RUN and "submitit" not in command and not re.search("experiment=(?!quickstart)", command)
+    return page in RUN and not re.search("submitit|launcher=slurm", command) and not re.search("experiment=(?!quickstart)", command)
 
 
 TRAIN, MEASURE, SIMULATE = (commands(f"python -m lab.{door}") for door in ("train", "measure", "simulate"))
@@ -70,7 +70,7 @@ COMPOSED = [line for line in [*TRAIN, *MEASURE, *SIMULATE] if line not in [*RUNS
 def one_cell(command: str) -> str:
     """The first cell of a grid, made here."""
     door, words = command.split()[:3], command.split()[3:]
-    words = [word for word in words if word != "-m" and not re.match(r"hydra[./]launcher", word)]
+    words = [word for word in words if word != "-m" and not re.match(r"(hydra[./])?launcher", word)]
     return " ".join([*door, *(re.sub(r"^([\w./]+=[^,\[\]]+),.*", r"\1", word) for word in words)])
 
 

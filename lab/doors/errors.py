@@ -141,7 +141,7 @@ def _of_a_launcher(setting: str, words: Sequence[str]) -> str:
     owners = [f"launcher={one}" for one in choices(group) if setting in card_settings(group, one)]
     known = card_settings(group, card) if card in choices(group) else []
     cure = f"expected {', '.join(f'launcher.{one}' for one in known)}" if known else "leave it out"
-    cure = f"{listing(owners)} it" if owners else cure
+    cure = f"add {owners[0]}, which has it" if owners else cure
     return f"launcher.{setting} is not a setting of launcher={card}; {cure}"
 
 

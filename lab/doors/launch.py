@@ -17,7 +17,7 @@ from omegaconf import DictConfig, open_dict, read_write
 
 from lab.doors.fork import inherited
 from lab.doors.grid import Failure, Grid, Launch, lengths_named
-from lab.doors.launchers import Joblib, Local, chosen, of_hydra
+from lab.doors.launchers import InTurn, Joblib, chosen, of_hydra
 from lab.doors.pool import gpus_here, in_processes, make_here
 from lab.doors.request import Request
 from lab.doors.slurm import submitted
@@ -36,7 +36,7 @@ def launch_of(grid: Grid) -> Launch:
     if isinstance(card, Joblib):
         return watched(partial(_parallel, card))
     basic = grid.config.hydra.runtime.choices["hydra/launcher"] == "basic"
-    return watched(in_turn if basic or isinstance(card, Local) else plugged)
+    return watched(in_turn if basic or isinstance(card, InTurn) else plugged)
 
 
 def in_turn(grid: Grid, run: Any) -> list[Failure]:

@@ -18,14 +18,14 @@ GROUP = "hydra/launcher"
 OWN = "lab."
 """How the class of a card of ours begins."""
 HYDRA = {
-    "Local": "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+    "InTurn": "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
     "Joblib": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
 }
 """The launchers of Hydra that do the same."""
 
 
 @settings()
-class Local:
+class InTurn:
     """Cells of a grid one after the other, in the process of the command."""
 
 

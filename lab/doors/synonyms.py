@@ -75,7 +75,7 @@ SETTINGS = {
     "tags": "tag wandb.tags logger.tags logger.wandb.tags labels",
     "hydra.run.dir": "output_dir out_dir outdir save_dir savedir log_dir logdir default_root_dir work_dir workdir run_dir "
     "results_dir result_dir result_path save_path out output exp_dir paths.output_dir paths.log_dir paths.root_dir folder",
-    "hydra/launcher=joblib hydra.launcher.n_jobs={}": "n_jobs jobs num_jobs parallel",
+    "launcher=joblib launcher.n_jobs={}": "n_jobs jobs num_jobs parallel",
     "optimizer/noise": "noise gradient_noise",
     "optimizer/escape": "escape",
     "model.name": "model_name",

@@ -84,8 +84,8 @@ CARDS: dict[str, dict[str, str]] = {
         "experiment=edge_of_stochastic_stability": "eoss stochastic_edge",
     },
     "hydra/launcher": {
-        "hydra/launcher=joblib": "parallel loky process processes multiprocessing ray",
-        "hydra/launcher=submitit_slurm": "slurm submitit sbatch cluster",
+        "launcher=joblib": "parallel loky process processes multiprocessing ray",
+        "launcher=slurm": "submitit sbatch cluster",
     },
 }
 """Cards, and what else they may be called, with what is to be written in their place."""

@@ -33,7 +33,7 @@ ORDER = ("running", "failed", "refused", "diverged", "finished", "waiting")
 """Which rows come first where not all have room."""
 
 
-class Watch:
+class GridWatch:
     """Tells, while the block runs, how the cells of a grid stand."""
 
     def __init__(self, grid: Grid, console: Console | None = None):
@@ -51,7 +51,7 @@ class Watch:
             redirect_stdout=sys.stdout.isatty(),
         )
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "GridWatch":
         if self.console.is_terminal:
             self._live.start()
         else:
@@ -154,7 +154,7 @@ def watched(launch: Launch, *, lines: bool = True) -> Launch:
     """
 
     def made(grid: Grid, run: Any) -> list[Failure]:
-        watch = Watch(grid)
+        watch = GridWatch(grid)
         if not grid.left() or not (lines or watch.console.is_terminal):
             return launch(grid, run)
         with watch, shown_elsewhere():

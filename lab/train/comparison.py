@@ -58,7 +58,9 @@ def compare(grid: Grid) -> None:
     head = grid.head
     title = head.title(head.values.get("name") or head.cards.get("experiment") or "sweep")
     compared = carry_out(comparison, runs if kind == HEATMAP else ended, place, title)
-    print(f"\n{compared.sentence}{_left_out(runs)}\n")
+    others = [run.status for run in runs if run.status not in OVER]
+    others = [status for status in others if status == "refused"] if kind == HEATMAP else others  # it names the rest
+    print(f"\n{compared.sentence}{_left_out(others, len(runs))}\n")
     print(f"  figure    {place}.png" + (f"    ({kind}; compare= draws another)" if asked is None else ""))
     print(f"  numbers   {place}.json", flush=True)
 
@@ -142,8 +144,11 @@ def _tell_table(runs: "Runs", names: Sequence[str], file: Path) -> None:
     print(f"  table     {runs.to_csv(file.with_name(f'{file.name}.csv'), [*columns, *MORE])}", flush=True)
 
 
-def _left_out(runs: "Runs") -> str:
-    """A sentence that names how many of the runs are not over."""
-    others = [run.status for run in runs if run.status not in OVER]
-    counts = ", ".join(f"{others.count(one)} {one}" for one in dict.fromkeys(others))
-    return f" Not in it: {counts} of {len(runs)} cells." if others else ""
+def _left_out(states: Sequence[str], cells: int) -> str:
+    """A sentence that names the cells without a value by what became of them.
+
+    >>> _left_out(["failed", "refused", "failed"], 16)
+    ' Not in it: 2 failed, 1 refused of 16 cells.'
+    """
+    counts = ", ".join(f"{states.count(one)} {one}" for one in dict.fromkeys(states))
+    return f" Not in it: {counts} of {cells} cells." if states else ""

@@ -97,7 +97,7 @@ SETTINGS = [  # what was typed, the first of it being a slip, and the answer
     ("hessian.every=5", "write probe.sharpness.every=5"),
     ("probe.every=5", "write probe.sharpness.every=5"),
     ("every=5 probe=[noise]", "write probe.noise.every=5"),
-    ("n_jobs=4", "write hydra/launcher=joblib hydra.launcher.n_jobs=4"),
+    ("n_jobs=4", "write launcher=joblib launcher.n_jobs=4"),
     (
         "lr=0.1 bs=32 epochs=10 optim=Adam net=resnet20 model=MLP",
         "lr=0.1: the setting is optimizer.lr; write optimizer.lr=0.1; likewise data.batch_size=32 for bs=32, "
@@ -150,7 +150,7 @@ CARDS = [
     ("probe=[sharpness,ESD]", "write probe=[sharpness,spectrum]"),
     ("probe=all", "name those you want in a list, of batch_landscape, "),
     ("experiment=eos", "write experiment=quickstart"),
-    ("hydra/launcher=slurm", "write hydra/launcher=submitit_slurm"),
+    ("hydra/launcher=sbatch", "write launcher=slurm"),
 ]
 
 

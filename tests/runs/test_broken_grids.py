@@ -21,11 +21,11 @@ DIVERGED = {("4", "1"), ("8", "1")}
 """Batch sizes and learning rates at which single batches are too sharp."""
 
 
-def started(*more: str) -> subprocess.Popen[str]:
+def started(log: str) -> subprocess.Popen[bytes]:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    shell = [sys.executable, "-m", "lab.train", "-m", *GRID, "launcher=joblib", "launcher.n_jobs=2", *more]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(shell, env=environment, text=True, **pipes)  # type: ignore[call-overload]
+    shell = [sys.executable, "-m", "lab.train", "-m", *GRID, "launcher=joblib", "launcher.n_jobs=2"]
+    with Path(log).open("wb") as output:
+        return subprocess.Popen(shell, env=environment, stdout=output, stderr=subprocess.STDOUT)
 
 
 def statuses() -> dict[str, dict[str, object]]:
@@ -34,7 +34,7 @@ def statuses() -> dict[str, dict[str, object]]:
 
 def wait_for(over: int) -> dict[str, dict[str, object]]:
     """Until so many cells are over and one is under way, which has saved a state."""
-    end = monotonic() + 300
+    end = monotonic() + 600
     while monotonic() < end:
         now = statuses()
         going = [one for one in now.values() if one["status"] == "running" and one["step"]]
@@ -46,7 +46,7 @@ def wait_for(over: int) -> dict[str, dict[str, object]]:
 
 @pytest.mark.slow
 def test_a_grid_whose_cell_and_then_whose_driver_is_killed_is_whole_after_a_rerun() -> None:
-    driver = started()
+    driver = started("first.txt")
     now = wait_for(2)
     victim, its = next((name, one) for name, one in now.items() if one["status"] == "running" and one["step"])
     os.kill(int(str(its["pid"])), signal.SIGKILL)
@@ -56,9 +56,9 @@ def test_a_grid_whose_cell_and_then_whose_driver_is_killed_is_whole_after_a_reru
     driver.wait()
     before = {name for name, one in statuses().items() if one["status"] in ("finished", "diverged")}
     sleep(10)  # its processes save what they have in hand, and end
-    rerun = started()
-    output, _ = rerun.communicate(timeout=600)
-    assert rerun.returncode == 0, output
+    code = started("second.txt").wait(timeout=600)
+    output = Path("second.txt").read_text()
+    assert code == 0, output
     assert output.count("already finished") == len(before)
     assert re.search(r"^16 cells: \d+ finished, \d+ diverged$", output, flags=re.M), output
     assert victim not in before
