@@ -36,11 +36,12 @@ def as_typed(words: str) -> str:
 
 
 def placed(word: str) -> str:
-    """launcher=joblib and launcher.n_jobs=2 where Hydra has them.
+    """launcher=joblib and launcher.n_jobs=2 where Hydra has them; options have names that no card lists.
 
-    >>> placed("launcher=joblib"), placed("launcher.n_jobs=2"), placed("launchers=2")
-    ('hydra/launcher=joblib', 'hydra.launcher.n_jobs=2', 'launchers=2')
+    >>> placed("launcher=joblib"), placed("launcher.n_jobs=2"), placed("launchers=2"), placed("launcher.options.qos=long")
+    ('hydra/launcher=joblib', 'hydra.launcher.n_jobs=2', 'launchers=2', '++hydra.launcher.options.qos=long')
     """
+    word = re.sub(r"^launcher\.options(?=[.=])", "++launcher.options", word)
     return re.sub(r"^(\+{0,2})launcher(?=([.=]))", lambda match: f"{match[1]}{LAUNCHER[match[2]]}", word)
 
 
