@@ -1,0 +1,116 @@
+"""Figures of matplotlib as elements of a page: no address outside it, names of their own, and greys that follow light and dark.
+
+A grey of level g, of which text, axes and grids are drawn, is a mixture of the page's ink and paper: black is ink, white is
+paper. Colours stay. What lies on a coloured cell must not turn with the page: artists whose gid begins with `fixed` stay as
+they are drawn.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from xml.etree.ElementTree import Element, fromstring
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.mathtext import MathTextParser
+from matplotlib.text import Text
+
+from lab.report.markup import UNSEEN
+
+NAMESPACE = re.compile(r"\{[^}]*\}")
+HEX = re.compile(r"#([0-9a-f]{2})\1\1\b")
+"""A grey: three equal parts."""
+REFERENCE = re.compile(r"url\(#([^)]*)\)")
+FIXED = "fixed"
+SMALLEST = 0.7
+"""Share of its size that a figure is shrunk to on a narrow screen; from there on it scrolls."""
+PIXELS = 96
+"""Of a page, in an inch."""
+
+
+@contextmanager
+def harmless(figure: Figure) -> Iterator[None]:
+    """Within the block the figure can be drawn whatever its labels hold: dollar signs that are no formula, letters that the
+    font does not have.
+    """
+    for axes in figure.axes:
+        axes.get_xticklabels(), axes.get_yticklabels()  # made here, not when it is drawn
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and "$" in text.get_text() and not _is_formula(text.get_text()):
+            text.set_parse_math(False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        yield
+
+
+def _is_formula(text: str) -> bool:
+    try:
+        MathTextParser("path").parse(text)
+    except ValueError:
+        return False
+    return True
+
+
+def inlined(figure: Figure, name: str, about: str) -> Element:
+    """The figure as an <svg> whose ids begin with `name`, which is one of the page's own; `about` is read to the blind."""
+    buffer = io.BytesIO()
+    # The salt makes the ids, and so the bytes, the same each time.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), harmless(figure):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    root = fromstring(UNSEEN.sub("\N{REPLACEMENT CHARACTER}", buffer.getvalue().decode()))
+    _strip(root)
+    greys = set[str]()
+    _rename(root, name, greys)
+    width, height = figure.get_size_inches() * PIXELS
+    variables = "".join(f"--k{g}:color-mix(in srgb,var(--ink) {_ink(g)}%,var(--paper));" for g in sorted(greys))
+    shape = f"width:{width:.0f}px;min-width:{SMALLEST * width:.0f}px;"
+    for attribute in ("width", "height", "version"):
+        root.attrib.pop(attribute, None)
+    root.attrib |= {"style": variables + shape, "role": "img", "aria-label": UNSEEN.sub(" ", about), "class": "figure"}
+    return root
+
+
+def _strip(root: Element) -> None:
+    """Plain names, no metadata, no style sheet (it would hold for the whole page)."""
+    for element in root.iter():
+        element.tag = NAMESPACE.sub("", element.tag)
+        for key in [key for key in element.attrib if "{" in key]:
+            element.set(NAMESPACE.sub("", key), element.attrib.pop(key))
+        for child in list(element):
+            if NAMESPACE.sub("", child.tag) in ("metadata", "style"):
+                element.remove(child)
+
+
+def _rename(element: Element, name: str, greys: set[str], *, fixed: bool = False) -> None:
+    """Ids and references below the name of the figure, links inside the page only, and greys as variables."""
+
+    def grey(match: re.Match[str]) -> str:
+        greys.add(match[1])
+        return f"var(--k{match[1]})"
+
+    if not fixed and element.get("id", "").startswith(FIXED):
+        fixed = True
+        element.set("fill", "#000000")  # what matplotlib leaves out
+    for key, value in list(element.attrib.items()):
+        if key == "id":
+            element.set(key, f"{name}-{value}")
+        elif key == "href" and value.startswith("#"):
+            element.set(key, value if element.tag == "a" else f"#{name}-{value[1:]}")
+        elif key == "href" and not value.startswith("data:image/png;base64,"):
+            del element.attrib[key]
+        elif key in ("style", "fill", "stroke", "clip-path"):
+            value = REFERENCE.sub(rf"url(#{name}-\1)", value)
+            element.set(key, value if fixed else HEX.sub(grey, value))
+    for child in element:
+        _rename(child, name, greys, fixed=fixed)
+
+
+def _ink(grey: str) -> str:
+    """Per cent of ink in a grey of two hexadecimal digits.
+
+    >>> _ink("00"), _ink("ff"), _ink("b0")
+    ('100', '0', '31')
+    """
+    return f"{100 * (1 - int(grey, 16) / 255):.0f}"
