@@ -1,16 +1,16 @@
 """python -m lab.report OUTPUTS...: many runs as one page, the same as Markdown, and a table.
 
-The runs may be of one sweep or several, finished or under way, made here or by a stranger: their folders are data. This is the
-door only: nothing of torch is loaded, and figures are drawn once the words are known to be sound.
+The runs may be of one sweep or several, finished or under way, made here or by a stranger: their folders are data. This is
+the door only: torch is not loaded, and matplotlib once the words are known to be sound.
 """
 
 import os
 import sys
 
+from lab.compare.strangers import shown
 from lab.doors.errors import one_line_errors
 from lab.report.help import HELP, help_page
 from lab.report.settings import Asked
-from lab.compare.strangers import shown
 from lab.settings import SettingError
 
 
@@ -26,25 +26,20 @@ def main() -> None:
 
 def report(asked: Asked) -> None:
     """Read the runs, say how they stand, and write what is known of them. Raises SettingError where there are none."""
-    from lab.compare.groups import SEED
     from lab.compare.runs import runs
     from lab.report import terminal, writing
-    from lab.report.build import build
+    from lab.report.build import build, in_order
 
     folder = writing.place(asked.named(), asked.settings.out)
     found = runs(*asked.paths)
-    left_out = [(path, reason) for path, reason in found.left_out if not writing.is_report(path)]
+    lost = [(os.path.relpath(path), reason) for path, reason in found.left_out if not writing.is_report(path)]
     if not found:
-        first = [f"{shown(str(path))} {reason}" for path, reason in left_out[:1]]
-        more = f" (and {len(left_out) - 1} more)" if len(left_out) > 1 else ""
-        raise SettingError(f"no run is found: {first[0]}{more}" if first else "no run is found: a report is none")
-    chosen = found.where(*asked.settings.where)
+        more = f", and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise SettingError(f"no run is there: {shown(lost[0][0])} {lost[0][1]}{more}" if lost else "no run is there")
+    chosen = in_order(found.where(*asked.settings.where), asked.settings.sort)
     if not chosen:
-        raise SettingError(f"where={','.join(asked.settings.where)}: none of the {len(found)} runs meets it")
-    usual = [*(name for name in chosen.varying if name != SEED), *(name for name in chosen.varying if name == SEED), "name"]
-    chosen = chosen.sort(*([asked.settings.sort] if asked.settings.sort else usual))
-    left_out = [(os.path.relpath(path), reason) for path, reason in left_out]
-    made = build(chosen, left_out, asked.settings, folder)
-    terminal.tell(chosen, made)
+        raise SettingError(f"where=[{','.join(asked.settings.where)}]: none of the {len(found)} runs meets it")
+    made = build(chosen, lost, asked.settings, folder)
     writing.write(made, chosen, folder)
+    terminal.tell(chosen, made)
     terminal.tell_files(folder)

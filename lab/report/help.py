@@ -23,7 +23,7 @@ report is that of now. A folder that is damaged is named and left out. Nothing t
 
 Set"""
 CLOSING = """
-The folder of the report holds index.html (one file, no network: figures, a table that sorts and filters, commands, versions),
+The folder of the report holds index.html (one file, no network: figures, a table that sorts and filters, commands),
 report.md with its figures (the same for a forge), and table.csv (every setting and result)."""
 
 

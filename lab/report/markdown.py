@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from lab.report.content import Fact, Report, RunRow, written
 from lab.report.markup import clean, link
+from lab.report.page import times
 
 MOST_ROWS = 100
 """Rows of a table that a forge still shows well."""
@@ -87,7 +88,7 @@ def _origin(report: Report) -> Iterator[str]:
     yield from (f"| {plain(fact.name)} | {_values(fact, len(report.rows))} |" for fact in report.facts)
     yield "\n### Exact commands\n"
     shown = report.commands[:MOST_ROWS]
-    lines = "\n".join(clean(command).replace("\n", " ") + (f"    # {count} runs" if count > 1 else "") for command, count in shown)
+    lines = "\n".join(" ".join(clean(command).split("\n")) + times(runs) for command, runs in shown)
     fence = "`" * max(3, max(map(len, re.findall("`+", lines)), default=0) + 1)
     yield f"{fence}sh\n{lines}\n{fence}"
     if len(report.commands) > len(shown):

@@ -5,7 +5,9 @@ from urllib.parse import quote
 from xml.etree.ElementTree import Element, tostring
 
 Child = Element | str | None
-UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]")
+UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]"
+)
 """Characters that steer a terminal, a browser or the direction of a line, or are none."""
 
 

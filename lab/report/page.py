@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs nothing else: style, script and figures are inside, and the browser is told to fetch nothing."""
+"""A report as one HTML file: style, script and figures are inside, and the browser is told to fetch nothing."""
 
 from base64 import b64encode
 from collections.abc import Sequence
@@ -14,6 +14,10 @@ GENERATOR = "lab.report"
 """By this name a page of ours is known again."""
 LONG = 40
 """Characters of a text from which on a cell of the table is folded."""
+FOLDED = 400
+"""Characters of a fact from which on it is shown when it is asked for."""
+MOST_COMMANDS = 12
+"""Commands that are shown without being asked for."""
 WIDE = 7.5
 """Inches from which on a figure has a line of its own."""
 
@@ -59,7 +63,9 @@ def _verbatim(tag: str, text: str) -> Element:
 
 
 def _counts(report: Report) -> Element:
-    entries = [node("li", node("span", status, class_=f"status {status}"), f" {count}") for status, count in report.statuses]
+    entries = [
+        node("li", node("span", status, class_=f"status {status}"), f" {count}") for status, count in report.statuses
+    ]
     return node("ul", *entries, class_="counts", aria_label="runs by status")
 
 
@@ -93,7 +99,9 @@ def _runs(report: Report) -> list[Element]:
         id="runs",
     )
     whole = node("a", "table.csv", href="table.csv")
-    note = node("p", node("span", f"{len(report.rows)} runs", id="shown"), ". All settings and results: ", whole, class_="note")
+    note = node(
+        "p", node("span", f"{len(report.rows)} runs", id="shown"), ". All settings and results: ", whole, class_="note"
+    )
     return [node("section", node("h2", "Runs"), note, node("div", table, class_="scroll", tabindex=0))]
 
 
@@ -118,23 +126,37 @@ def _cell(value: Value) -> Element:
 
 def _origin(report: Report) -> list[Element]:
     """Commands, code, data, seeds, machine, versions."""
-    rows = [node("tr", node("th", fact.name, scope="row"), node("td", *_values(fact, len(report.rows)))) for fact in report.facts]
-    facts = node("div", node("table", node("tbody", *rows), class_="facts"), class_="scroll")
-    commands = "\n".join(f"{command}{times(count, 1)}" for command, count in report.commands)
-    listed = node("details", node("summary", f"{len(report.commands)} commands"), node("pre", commands), open=len(report.commands) <= 12)
-    return [node("section", node("h2", "Where the runs come from"), facts, node("h3", "Exact commands"), listed)]
+    runs, count = len(report.rows), len(report.commands)
+    rows = [node("tr", node("th", fact.name, scope="row"), node("td", *_values(fact, runs))) for fact in report.facts]
+    commands = "\n".join(f"{command}{times(runs)}" for command, runs in report.commands)
+    return [
+        node(
+            "section",
+            node("h2", "Where the runs come from"),
+            node("div", node("table", node("tbody", *rows), class_="facts"), class_="scroll"),
+            node("h3", "Exact commands"),
+            _folded(f"{count} command{'s' * (count != 1)}", node("pre", commands), shown=count <= MOST_COMMANDS),
+        )
+    ]
 
 
 def _values(fact: Fact, runs: int) -> list[Element | str]:
     parts = list[Element | str]()
     for value, count in fact.values:
+        code = node("code", value)
         parts += [node("br")] if parts else []
-        parts += [node("code", value), f" ({count} of {runs} runs)" if count != runs else ""]
+        parts += [code if len(value) <= FOLDED else _folded(f"{value[:LONG]} ...", code, shown=False)]
+        parts += [f" ({count} of {runs} runs)"] if count != runs else []
     return parts
 
 
-def times(count: int, usual: int) -> str:
-    return "" if count == usual else f"    # {count} runs"
+def _folded(summary: str, inner: Element, *, shown: bool) -> Element:
+    return node("details", node("summary", summary), inner, open=shown)
+
+
+def times(runs: int) -> str:
+    """How many runs a command has made, behind it, where it is not one."""
+    return "" if runs == 1 else f"    # {runs} runs"
 
 
 def _left_out(report: Report) -> list[Element]:

@@ -14,5 +14,5 @@ def chapters(runs: Sequence[Run], settings: ReportSettings) -> list[Chapter]:
     pictures = []
     for i, tag in enumerate(settings.tags or CURVES):
         c = Curves(tags=(tag,), level=1.0 if tag == "sharpness/ratio" else None).compare(runs, tag)
-        pictures.append(Picture(f"curves-{i+1}", tag, c.sentence, c.figure))
+        pictures.append(Picture(f"curves-{i + 1}", tag, c.sentence, c.figure))
     return [Chapter("Through training", "", pictures)]

@@ -1,5 +1,4 @@
-"""What is asked of a report: the folders, and the settings of its card, as typed. Words are the lab's, setting=value; the rest are
-paths, whose names may hold any sign."""
+"""What is asked of a report, as typed: settings of its card, and paths, whose names may hold any sign."""
 
 import glob
 import os
@@ -17,6 +16,7 @@ from lab.compare.strangers import shown
 from lab.run.cards import card
 from lab.settings import SettingError, UnknownSetting, knobs, settings
 
+
 @settings()
 class ReportSettings:
     """Which runs a report shows, in which order, along which axes, and where it is written."""
@@ -26,13 +26,20 @@ class ReportSettings:
         Field(description="only runs that meet all of these, e.g. [optimizer.lr>=0.1,status=finished]"),
     ] = ()
     sort: Annotated[
-        str | None, Field(description="a setting or result by which the table is ordered, -NAME from the largest; null: none")
+        str | None,
+        Field(
+            description="a setting or result that orders the runs, -NAME from the largest; null: the settings that vary"
+        ),
     ] = None
-    x: Annotated[str, Field(description="the setting along the horizontal axis of the phase diagrams")] = "data.batch_size"
+    x: Annotated[str, Field(description="the setting along the horizontal axis of the phase diagrams")] = (
+        "data.batch_size"
+    )
     y: Annotated[str, Field(description="the setting along their vertical axis")] = "optimizer.lr"
     tags: Annotated[
         tuple[str, ...] | None,
-        Field(description="what the diagrams and curves show, any logged tag; null: the usual ones, as far as measured"),
+        Field(
+            description="what the diagrams and curves show, any logged tag; null: the usual ones, as far as measured"
+        ),
     ] = None
     out: Annotated[
         str | None, Field(description="folder of the report; null: report/ in the folder that holds all the runs")
@@ -79,7 +86,7 @@ class Asked:
         return Asked(tuple(paths), made)
 
     def named(self) -> list[Path]:
-        """The folders that were typed, of a glob the part before its first sign. Raises SettingError for what is not there."""
+        """The folders that were typed, of a glob the part before it. Raises SettingError for what is not there."""
         found = []
         for word in self.paths:
             path = Path(word).expanduser()

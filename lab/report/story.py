@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from lab.compare.groups import SEED, SeedMean, differing, grouped
-from lab.compare.run import QUARTER, Run, as_typed, short
+from lab.compare.run import QUARTER, Run, as_typed
 
 RATIO = "sharpness/ratio"
 EDGE = 0.95
@@ -42,7 +42,9 @@ def listed(texts: Sequence[str], most: int = MOST) -> str:
 def values_of(runs: Sequence[Run], setting: str) -> list[str]:
     """The values of a setting, numbers in ascending order."""
     found = {as_typed(run.settings.get(setting)): run.number(setting) for run in runs}
-    return sorted(found, key=lambda text: (math.isnan(found[text]), found[text] if found[text] == found[text] else 0, text))
+    return sorted(
+        found, key=lambda text: (math.isnan(found[text]), found[text] if found[text] == found[text] else 0, text)
+    )
 
 
 def _what(runs: Sequence[Run]) -> Iterator[str]:
@@ -130,7 +132,7 @@ def _edge(runs: Sequence[Run]) -> Iterator[str]:
     over = [run for run in known if ratios[run] >= EDGE]
     where = f": {named(over, known)}" if over and len(over) < len(known) else ""
     yield (
-        f"{len(over) or 'None'} of {len(known)} that did not diverge ended at the edge of stability or past it (lambda_max "
+        f"{len(over) or 'None'} of the {len(known)} runs that did not diverge ended at the edge of stability or past it (lambda_max "
         f"at least {EDGE} of its threshold, mean over the last quarter){where}."
     )
     if len(known) > 1:

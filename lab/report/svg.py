@@ -1,4 +1,4 @@
-"""Figures of matplotlib as elements of a page: no address outside it, names of their own, and greys that follow light and dark.
+"""Figures of matplotlib as elements of a page: names of their own, no address outside, greys that follow light and dark.
 
 A grey of level g, of which text, axes and grids are drawn, is a mixture of the page's ink and paper: black is ink, white is
 paper. Colours stay. What lies on a coloured cell must not turn with the page: artists whose gid begins with `fixed` stay as
@@ -63,7 +63,7 @@ def inlined(figure: Figure, name: str, about: str) -> Element:
     _strip(root)
     greys = set[str]()
     _rename(root, name, greys)
-    width, height = figure.get_size_inches() * PIXELS
+    width = figure.get_size_inches()[0] * PIXELS
     variables = "".join(f"--k{g}:color-mix(in srgb,var(--ink) {_ink(g)}%,var(--paper));" for g in sorted(greys))
     shape = f"width:{width:.0f}px;min-width:{SMALLEST * width:.0f}px;"
     for attribute in ("width", "height", "version"):

@@ -17,9 +17,14 @@ from lab.report.writing import PAGE, TABLE, TEXT
 
 MOST = 30
 """Rows on a terminal; runs that are not over come first where there are more."""
-COLUMNS = {"step": "step", "sharpness/ratio": "lambda / threshold", "train/loss": "train loss", "test/accuracy": "test accuracy"}
+COLUMNS = {
+    "step": "step",
+    "sharpness/ratio": "lambda / threshold",
+    "train/loss": "train loss",
+    "test/accuracy": "test accuracy",
+}
 """Numbers that the terminal shows: the last value of each."""
-STYLES = {"finished": "green", "running": "blue", "diverged": "yellow", "failed": "red", "interrupted": "yellow", "missing": "dim"}
+STYLES = {"finished": "green", "running": "blue", "diverged": "yellow", "failed": "red", "interrupted": "yellow"}
 WIDE = 200
 """Letters of a line where no terminal limits it."""
 

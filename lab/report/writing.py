@@ -16,6 +16,8 @@ from lab.run.folder import replace
 from lab.settings import SettingError
 
 PAGE, TEXT, TABLE = "index.html", "report.md", "table.csv"
+USUAL = "report"
+"""The folder of a report for which none is named."""
 HEAD = 4096
 """Bytes of a page within which it says whose it is."""
 DOTS = 110
@@ -27,7 +29,8 @@ def place(paths: Sequence[Path], out: str | None) -> Path:
 
     Raises SettingError, before anything is made, for a place that is a file or a link, or holds files that are no report.
     """
-    folder = Path(out) if out is not None else Path(os.path.relpath(os.path.commonpath([p.resolve() for p in paths]))) / "report"
+    around = Path(os.path.commonpath([path.resolve() for path in paths]))
+    folder = Path(os.path.relpath(around)) / USUAL if out is None else Path(out)
     if out is None and folder.is_symlink():
         raise SettingError(f"{folder} is a link; say where the report goes: out=FOLDER")
     if folder.exists() and not folder.is_dir():
@@ -62,7 +65,9 @@ def write(report: Report, runs: Runs, folder: Path) -> None:
         _write(files, folder)
         runs.to_csv(folder / TABLE)
     except OSError as error:
-        raise SettingError(f"{error.filename or folder} cannot be written ({error.strerror}); choose another out=") from None
+        raise SettingError(
+            f"{error.filename or folder} cannot be written ({error.strerror}); choose another out="
+        ) from None
 
 
 def _write(files: Mapping[str, bytes], folder: Path) -> None:
