@@ -1,7 +1,7 @@
 """What a report consists of, before it is a page: sentences, pictures, a table, and where the runs came from."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from matplotlib.figure import Figure
 
@@ -10,13 +10,24 @@ Value = bool | int | float | str | None
 
 
 @dataclass(frozen=True)
+class Link:
+    """Part of a figure that stands for runs: their rows in the table, and what it says when it is pointed at."""
+
+    rows: Sequence[str]
+    text: str
+
+
+@dataclass(frozen=True)
 class Picture:
-    """A figure with its heading and the sentence below it. `name` is that of its file, of letters and digits."""
+    """A figure with its heading and the sentence below it. `name` is that of its file, of letters and digits; links: where
+    parts of the figure lead, by their address in the page.
+    """
 
     name: str
     heading: str
     sentence: str
     figure: Figure
+    links: Mapping[str, Link] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,6 +72,11 @@ class Report:
     facts: Sequence[Fact]
     commands: Sequence[tuple[str, int]]
     left_out: Sequence[tuple[str, str]]
+
+
+def run_id(number: int) -> str:
+    """The name of a row of the page, where links lead."""
+    return f"run{number}"
 
 
 def written(value: Value) -> str:

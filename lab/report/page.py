@@ -6,9 +6,9 @@ from hashlib import sha256
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
-from lab.report.content import Chapter, Fact, Report, RunRow, Value, written
+from lab.report.content import Chapter, Fact, Report, RunRow, Value, run_id, written
 from lab.report.markup import add, link, node, text_of
-from lab.report.svg import inlined
+from lab.report.svg import PIXELS, inlined
 
 GENERATOR = "lab.report"
 """By this name a page of ours is known again."""
@@ -18,8 +18,8 @@ FOLDED = 400
 """Characters of a fact from which on it is shown when it is asked for."""
 MOST_COMMANDS = 12
 """Commands that are shown without being asked for."""
-WIDE = 7.5
-"""Inches from which on a figure has a line of its own."""
+SHRUNK = 0.9
+"""Share of its size that a figure may be shrunk to, to have another one beside it."""
 
 
 def page(report: Report) -> str:
@@ -74,15 +74,15 @@ def _answer(sentences: Sequence[str]) -> Element:
 
 
 def _chapters(chapters: Sequence[Chapter]) -> list[Element]:
+    """Each with its figures, as many beside each other as find room."""
     made, number = list[Element](), 0
     for chapter in chapters:
-        pictures = node("div", class_="pictures")
+        widest = max((picture.figure.get_size_inches()[0] for picture in chapter.pictures), default=0.0)
+        pictures = node("div", class_="pictures", style=f"--least:{SHRUNK * widest * PIXELS:.0f}px")
         for picture in chapter.pictures:
             number += 1
-            drawing = node("div", inlined(picture.figure, f"figure{number}", f"{picture.heading}. {picture.sentence}"))
-            caption = node("figcaption", picture.sentence)
-            wide = "wide" if picture.figure.get_size_inches()[0] > WIDE else None
-            add(pictures, node("figure", node("h3", picture.heading), drawing, caption, class_=wide))
+            drawing = node("div", inlined(picture, f"figure{number}"))
+            add(pictures, node("figure", node("h3", picture.heading), drawing, node("figcaption", picture.sentence)))
         note = node("p", chapter.sentence) if chapter.sentence else None
         made.append(node("section", node("h2", chapter.heading), note, pictures if chapter.pictures else None))
     return made
@@ -103,11 +103,6 @@ def _runs(report: Report) -> list[Element]:
         "p", node("span", f"{len(report.rows)} runs", id="shown"), ". All settings and results: ", whole, class_="note"
     )
     return [node("section", node("h2", "Runs"), note, node("div", table, class_="scroll", tabindex=0))]
-
-
-def run_id(number: int) -> str:
-    """The name of a row of the page, where the links of the diagrams lead."""
-    return f"run{number}"
 
 
 def _row(number: int, row: RunRow) -> Element:

@@ -17,12 +17,15 @@ from matplotlib.figure import Figure
 from matplotlib.mathtext import MathTextParser
 from matplotlib.text import Text
 
-from lab.report.markup import UNSEEN
+from lab.report.content import Picture
+from lab.report.markup import UNSEEN, node
 
 NAMESPACE = re.compile(r"\{[^}]*\}")
 HEX = re.compile(r"#([0-9a-f]{2})\1\1\b")
 """A grey: three equal parts."""
 REFERENCE = re.compile(r"url\(#([^)]*)\)")
+FONT = re.compile(r"font-family: 'DejaVu Sans'[^;\"]*; ?")
+"""That of all texts but formulas: the style sheet of the page has it."""
 FIXED = "fixed"
 SMALLEST = 0.7
 """Share of its size that a figure is shrunk to on a narrow screen; from there on it scrolls."""
@@ -53,9 +56,9 @@ def _is_formula(text: str) -> bool:
     return True
 
 
-def inlined(figure: Figure, name: str, about: str) -> Element:
-    """The figure as an <svg> whose ids begin with `name`, which is one of the page's own; `about` is read to the blind."""
-    buffer = io.BytesIO()
+def inlined(picture: Picture, name: str) -> Element:
+    """The figure as an <svg> whose ids begin with `name`, one of the page's own; the sentence is read to the blind."""
+    buffer, figure = io.BytesIO(), picture.figure
     # The salt makes the ids, and so the bytes, the same each time.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), harmless(figure):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -68,7 +71,12 @@ def inlined(figure: Figure, name: str, about: str) -> Element:
     shape = f"width:{width:.0f}px;min-width:{SMALLEST * width:.0f}px;"
     for attribute in ("width", "height", "version"):
         root.attrib.pop(attribute, None)
-    root.attrib |= {"style": variables + shape, "role": "img", "aria-label": UNSEEN.sub(" ", about), "class": "figure"}
+    about = UNSEEN.sub(" ", f"{picture.heading}. {picture.sentence}")
+    root.attrib |= {"style": variables + shape, "role": "img", "aria-label": about, "class": "figure"}
+    for element in root.iter("a"):
+        if link := picture.links.get(element.get("href", "")):
+            element.set("data-runs", " ".join(link.rows))
+            element.insert(0, node("title", link.text))
     return root
 
 
@@ -76,6 +84,8 @@ def _strip(root: Element) -> None:
     """Plain names, no metadata, no style sheet (it would hold for the whole page)."""
     for element in root.iter():
         element.tag = NAMESPACE.sub("", element.tag)
+        element.tail = None if not (element.tail or "").strip() else element.tail
+        element.text = None if not (element.text or "").strip() else element.text
         for key in [key for key in element.attrib if "{" in key]:
             element.set(NAMESPACE.sub("", key), element.attrib.pop(key))
         for child in list(element):
@@ -98,10 +108,10 @@ def _rename(element: Element, name: str, greys: set[str], *, fixed: bool = False
             element.set(key, f"{name}-{value}")
         elif key == "href" and value.startswith("#"):
             element.set(key, value if element.tag == "a" else f"#{name}-{value[1:]}")
-        elif key == "href" and not value.startswith("data:image/png;base64,"):
+        elif key == "target" or (key == "href" and not value.startswith("data:image/png;base64,")):
             del element.attrib[key]
         elif key in ("style", "fill", "stroke", "clip-path"):
-            value = REFERENCE.sub(rf"url(#{name}-\1)", value)
+            value = REFERENCE.sub(rf"url(#{name}-\1)", FONT.sub("", value))
             element.set(key, value if fixed else HEX.sub(grey, value))
     for child in element:
         _rename(child, name, greys, fixed=fixed)
