@@ -35,7 +35,7 @@ def _diagrams(runs: Sequence[Run], settings: ReportSettings) -> Chapter:
     if len(groups) > MOST_PLANES:
         others = [name for name in varied if name not in (settings.x, settings.y)]
         return Chapter(heading, f"None: the runs differ in {', '.join(others)} as well; {_axes(varied)}")
-    pictures = []
+    pictures = list[Picture]()
     for label, group in groups.items():
         for tag in settings.tags or PANELS:
             try:

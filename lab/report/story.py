@@ -132,8 +132,8 @@ def _edge(runs: Sequence[Run]) -> Iterator[str]:
     over = [run for run in known if ratios[run] >= EDGE]
     where = f": {named(over, known)}" if over and len(over) < len(known) else ""
     yield (
-        f"{len(over) or 'None'} of the {len(known)} runs that did not diverge ended at the edge of stability or past it (lambda_max "
-        f"at least {EDGE} of its threshold, mean over the last quarter){where}."
+        f"{len(over) or 'None'} of the {len(known)} runs that did not diverge ended at the edge of stability or past it "
+        f"(lambda_max at least {EDGE} of its threshold, mean over the last quarter){where}."
     )
     if len(known) > 1:
         settings = [*differing(runs), SEED]

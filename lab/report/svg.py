@@ -62,6 +62,7 @@ def inlined(picture: Picture, name: str) -> Element:
     # The salt makes the ids, and so the bytes, the same each time.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), harmless(figure):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    figure.set_layout_engine("none")  # it is laid out; the next time it is drawn at half the price
     root = fromstring(UNSEEN.sub("\N{REPLACEMENT CHARACTER}", buffer.getvalue().decode()))
     _strip(root)
     greys = set[str]()
