@@ -8,12 +8,15 @@ from pathlib import Path
 from lab.compare.groups import SEED
 from lab.compare.run import Run, short
 from lab.compare.runs import Runs
+from lab.compare.runs import runs as runs_in
 from lab.compare.strangers import shown
 from lab.report.content import Report, RunRow
 from lab.report.facts import commands, facts
 from lab.report.pictures import chapters
-from lab.report.settings import ReportSettings
+from lab.report.settings import Asked, ReportSettings
 from lab.report.story import statuses, told
+from lab.report.writing import is_report, near
+from lab.settings import SettingError
 
 RESULTS = {
     "phase": "phase",
@@ -35,6 +38,25 @@ MOST_PARTS = 6
 """Folders within folders in the name of a run."""
 
 
+def gather(asked: Asked, folder: Path) -> tuple[Runs, Report]:
+    """The runs that are asked for, in order, and their report that goes to `folder`. Raises SettingError where there are
+    none, and for what none of them has.
+    """
+    found, settings = runs_in(*asked.paths), asked.settings
+    lost = [(address(path, folder), reason) for path, reason in found.left_out if not is_report(path)]
+    if not found:
+        told = [f"{shown(str(near(path)))} {reason}" for path, reason in found.left_out[:1]]
+        more = [f"and {len(found.left_out) - 1} more"] if len(found.left_out) > 1 else []
+        raise SettingError(f"no run is there: {', '.join([*told, *more])}")
+    runs = found.where(*settings.where)
+    if not runs:
+        raise SettingError(f"where=[{','.join(settings.where)}]: none of the {len(found)} runs meets it")
+    for tag in settings.tags or ():
+        _require(runs, "tags", tag)
+    runs = in_order(runs, settings.sort)
+    return runs, build(runs, lost, settings, folder)
+
+
 def build(runs: Runs, left_out: Sequence[tuple[str, str]], settings: ReportSettings, folder: Path) -> Report:
     """The report of some runs that goes to `folder`, from where its links lead."""
     columns = columns_of(runs, settings.tags or ())
@@ -45,7 +67,12 @@ def build(runs: Runs, left_out: Sequence[tuple[str, str]], settings: ReportSetti
         chapters=chapters(runs, settings),
         columns=columns,
         rows=[
-            RunRow(name, address(run, folder), run.status, [run.get(column) for column, _ in columns])
+            RunRow(
+                name,
+                address(run.path, folder) if run.path.exists() else "",
+                run.status,
+                [run.get(column) for column, _ in columns],
+            )
             for name, run in zip(short_names(runs), runs, strict=True)
         ],
         facts=[*facts(runs)],
@@ -56,8 +83,18 @@ def build(runs: Runs, left_out: Sequence[tuple[str, str]], settings: ReportSetti
 
 def in_order(runs: Runs, by: str | None) -> Runs:
     """The runs by a column, or by the settings that vary, the seed last. Raises SettingError for no such column."""
-    usual = [*(name for name in runs.varying if name != SEED), SEED, "name"]
-    return runs.sort(*([by] if by is not None else [name for name in usual if name in runs.columns]))
+    if by is not None:
+        _require(runs, "sort", by.removeprefix("-"))
+    asked = [by] if by is not None else []
+    return runs.sort(*asked, *(name for name in runs.varying if name != SEED), SEED, "name")
+
+
+def _require(runs: Runs, setting: str, name: str) -> None:
+    """Raise SettingError, with the setting that was typed, for a column that no run has."""
+    try:
+        runs.column(name)
+    except SettingError as error:
+        raise SettingError(f"{setting}={name}: {error}") from None
 
 
 def columns_of(runs: Runs, tags: Sequence[str]) -> list[tuple[str, str]]:
@@ -70,9 +107,9 @@ def columns_of(runs: Runs, tags: Sequence[str]) -> list[tuple[str, str]]:
     return [(name, RESULTS.get(name) or (short(name) if shorts[short(name)] == 1 else name)) for name in names]
 
 
-def address(run: Run, folder: Path) -> str:
-    """The run as seen from the folder of the report, "" where there is nothing of it."""
-    return os.path.relpath(run.path.absolute(), folder.absolute()) if run.path.exists() else ""
+def address(path: Path, folder: Path) -> str:
+    """A path as seen from the folder of the report."""
+    return os.path.relpath(path.absolute(), folder.absolute())
 
 
 def short_names(runs: Sequence[Run]) -> list[str]:

@@ -12,14 +12,14 @@ OPENING = """\
 python -m lab.report OUTPUTS... [setting=value ...]        many runs as one page, as Markdown and as a table
 
 Try first
-  python -m lab.train -m optimizer.lr=0.1,0.3,0.9 data.batch_size=16,full seed=0,1 steps=150    a sweep
+  python -m lab.train -m optimizer.lr=0.1,0.3,0.9 data.batch_size=16,full seed=0,1 steps=150
   python -m lab.report outputs/train                               its page: outputs/train/report/index.html
-  python -m lab.report outputs/train x=seed tags=[sharpness/lambda_max,test/accuracy]
+  python -m lab.report outputs/train x=seed tags=[sharpness/lambda_max,train/loss]
   python -m lab.report 'outputs/**' /data/of/a/colleague where=[optimizer=sgd,steps>=1000] out=all_of_it
 
 OUTPUTS are run folders, folders of them at any depth, and globs in quotes: sweeps of lab.train, watched loops,
-measurements and simulations, wherever they were made. They may be under way: the state of every run is printed, and the
-report is that of now. A folder that is damaged is named and left out. Nothing that a folder says is imported or followed.
+measurements and simulations, wherever they were made. They may be under way: how each stands is printed, and the
+report is of now. A folder that is damaged is named and left out. Nothing that a folder says is imported or followed.
 
 Set"""
 CLOSING = """

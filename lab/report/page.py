@@ -82,7 +82,15 @@ def _chapters(chapters: Sequence[Chapter]) -> list[Element]:
         for picture in chapter.pictures:
             number += 1
             drawing = node("div", inlined(picture, f"figure{number}"))
-            add(pictures, node("figure", node("h3", picture.heading), drawing, node("figcaption", picture.sentence)))
+            caption = node(
+                "figcaption",
+                *(
+                    [picture.sentence]
+                    if len(picture.sentence) <= FOLDED
+                    else [_folded("In numbers", node("p", picture.sentence), shown=False)]
+                ),
+            )
+            add(pictures, node("figure", node("h3", picture.heading), drawing, caption))
         note = node("p", chapter.sentence) if chapter.sentence else None
         made.append(node("section", node("h2", chapter.heading), note, pictures if chapter.pictures else None))
     return made

@@ -31,10 +31,15 @@ class ReportSettings:
             description="a setting or result that orders the runs, -NAME from the largest; null: the settings that vary"
         ),
     ] = None
-    x: Annotated[str, Field(description="the setting along the horizontal axis of the phase diagrams")] = (
-        "data.batch_size"
-    )
-    y: Annotated[str, Field(description="the setting along their vertical axis")] = "optimizer.lr"
+    x: Annotated[
+        str | None,
+        Field(
+            description="setting along the horizontal axis of the phase diagrams; null: the batch size, else what varies"
+        ),
+    ] = None
+    y: Annotated[
+        str | None, Field(description="setting along the vertical axis; null: the learning rate, else what varies")
+    ] = None
     tags: Annotated[
         tuple[str, ...] | None,
         Field(

@@ -89,10 +89,11 @@ def named(some: Sequence[Run], runs: Sequence[Run]) -> str:
     settings = differing(runs)
     if len(some) == len(runs):
         return "all of them"
-    if text := next(filter(None, (_rule(some, runs, setting) for setting in settings)), ""):
+    cells, those, texts = grouped(runs, settings), grouped(some, settings), []
+    rules = [_rule(some, runs, setting) for setting in settings] if len(those) > 1 else []
+    if text := next(filter(None, rules), ""):
         return text
-    cells, texts = grouped(runs, settings), []
-    for label, group in grouped(some, settings).items():
+    for label, group in those.items():
         seeds = f" ({len(group)} of {len(cells[label])} seeds)" if len(group) < len(cells[label]) else ""
         texts.append((label or group[0].name) + seeds)
     return "; ".join(texts) if len(texts) <= MOST else f"in {len(texts)} of {len(cells)} cells"

@@ -1,8 +1,8 @@
-"""Figures of matplotlib as elements of a page: names of their own, no address outside, greys that follow light and dark.
+"""Figures of matplotlib as elements of a page: names of their own, no address outside, colours that follow light and dark.
 
-A grey of level g, of which text, axes and grids are drawn, is a mixture of the page's ink and paper: black is ink, white is
-paper. Colours stay. What lies on a coloured cell must not turn with the page: artists whose gid begins with `fixed` stay as
-they are drawn.
+A grey, of which text, axes and grids are, is a mixture of the page's ink and paper: black is ink, white is paper. A dark
+colour, which would not be seen on a dark page, has some ink. What lies on a coloured cell must not turn with the page:
+artists whose gid begins with `fixed` stay as they are drawn.
 """
 
 import io
@@ -21,8 +21,13 @@ from lab.report.content import Picture
 from lab.report.markup import UNSEEN, node
 
 NAMESPACE = re.compile(r"\{[^}]*\}")
-HEX = re.compile(r"#([0-9a-f]{2})\1\1\b")
-"""A grey: three equal parts."""
+HEX = re.compile(r"#([0-9a-f]{2})([0-9a-f]{2})([0-9a-f]{2})\b")
+LUMINANCE = 0.3, 0.59, 0.11
+"""Of red, green and blue."""
+DARK = 0.3
+"""Luminance below which a colour is not seen on a dark page."""
+MOST_INK = 45
+"""Per cent of ink in the darkest colour."""
 REFERENCE = re.compile(r"url\(#([^)]*)\)")
 FONT = re.compile(r"font-family: 'DejaVu Sans'[^;\"]*; ?")
 """That of all texts but formulas: the style sheet of the page has it."""
@@ -65,15 +70,20 @@ def inlined(picture: Picture, name: str) -> Element:
     figure.set_layout_engine("none")  # it is laid out; the next time it is drawn at half the price
     root = fromstring(UNSEEN.sub("\N{REPLACEMENT CHARACTER}", buffer.getvalue().decode()))
     _strip(root)
-    greys = set[str]()
-    _rename(root, name, greys)
+    turning = set[str]()
+    _rename(root, name, turning)
     width = figure.get_size_inches()[0] * PIXELS
-    variables = "".join(f"--k{g}:color-mix(in srgb,var(--ink) {_ink(g)}%,var(--paper));" for g in sorted(greys))
+    variables = "".join(f"--c{color}:{mixture(color)};" for color in sorted(turning))
     shape = f"width:{width:.0f}px;min-width:{SMALLEST * width:.0f}px;"
     for attribute in ("width", "height", "version"):
         root.attrib.pop(attribute, None)
     about = UNSEEN.sub(" ", f"{picture.heading}. {picture.sentence}")
-    root.attrib |= {"style": variables + shape, "role": "img", "aria-label": about, "class": "figure"}
+    root.attrib |= {
+        "style": variables + shape,
+        "role": "group" if picture.links else "img",
+        "aria-label": about,
+        "class": "figure",
+    }
     for element in root.iter("a"):
         if link := picture.links.get(element.get("href", "")):
             element.set("data-runs", " ".join(link.rows))
@@ -94,12 +104,15 @@ def _strip(root: Element) -> None:
                 element.remove(child)
 
 
-def _rename(element: Element, name: str, greys: set[str], *, fixed: bool = False) -> None:
-    """Ids and references below the name of the figure, links inside the page only, and greys as variables."""
+def _rename(element: Element, name: str, turning: set[str], *, fixed: bool = False) -> None:
+    """Ids and references below the name of the figure, links inside the page only, colours that turn as variables."""
 
-    def grey(match: re.Match[str]) -> str:
-        greys.add(match[1])
-        return f"var(--k{match[1]})"
+    def turned(match: re.Match[str]) -> str:
+        color = match[0].removeprefix("#")
+        if mixture(color) is None:
+            return match[0]
+        turning.add(color)
+        return f"var(--c{color})"
 
     if not fixed and element.get("id", "").startswith(FIXED):
         fixed = True
@@ -112,16 +125,21 @@ def _rename(element: Element, name: str, greys: set[str], *, fixed: bool = False
         elif key == "target" or (key == "href" and not value.startswith("data:image/png;base64,")):
             del element.attrib[key]
         elif key in ("style", "fill", "stroke", "clip-path"):
-            value = REFERENCE.sub(rf"url(#{name}-\1)", FONT.sub("", value))
-            element.set(key, value if fixed else HEX.sub(grey, value))
+            value = FONT.sub("", value)
+            value = value if fixed else HEX.sub(turned, value)
+            element.set(key, REFERENCE.sub(rf"url(#{name}-\1)", value))
     for child in element:
-        _rename(child, name, greys, fixed=fixed)
+        _rename(child, name, turning, fixed=fixed)
 
 
-def _ink(grey: str) -> str:
-    """Per cent of ink in a grey of two hexadecimal digits.
+def mixture(color: str) -> str | None:
+    """What a colour of six hexadecimal digits is on a light and on a dark page; None for one that stays.
 
-    >>> _ink("00"), _ink("ff"), _ink("b0")
-    ('100', '0', '31')
+    >>> mixture("b0b0b0"), mixture("440154"), mixture("1f77b4")
+    ('color-mix(in srgb,var(--ink) 31%,var(--paper))', 'color-mix(in srgb,var(--ink) 27%,#440154)', None)
     """
-    return f"{100 * (1 - int(grey, 16) / 255):.0f}"
+    parts = [int(color[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    if len({*parts}) == 1:
+        return f"color-mix(in srgb,var(--ink) {100 * (1 - parts[0]):.0f}%,var(--paper))"
+    light = sum(weight * part for weight, part in zip(LUMINANCE, parts, strict=True))
+    return f"color-mix(in srgb,var(--ink) {MOST_INK * (1 - light / DARK):.0f}%,#{color})" if light < DARK else None

@@ -1,5 +1,6 @@
 """How the runs stand, as a short table on the terminal, the sentences of the report, and where it lies."""
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from lab.compare.runs import Runs
 from lab.compare.strangers import shown
 from lab.report.content import Report
 from lab.report.story import ENDED
-from lab.report.writing import PAGE, TABLE, TEXT
+from lab.report.writing import PAGE, TABLE, TEXT, near
 
 MOST = 30
 """Rows on a terminal; runs that are not over come first where there are more."""
@@ -29,7 +30,7 @@ WIDE = 200
 """Letters of a line where no terminal limits it."""
 
 
-def tell(runs: Runs, report: Report) -> None:
+def tell(runs: Runs, report: Report, folder: Path) -> None:
     """The table and the sentences; what is left out goes to stderr."""
     console = Console()
     console = console if console.is_terminal else Console(width=WIDE)
@@ -40,7 +41,8 @@ def tell(runs: Runs, report: Report) -> None:
     for text in report.sentences:
         print(f"  {shown(text)}")
     for path, reason in report.left_out:
-        print(f"left out: {shown(path)}: {shown(reason)}", file=sys.stderr)
+        lost = near(Path(os.path.normpath(folder / path)))
+        print(f"left out: {shown(str(lost))}: {shown(reason)}", file=sys.stderr)
 
 
 def table(runs: Runs) -> Table:

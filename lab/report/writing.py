@@ -30,17 +30,27 @@ def place(paths: Sequence[Path], out: str | None) -> Path:
     Raises SettingError, before anything is made, for a place that is a file or a link, or holds files that are no report.
     """
     around = Path(os.path.commonpath([path.resolve() for path in paths]))
-    folder = Path(os.path.relpath(around)) / USUAL if out is None else Path(out)
+    around = around if around.is_dir() else around.parent
+    folder = near(around) / USUAL if out is None else Path(out)
     if out is None and folder.is_symlink():
         raise SettingError(f"{folder} is a link; say where the report goes: out=FOLDER")
-    if folder.exists() and not folder.is_dir():
-        raise SettingError(f"{folder} is a file; choose another out=")
+    top = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not top.is_dir():
+        raise SettingError(f"{top} is a file; choose another out=")
+    if not os.access(top, os.W_OK):
+        raise SettingError(f"{top} cannot be written (no right to); choose another out=")
     mine = _mine(folder / PAGE)
     for name in (PAGE, TEXT, TABLE, FIGURES):
         file = folder / name
         if file.is_symlink() or ((file.exists() and not mine) and name != FIGURES):
             raise SettingError(f"{file} is there already and is no report's; choose another out=")
     return folder
+
+
+def near(path: Path) -> Path:
+    """A path as seen from where the command was typed, where it is below, else the whole."""
+    whole, here = path.absolute(), Path.cwd()
+    return whole.relative_to(here) if whole.is_relative_to(here) else whole
 
 
 def _mine(file: Path) -> bool:
