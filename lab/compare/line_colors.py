@@ -5,8 +5,8 @@ tells the runs apart is a line style, where it has four values at most, and is s
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from lab.compare.groups import grouped
-from lab.compare.run import Run, short
+from lab.compare.run import Run, as_typed, short
 
 FEW = 10
 """Kinds of runs with a color of a palette each."""
@@ -38,7 +38,8 @@ ENTRIES = 36
 @dataclass(frozen=True)
 class LineColors:
     """What the lines of runs look like. labels: the kinds of runs; setting: that on the color scale, "" for a palette; rest:
-    the labels of what else tells runs apart.
+    the labels of what else tells runs apart; ticks: of the
+    scale, where these are few.
     """
 
     settings: Sequence[str]
@@ -46,6 +47,7 @@ class LineColors:
     setting: str
     rest: Sequence[str]
     scale: ScalarMappable | None
+    ticks: Mapping[float, str] = field(default_factory=dict)
 
     @staticmethod
     def of(runs: Sequence[Run], settings: Sequence[str]) -> "LineColors":
@@ -57,7 +59,8 @@ class LineColors:
             return LineColors(settings, labels, "", (), None)
         name = max(numeric, key=lambda one: len(numeric[one]))
         rest = list(grouped(runs, [one for one in settings if one != name]))
-        return LineColors(settings, labels, name, rest, _scale(numeric[name]))
+        ticks = {run.number(name): as_typed(run.get(name)) for run in runs}
+        return LineColors(settings, labels, name, rest, _scale(numeric[name]), ticks if len(ticks) <= FEW else {})
 
     def color(self, run: Run) -> str:
         """Of the lines of a run."""
@@ -102,6 +105,9 @@ class LineColors:
         if self.scale is not None:
             bar = figure.colorbar(self.scale, ax=list(axes), label=self.setting, pad=0.02)
             bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            if self.ticks:
+                bar.set_ticks(list(self.ticks), labels=list(self.ticks.values()))
+                bar.ax.minorticks_off()
         columns, _ = columns_of(entries, figure.get_figwidth())
         figure.legend(handles=list(entries), loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
