@@ -5,7 +5,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-DOORS = ("train", "measure", "simulate", "selfcheck")
+DOORS = ("train", "measure", "simulate", "report", "selfcheck")
 FLOORS = {
     0: ("settings", "named", "streams", "params", "results", "progress", "sampling", "objective"),
     1: ("layers", "curvature", "noise", "landscapes", "flows", "points", "escape"),

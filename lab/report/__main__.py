@@ -1,0 +1,5 @@
+"""python -m lab.report"""
+
+from lab.report import main
+
+main()
