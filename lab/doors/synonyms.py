@@ -137,7 +137,7 @@ ABSENT = {
     "a run trains and evaluates; leave it out, or see python -m lab.measure for saved weights": "do_train do_eval "
     "do_predict train test evaluate mode phase stage",
     "no model here has dropout; model=own takes one of yours": "dropout dropout_rate p_dropout drop_rate dropout_p",
-    "trainer.precision= is one of 32-true, 64-true, bf16-mixed": "precision dtype torch_dtype fp16 half use_fp16",
+    "trainer.precision= is one of 32-true, 64-true, bf16-mixed, auto": "precision dtype torch_dtype fp16 half use_fp16",
     "trainer.accelerator= is one of cpu, gpu, auto": "device use_cuda cuda gpu use_gpu use_mps",
     "schedule=warmup counts updates, or a share of the run; write schedule=warmup schedule.steps=0.1": "warmup_epochs",
     "schedule=cosine goes over the whole run; schedule.final= is the share of the learning rate at its end": "t_max "
