@@ -78,8 +78,12 @@ def scaled(settings: dict[str, Any]) -> dict[str, Any]:
     if "args" in rates:  # code of one's own, which is called with its learning rate
         place, rates = "optimizer.args.lr", rates["args"]
     data, steps, lr = rest["data"], rest.get("steps"), rates.get("lr")
-    wanted = [("data.batch_size", data.get("batch_size"), int), (place, lr, float)]
-    wanted.insert(1, ("steps", steps, int) if scaling.epochs is None else _passes(scaling, rest))
+    length = ("steps", steps, int) if scaling.epochs is None else _passes(scaling, rest)
+    wanted: list[tuple[str, Any, type[int] | type[float]]] = [
+        ("data.batch_size", data.get("batch_size"), int),
+        length,
+        (place, lr, float),
+    ]
     for name, value, kind in wanted:
         if isinstance(value, bool) or not isinstance(value, kind | int) or value <= 0:
             raise SettingError(
@@ -95,7 +99,7 @@ def scaled(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _passes(scaling: Scaling, rest: Mapping[str, Any]) -> tuple[str, Any, type]:
+def _passes(scaling: Scaling, rest: Mapping[str, Any]) -> tuple[str, Any, type[int]]:
     """What passes are counted in. Raises SettingError where another length is given too."""
     for name, cure in (("steps", "scaling.epochs=null"), ("epochs", f"scaling.epochs={rest.get('epochs')} alone")):
         if rest.get(name) is not None:
