@@ -13,6 +13,7 @@ from lab.doors.parts import CARDS, read_settings
 from lab.doors.request import Request, cards_at_hand, composed
 from lab.run.cards import choices, config_dir
 from lab.settings import knobs
+from lab.train.scaling import scaled
 
 CONF = Path(config_dir())
 GROUPS = (*CARDS, "probe", "scaling", "compare")
@@ -59,7 +60,7 @@ def test_the_help_page_fits_a_terminal() -> None:
 @pytest.mark.parametrize("name", choices("experiment"))
 def test_an_experiment_composes_validates_and_opens_with_its_command(name: str) -> None:
     with cards_at_hand():
-        settings = read_settings(Request.of(composed("train", [f"experiment={name}"])).values)
+        settings = read_settings(scaled(Request.of(composed("train", [f"experiment={name}"])).values))
     assert settings.steps or settings.epochs
     lines = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()
     assert lines[0] == "# @package _global_"

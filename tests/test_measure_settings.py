@@ -126,7 +126,13 @@ def test_every_setting_of_a_run_changes_a_measurement_or_is_refused() -> None:
         *("steps", "epochs", "schedule", "schedule.final", "scaling.lr", "compare", "noise.trace", "optimizer/noise"),
         *("escape.length", "optimizer/escape", "trainer.max_loss", "trainer.log_every", "trainer.evaluate_every"),
         *("trainer.checkpoint_every", "model.init_scale", "data.augment"),
-        *("probe.sharpness.every", "probe.sharpness.cold", "probe.sharpness.midpoints", "probe.escape.at"),
+        *(
+            "probe.sharpness.every",
+            "probe.sharpness.cold",
+            "probe.sharpness.midpoints",
+            "probe.escape.at",
+            "probe.noise.at",
+        ),
     ],
 )
 def test_what_is_refused_is_told_with_its_name_and_the_cure(setting: str) -> None:

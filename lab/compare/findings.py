@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from lab.compare.gap import generalization_gap
 from lab.compare.groups import grouped, mean_and_error
 from lab.compare.run import Run
 
@@ -52,28 +53,6 @@ def random_labels(cells: Sequence[Run]) -> str:
         at_chance = all(abs(value - chance) <= NEAR_CHANCE for value in permuted)
         text += f"; with all labels permuted test accuracy {'is' if at_chance else 'is not'} at chance ({chance:.2g})"
     return f"{text}."
-
-
-def generalization_gap(cells: Sequence[Run]) -> str:
-    """How far test accuracy falls from the smallest to the largest batch, by budget and learning-rate rule."""
-    parts, gaps = [], {}
-    for name, group in grouped(cells, ["scaling.budget", "scaling.lr"]).items():
-        sizes = sorted({cell.number("data.batch_size") for cell in group})
-        ends = [_last([c for c in group if c.number("data.batch_size") == size]) for size in sizes]
-        parts.append(
-            f"{name}: {', '.join(f'{_number(end)} at {size:g}' for end, size in zip(ends, sizes, strict=True))}"
-        )
-        gaps[name] = ends[0] - ends[-1]
-    text = f"Test accuracy at the end by batch size: {'; '.join(parts)}."
-    epochs, steps = (gaps.get(f"budget={budget}, lr=none", math.nan) for budget in ("epochs", "steps"))
-    if math.isfinite(epochs - steps):
-        text += (
-            f" At the same learning rate the largest batch is behind the smallest by {epochs:.3f} after as many epochs "
-            f"and by {steps:.3f} after as many updates"
-        )
-        text += ": the gap is mostly one of the number of updates." if epochs > 0 and steps < epochs / 2 else "."
-    diverged = sum(cell.diverged for cell in cells)
-    return text + (f" {diverged} of {len(cells)} runs diverged." if diverged else "")
 
 
 def edge_of_stochastic_stability(cells: Sequence[Run]) -> str:
@@ -128,11 +107,6 @@ def _with_error(mean: float, error: float) -> str:
 def _late(group: Sequence[Run], tag: str) -> float:
     """The mean over the last quarter and over seeds; NaN where all diverged."""
     return mean_and_error([cell.late(tag, QUARTER) for cell in group])[0]
-
-
-def _last(group: Sequence[Run]) -> float:
-    """The last test accuracy, averaged over seeds; NaN where all diverged."""
-    return mean_and_error([cell.late("test/accuracy", 0) for cell in group])[0]
 
 
 def _over_threshold(group: Sequence[Run], tag: str) -> float:

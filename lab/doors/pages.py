@@ -123,7 +123,7 @@ def settings_listed(group: str, indent: int) -> str:
     first of each are indented.
 
     >>> settings_listed("scaling", 6)
-    'scaling.batch_size= .lr= .budget='
+    'scaling.batch_size= .lr= .budget= .epochs='
     """
     parts = []
     for prefix in [f"probe.{name}." for name in choices("probe")] if group == "probe" else [f"{group}."]:
@@ -154,8 +154,28 @@ def cell(overrides: str, name: object = None) -> str:
     return cell_name(overrides) if name is None else str(name)
 
 
+def up_to(bound: object, *values: int) -> str:
+    """The values of an axis that are at most `bound`, where that is a number; a line on stderr names those left out. Where
+    none is, the first stays, and is refused with its reason.
+
+    >>> up_to("all", 128, 512), up_to(128, 128, 512), up_to(60, 128, 512)
+    ('128,512', '128', '128')
+    """
+    kept = [value for value in values if not isinstance(bound, int) or value <= bound] or [*values[:1]]
+    if len(kept) < len(values):
+        _left_out(",".join(map(str, values[len(kept) :])), str(bound))
+    return ",".join(map(str, kept))
+
+
+@cache
+def _left_out(values: str, bound: str) -> None:
+    """Said once: a configuration is composed several times."""
+    print(f"left out of the axis, more than the {bound} there are: {values}", file=sys.stderr)
+
+
 # At import, not in a door: a worker process of a grid imports this room and nothing else of ours before it resolves.
 offer("lab.folder", folder)
 offer("lab.cell", cell)
+offer("lab.up_to", up_to)
 offer("lab.choices", lambda group, indent: listed(group, width=PAGE_WIDTH, indent=indent))
 offer("lab.settings", settings_listed)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lab.data.base import DataCard, Dataset
+from lab.data.base import DataCard, Dataset, check_batch_size
 from lab.data.batches import Batches
 from lab.doors.labels import NAMES
 from lab.doors.trial import try_out
@@ -134,6 +134,8 @@ def read_settings(plain: Mapping[str, Any]) -> Settings:
     cards = {name: card(plain.get(name), name) for name in CARDS}
     for made in cards.values():
         getattr(made, "check", lambda: None)()
+    if isinstance(examples := getattr(cards["data"], "examples", None), int):
+        check_batch_size(getattr(cards["data"], "batch_size", "full"), examples)
     if plain.get("compare") is not None:
         card(plain["compare"], "compare")
     noise = _around("noise", plain, ("equivalent_batch_size", "trace"), "sample_weights")

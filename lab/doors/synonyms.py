@@ -69,7 +69,8 @@ SETTINGS = {
     "schedule.gamma": "gamma lr_gamma lr_decay decay_rate factor drop_factor",
     "schedule=step schedule.milestones=[{}]": "milestones lr_milestones lr_steps decay_steps schedule.step_size "
     "lr_step_size",
-    "schedule=warmup schedule.steps={}": "warmup warmup_steps num_warmup_steps warmup_iters n_warmup warmup_updates",
+    "schedule=warmup schedule.steps={}": "warmup warmup_steps num_warmup_steps warmup_iters n_warmup warmup_updates "
+    "warmup_ratio",
     "probe.budget": "budget probe_budget overhead",
     "name": "experiment_name exp_name run_name task_name experiment.name logger.name wandb.name logger.wandb.name run_id",
     "tags": "tag wandb.tags logger.tags logger.wandb.tags labels",
@@ -136,9 +137,9 @@ ABSENT = {
     "a run trains and evaluates; leave it out, or see python -m lab.measure for saved weights": "do_train do_eval "
     "do_predict train test evaluate mode phase stage",
     "no model here has dropout; model=own takes one of yours": "dropout dropout_rate p_dropout drop_rate dropout_p",
-    "trainer.precision= is one of 32-true, 64-true, bf16-mixed": "precision dtype torch_dtype fp16 half use_fp16",
+    "trainer.precision= is one of 32-true, 64-true, bf16-mixed, auto": "precision dtype torch_dtype fp16 half use_fp16",
     "trainer.accelerator= is one of cpu, gpu, auto": "device use_cuda cuda gpu use_gpu use_mps",
-    "schedule=warmup counts updates; write e.g. schedule=warmup schedule.steps=100": "warmup_ratio warmup_epochs",
+    "schedule=warmup counts updates, or a share of the run; write schedule=warmup schedule.steps=0.1": "warmup_epochs",
     "schedule=cosine goes over the whole run; schedule.final= is the share of the learning rate at its end": "t_max "
     "eta_min min_lr lr_min t_0 max_lr num_cycles",
     "it would change the loss that is measured and has no setting here": "mixup mixup_alpha cutmix cutmix_alpha cutout "

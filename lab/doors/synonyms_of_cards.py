@@ -31,7 +31,7 @@ CARDS: dict[str, dict[str, str]] = {
         "model=mlp": "fc fcn fcnn dense dense_net feedforward feed_forward fnn ffn ann perceptron multilayer_perceptron "
         "fully_connected simple_dense_net simple_mlp",
         "model=mlp model.widths=[]": "linear logistic logistic_regression softmax_regression linear_model",
-        **{f"model=resnet model.depth={depth}": f"resnet{depth}" for depth in (8, 20, 32, 56, 18, 34)},
+        **{f"model=resnet model.depth={depth}": f"resnet{depth}" for depth in (8, 20, 32, 44, 56, 18, 34)},
         "model=own model.path=FILE.py:CLASS": "cnn convnet conv lenet lenet5 simple_cnn small_cnn transformer gpt gpt2 "
         "bert vit vision_transformer rnn lstm gru mine custom nanogpt unet autoencoder",
     },

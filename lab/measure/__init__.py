@@ -1,4 +1,4 @@
-"""python -m lab.measure checkpoint=PATH: any probe on any saved weights, one checkpoint or a glob of them.
+"""python -m lab.measure checkpoint=PATH: any probe on any saved weights, one checkpoint or those of a whole sweep.
 
 A checkpoint of `lab.train` lies in its run folder, whose provenance.json holds all settings as plain values. They are
 put before what the user types, as if typed first, so that the user wins. Other weights need `model=`. This is the door
@@ -14,11 +14,12 @@ from lab.doors.errors import one_line_errors
 from lab.doors.memory import memory_told
 from lab.doors.origin import OriginRun
 from lab.doors.pages import show
-from lab.doors.request import Request, cards_at_hand, composed
-from lab.doors.words import literal, search_path
+from lab.doors.words import literal
+from lab.measure import places
+from lab.measure.asked import Asked
+from lab.measure.several import Several, digest, kept, without_checkpoint
 from lab.measure.target import Target
 from lab.measure.training import refusal
-from lab.run.code import changed_code
 from lab.run.folder import RunFolder
 from lab.run.identity import require_no_run, require_same_data
 from lab.settings import SettingError, asked_threads
@@ -38,59 +39,56 @@ def main() -> None:
 
 
 def _measure_all(target: Target) -> None:
-    """Every checkpoint; of several, a broken one is told and passed over, and the exit code is 2 in the end. What is wrong
-    with all of them alike, as a setting that was typed, is told once.
+    """Every checkpoint; of several, those that were measured before are passed over, a broken one is told, and the exit code
+    is 2 in the end.
     """
-    done: list[tuple[Path, CheckpointResult]] = []
-    files, slips = target.files(), set[str]()
-    for file in files:
-        try:
-            done.append((file, measure(target, file, several=len(files) > 1)))
-        except SettingError as error:
-            if len(files) == 1:
-                raise
-            if str(error) not in slips:
-                print(f"error: {error}", file=sys.stderr)
-            slips.add(str(error))
-    if len(files) > 1 and done:
-        from lab.measure import report
+    files = target.files()
+    if note := without_checkpoint(places.without(target.places)):
+        print(note, file=sys.stderr)
+    if len(files) == 1:
+        if measure(target, Asked.of(target, files[0], several=False)).failures:
+            sys.exit(2)
+        return
+    from lab.measure import report
 
+    every = Several(files, lambda file: measured(target, file))
+    every.carry_out()
+    if every.done:
         print()
-        report.show(report.table(done))
-        print(f"\n{len(done)} of {len(files)} checkpoints measured.")
-        for figure in report.across(done, target.together):
+        report.show(report.table(every.done))
+        print(f"\n{every.sentence}")
+        for figure in report.across(every.done, target.together):
             print(f"\n  figure    {figure}")
-    if slips or any(result.failures for _, result in done):
+    if every.slips or any(result.failures for _, result in every.done):
         sys.exit(2)
 
 
-def measure(target: Target, file: Path, *, several: bool = False) -> "CheckpointResult":
+def measured(target: Target, file: Path) -> "tuple[CheckpointResult, bool]":
+    """One of several checkpoints, and whether it was measured before by the same settings."""
+    asked = Asked.of(target, file, several=True)
+    if not asked.changed and (result := kept(asked.folder, file, asked.settings)) is not None:
+        print(f"{file}: measured before, see {asked.folder.path}")
+        return result, True
+    return measure(target, asked), False
+
+
+def measure(target: Target, asked: Asked) -> "CheckpointResult":
     """Measure one checkpoint and leave the results in a folder of their own. Raises SettingError in one line."""
-    run = OriginRun.find(file, target.words.config_dir)
-    if run is None and "model" not in target.names:
-        raise SettingError(
-            f"{file} lies in no run folder of lab.train; say which model it is, e.g. model=mlp data=digits"
-        )
-    once = [f"probe.{name}.every=1" for name in target.probes]
-    before = [*search_path(target.words), *(run.overrides(target) if run else [])]
-    with cards_at_hand(target.words.config_dir):
-        request = Request.of(composed("measure", [*before, *target.words.overrides, *once]))
-    settings = {name: value for name, value in request.values.items() if name != "checkpoint"}
-    for text in changed_code(run.folder, settings) if run else ():
+    file, run, folder = asked.file, asked.run, asked.folder
+    for text in asked.changed:
         print(f"warning: the code is not that of the run: {text}", file=sys.stderr)
-    if not settings.get("probe"):
+    if not asked.settings.get("probe"):
         raise SettingError("probe=[]: there is nothing to measure; choose one or more, e.g. probe=[sharpness,spectrum]")
     with memory_told():
-        loaded = _loaded(settings, target, file, run)
-    folder = RunFolder(target.results(file, run.folder.path if run else None, request.folder, several=several))
+        before, loaded = digest(file), _loaded(asked.settings, target, file, run)
     require_no_run(folder)
     from lab.measure import report
 
     with folder.owned():
         result = _carry_out(loaded, folder, file, run)
-        facts = loaded.parts.dataset.facts
-        report.keep(folder, result, file=file, command=_command(target), plain=settings, facts=facts)
-    report.tell(result, file, folder, brief=several)
+        facts = {"checkpoint": str(file.absolute()), "checkpoint_sha256": before, "data": loaded.parts.dataset.facts}
+        report.keep(folder, result, file=file, command=_command(target), plain=asked.settings, facts=facts)
+    report.tell(result, file, folder, brief=asked.several)
     return result
 
 
@@ -132,11 +130,16 @@ def _optimizer(target: Target, run: OriginRun | None) -> "OptimizerUse":
 
 def _of_the_run(target: Target) -> list[str]:
     """What a page of settings shows besides what was typed."""
-    if not target.checkpoint:
+    if not target.places:
         return []
     run = OriginRun.find(target.files()[0], target.words.config_dir)
-    return [*(run.overrides(target) if run else []), f"checkpoint={literal(target.checkpoint)}"]
+    return [*(run.overrides(target) if run else []), f"checkpoint={literal(_named(target))}"]
 
 
 def _command(target: Target) -> str:
-    return f"python -m lab.measure {shlex.join([f'checkpoint={target.checkpoint}', *target.words.overrides])}"
+    return f"python -m lab.measure {shlex.join([f'checkpoint={_named(target)}', *target.words.overrides])}"
+
+
+def _named(target: Target) -> str:
+    """The places as one word."""
+    return target.places[0] if len(target.places) == 1 else f"[{','.join(target.places)}]"

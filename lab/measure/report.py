@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor
 
 from lab.measure.carry import CheckpointResult
@@ -18,6 +18,8 @@ from lab.run.folder import RunFolder
 from lab.run.provenance import provenance
 from lab.run.summary import joined
 
+WIDE = 500
+"""Characters of a line that goes to no terminal."""
 COLUMNS = 6
 """Quantities in a table at most."""
 LEADING = (
@@ -93,7 +95,9 @@ def leading(result: CheckpointResult) -> list[str]:
 def table(rows: Sequence[tuple[Path, CheckpointResult]]) -> Table:
     """One line a checkpoint, one column a quantity."""
     tags = list(dict.fromkeys(tag for _, result in rows for tag in leading(result)))[:COLUMNS]
-    made = Table("checkpoint", "step", *[tag.removeprefix("sharpness/") for tag in tags], box=None)
+    made = Table(
+        Column("checkpoint", overflow="fold"), "step", *[tag.removeprefix("sharpness/") for tag in tags], box=None
+    )
     for file, result in rows:
         made.add_row(str(file), str(result.step), *(_cell(tag, result.values) for tag in tags))
     return made
@@ -119,7 +123,7 @@ def across(rows: Sequence[tuple[Path, CheckpointResult]], folder: Path) -> list[
 def show(made: Table) -> None:
     """The table on stdout, not folded where no terminal limits it."""
     console = Console()
-    (console if console.is_terminal else Console(width=240)).print(made)
+    (console if console.is_terminal else Console(width=WIDE)).print(made)
 
 
 def keep(
@@ -131,7 +135,9 @@ def keep(
     plain: dict[str, Any],
     facts: dict[str, Any],
 ) -> None:
-    """metrics.jsonl, summary.json, provenance.json, arrays and figures; what lay there is replaced."""
+    """metrics.jsonl, summary.json, provenance.json, arrays and figures; what lay there is replaced. facts: of the file and
+    the data.
+    """
     folder.forget_from(0)
     folder.log(result.step, result.values)
     arrays = {tag: value for tag, value in result.others.items() if isinstance(value, Tensor)}
@@ -139,7 +145,7 @@ def keep(
     for tag, value in result.others.items():
         if isinstance(value, Figure):
             figures.save(value, folder.figures / f"{tag.replace('/', '_')}.png")
-    folder.write("provenance", provenance(command, plain, checkpoint=str(file.absolute()), data=facts))
+    folder.write("provenance", provenance(command, plain, **facts))
     folder.write(
         "summary",
         {

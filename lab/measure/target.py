@@ -1,23 +1,20 @@
 """What is to be measured: the checkpoints that were named, and the settings typed for them. No torch here."""
 
-import glob
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 
-from lab.doors.origin import LAST, LAST_FINITE, PLACE
+from lab.doors.origin import PLACE
 from lab.doors.pages import cell_name
 from lab.doors.slips import checkpoint_answer, flag_answer
 from lab.doors.words import HYDRA_FLAGS, Override, Words, at_home
+from lab.measure import places
+from lab.measure.places import WEIGHTS
 from lab.measure.training import refusal
 from lab.settings import SettingError
 
-WEIGHTS = (".ckpt", ".pt", ".pth", ".safetensors")
-"""How files of weights end; another file that a glob finds is taken for one only where the glob ends like it."""
-SPARE = ("previous.ckpt", "previous_best.ckpt")
-"""Checkpoints that a run keeps beside another one, in case: a glob leaves them out unless it names them."""
 FLAGS = ("--help", "-h", "--cfg", "-c", "--resolve", "--config-dir", "-cd")
 
 
@@ -25,7 +22,7 @@ FLAGS = ("--help", "-h", "--cfg", "-c", "--resolve", "--config-dir", "-cd")
 class Target:
     """The command line: which checkpoints, and everything else."""
 
-    checkpoint: str
+    places: tuple[str, ...]
     words: Words
 
     @staticmethod
@@ -45,7 +42,7 @@ class Target:
         if not paths and (answer := checkpoint_answer(arguments)):
             raise SettingError(answer)
         words = Words.of((word for word in arguments if not word.startswith("checkpoint=")), "measure")
-        return Target(paths[-1].strip("'\"") if paths else "", words)
+        return Target(tuple(place for path in paths for place in places.listed(path)), words)
 
     @property
     def shows(self) -> bool:
@@ -76,29 +73,8 @@ class Target:
         return [str(name) for name in chosen[-1]] if isinstance(chosen[-1], list) else [str(chosen[-1])]
 
     def files(self) -> list[Path]:
-        """The checkpoints meant: a file, a run folder, or whatever a glob finds. Raises SettingError where nothing is."""
-        if not self.checkpoint:
-            raise SettingError(
-                "checkpoint= is missing: name a file, a run folder or a glob, e.g. checkpoint=outputs/quickstart/default"
-            )
-        path = Path(self.checkpoint).expanduser()
-        if path.exists():
-            file = _checkpoint(path)
-            if not file.is_file():
-                raise SettingError(
-                    f"checkpoint={self.checkpoint} is a folder without {LAST}; name a file or a run folder"
-                )
-            return [file]
-        found = [_checkpoint(Path(name)) for name in sorted(glob.glob(str(path), recursive=True))]
-        if not found:
-            raise SettingError(f"checkpoint={self.checkpoint}: there is no such file")
-        files = [file for file in found if file.is_file() and file.suffix in (*WEIGHTS, path.suffix)]
-        if not files:
-            raise SettingError(
-                f"checkpoint={self.checkpoint} finds no folder with {LAST} and no file in {', '.join(WEIGHTS)}; "
-                "name a run folder or a file"
-            )
-        return list(dict.fromkeys(file for file in files if file.name not in SPARE)) or list(dict.fromkeys(files))
+        """The checkpoints meant: files, those of run folders, of folders of runs, of globs. Raises SettingError for none."""
+        return places.files(self.places)
 
     @property
     def together(self) -> Path:
@@ -116,11 +92,6 @@ class Target:
         name = file.stem if run is not None else _unique(file)
         cell = cell_name(",".join([name, *(str(override.input_line) for override in what)]))
         return (run / "measure" if run is not None else Path("outputs/measure")) / cell
-
-
-def _checkpoint(place: Path) -> Path:
-    """The newest state of a run folder, of one that diverged the last finite one; anything else is what it is."""
-    return next((place / name for name in (LAST_FINITE, LAST) if (place / name).exists()), place)
 
 
 def _unique(file: Path) -> str:

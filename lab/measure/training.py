@@ -23,6 +23,8 @@ UNREAD = {
     "data.augment": "the probe set is not augmented",
     "probe.sharpness.cold": ONCE,
     "probe.sharpness.midpoints": ONCE,
+    "probe.sharpness.at": ONCE,
+    "probe.noise.at": ONCE,
     "probe.escape.at": ONCE,
 }
 """The others that it does not read, and why not."""

@@ -1,6 +1,6 @@
 """Residual networks for small images: y = phi(x_shortcut + norm(conv(phi(norm(conv(x)))))), twice differentiable.
 
-Depth 8, 20, 32, 56 = 6n + 2: the CIFAR networks of He et al. (2015), section 4.2. Three stages of n blocks with w, 2w,
+Depth 8, 20, 32, 44, 56 = 6n + 2: the CIFAR networks of He et al. (2015), section 4.2. Three stages of n blocks with w, 2w,
 4w channels (w = 16), shortcuts without parameters (option A: every second pixel, new channels zero).
 Depth 18, 34: the ImageNet networks with a 3x3 stem and no max-pooling, as is usual on CIFAR. Four stages with w .. 8w
 channels (w = 64), 1x1 convolution + normalisation as shortcut where the shape changes (option B).
@@ -20,9 +20,9 @@ from lab.models.mlp import ACTIVATIONS, Activation, InitScale, Width, initialise
 from lab.settings import SettingError, settings
 
 Norm = Literal["batch", "group", "none"]
-Depth = Literal[8, 20, 32, 56, 18, 34]
+Depth = Literal[8, 20, 32, 44, 56, 18, 34]
 
-BLOCKS_PER_STAGE = {8: (1,) * 3, 20: (3,) * 3, 32: (5,) * 3, 56: (9,) * 3, 18: (2,) * 4, 34: (3, 4, 6, 3)}
+BLOCKS_PER_STAGE = {6 * n + 2: (n,) * 3 for n in (1, 3, 5, 7, 9)} | {18: (2,) * 4, 34: (3, 4, 6, 3)}
 
 
 @settings()
@@ -33,7 +33,8 @@ class ResNet:
     """
 
     depth: Annotated[
-        Depth, Field(description="8 | 20 | 32 | 56 (three stages, He et al. 2015, section 4.2) | 18 | 34 (four stages)")
+        Depth,
+        Field(description="8 | 20 | 32 | 44 | 56 (three stages, He et al. 2015, section 4.2) | 18 | 34 (four stages)"),
     ] = 20
     norm: Annotated[
         Norm, Field(description="batch | group (gcd(8, channels) groups, calm for curvature) | none (biases instead)")

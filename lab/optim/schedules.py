@@ -3,7 +3,7 @@
     constant   1
     cosine     final + (1 - final) (1 + cos(pi step / total)) / 2
     step       gamma^(number of milestones <= step)
-    warmup     min(1, (step + 1) / steps)
+    warmup     min(1, (step + 1) / steps)                         of steps < 1: steps x total in their place, at least 1
 
 A schedule is a pure function of the update, so a resumed run has the rate of the uninterrupted one, and the stability
 threshold, read from the live optimiser, follows it. `cosine` and `step` equal torch's CosineAnnealingLR (T_max=total)
@@ -83,7 +83,11 @@ class Step(Schedule):
 class Warmup(Schedule):
     """A linear warm-up from lr/steps to lr, then constant."""
 
-    steps: Annotated[Count, Field(description="updates until the full learning rate")] = 100
+    steps: Annotated[
+        Count | Annotated[float, Field(gt=0, lt=1, strict=True)],
+        Field(description="updates until the full learning rate; below 1: that share of the run"),
+    ] = 100
 
     def factor(self, step: int, total: int) -> float:
-        return min(1.0, (step + 1) / self.steps)
+        length = max(1.0, self.steps * total) if self.steps < 1 else self.steps
+        return min(1.0, (step + 1) / length)

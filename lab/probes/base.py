@@ -105,8 +105,8 @@ class Probe(ABC):
 
     @property
     def at_end(self) -> bool:
-        """Whether it wants a snapshot of the end of training, too."""
-        return False
+        """Whether it wants a snapshot of the end of training, too; with `at` "end", where a card has that, no other."""
+        return self._only_end
 
     @property
     def remembers(self) -> int:
@@ -115,7 +115,11 @@ class Probe(ABC):
 
     def due(self, step: int) -> bool:
         """Whether this probe wants the snapshot of `step`."""
-        return -step % self.rhythm <= self.remembers
+        return not self._only_end and -step % self.rhythm <= self.remembers
+
+    @property
+    def _only_end(self) -> bool:
+        return getattr(self, "at", "steps") == "end"
 
     def require(self, plan: Plan) -> None:
         """Raise SettingError, one line, where model, data and settings cannot give this measurement.

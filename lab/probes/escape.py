@@ -17,7 +17,7 @@ from lab.probes.base import Memory, Probe, Snapshot, measures
 from lab.probes.escape_cells import replicate
 from lab.probes.escape_result import EscapeResult
 from lab.probes.escape_start import ExitName, Scene, begin, number
-from lab.probes.knobs import Count, Natural, Positive, Rhythm, Several, knob
+from lab.probes.knobs import Count, Natural, Positive, Rhythm, Several, When, knob
 from lab.sampling import Sampling
 from lab.settings import settings as card
 
@@ -37,7 +37,7 @@ class Escape(Probe):
     every: Annotated[
         Rhythm, knob("steps between measurements: n | auto: 1000, more seldom where probe.budget asks")
     ] = "auto"
-    at: Annotated[Literal["steps", "end"], knob("steps: every so many | end: once, at the end of training")] = "steps"
+    at: When = "steps"
     examples: Annotated[
         Several | Literal["all", "auto"],
         knob("probe set of the loss and the batches drawn: n | all | auto (all up to 5000, else 2000)"),
@@ -76,19 +76,12 @@ class Escape(Probe):
     ] = 200
     controls: Annotated[bool, knob("also runs without noise, at lr and lr/10")] = True
 
-    def due(self, step: int) -> bool:
-        return self.at == "steps" and super().due(step)
-
     def expected_gradients(self, here: Snapshot, loss: Objective) -> float:
         """Of the walks to the end of their budget alone; what the quenches take nobody knows beforehand."""
         num = loss.num_examples or 1
         sizes = [size or num for size in self.batch_sizes or (here.batch_size or 0,)]
         walked = self.replicas * self.budget * sum(min(size, num) / num for size in sizes) * max(1, len(self.lrs))
         return 2.0 * walked
-
-    @property
-    def at_end(self) -> bool:
-        return self.at == "end"
 
 
 @measures(Escape)

@@ -16,6 +16,7 @@ Several = Annotated[int, Field(gt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Every = Annotated[Count, knob("steps between measurements")]
+When = Annotated[Literal["steps", "end"], knob("steps: every so many | end: once, at the end of training")]
 Rhythm = Count | Literal["auto"]
 """Of a card of the lab, whose text says what auto is."""
 ProbeSet = Annotated[

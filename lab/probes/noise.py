@@ -36,7 +36,7 @@ from lab.noise.tails import excess_kurtosis, extreme_index, gaussianity, tail_in
 from lab.objective import CHUNK_BYTES, ModuleLoss, Objective
 from lab.params import layout
 from lab.probes.base import Memory, Plan, Probe, Snapshot, measures, quantities
-from lab.probes.knobs import Count, Natural, ProbeSet, Rhythm, Share, knob
+from lab.probes.knobs import Count, Natural, ProbeSet, Rhythm, Share, When, knob
 from lab.probes.noise_result import NoiseAlong, NoiseResult, in_words
 from lab.results import Estimate, numbered
 from lab.sampling import SAMPLINGS, Sampling, batch_factor, cross_factor
@@ -74,6 +74,7 @@ class Noise(Probe):
     every: Annotated[Rhythm, knob("steps between measurements: n | auto: 130, more seldom where probe.budget asks")] = (
         "auto"
     )
+    at: When = "steps"
     k: Annotated[Count, knob("number of top eigenvalues of D to log")] = 5
     examples: ProbeSet = "auto"
     hessian: Annotated[

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import model_validator
 from torch import Tensor
 
 from lab.curvature.chain import Chain
@@ -24,7 +25,7 @@ from lab.objective import Objective
 from lab.objective.sharded import Sharded
 from lab.params import layout
 from lab.probes.base import Memory, Plan, Probe, Snapshot, measures
-from lab.probes.knobs import Count, Natural, ProbeSet, Rhythm, Share, knob
+from lab.probes.knobs import Count, Natural, ProbeSet, Rhythm, Share, When, knob
 from lab.probes.nested import Nested, bracketed
 from lab.probes.sharpness_result import SharpnessResult
 from lab.settings import SettingError
@@ -61,6 +62,7 @@ class Sharpness(Probe):
     every: Annotated[
         Rhythm, knob("steps between measurements, odd for iterates of period 2 | auto: 13, more seldom by probe.budget")
     ] = "auto"
+    at: When = "steps"
     k: Annotated[Count, knob("number of top eigenvalues")] = 1
     bottom: Annotated[bool, knob("also the smallest eigenvalue")] = False
     tol: Annotated[
@@ -77,6 +79,14 @@ class Sharpness(Probe):
         Natural | Literal["auto"],
         knob("examples over which the others search first: n | 0: none | auto: 1000 of a probe set of 10,000 or more"),
     ] = "auto"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Sharpness":
+        if self.midpoints and self.at == "end":
+            raise ValueError(
+                "midpoints=true asks for the weights of three steps, and at=end looks at one; use at=steps"
+            )
+        return self
 
     @property
     def at_end(self) -> bool:

@@ -11,6 +11,7 @@ from lab.settings import SettingError, settings, usable_cpus
 
 MAX_THREADS = 1024
 """More than that the system may not give, and then Python dies of it."""
+Precision = Literal["32-true", "64-true", "bf16-mixed"]
 Period = Annotated[int, Field(gt=0)] | None
 Bound = Annotated[float, Field(gt=0)] | None
 
@@ -36,9 +37,16 @@ class TrainerSettings:
         Literal["cpu", "gpu", "auto"], Field(description="cpu | gpu (CUDA) | auto: gpu where there is one, else cpu")
     ] = "cpu"
     precision: Annotated[
-        Literal["32-true", "64-true", "bf16-mixed"],
-        Field(description="32-true | 64-true | bf16-mixed (training steps only; curvature is always measured unmixed)"),
+        Precision | Literal["auto"],
+        Field(
+            description="32-true | 64-true | bf16-mixed (training steps only; curvature is always measured unmixed) | auto: "
+            "bf16-mixed on a GPU, else 32-true"
+        ),
     ] = "32-true"
+    channels_last: Annotated[
+        bool | Literal["auto"],
+        Field(description="how convolutions lie in memory in training steps: true | false | auto: with bf16 on a GPU"),
+    ] = "auto"
     threads: Annotated[
         Annotated[int, Field(gt=0, le=MAX_THREADS)] | Literal["auto"],
         Field(
@@ -104,6 +112,18 @@ class TrainerSettings:
     def lightning_accelerator(self) -> Literal["cpu", "cuda"]:
         """The name for Lightning, whose own gpu and auto may mean mps: that has no float64, which curvature needs."""
         return "cuda" if self.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+
+    def step_precision(self) -> Precision:
+        """That of training steps, for Lightning."""
+        if self.precision != "auto":
+            return self.precision
+        return "bf16-mixed" if self.lightning_accelerator() == "cuda" else "32-true"
+
+    def lays_channels_last(self) -> bool:
+        """Whether the weights of convolutions are laid out anew."""
+        if self.channels_last != "auto":
+            return self.channels_last
+        return self.lightning_accelerator() == "cuda" and self.step_precision() == "bf16-mixed"
 
     def num_threads(self, jobs: int = 1, *, small: bool = False, asked: int | None = None) -> int:
         """Threads of this process when `jobs` of them share the machine: as set, or its CPUs divided among them.

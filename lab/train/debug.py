@@ -66,7 +66,7 @@ def told(real: Parts, tried: Parts, latest: Mapping[str, float], watch: Stopwatc
     measuring, whats = 0.0, []
     for mine, small in zip(real.settings.probes, tried.settings.probes, strict=True):
         seconds = latest.get(f"cost/{mine.name}/seconds", math.nan)
-        count = len(range(0, real.total, mine.rhythm)) + mine.at_end
+        count = mine.due(0) * len(range(0, real.total, mine.rhythm)) + mine.at_end
         wanted, had = (_examples(probe, len(real.dataset.train)) for probe in (mine, small))
         share = f" on {had} of {wanted} examples" if had < wanted else ""
         if not math.isfinite(seconds):

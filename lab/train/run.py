@@ -19,6 +19,7 @@ from lab.callbacks.progress import ProgressCallback
 from lab.callbacks.run import EvaluationCallback, RunCallback
 from lab.doors.labels import Labels
 from lab.doors.parts import Parts
+from lab.models.memory import channels_last
 from lab.module import SupervisedModule
 from lab.optim.clip import GradientClip
 from lab.params import layout
@@ -142,11 +143,13 @@ class TrainingRun:
         events = (self.probes.due, keeper.due, lambda step: self.labels.debug)
         agenda = Agenda(begin, parts.total, events, settings.log_every)
         self.module = module = module_of(parts, self.stopping, agenda)
+        if settings.lays_channels_last():
+            channels_last(parts.model)
         stop = [loggers.StopLogger(self.stopping, parts.total)] if self.stopping else []
         progress = ProgressCallback(self.probes, parts.total, bar=self.bar)
         trainer = pl.Trainer(
             accelerator=settings.lightning_accelerator(),
-            precision=settings.precision,
+            precision=settings.step_precision(),
             devices=1,
             max_epochs=1,
             logger=[*opened, MetricsLogger(folder), *stop],

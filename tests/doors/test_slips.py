@@ -47,7 +47,7 @@ SETTINGS = [  # what was typed, the first of it being a slip, and the answer
     ("num_threads=2", "write trainer.threads=2"),
     ("device=cuda", "device=cuda: write trainer.accelerator=gpu"),
     ("dtype=float64", "write trainer.precision=64-true"),
-    ("fp16=true", "trainer.precision= is one of 32-true, 64-true, bf16-mixed"),
+    ("fp16=true", "trainer.precision= is one of 32-true, 64-true, bf16-mixed, auto"),
     ("trainer.devices=1", "a run is one process on one device; leave it out"),
     ("data.num_workers=4", "no workers load them; leave it out"),
     ("trainer.accumulate_grad_batches=4", "raise data.batch_size"),

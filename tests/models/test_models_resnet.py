@@ -15,13 +15,14 @@ def num_parameters(model: nn.Module) -> int:
 
 
 @pytest.mark.parametrize(
-    ("depth", "expected"), [(20, 269_722), (32, 464_154), (56, 853_018), (18, 11_173_962), (34, 21_282_122)]
+    ("depth", "expected"),
+    [(20, 269_722), (32, 464_154), (44, 658_586), (56, 853_018), (18, 11_173_962), (34, 21_282_122)],
 )
 def test_parameter_counts_are_the_published_ones(depth: int, expected: int) -> None:
     assert num_parameters(ResNet(depth=depth).build((3, 32, 32), 10, seed=0)) == expected  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("depth", [8, 20, 32, 56, 18, 34])
+@pytest.mark.parametrize("depth", [8, 20, 32, 44, 56, 18, 34])
 def test_depth_counts_the_layers_with_weights_outside_the_shortcuts(depth: int) -> None:
     model = ResNet(depth=depth, width=2).build((3, 32, 32), 10, seed=0)  # type: ignore[arg-type]
     layers = [m for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear) and "shortcut" not in name]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from whole_runs import RESNET, SMALL, command, metrics, train
 
+from lab.run import checkpoints
 from lab.run.folder import RunFolder
 from lab.run.settings import TrainerSettings
 from lab.settings import asked_threads
@@ -114,6 +115,22 @@ def test_mixed_precision_is_measured_unmixed() -> None:
     assert first["sharpness/lambda_max"] == plain["sharpness/lambda_max"]
     assert first["train/loss"] != plain["train/loss"]
     assert first["train/loss"] == pytest.approx(plain["train/loss"], rel=0.02)
+
+
+def test_channels_last_changes_steps_by_rounding_and_no_measurement_of_the_same_weights(drawn: None) -> None:
+    """Steps: sums of some hundred float32 in another order, 1e-6 of them, through five steps."""
+    settings = (*RESNET, "steps=5", "trainer.threads=1", "probe.sharpness.every=5")
+    plain, other = train("plain", *settings), train("other", *settings, "trainer.channels_last=true")
+    pairs = list(zip(metrics(plain), metrics(other), strict=True))
+    measured = [(a["value"], b["value"]) for a, b in pairs if a["step"] == 0 and a["tag"].startswith("sharpness/")]
+    assert measured and all(one == two for one, two in measured)
+    losses = [(a["value"], b["value"]) for a, b in pairs if a["tag"] == "train/loss"]
+    assert losses[0][0] == pytest.approx(losses[0][1], rel=1e-5)
+    assert all(one == pytest.approx(two, rel=1e-3) for one, two in losses)
+    state = checkpoints.newest(other.checkpoints)
+    assert state is not None
+    convolutions = [weight for weight in state["model"].values() if weight.dim() == 4 and weight.shape[1] > 1]
+    assert convolutions and all(w.is_contiguous(memory_format=torch.channels_last) for w in convolutions)
 
 
 def test_full_batch_resnet_without_rhythms_and_in_epochs(drawn: None) -> None:
