@@ -36,3 +36,17 @@ def tiny_conv(channels: int = 8, classes: int = 10) -> nn.Module:
         nn.Flatten(),
         nn.Linear(2 * channels, classes),
     )
+
+
+def silu_mlp(widths: tuple[int, ...] = (512, 512), scale: float = 0.2, inputs: int = 3072, classes: int = 10) -> nn.Module:
+    """Images, flattened, to outputs through SiLU; Kaiming normal weights times `scale`, biases 0."""
+    sizes = [inputs, *widths, classes]
+    layers: list[nn.Module] = [nn.Flatten()]
+    for fan_in, fan_out in zip(sizes, sizes[1:]):
+        layer = nn.Linear(fan_in, fan_out)
+        nn.init.kaiming_normal_(layer.weight)
+        with torch.no_grad():
+            layer.weight *= scale
+        nn.init.zeros_(layer.bias)
+        layers += [layer, nn.SiLU()]
+    return nn.Sequential(*layers[:-1])
