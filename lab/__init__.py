@@ -4,8 +4,8 @@
     from lab import linear_stability, batch_landscape, critical_point, escape
 
 Every measurement is a function of an objective, or of a snapshot where the optimiser matters (`Bench`), and returns a frozen
-result with `.numbers()`, `.sentence()`, `.figure()` and `.arrays()`. `watch` repeats them in any training loop. They are
-loaded when they are first asked for.
+result with `.numbers()`, `.sentence()`, `.figure()` and `.arrays()`. `watch` repeats them in any training loop, `runs` makes
+a table of the folders that runs have left. They are loaded when they are first asked for.
 """
 
 import sys
@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lab.callbacks.watch import watch as watch
+    from lab.compare.runs import Runs as Runs
+    from lab.compare.runs import runs as runs
     from lab.objective import BatchesObjective as BatchesObjective
     from lab.objective import NetworkObjective as NetworkObjective
     from lab.probes.batch_landscape import batch_landscape as batch_landscape
@@ -35,7 +37,7 @@ MEASUREMENTS = (
 )
 HOMES = {name: f"lab.probes.{name}" for name in MEASUREMENTS}
 HOMES |= {"Bench": "lab.probes.bench", "NetworkObjective": "lab.objective", "BatchesObjective": "lab.objective"}
-HOMES["watch"] = "lab.callbacks.watch"
+HOMES |= {"watch": "lab.callbacks.watch", "runs": "lab.compare.runs", "Runs": "lab.compare.runs"}
 __all__ = list(HOMES)
 
 

@@ -8,8 +8,9 @@ from matplotlib.axes import Axes
 from pydantic import Field
 
 from lab.compare.base import Compared, RunComparison, new_figure, number, require_tags
-from lab.compare.cells import GridCell, differing, grouped, mean_and_error, short
 from lab.compare.findings import Paragraph, find
+from lab.compare.groups import differing, grouped, mean_and_error
+from lab.compare.run import Run, short
 from lab.settings import settings
 
 
@@ -23,7 +24,7 @@ class Bars(RunComparison):
     ] = 0.25
     finding: Paragraph = None
 
-    def compare(self, cells: Sequence[GridCell], title: str) -> Compared:
+    def compare(self, cells: Sequence[Run], title: str) -> Compared:
         require_tags(self.tags, cells, "compare.tags")
         settings = differing(cells)
         groups = grouped(cells, settings)

@@ -9,7 +9,7 @@ from typing import Annotated
 from matplotlib.figure import Figure
 from pydantic import Field
 
-from lab.compare.cells import GridCell
+from lab.compare.run import Run
 from lab.run.figures import blank
 from lab.settings import SettingError
 
@@ -31,11 +31,11 @@ class RunComparison(ABC):
     """A card of `conf/compare/`: settings that say what of the runs is shown, and how."""
 
     @abstractmethod
-    def compare(self, cells: Sequence[GridCell], title: str) -> Compared:
+    def compare(self, cells: Sequence[Run], title: str) -> Compared:
         """The finished or diverged `cells` side by side. Raises SettingError for a tag that none of them has."""
 
 
-def require_tags(tags: Sequence[str], cells: Sequence[GridCell], setting: str) -> None:
+def require_tags(tags: Sequence[str], cells: Sequence[Run], setting: str) -> None:
     """Raise SettingError for a tag of a setting without a single value in the cells that did not diverge."""
     known = {tag for cell in cells for tag in cell.series}
     for tag in tags:
@@ -51,7 +51,7 @@ def new_figure(width: float, height: float, title: str) -> Figure:
     return figure
 
 
-def number(value: float, cells: Sequence[GridCell]) -> str:
+def number(value: float, cells: Sequence[Run]) -> str:
     """Three digits; of what is not there, why: the runs it is of diverged, or never measured it."""
     return f"{value:.3g}" if value == value else "diverged" if all(c.diverged for c in cells) else "not measured"
 

@@ -9,16 +9,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any
 
 from matplotlib.axes import Axes
 from pydantic import Field
 
 from lab.compare.base import Compared, RunComparison, new_figure, number, require_tags
-from lab.compare.cells import SEED, GridCell, mean_and_error, short
 from lab.compare.curves import binned
-from lab.run.folder import RunFolder
+from lab.compare.groups import SEED, mean_and_error
+from lab.compare.run import Run, short
 from lab.run.summary import change
 from lab.settings import SettingError, settings
 
@@ -27,7 +26,7 @@ QUARTER = 0.25
 REACH = 2.5
 """A threshold beyond so many times the largest value is not drawn: it would squeeze the curves."""
 UNCHANGED = "nothing changed"
-Curve = tuple[list[int], list[float]]
+Curve = tuple[Sequence[int], Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -36,20 +35,20 @@ class BranchPoint:
 
     folder: str
     step: int
-    branches: Mapping[str, Sequence[GridCell]]
+    branches: Mapping[str, Sequence[Run]]
 
     @cached_property
-    def origin(self) -> GridCell:
-        return GridCell(RunFolder(Path(self.folder)), {})
+    def origin(self) -> Run:
+        return Run.read(self.folder)
 
     @cached_property
-    def cells(self) -> list[GridCell]:
+    def cells(self) -> list[Run]:
         return [cell for group in self.branches.values() for cell in group]
 
     @property
     def end(self) -> int:
         """The last step of the longest branch."""
-        return max(int(cell.folder.read("status")["step"]) for cell in self.cells)
+        return max(cell.step for cell in self.cells)
 
     def curve(self, tag: str) -> Curve:
         """Of the parent: its own as far as it is there, else what its children have of it."""
@@ -75,7 +74,7 @@ class Branches(RunComparison):
         Field(min_length=1, description="a row each; sharpness has its threshold, dashed, sharpness/ratio the edge, 1"),
     ] = ("sharpness/lambda_max", "train/loss")
 
-    def compare(self, cells: Sequence[GridCell], title: str) -> Compared:
+    def compare(self, cells: Sequence[Run], title: str) -> Compared:
         if not all(cell.parent for cell in cells):
             raise SettingError("compare=branches compares runs that begin from another one; add from=RUN@100,RUN@500")
         require_tags(self.tags, cells, "compare.tags")
@@ -138,7 +137,7 @@ class Branches(RunComparison):
             row[0].set_ylim(min(0, *values), 1.12 * max([*values, *near, *([1] if tag == "sharpness/ratio" else [])]))
 
 
-def _branches(axis: Axes, tag: str, place: BranchPoint, group: Sequence[GridCell], label: str, color: str) -> None:
+def _branches(axis: Axes, tag: str, place: BranchPoint, group: Sequence[Run], label: str, color: str) -> None:
     """The runs of one change: each of them thin, their mean, and a cross at the top where one diverged."""
     curves = {cell.name: cut(*cell.series.get(tag, ([], [])), place.step, place.end) for cell in group}
     whole = [curves[cell.name] for cell in group if not cell.diverged]
@@ -146,7 +145,7 @@ def _branches(axis: Axes, tag: str, place: BranchPoint, group: Sequence[GridCell
         if len(group) > 1 or cell.diverged:
             axis.plot(*_shown(tag, curves[cell.name]), color=color, lw=0.7, alpha=0.4)
         if cell.diverged:
-            at = [cell.folder.read("status")["step"]], [0.95]
+            at = [cell.step], [0.95]
             axis.plot(*at, ls="", marker="x", color=color, transform=axis.get_xaxis_transform(), label="diverged")
     axis.plot(*_shown(tag, mean(whole)), color=color, lw=1.7, label=label)
     if tag == _compared(group[0]):
@@ -183,7 +182,7 @@ def _parent(name: str, sharpness: float, ratio: float, loss: float) -> str:
     return f"the run that went on has {measured if math.isfinite(sharpness) else ''}loss {loss:.3g}."
 
 
-def _moved(name: str, group: Sequence[GridCell], tag: str, before: float, *, ratio: bool = False) -> str:
+def _moved(name: str, group: Sequence[Run], tag: str, before: float, *, ratio: bool = False) -> str:
     """A quantity at the end of the branches, over that of the parent, and over the threshold."""
     if not any(tag in cell.series for cell in group):
         return ""
@@ -197,9 +196,9 @@ def _moved(name: str, group: Sequence[GridCell], tag: str, before: float, *, rat
     return f"{name} {value:.3g}{spread}" + (f" ({', '.join(notes)})" if notes else "")
 
 
-def _phases(group: Sequence[GridCell]) -> str:
+def _phases(group: Sequence[Run]) -> str:
     """How many of the branches ended in which phase, and after how many steps they came to the edge."""
-    summaries = [cell.folder.read("summary") for cell in group]
+    summaries = [cell.summary for cell in group]
     found = [summary["phase"] for summary in summaries if summary.get("phase")]
     if not found:
         return ""
@@ -232,9 +231,9 @@ def _span(values: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _places(cells: Sequence[GridCell]) -> list[BranchPoint]:
+def _places(cells: Sequence[Run]) -> list[BranchPoint]:
     """The checkpoints that the cells begin from, in order of their steps, each with its cells by what was changed."""
-    found: dict[tuple[str, int], dict[str, list[GridCell]]] = {}
+    found: dict[tuple[str, int], dict[str, list[Run]]] = {}
     for cell in cells:
         branches = found.setdefault((str(cell.parent["folder"]), cell.begin), {})
         branches.setdefault(_label(cell.parent), []).append(cell)
@@ -248,13 +247,13 @@ def _label(parent: Mapping[str, Any]) -> str:
     return " and ".join(change(name, *values, short=short(name)) for name, values in shown.items()) or UNCHANGED
 
 
-def _compared(cell: GridCell) -> str | None:
+def _compared(cell: Run) -> str | None:
     """Which sharpness is held against the threshold."""
-    quantity = cell.folder.read("summary").get("quantity")
+    quantity = cell.summary.get("quantity")
     return str(quantity) if quantity else None
 
 
-def _ends(cell: GridCell, tags: Sequence[str]) -> dict[str, float]:
+def _ends(cell: Run, tags: Sequence[str]) -> dict[str, float]:
     return {tag: value for tag in tags if (value := cell.late(tag, QUARTER)) == value}
 
 
@@ -279,6 +278,6 @@ def mean(curves: Sequence[Curve]) -> Curve:
     return steps, [sum(one[step] for one in points) / len(points) for step in steps]
 
 
-def _shown(tag: str, curve: Curve) -> tuple[list[float], list[float]]:
+def _shown(tag: str, curve: Curve) -> tuple[Sequence[float], Sequence[float]]:
     """Training curves, of every batch, as means over bins; what is measured as it is."""
     return binned(*curve) if tag.startswith("train/") else ([float(step) for step in curve[0]], curve[1])

@@ -7,8 +7,9 @@ from matplotlib.axes import Axes
 from pydantic import Field
 
 from lab.compare.base import Compared, Panels, RunComparison, new_figure, number, require_tags
-from lab.compare.cells import GridCell, differing, grouped
 from lab.compare.findings import Paragraph, find
+from lab.compare.groups import differing, grouped
+from lab.compare.run import Run
 from lab.settings import settings
 
 STYLES = ("-", "--", ":", "-.")
@@ -32,7 +33,7 @@ class Curves(RunComparison):
     ylabel: Annotated[str | None, Field(description="name of the vertical axis; null: the tags")] = None
     finding: Paragraph = None
 
-    def compare(self, cells: Sequence[GridCell], title: str) -> Compared:
+    def compare(self, cells: Sequence[Run], title: str) -> Compared:
         require_tags(self.tags, cells, "compare.tags")
         require_tags([self.over] if self.over else [], cells, "compare.over")
         panels = grouped(cells, [self.panels] if self.panels else [])
@@ -56,12 +57,12 @@ class Curves(RunComparison):
         values = {cell.name: {tag: self.ratio(cell, tag) for tag in self.tags} for cell in cells}
         return Compared(figure, find(self.finding, cells) or self._means(cells, values), _finite(values))
 
-    def ratio(self, cell: GridCell, tag: str) -> float:
+    def ratio(self, cell: Run, tag: str) -> float:
         """The mean over the last quarter, divided by that of `over`."""
         value = cell.late(tag, QUARTER)
         return value / cell.late(self.over, QUARTER) if self.over else value
 
-    def _draw(self, axis: Axes, cell: GridCell, label: str, labels: list[str]) -> None:
+    def _draw(self, axis: Axes, cell: Run, label: str, labels: list[str]) -> None:
         """The lines of one run; many points (a batch of every step) become means over bins. A color for every label, or,
         where there is one run in a panel, for every tag.
         """
@@ -77,7 +78,7 @@ class Curves(RunComparison):
             legend += " (diverged)" if cell.diverged else ""
             axis.plot(*binned(steps, values), ls=style, color=color, lw=1.3, label=legend)
 
-    def _means(self, cells: Sequence[GridCell], values: dict[str, dict[str, float]]) -> str:
+    def _means(self, cells: Sequence[Run], values: dict[str, dict[str, float]]) -> str:
         settings, divided = differing(cells), f" / {self.over}" if self.over else ""
         parts = [
             f"{cell.label(settings) or cell.name}: {', '.join(number(v, [cell]) for v in values[cell.name].values())}"

@@ -8,8 +8,9 @@ from matplotlib.axes import Axes
 from pydantic import Field
 
 from lab.compare.base import Compared, Panels, RunComparison, new_figure, number, require_tags
-from lab.compare.cells import GridCell, differing, grouped, mean_and_error, short
 from lab.compare.findings import Paragraph, find
+from lab.compare.groups import differing, grouped, mean_and_error
+from lab.compare.run import Run, short
 from lab.settings import settings
 
 MARKERS = "osD^vP"
@@ -31,7 +32,7 @@ class FinalValues(RunComparison):
     panels: Panels = None
     finding: Paragraph = None
 
-    def compare(self, cells: Sequence[GridCell], title: str) -> Compared:
+    def compare(self, cells: Sequence[Run], title: str) -> Compared:
         require_tags([self.tag], cells, "compare.tag")
         panels = grouped(cells, [self.panels] if self.panels else [])
         figure = new_figure(1.5 + 4.2 * len(panels), 4.6, title)

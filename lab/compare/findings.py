@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from lab.compare.cells import GridCell, grouped, mean_and_error
+from lab.compare.groups import grouped, mean_and_error
+from lab.compare.run import Run
 
 Finding = Literal["random_labels", "generalization_gap", "edge_of_stochastic_stability", "noise_injection"]
 Paragraph = Annotated[Finding | None, Field(description="what the paragraph says; null: the numbers that are drawn")]
@@ -24,9 +25,9 @@ NEAR_EDGE = 0.8
 """Share of 2/lr from which on batch sharpness counts as at the edge: its mean over a quarter of a run scatters as much."""
 
 
-def find(finding: Finding | None, cells: Sequence[GridCell]) -> str:
+def find(finding: Finding | None, cells: Sequence[Run]) -> str:
     """The paragraph of that name; "" for None."""
-    paragraphs: dict[Finding, Callable[[Sequence[GridCell]], str]] = {
+    paragraphs: dict[Finding, Callable[[Sequence[Run]], str]] = {
         "random_labels": random_labels,
         "generalization_gap": generalization_gap,
         "edge_of_stochastic_stability": edge_of_stochastic_stability,
@@ -35,7 +36,7 @@ def find(finding: Finding | None, cells: Sequence[GridCell]) -> str:
     return paragraphs[finding](cells) if finding else ""
 
 
-def random_labels(cells: Sequence[GridCell]) -> str:
+def random_labels(cells: Sequence[Run]) -> str:
     """Whether true and permuted labels were fitted, and what of it carried over to the test set."""
     parts, fits, permuted = [], [], []
     for name, group in grouped(cells, ["data.random_labels", "data.batch_size"]).items():
@@ -44,7 +45,7 @@ def random_labels(cells: Sequence[GridCell]) -> str:
         if group[0].overrides.get("data.random_labels") in ("1", "1.0"):
             permuted.append(test)
         parts.append(f"{name}: {_number(train)} and {_number(test)}")
-    chance = 1 / len(cells[0].facts["classes"].split(", "))
+    chance = 1 / len(str(cells[0].facts["classes"]).split(", "))
     fitted = "Every run fitted its training set" if all(fits) else "Not every run fitted its training set"
     text = f"Train and test accuracy over the last quarter: {'; '.join(parts)}. {fitted}"
     if permuted:
@@ -53,7 +54,7 @@ def random_labels(cells: Sequence[GridCell]) -> str:
     return f"{text}."
 
 
-def generalization_gap(cells: Sequence[GridCell]) -> str:
+def generalization_gap(cells: Sequence[Run]) -> str:
     """How far test accuracy falls from the smallest to the largest batch, by budget and learning-rate rule."""
     parts, gaps = [], {}
     for name, group in grouped(cells, ["scaling.budget", "scaling.lr"]).items():
@@ -75,7 +76,7 @@ def generalization_gap(cells: Sequence[GridCell]) -> str:
     return text + (f" {diverged} of {len(cells)} runs diverged." if diverged else "")
 
 
-def edge_of_stochastic_stability(cells: Sequence[GridCell]) -> str:
+def edge_of_stochastic_stability(cells: Sequence[Run]) -> str:
     """Where lambda_max and the batch sharpness were, in units of the threshold, and in which order."""
     groups = sorted(grouped(cells, ["data.batch_size"]).values(), key=lambda group: group[0].number("data.batch_size"))
     parts, tops, near = [], [], []
@@ -101,7 +102,7 @@ def edge_of_stochastic_stability(cells: Sequence[GridCell]) -> str:
     return text
 
 
-def noise_injection(cells: Sequence[GridCell]) -> str:
+def noise_injection(cells: Sequence[Run]) -> str:
     """Where each noise led, and whether noise of the law of the small batch leads where the small batch does."""
     groups = {name.partition("=")[2]: group for name, group in grouped(cells, ["optimizer/noise"]).items()}
     parts, apart = [], []
@@ -124,17 +125,17 @@ def _with_error(mean: float, error: float) -> str:
     return f"{_number(mean)} +- {error:.1g}" if error > 0 else _number(mean)
 
 
-def _late(group: Sequence[GridCell], tag: str) -> float:
+def _late(group: Sequence[Run], tag: str) -> float:
     """The mean over the last quarter and over seeds; NaN where all diverged."""
     return mean_and_error([cell.late(tag, QUARTER) for cell in group])[0]
 
 
-def _last(group: Sequence[GridCell]) -> float:
+def _last(group: Sequence[Run]) -> float:
     """The last test accuracy, averaged over seeds; NaN where all diverged."""
     return mean_and_error([cell.late("test/accuracy", 0) for cell in group])[0]
 
 
-def _over_threshold(group: Sequence[GridCell], tag: str) -> float:
+def _over_threshold(group: Sequence[Run], tag: str) -> float:
     ratios = [cell.late(tag, QUARTER) / cell.late("sharpness/threshold", QUARTER) for cell in group]
     return mean_and_error(ratios)[0]
 

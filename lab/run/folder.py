@@ -18,6 +18,7 @@ import io
 import json
 import math
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -172,7 +173,7 @@ class RunFolder:
     def status(self, state: str, *, step: int, reason: str = "", seconds: float | None = None) -> None:
         """How the run stands: running, finished, diverged or failed; after so many `seconds`, where the clock was read."""
         time = {"seconds": read} if math.isfinite(read := self.seconds if seconds is None else seconds) else {}
-        self.write("status", {"status": state, "step": step, "reason": reason, "pid": os.getpid()} | time)
+        self.write("status", {"status": state, "step": step, "reason": reason, **_process()} | time)
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         """The measurements on disk; a last line cut off by a kill is passed over."""
@@ -182,6 +183,11 @@ class RunFolder:
         for line in file.read_text().splitlines():
             with suppress(json.JSONDecodeError):
                 yield json.loads(line)
+
+
+def _process() -> dict[str, Any]:
+    """This process, and the machine it is one of."""
+    return {"pid": os.getpid(), "host": socket.gethostname()}
 
 
 def _step_of(file: Path) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lab.compare import GridCell
+from lab.compare import Run
 from lab.compare.branches import Branches
 from lab.run.folder import RunFolder
 from lab.settings import SettingError
@@ -15,7 +15,7 @@ END = 40
 
 
 def run(place: Path, values: Mapping[str, float], *, parent: Mapping[str, Any] | None = None, status: str = "finished",
-        phase: str = "below the edge", entry: int | None = None) -> GridCell:  # fmt: skip
+        phase: str = "below the edge", entry: int | None = None) -> Run:  # fmt: skip
     """A run whose curves are constant: of its parent 5 before it begins, then as given."""
     folder, begin = RunFolder(place), parent["step"] if parent else 0
     with folder.owned():
@@ -25,7 +25,7 @@ def run(place: Path, values: Mapping[str, float], *, parent: Mapping[str, Any] |
         folder.write("provenance", {"parent": dict(parent)} if parent else {})
         folder.write("summary", {"quantity": "sharpness/lambda_max", "phase": phase, "entry_step": entry})
         folder.status(status, step=END)
-    return GridCell.read(place, [])
+    return Run.read(place, [])
 
 
 def numbers(sharpness: float, loss: float, threshold: float = 10.0) -> dict[str, float]:
@@ -35,7 +35,7 @@ def numbers(sharpness: float, loss: float, threshold: float = 10.0) -> dict[str,
 
 
 @pytest.fixture
-def cells(tmp_path: Path) -> list[GridCell]:
+def cells(tmp_path: Path) -> list[Run]:
     """Twice the rate at two steps, two seeds each."""
     run(tmp_path / "parent", numbers(8.0, 0.5))
     made = []
@@ -48,7 +48,7 @@ def cells(tmp_path: Path) -> list[GridCell]:
     return made
 
 
-def test_the_paragraph_holds_every_change_against_the_run_that_went_on(cells: list[GridCell]) -> None:
+def test_the_paragraph_holds_every_change_against_the_run_that_went_on(cells: list[Run]) -> None:
     told = Branches().compare(cells, "title")
     # 4 +- 1 of seeds 3 and 5: standard deviation sqrt 2, over sqrt 2.
     assert (
@@ -65,7 +65,7 @@ def test_the_paragraph_holds_every_change_against_the_run_that_went_on(cells: li
     assert list(before.get_xdata()) == list(range(21)) and set(before.get_ydata()) == {8.0}
 
 
-def test_a_parent_that_is_gone_or_over_is_told_by_its_children(cells: list[GridCell], tmp_path: Path) -> None:
+def test_a_parent_that_is_gone_or_over_is_told_by_its_children(cells: list[Run], tmp_path: Path) -> None:
     (tmp_path / "parent").rename(tmp_path / "elsewhere")
     told = Branches(tags=("sharpness/ratio",)).compare(cells, "title")
     assert "From step 10: the run itself was over by then. lr 0.2 -> 0.4: lambda_max 4 +- 1 (0.80 x its threshold)" in (
@@ -75,7 +75,7 @@ def test_a_parent_that_is_gone_or_over_is_told_by_its_children(cells: list[GridC
     assert set(told.figure.axes[0].get_lines()[0].get_ydata()) == {5.0}, "what the children have of it"
 
 
-def test_a_branch_that_diverged_is_marked_and_left_out_of_the_means(cells: list[GridCell], tmp_path: Path) -> None:
+def test_a_branch_that_diverged_is_marked_and_left_out_of_the_means(cells: list[Run], tmp_path: Path) -> None:
     lost = run(tmp_path / "lost", numbers(1e9, 1e9), parent=cells[0].parent, status="diverged", phase="diverged")
     told = Branches().compare([*cells, lost], "title")
     assert "lambda_max 4 +- 1 (0.50 of the parent's" in told.sentence

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from lab.compare import GridCell, carry_out
+from lab.compare import Run, carry_out
 from lab.compare.bars import Bars
-from lab.compare.cells import differing, grouped, mean_and_error
 from lab.compare.curves import Curves
 from lab.compare.ends import FinalValues
 from lab.compare.findings import edge_of_stochastic_stability, generalization_gap, noise_injection, random_labels
+from lab.compare.groups import differing, grouped, mean_and_error
 from lab.run.folder import RunFolder
 from lab.settings import SettingError
 
@@ -20,7 +20,7 @@ Values = Mapping[str, Sequence[float] | float]
 """By tag, one value a step, or one for every step."""
 
 
-def cell(root: Path, overrides: str, values: Values, *, steps: int = 8, diverged: bool = False) -> GridCell:
+def cell(root: Path, overrides: str, values: Values, *, steps: int = 8, diverged: bool = False) -> Run:
     """A run of `steps` updates in a folder below `root`."""
     folder = RunFolder(root / overrides.replace("/", "-").replace(" ", ","))
     with folder.owned():
@@ -30,7 +30,7 @@ def cell(root: Path, overrides: str, values: Values, *, steps: int = 8, diverged
                 folder.log(step, {tag: value})
         folder.write("provenance", {"data": {"examples": 300, "classes": ", ".join("0123456789")}})
         folder.status("diverged" if diverged else "finished", step=steps)
-    return GridCell.read(folder.path, overrides.split())
+    return Run.read(folder.path, overrides.split())
 
 
 def texts(figure: Figure) -> list[str]:
@@ -65,7 +65,7 @@ def test_mean_and_standard_error_of_seeds() -> None:
     assert math.isnan(mean_and_error([math.nan])[0])
 
 
-def cells_of(root: Path) -> list[GridCell]:
+def cells_of(root: Path) -> list[Run]:
     return [cell(root, "kind=a", {"test/accuracy": 0.5}), cell(root, "kind=b", {"test/loss": 0.5})]
 
 
@@ -137,12 +137,12 @@ def test_a_tag_that_no_run_has_is_refused(tmp_path: Path) -> None:
 
 def test_figure_and_numbers_are_left_beside_each_other(tmp_path: Path) -> None:
     run = cell(tmp_path / "grid", "a=1", {"test/accuracy": 0.5})
-    told = carry_out(Bars(), {run.folder.path: ["a=1"]}, tmp_path / "figures" / "a=0.1,0.2", "title")
+    told = carry_out(Bars(), {run.path: ["a=1"]}, tmp_path / "figures" / "a=0.1,0.2", "title")
     assert (tmp_path / "figures" / "a=0.1,0.2.png").stat().st_size > 5_000
     found = RunFolder(tmp_path / "figures").read("a=0.1,0.2")
     assert found["sentence"] == told.sentence
     assert found["runs"] == [
-        {"folder": str(run.folder.path), "overrides": {"a": "1"}, "diverged": False, "values": {"test/accuracy": 0.5}}
+        {"folder": str(run.path), "overrides": {"a": "1"}, "diverged": False, "values": {"test/accuracy": 0.5}}
     ]
 
 
