@@ -1,6 +1,6 @@
 """The tables of docs/results/ out of the folders of the runs: nobody types a measured number into a page.
 
-    python scripts/results.py OUTPUTS [FINDING=CPU_SECONDS ...]   reads the findings that are named, writes numbers and tables
+    python scripts/results.py OUTPUTS [FINDING=CPU_SECONDS ...]   reads the findings that are named, then writes tables
     python scripts/results.py                                     writes the tables of all pages anew from the numbers
 
 OUTPUTS is the folder where the commands of the pages leave their runs. What is read goes to docs/results/numbers.json, and
@@ -12,6 +12,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -76,17 +77,23 @@ OPTIMISERS = {
 
 
 def edge(outputs: Path) -> Finding:
-    head = ["optimiser", "lr", "threshold", "= number", "first above it", "mean since then [least, most]", "loss at the end"]
+    head = ["optimiser", "lr", "threshold", "in numbers", "at the edge from", "lambda_max over it", "loss at the end"]
     rows, runs = [], []
     for name, words in OPTIMISERS.items():
-        [run] = under(outputs / "edge" / name)
-        summary, ratios = run.read("summary"), tagged(run, "sharpness/ratio")
-        crossed = summary["crossing_step"]
-        since = [ratio for step, ratio in ratios.items() if crossed is not None and step >= crossed]
-        level = f"{sum(since) / len(since):.2f} [{min(since):.2f}, {max(since):.2f}]" if since else "-"
-        threshold = list(tagged(run, "sharpness/threshold").values())[-1]
-        cells = [f"{setting(run, 'optimizer.lr'):g}", f"{summary['threshold_formula']}", f"{threshold:.4g}"]
-        rows.append([words, *cells, f"step {crossed}", level, f"{summary['last_loss']:.2g}"])
+        [run] = [run for run in under(outputs / "edge") if run.path.name.startswith(f"{name},")]
+        summary = run.read("summary")
+        level, low, high = (summary[key] for key in ("level", "level_low", "level_high"))
+        threshold = [*tagged(run, "sharpness/threshold").values()][-1]
+        cells = [f"{setting(run, 'optimizer.lr'):g}", summary["threshold_formula"], f"{threshold:.4g}"]
+        rows.append(
+            [
+                words,
+                *cells,
+                f"step {summary['entry_step']}",
+                f"{level:.2f} ({low:.2f} to {high:.2f})",
+                f"{summary['last_loss']:.2g}",
+            ]
+        )
         runs.append(run)
     return head, rows, runs
 
@@ -150,7 +157,7 @@ def spectra(outputs: Path) -> Finding:
 def crossing(series: Mapping[int, float], level: float) -> float:
     """The step at which a series is first at `level`, between two measurements on a line."""
     steps = sorted(series)
-    for before, after in zip(steps, steps[1:], strict=False):
+    for before, after in pairwise(steps):
         if series[before] < level <= series[after]:
             return before + (after - before) * (level - series[before]) / (series[after] - series[before])
     return math.nan
@@ -193,11 +200,17 @@ def stochastic_edge(outputs: Path) -> Finding:
     return ["batch size", "published, step 9000", "here", "difference", "published, mean to step 150,000"], rows, runs
 
 
+def escape(outputs: Path) -> Finding:
+    run = RunFolder(outputs / "escape_kramers_sgd/default")
+    return ["", "theory", "measured", "agrees"], run.read("summary")["table"], [run]
+
+
 FINDINGS: Mapping[str, Callable[[Path], Finding]] = {
     "edge": edge,
     "phase": phase,
     "forks": forks,
     "spectra": spectra,
+    "escape": escape,
     "central_flows": central_flows,
     "stochastic_edge": stochastic_edge,
 }
@@ -206,17 +219,16 @@ FINDINGS: Mapping[str, Callable[[Path], Finding]] = {
 def made(runs: Sequence[RunFolder], cpu: str) -> str:
     """Where the numbers come from, in one line."""
     facts = [run.read("provenance") for run in runs]
-    [version] = {fact["versions"]["torch"] for fact in facts}
-    sizes = sorted({fact["model"]["parameters"] for fact in facts})
-    seeds = sorted({fact["settings"]["seed"] for fact in facts})
-    images = sorted({fact["data"]["examples"] for fact in facts})
     wall = sum(run.read("summary")["seconds"] for run in runs)
-    many = f"{len(runs)} runs" if len(runs) > 1 else "one run"
-    return (
-        f"{many}, {listed(images)} images, {listed(sizes)} weights, seed {listed(seeds)}; lab {lab.__version__}, torch "
-        f"{version}, one thread of {processor()}; {cpu}{wall:.0f} s by the clock on a machine of 2 cores "
-        "that other work kept busy."
-    )
+    parts = [f"{len(runs)} runs" if len(runs) > 1 else "One run"]
+    if images := distinct(fact.get("data", {}).get("examples") for fact in facts):
+        weights = distinct(fact["model"]["parameters"] for fact in facts)
+        parts += [f"{images} images", f"{weights} weights"]
+    parts.append(f"seed {distinct(fact['settings']['seed'] for fact in facts)}")
+    parts.append(f"lab {lab.__version__}, torch {distinct(fact['versions']['torch'] for fact in facts)}")
+    parts.append(f"one thread of {processor()}")
+    price = f"{cpu} s of CPU, " if cpu else ""
+    return f"{', '.join(parts)}; {price}{wall:.0f} s by the clock on a machine of 2 cores that other work kept busy."
 
 
 def processor() -> str:
@@ -224,8 +236,9 @@ def processor() -> str:
     return names[0] if names else "an unknown processor"
 
 
-def listed(values: Iterable[Any]) -> str:
-    return ", ".join(map(str, values))
+def distinct(values: Iterable[Any]) -> str:
+    """The different values, in order, less those that are not known."""
+    return ", ".join(map(str, sorted({value for value in values if value is not None})))
 
 
 def block(finding: Mapping[str, Any]) -> str:
@@ -239,7 +252,8 @@ def filled(page: str, numbers: Mapping[str, Any]) -> str:
     """The text of a page with its tables as the numbers have them."""
 
     def table(match: re.Match[str]) -> str:
-        return f"<!-- {match[1]} -->\n\n{block(numbers[match[1]])}\n\n<!-- end -->"
+        made = f"\n{block(numbers[match[1]])}\n\n" if match[1] in numbers else ""
+        return f"<!-- {match[1]} -->\n{made}<!-- end -->"
 
     return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", table, page, flags=re.S)
 
@@ -249,7 +263,7 @@ def main(words: Sequence[str]) -> None:
     for word in words[1:]:
         name, _, cpu = word.partition("=")
         head, rows, runs = FINDINGS[name](Path(words[0]))
-        numbers[name] = {"head": head, "rows": rows, "made": made(runs, f"{cpu} s of CPU, " if cpu else "")}
+        numbers[name] = {"head": head, "rows": rows, "made": made(runs, cpu)}
     NUMBERS.write_text(json.dumps(dict(sorted(numbers.items())), indent=1, ensure_ascii=False) + "\n")
     for page in PAGES.glob("*.md"):
         page.write_text(filled(page.read_text(), numbers))
