@@ -139,14 +139,15 @@ def forks(outputs: Path) -> Finding:
 def spectra(outputs: Path) -> Finding:
     [run] = under(outputs / "noise_spectra")
     tags = {
-        "loss": "train/loss",
-        "lambda_1(H)": "spectrum/lambda_max",
+        "lambda_1(H)": "spectrum/lambda_1",
         "lambda_10(H)": "spectrum/lambda_10",
         "lambda_1(D)": "noise/lambda_max",
         "lambda_10(D)": "noise/lambda_10",
         "Tr D": "noise/trace",
         "effective rank of D": "noise/effective_rank",
         "cos(D, H)": "noise/cosine",
+        "u'Du / u'Hu": "noise/slope",
+        "2L/K": "noise/slope_theory",
     }
     columns = {name: tagged(run, tag) for name, tag in tags.items()}
     steps = sorted(columns["lambda_1(D)"])
