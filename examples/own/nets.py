@@ -7,6 +7,8 @@ A class, or a function that returns a module. Its arguments are model.args.NAME=
 called. The module maps a batch of inputs (B, ...) to one tensor of outputs (B, K).
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -36,3 +38,19 @@ def tiny_conv(channels: int = 8, classes: int = 10) -> nn.Module:
         nn.Flatten(),
         nn.Linear(2 * channels, classes),
     )
+
+
+def silu_mlp(
+    widths: tuple[int, ...] = (512, 512), scale: float = 0.2, inputs: int = 3072, classes: int = 10
+) -> nn.Module:
+    """Images, flattened, to outputs through SiLU; Kaiming normal weights times `scale`, biases 0."""
+    sizes = [inputs, *widths, classes]
+    layers: list[nn.Module] = [nn.Flatten()]
+    for fan_in, fan_out in pairwise(sizes):
+        layer = nn.Linear(fan_in, fan_out)
+        nn.init.kaiming_normal_(layer.weight)
+        with torch.no_grad():
+            layer.weight *= scale
+        nn.init.zeros_(layer.bias)
+        layers += [layer, nn.SiLU()]
+    return nn.Sequential(*layers[:-1])
