@@ -137,6 +137,7 @@ def test_every_train_command_runs(
     if "data=cifar10" in command:
         command = command.replace("data=cifar10", "data=image_folder")
         overrides += [f"data.root={images}", "data.batch_size=8", "trainer.evaluate_every=null"]
+        overrides += ["model.width=2"] if "model=resnet" in command else []
     if "examples/own/" in command:
         with_examples(tmp_path)
     command = re.sub(r" steps=\d+", "", command)
