@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-gc.disable()  # while the tests are collected: hardly anything of what they import ever goes
-
 # Of this process, whose torch reads it when it loads, and of the programs that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
+
+gc.disable()  # while the tests are collected: hardly anything of what they import ever goes
 
 
 def pytest_collection_finish() -> None:

@@ -58,7 +58,7 @@ EVERY = 12
 
 
 class Truth(pl.Callback):
-    """What the ratio is before every update that `fit` measures at, and at the end: p_i edge_i of a weight's holder, dense H."""
+    """What the ratio is before updates that `fit` measures at, and at the end: p_i edge_i of a weight's holder, dense H."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module, self.ratios = module, dict[int, float]()

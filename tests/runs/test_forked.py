@@ -23,9 +23,7 @@ PARENTS = {
         *(*SMALL, "optimizer=adam", "schedule=cosine", "data.batch_size=16", "probe=[sharpness,batch_sharpness]"),
         *(*FEW, *KEEP),
     ),
-    "BatchNorm and augmentation, epochs": (
-        *(*RESNET, "epochs=9", *ROUGH, "trainer.threads=1", "trainer.keep=[8,23]"),
-    ),
+    "BatchNorm and augmentation, epochs": (*(*RESNET, "epochs=9", *ROUGH, "trainer.threads=1", "trainer.keep=[8,23]"),),
     "noise and escape": (
         *(*SMALL, "optimizer/noise=isotropic", "noise.trace=0.01", "optimizer/escape=negative_curvature", *KEEP),
     ),
