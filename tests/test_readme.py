@@ -58,7 +58,11 @@ def commands(start: str) -> dict[str, Path]:
 
 def to_run(command: str, page: Path) -> bool:
     """Experiments but the quickstart are many runs or long ones, and a launcher of a cluster needs one."""
-    return page in RUN and not re.search("submitit|launcher=slurm", command) and not re.search("experiment=(?!quickstart)", command)
+    return (
+        page in RUN
+        and not re.search("submitit|launcher=slurm", command)
+        and not re.search("experiment=(?!quickstart)", command)
+    )
 
 
 TRAIN, MEASURE, SIMULATE = (commands(f"python -m lab.{door}") for door in ("train", "measure", "simulate"))
@@ -137,6 +141,7 @@ def test_every_train_command_runs(
     if "data=cifar10" in command:
         command = command.replace("data=cifar10", "data=image_folder")
         overrides += [f"data.root={images}", "data.batch_size=8", "trainer.evaluate_every=null"]
+        overrides += ["model.width=2"] if "model=resnet" in command else []
     if "examples/own/" in command:
         with_examples(tmp_path)
     command = re.sub(r" steps=\d+", "", command)

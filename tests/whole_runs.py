@@ -19,7 +19,11 @@ from lab.run import checkpoints
 from lab.run.folder import RunFolder
 from lab.train import main
 
-SMALL = ("trainer.threads=1", "data.examples=60", "model.widths=[8]", "steps=60", "probe.sharpness.every=7")
+SMALL = (
+    *("trainer.threads=1", "data.examples=60", "model.widths=[8]", "steps=60"),
+    *("probe.sharpness.every=7", "probe.sharpness.tol=0.01"),
+)
+"""The first three say nothing of length and probes. Bits are compared, which a rougher eigenvalue shows as well."""
 
 
 RESNET = (
@@ -30,8 +34,10 @@ RESNET = (
     "model.depth=8",
     "model.width=2",
 )
-
-
+ROUGH = ("probe.sharpness.every=5", "probe.sharpness.tol=0.1")
+"""Two digits of the curvature of a ResNet, whose products are dear."""
+FEW = ("probe.batch_sharpness.every=9", "probe.batch_sharpness.batches=2", "probe.batch_sharpness.gni_batches=2")
+"""Batch sharpness of few batches."""
 KINDS = {
     "plain": SMALL,
     "momentum, mini-batches": (*SMALL, "optimizer.momentum=0.9", "data.batch_size=7", "probe.sharpness.midpoints=true"),
@@ -42,7 +48,7 @@ KINDS = {
         "data.batch_size=16",
         "data.sampling=with_replacement",
     ),
-    "resnet with BatchNorm, augmented": (*RESNET, "steps=12", "probe.sharpness.every=5", "trainer.threads=1"),
+    "resnet with BatchNorm, augmented": (*RESNET, "steps=12", *ROUGH, "trainer.threads=1"),
 }
 
 

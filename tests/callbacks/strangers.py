@@ -53,19 +53,30 @@ def data() -> tuple[Tensor, Tensor]:
     return x, (x @ torch.randn(5, 3, generator=generator, dtype=torch.float64)).argmax(1)
 
 
+EVERY = 12
+"""The rhythm of `fit`: a dense Hessian at the other steps would be held against nothing."""
+
+
 class Truth(pl.Callback):
-    """What the ratio is before every update and at the end: per weight p_i edge_i of its holder, and the dense Hessian."""
+    """What the ratio is before updates that `fit` measures at, and at the end: p_i edge_i of a weight's holder, dense H."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module, self.ratios = module, dict[int, float]()
-        self.gradients = list[Tensor]()  # of every step, before they are clipped
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        if trainer.global_step % EVERY == 0:
+            self.on_train_end(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         with torch.enable_grad():
             self.ratios[trainer.global_step] = ratio(self.module, trainer.optimizers)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.on_train_batch_start(trainer, pl_module)
+
+class Gradients(pl.Callback):
+    """The gradient of every step, before it is clipped."""
+
+    def __init__(self) -> None:
+        self.gradients = list[Tensor]()
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: optim.Optimizer) -> None:
         params = (p for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
@@ -118,7 +129,7 @@ def fit(
     project: Project,
     *callbacks: pl.Callback,
     steps: int = 13,
-    every: int = 12,
+    every: int = EVERY,
     model: nn.Module | None = None,
     midpoints: bool = False,
     resume: str | None = None,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from callbacks.strangers import Make, Project, Truth, fit
+from callbacks.strangers import Gradients, Make, Project, fit
 from torch import optim
 
 from lab.callbacks.clipping import Clipping
@@ -20,8 +20,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 CLOSE = {"rel": 1e-4}
 
 
-def norms(truth: Truth) -> list[float]:
-    return [float(g.norm()) for g in truth.gradients]
+def norms(seen: Gradients) -> list[float]:
+    return [float(g.norm()) for g in seen.gradients]
 
 
 RULES: dict[str, tuple[Make, float]] = {
@@ -42,12 +42,12 @@ RULES: dict[str, tuple[Make, float]] = {
 def test_by_norm_the_threshold_is_that_of_the_effective_rate_of_the_step(name: str, c: float) -> None:
     make, threshold = RULES[name]
     project = Project(make)
-    truth = Truth(project)
-    probe = fit(project, truth, gradient_clip_val=c)
-    clipped = [norm > c for norm in norms(truth)]
+    seen = Gradients()
+    probe = fit(project, seen, gradient_clip_val=c)
+    clipped = [norm > c for norm in norms(seen)]
     assert probe.latest["train/clipped"] == pytest.approx(sum(clipped) / 13)
     assert probe.summary()["clipped"] == probe.latest["train/clipped"]
-    factor = min(1.0, c / norms(truth)[12])
+    factor = min(1.0, c / norms(seen)[12])
     assert probe.latest["sharpness/threshold"] == pytest.approx(threshold, rel=1e-6)
     assert probe.latest["sharpness/clipped_threshold"] == pytest.approx(threshold / factor, **CLOSE)
     assert probe.latest["sharpness/clipped_ratio"] == pytest.approx(probe.latest["sharpness/ratio"] * factor, **CLOSE)
@@ -73,9 +73,9 @@ def test_with_decay_and_a_preconditioner_no_effective_threshold_is_claimed() -> 
 @pytest.mark.parametrize("c", [0.01, 0.1, 10.0])
 def test_by_value_the_share_is_logged_and_clipped_steps_have_no_phase(c: float) -> None:
     project = Project(lambda m: optim.SGD(m.parameters(), lr=0.1))
-    truth = Truth(project)
-    probe = fit(project, truth, gradient_clip_val=c, gradient_clip_algorithm="value", every=3)
-    clipped = [bool((g.abs() > c).any()) for g in truth.gradients]
+    seen = Gradients()
+    probe = fit(project, seen, gradient_clip_val=c, gradient_clip_algorithm="value", every=3)
+    clipped = [bool((g.abs() > c).any()) for g in seen.gradients]
     assert probe.latest["train/clipped"] == pytest.approx(sum(clipped) / 13)
     assert "sharpness/clipped_threshold" not in probe.latest and "sharpness/ratio" in probe.latest
     judged = [step for step in range(0, 13, 3) if not clipped[step]]
@@ -148,8 +148,8 @@ OWN: dict[str, tuple[type[Project], float | None]] = {
 @pytest.mark.parametrize(("kind", "c"), OWN.values(), ids=OWN)
 def test_clipping_of_ones_own_is_seen(kind: type[Project], c: float | None) -> None:
     project = kind(lambda m: optim.SGD(m.net.parameters(), lr=0.1))
-    truth = Truth(project)
-    probe = fit(project, truth)
+    seen = Gradients()
+    probe = fit(project, seen)
     if c is None:
         assert "train/clipped" not in probe.latest and [step for step, _ in probe.tracker.ratios] == [0, 12, 13]
         return
@@ -157,7 +157,7 @@ def test_clipping_of_ones_own_is_seen(kind: type[Project], c: float | None) -> N
     if math.isnan(c):
         assert "sharpness/clipped_ratio" not in probe.latest and not probe.tracker.ratios
     else:
-        assert probe.latest["sharpness/clipped_threshold"] == pytest.approx(20 * norms(truth)[12] / c, **CLOSE)
+        assert probe.latest["sharpness/clipped_threshold"] == pytest.approx(20 * norms(seen)[12] / c, **CLOSE)
 
 
 def test_adam_normalises_a_constant_factor_away_and_so_does_the_effective_ratio() -> None:

@@ -48,7 +48,7 @@ def test_a_plain_loop_measures_what_lab_train_does_and_leaves_the_same_folder(
         parts.criterion,
         (x, y),
         optimizer,
-        probes=[Sharpness(every=7)],
+        probes=[Sharpness(every=7, tol=0.01)],
         folder=tmp_path / "own",
         batch_size="full",
     )

@@ -1,13 +1,16 @@
 """The laws of `lab.probes.base.Probe`, kept by every probe of the package: found by walking it, at its default settings."""
 
+import copy
 import importlib
 import inspect
 import math
 import pickle
 import pkgutil
 import warnings
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import Any
 
 import pytest
@@ -54,15 +57,39 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(), nn.Linear(8, 3))
 
 
-@pytest.mark.parametrize("kind", PROBES)
-def test_a_probe_returns_numbers_figures_or_arrays_under_group_and_quantity(kind: type[Probe]) -> None:
+@dataclass(frozen=True)
+class Measured:
+    """A probe that has measured once, at step 0, and what was there before and after it."""
+
+    probe: Probe
+    model: nn.Module
+    w: torch.Tensor
+    values: Mapping[str, Any]
+    before: tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]
+    after: tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]
+
+
+@cache
+def measured(kind: type[Probe]) -> Measured:
     model, probe = network(), kind()
     w = torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    def state() -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
+        return w.clone(), {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+
+    before = state()
     assert probe.due(0) is True
-    for tag, value in probe.measure(snapshot(0, model, w)).items():
-        assert mine(tag, probe)
+    values = probe.measure(snapshot(0, model, w))
+    return Measured(probe, model, w, values, before, state())
+
+
+@pytest.mark.parametrize("kind", PROBES)
+def test_a_probe_returns_numbers_figures_or_arrays_under_group_and_quantity(kind: type[Probe]) -> None:
+    once = measured(kind)
+    for tag, value in once.values.items():
+        assert mine(tag, once.probe)
         assert isinstance(value, float | Figure | torch.Tensor)
-    assert probe.name.replace("_", "") == kind.__name__.lower()
+    assert once.probe.name.replace("_", "") == kind.__name__.lower()
 
 
 MORE: dict[str, dict[str, Any]] = {
@@ -112,25 +139,21 @@ def test_no_two_probes_write_one_tag_whatever_they_are_asked_for() -> None:
 
 @pytest.mark.parametrize("kind", PROBES)
 def test_a_probe_changes_nothing(kind: type[Probe]) -> None:
-    model, probe = network(), kind()
-    w = torch.cat([p.detach().flatten() for p in model.parameters()])
-    before, random = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
-    held = w.clone()
-    probe.measure(snapshot(0, model, w))
+    once = measured(kind)
+    (held, buffers, random), (w, state, then) = once.before, once.after
     assert w.equal(held)
-    assert all(v.equal(before[k]) for k, v in model.state_dict().items())
-    assert torch.get_rng_state().equal(random)
-    assert all(p.grad is None for p in model.parameters())
-    assert all(module.training for module in model.modules())
+    assert all(v.equal(buffers[k]) for k, v in state.items())
+    assert then.equal(random)
+    assert all(p.grad is None for p in once.model.parameters())
+    assert all(module.training for module in once.model.modules())
 
 
 @pytest.mark.parametrize("kind", PROBES)
 def test_a_probe_whose_memory_is_restored_measures_the_same(kind: type[Probe]) -> None:
-    model, first, second = network(), kind(), kind()
-    w = torch.cat([p.detach().flatten() for p in model.parameters()])
-    first.measure(snapshot(0, model, w))
+    once, second = measured(kind), kind()
+    first = copy.deepcopy(once.probe)
     second.load_state_dict(first.state_dict())
-    later = [probe.measure(snapshot(probe.rhythm, model, w + 0.01)) for probe in (first, second)]
+    later = [probe.measure(snapshot(probe.rhythm, once.model, once.w + 0.01)) for probe in (first, second)]
     for tag, value in later[0].items():
         if isinstance(value, float) and not tag.endswith("seconds"):
             assert value == later[1][tag] or math.isnan(value)

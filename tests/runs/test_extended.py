@@ -4,15 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
-from whole_runs import KINDS, RESNET, SMALL, assert_same_run, command, finished, metrics, train
+from whole_runs import FEW, KINDS, SMALL, assert_same_run, command, finished, metrics, train
 
 from lab.run.folder import RunFolder
 
 ADAM = ("optimizer=adam", "data.batch_size=16", "data.sampling=with_replacement", "probe=[sharpness,batch_sharpness]")
 LONG = {
     "momentum, in the middle of an epoch": (*KINDS["momentum, mini-batches"], "trainer.evaluate_every=20"),
-    "adam, two probes with warm starts": (*SMALL, *ADAM, "probe.batch_sharpness.every=9"),
-    "BatchNorm and augmentation": (*RESNET, "steps=12", "probe.sharpness.every=5", "trainer.threads=1"),
+    "adam, two probes with warm starts": (*SMALL, *ADAM, *FEW),
+    "BatchNorm and augmentation": KINDS["resnet with BatchNorm, augmented"],
     "warm-up, negative curvature": (
         *SMALL,
         "schedule=warmup",

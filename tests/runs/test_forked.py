@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from whole_runs import RESNET, SMALL, assert_same, command, finished, last, metrics, signalled, timeless
+from whole_runs import FEW, RESNET, ROUGH, SMALL, assert_same, command, finished, last, metrics, signalled, timeless
 
 from lab.doors.request import cards_at_hand, composed
 from lab.run import checkpoints
@@ -22,11 +22,9 @@ PARENTS = {
     "momentum, mini-batches": (*MOMENTUM, "probe.sharpness.midpoints=true"),
     "adam, cosine, two probes": (
         *(*SMALL, "optimizer=adam", "schedule=cosine", "data.batch_size=16", "probe=[sharpness,batch_sharpness]"),
-        *("probe.batch_sharpness.every=9", *KEEP),
+        *(*FEW, *KEEP),
     ),
-    "BatchNorm and augmentation, epochs": (
-        *(*RESNET, "epochs=9", "probe.sharpness.every=5", "trainer.threads=1", "trainer.keep=[8,23]"),
-    ),
+    "BatchNorm and augmentation, epochs": (*(*RESNET, "epochs=9", *ROUGH, "trainer.threads=1", "trainer.keep=[8,23]"),),
     "noise and escape": (
         *(*SMALL, "optimizer/noise=isotropic", "noise.trace=0.01", "optimizer/escape=negative_curvature", *KEEP),
     ),

@@ -99,7 +99,13 @@ def test_the_script_of_an_array_has_the_settings_of_the_card(programs: Callable[
 
 @pytest.mark.parametrize(
     ("code", "state", "requeued"),
-    [(143, "RUNNING", True), (140, "SIGNALING", True), (143, "COMPLETING", False), (0, "RUNNING", False), (2, "", False)],
+    [
+        (143, "RUNNING", True),
+        (140, "SIGNALING", True),
+        (143, "COMPLETING", False),
+        (0, "RUNNING", False),
+        (2, "", False),
+    ],
 )
 def test_a_job_that_was_asked_to_stop_is_queued_again_unless_it_was_cancelled(
     code: int, state: str, requeued: bool, programs: Callable[..., None]
