@@ -11,7 +11,7 @@ from lab.compare.base import Compared, Panels, RunComparison, literal, new_figur
 from lab.compare.findings import Paragraph, find
 from lab.compare.groups import differing, grouped, mean_and_error
 from lab.compare.run import Run, short
-from lab.settings import settings
+from lab.settings import SettingError, settings
 
 MARKERS = "osD^vP"
 CROSS = 0.06
@@ -34,6 +34,8 @@ class FinalValues(RunComparison):
 
     def compare(self, cells: Sequence[Run], title: str) -> Compared:
         require_tags([self.tag], cells, "compare.tag")
+        if not all(cell.number(self.x) > 0 for cell in cells):
+            raise SettingError(f"compare.x={self.x} is no positive number in every run; compare=bars takes any setting")
         panels = grouped(cells, [self.panels] if self.panels else [])
         figure = new_figure(1.5 + 4.2 * len(panels), 4.6, title)
         row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
