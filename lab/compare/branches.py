@@ -75,7 +75,7 @@ class Branches(RunComparison):
     ] = ("sharpness/lambda_max", "train/loss")
 
     def compare(self, cells: Sequence[Run], title: str) -> Compared:
-        if not all(cell.parent for cell in cells):
+        if not all(cell.parent for cell in cells) or not cells:
             raise SettingError("compare=branches compares runs that begin from another one; add from=RUN@100,RUN@500")
         require_tags(self.tags, cells, "compare.tags")
         places = _places(cells)

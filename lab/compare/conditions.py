@@ -1,6 +1,7 @@
 """Names and conditions as one types them: `lr` for optimizer.lr, "optimizer.lr<=0.1", "status=finished"."""
 
 import difflib
+import math
 import operator
 import re
 from collections.abc import Callable, Iterable
@@ -37,6 +38,8 @@ class Where:
         """As it is typed. Raises SettingError for what is none."""
         if not (match := FORM.match(text)):
             raise SettingError(f"{shown(text)}: expected a condition such as optimizer.lr<=0.1 or status=finished")
+        if match["sign"] in COMPARISONS and math.isnan(_number(match["value"])):
+            raise SettingError(f"{shown(text)}: expected a number after {match['sign']}")
         return Where(match["name"], match["sign"], match["value"])
 
     def met(self, run: Run) -> bool:
@@ -78,8 +81,8 @@ def resolved(name: str, known: Iterable[str]) -> str:
 
 def _number(value: Any) -> float:
     if isinstance(value, bool) or value is None:
-        return float("nan")
+        return math.nan
     try:
         return float(value)
     except (ValueError, OverflowError):
-        return float("nan")
+        return math.nan

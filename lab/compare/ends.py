@@ -7,11 +7,11 @@ from typing import Annotated
 from matplotlib.axes import Axes
 from pydantic import Field
 
-from lab.compare.base import Compared, Panels, RunComparison, literal, new_figure, number, require_tags
+from lab.compare.base import Compared, Panels, RunComparison, literal, new_figure, number, require_tags, settled
 from lab.compare.findings import Paragraph, find
 from lab.compare.groups import differing, grouped, mean_and_error
 from lab.compare.run import Run, short
-from lab.settings import settings
+from lab.settings import SettingError, settings
 
 MARKERS = "osD^vP"
 CROSS = 0.06
@@ -34,6 +34,8 @@ class FinalValues(RunComparison):
 
     def compare(self, cells: Sequence[Run], title: str) -> Compared:
         require_tags([self.tag], cells, "compare.tag")
+        if not all(cell.number(self.x) > 0 for cell in cells):
+            raise SettingError(f"compare.x={self.x} is no positive number in every run; compare=bars takes any setting")
         panels = grouped(cells, [self.panels] if self.panels else [])
         figure = new_figure(1.5 + 4.2 * len(panels), 4.6, title)
         row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -45,7 +47,7 @@ class FinalValues(RunComparison):
                 places = {
                     x: [c for c in line if c.number(self.x) == x] for x in sorted({c.number(self.x) for c in line})
                 }
-                points = {x: mean_and_error([c.late(self.tag, 0) for c in at]) for x, at in places.items()}
+                points = {x: mean_and_error([settled(c, self.tag, 0) for c in at]) for x, at in places.items()}
                 lost = [x for x, at in places.items() if all(c.diverged for c in at)]
                 place = labels.index(label)
                 self._draw(axis, points, lost, label, place)
@@ -64,7 +66,7 @@ class FinalValues(RunComparison):
         if any(handles):
             figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
         sentence = find(self.finding, cells) or f"{self.tag} at the end ({short(self.x)}). {'; '.join(parts)}."
-        ends = {c.name: {self.tag: c.late(self.tag, 0)} if not c.diverged else {} for c in cells}
+        ends = {c.name: {self.tag: settled(c, self.tag, 0)} if not c.diverged else {} for c in cells}
         return Compared(figure, sentence, ends)
 
     def _draw(

@@ -51,6 +51,8 @@ class Heatmap(RunComparison):
     panels: Annotated[str | None, Field(description="a setting whose values get a panel each; null: one panel")] = None
 
     def compare(self, cells: Sequence[Run], title: str) -> Compared:
+        if not cells:
+            raise SettingError("there are no runs to compare")
         for name in ("x", "y", "panels"):
             if (setting := getattr(self, name)) is not None:
                 require_setting(cells, setting, f"compare.{name}")
@@ -93,6 +95,8 @@ def plane(
         raise SettingError("there are no runs to draw")
     every = runs if among is None else among
     across, up = (PlaneAxis.of(setting_of(every, name), every) for name in (x, y))
+    if across.setting == up.setting:
+        raise SettingError(f"x and y are both {up.setting}; a plane has two settings")
     return Plane.of(runs, tag.removeprefix(LATE), across, up, share=share)
 
 

@@ -13,6 +13,7 @@ from lab.compare.curves import Curves
 from lab.compare.ends import FinalValues
 from lab.compare.findings import edge_of_stochastic_stability, generalization_gap, noise_injection, random_labels
 from lab.compare.groups import differing, grouped, mean_and_error
+from lab.compare.heatmap import Heatmap
 from lab.run.folder import RunFolder
 from lab.settings import SettingError
 
@@ -78,6 +79,15 @@ def test_bars_average_over_seeds_and_say_what_diverged(tmp_path: Path) -> None:
     assert [bar.get_width() for bar in told.figure.axes[0].patches[:1]] == [2.0]
     assert told.values[cells[1].name] == {"x": 3.0}
     assert "not measured (b)" in Bars().compare([*cells_of(tmp_path)], "title").sentence
+
+
+def test_a_run_that_is_not_over_has_no_end(tmp_path: Path) -> None:
+    cells = [cell(tmp_path, f"lr={i}", {"x": 1.0 + i}) for i in (1, 2)]
+    RunFolder(cells[1].path).status("failed", step=3, reason="ValueError: no")
+    cells = [Run.read(one.path, [f"lr={i}"]) for i, one in enumerate(cells, 1)]
+    assert Bars(tags=("x",)).compare(cells, "title").sentence.endswith("x: 2 (1), failed (2).")
+    assert FinalValues(tag="x", x="lr").compare(cells, "title").sentence.endswith("2 (1), failed (2).")
+    assert Curves(tags=("x",)).compare(cells, "title").sentence.endswith("lr=1: 2; lr=2: failed.")
 
 
 def test_ends_draw_a_line_for_every_combination_and_mark_what_diverged(tmp_path: Path) -> None:
@@ -178,6 +188,19 @@ def test_a_tag_that_no_run_has_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(SettingError, match=rf"^compare\.{setting}: no run has y; choose of x$"):
             comparison.compare(cells, "title")
+
+
+def test_no_runs_and_what_is_no_number_are_refused_in_words(tmp_path: Path) -> None:
+    for comparison in (Bars(), FinalValues(), Curves(), Heatmap()):
+        with pytest.raises(SettingError, match=r"^there are no runs to compare$"):
+            comparison.compare([], "title")
+    made = [cell(tmp_path, "kind=a", {"x": 1.0})]
+    with pytest.raises(
+        SettingError, match=r"^compare\.x=kind is no positive number in every run; compare=bars takes any"
+    ):
+        FinalValues(tag="x", x="kind").compare(made, "title")
+    with pytest.raises(SettingError, match=r"^compare\.tags: no run has x; none has measured anything yet$"):
+        Bars(tags=("x",)).compare([cell(tmp_path, "kind=b", {})], "title")
 
 
 def test_figure_and_numbers_are_left_beside_each_other(tmp_path: Path) -> None:

@@ -119,6 +119,7 @@ def test_settings_of_another_kind_are_places_and_panels_that_nobody_has_are_left
     [
         ({"tag": "no/such"}, "compare.tag: no run has no/such; choose of sharpness/ratio, or a result such as phase"),
         ({"x": "data.batchsize"}, "compare.x: no run has data.batchsize; did you mean data.batch_size?"),
+        ({"x": "lr"}, "x and y are both optimizer.lr; a plane has two settings"),
     ],
 )
 def test_what_no_run_has_is_refused(grid: Runs, settings: dict[str, str], says: str) -> None:
