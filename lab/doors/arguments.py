@@ -36,11 +36,13 @@ def as_typed(words: str) -> str:
 
 
 def placed(word: str) -> str:
-    """launcher=joblib and launcher.n_jobs=2 where Hydra has them.
+    """launcher=joblib and launcher.n_jobs=2 where Hydra has them, and compare=null, which Hydra has not, as a card of none.
 
-    >>> placed("launcher=joblib"), placed("launcher.n_jobs=2"), placed("launchers=2")
-    ('hydra/launcher=joblib', 'hydra.launcher.n_jobs=2', 'launchers=2')
+    >>> placed("launcher=joblib"), placed("launcher.n_jobs=2"), placed("compare=null")
+    ('hydra/launcher=joblib', 'hydra.launcher.n_jobs=2', 'compare=none')
     """
+    if word == "compare=null":
+        return "compare=none"
     return re.sub(r"^(\+{0,2})launcher(?=([.=]))", lambda match: f"{match[1]}{LAUNCHER[match[2]]}", word)
 
 

@@ -49,7 +49,7 @@ def compare(grid: Grid) -> None:
     _tell_table(runs, names, _file(grid, []))
     ended = [run for run in runs if run.status in OVER]
     asked, words = grid.head.values.get("compare"), [word.lstrip("+") for word in grid.head.overrides]
-    if not ended or (asked is None and (len(runs) == 1 or "compare=null" in words)):
+    if not ended or (asked is None and (len(runs) == 1 or grid.head.cards.get("compare") == "none")):
         return
     comparison = card(asked, "compare") if asked is not None else chosen(runs, names)
     drawn = sorted((word for word in words if word.startswith("compare")), key=lambda word: word.partition("=")[0])
