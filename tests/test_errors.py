@@ -196,8 +196,14 @@ SLIPS = [
     ("launcher=joblib launcher.n_jobs=2", "launcher=joblib says how the runs of a grid are made, and this is one run"),
     ("-m seed=0,1 launcher=jblib", "launcher=jblib does not exist; expected one of joblib, local, slurm; did you mean"),
     ("-m seed=0,1 launcher=joblib,local", "launcher=joblib,local: one launcher makes all cells of a grid"),
-    ("-m seed=0,1 launcher.n_jobs=2", "launcher.n_jobs is not a setting of launcher=local; add launcher=joblib, which has it"),
-    ("-m seed=0,1 launcher=joblib launcher.jobs=2", "launcher.jobs is not a setting of launcher=joblib; expected launcher.n_"),
+    (
+        "-m seed=0,1 launcher.n_jobs=2",
+        "launcher.n_jobs is not a setting of launcher=local; add launcher=joblib, which has it",
+    ),
+    (
+        "-m seed=0,1 launcher=joblib launcher.jobs=2",
+        "launcher.jobs is not a setting of launcher=joblib; expected launcher.n_",
+    ),
     ("-m seed=0,1 launcher=joblib launcher.n_jobs=two", "launcher.n_jobs=two: expected a whole number"),
     ("-m seed=0,1 launcher=null", "launcher=null is not the name of a card"),
     ("-m seed=0,1 +launcher=joblib", "+launcher=joblib: a card is chosen without the +: launcher=joblib"),
