@@ -2,6 +2,7 @@
 # make test         the test suite
 # make test-slow    the long tests
 # make test-peers   the tests against other packages
+# make test-slurm   a grid through a Slurm of one node, which is installed where root can do so (Debian, Ubuntu)
 # make check        format, lint, types, layers
 # make format       repair format and lint
 # make cards        the cards of conf/, from the dataclasses they name
@@ -13,7 +14,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test test-slow test-peers check format cards docs bench clean help
+.PHONY: demo test test-slow test-peers test-slurm check format cards docs bench clean help
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
@@ -41,6 +42,11 @@ test-slow: $(VENV)/.lab-dev
 
 test-peers: $(VENV)/.lab-dev
 	$(BIN)/python -m pytest -m peer
+
+# Where there is no Slurm and none can be installed, a line says so, and nothing fails.
+test-slurm: $(VENV)/.lab-dev
+	@if reason=$$($(BIN)/python scripts/slurm/node.py install 2>&1); then $(BIN)/python -m pytest -n 0 -m slurm tests/runs; \
+	  else echo "test-slurm is left out: $$reason"; fi
 
 check: $(VENV)/.lab-dev
 	$(BIN)/ruff format --check .

@@ -1,5 +1,6 @@
 """The knobs of a card: text, range and default stand once, in the class."""
 
+import os
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,7 +11,7 @@ from cards import as_yaml, card_text
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from lab.settings import CARD, knobs, settings
+from lab.settings import CARD, knobs, settings, usable_cpus
 
 
 @settings()
@@ -88,3 +89,12 @@ def test_a_default_reads_back(default: Any) -> None:
     back = yaml.safe_load(f"k: {as_yaml(default)}")["k"]
     assert (tuple(back) if isinstance(default, tuple) else back) == default
     assert type(back) is (list if isinstance(default, tuple) else type(default))
+
+
+@pytest.mark.parametrize(("granted", "usable"), [("2", 2), ("16", 4), ("", 4), ("0", 4), ("two", 4)])
+def test_a_job_of_slurm_has_the_cpus_that_it_was_granted(
+    granted: str, usable: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", granted)
+    assert usable_cpus() == usable

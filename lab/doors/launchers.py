@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 from pydantic import Field
 
 from lab.run.cards import card, config_dir
-from lab.settings import settings, usable_cpus
+from lab.settings import SettingError, settings, usable_cpus
 
 GROUP = "hydra/launcher"
 OWN = "lab."
@@ -50,12 +51,19 @@ class Joblib:
 
 def chosen(values: Any) -> Any:
     """The card of ours that the settings of Hydra's launcher are; None: it is a launcher of Hydra. Raises SettingError."""
-    return card(dict(values), "launcher") if str(values.get("_target_", "")).startswith(OWN) else None
+    if not str(values.get("_target_", "")).startswith(OWN):
+        return None
+    return card(OmegaConf.to_container(values, resolve=True) if OmegaConf.is_config(values) else values, "launcher")
 
 
 def of_hydra(values: Any) -> dict[str, Any]:
     """The settings of the launcher of Hydra that does what a card of ours does."""
     name = str(values.get("_target_", "")).rpartition(".")[2]
+    if name == "SlurmCard":
+        raise SettingError(
+            "launcher=slurm makes the cells of a grid, and here a sweeper chooses runs by what others returned; choose "
+            "launcher=local or joblib"
+        )
     return dict(values) | ({"_target_": HYDRA[name]} if chosen(values) is not None and name in HYDRA else {})
 
 

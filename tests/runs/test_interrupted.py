@@ -14,10 +14,13 @@ from whole_runs import KINDS, SMALL, assert_same_run, command, finished, last, s
 from lab.curvature.operators import LinearOperator
 from lab.doors.parts import Settings
 from lab.module import SupervisedModule
+from lab.run import signals
 from lab.run.folder import RunFolder
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGUSR2, 143), (signal.SIGINT, 130)]
+)
 def test_a_signal_ends_a_run_that_can_be_resumed(number: int, code: int) -> None:
     settings = (*SMALL, "trainer.checkpoint_every=20")
     assert signalled(number, 120, 100, "run", *settings) == code
@@ -86,7 +89,8 @@ def test_sigterm_before_a_run_begins_leaves_nothing(
         command(*arguments)
     assert stopped.value.code == 143
     assert sorted(scratch.rglob("*")) == before
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "the next one is the system's again"
+    for number in signals.STOPPING:
+        assert signal.getsignal(number) == signal.SIG_DFL, "the next one is the system's again"
 
 
 @pytest.mark.parametrize(

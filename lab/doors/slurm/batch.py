@@ -5,6 +5,7 @@ the job queued again, unless Slurm has ended it. So a signal that comes while Py
 """
 
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -26,15 +27,16 @@ MAX_ARRAY = 1001
 STOPPED = (TERMINATED, 128 + SIGUSR1, 128 + SIGUSR2)
 AFTER = (
     "code=$?",
+    "job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}",
     "# A job that was asked to stop while Slurm holds it for running is queued again, and its run goes on.",
     f"case $code in {'|'.join(map(str, STOPPED))})",
-    '  if [ "$(squeue --noheader --jobs=$SLURM_JOB_ID --format=%T)" = RUNNING ]; then',
-    "    scontrol requeue $SLURM_JOB_ID",
-    "  fi;;",
+    "  case $(squeue --noheader --jobs=$job --format=%T) in RUNNING|SIGNALING)",
+    "    scontrol requeue $job;;",
+    "  esac;;",
     "esac",
     "exit $code",
 )
-"""What the script does after the run."""
+"""What the script does after the run. SLURM_JOB_ID of one job of an array is the id of all of them."""
 
 
 class Refusal(Exception):
@@ -45,14 +47,14 @@ def require_slurm() -> None:
     """Raise SettingError where there is no Slurm, or submitit is not installed."""
     if missing := [name for name in ("sbatch", "squeue", "srun", "scontrol") if shutil.which(name) is None]:
         raise SettingError(
-            f"hydra/launcher=slurm needs {missing[0]}, which is not on this machine; type the command where you would type "
-            "sbatch, or choose hydra/launcher=joblib"
+            f"launcher=slurm needs {missing[0]}, which is not on this machine; type the command where you would type "
+            "sbatch, or choose launcher=joblib"
         )
     try:
         import submitit  # noqa: F401
     except ImportError:
         raise SettingError(
-            "hydra/launcher=slurm needs submitit; pip install 'edge-lab[slurm]', or in a checkout pip install -e '.[slurm]'"
+            "launcher=slurm needs submitit; pip install 'edge-lab[slurm]', or in a checkout pip install -e '.[slurm]'"
         ) from None
 
 
@@ -84,12 +86,14 @@ def executor(folder: Path, card: SlurmCard, name: str, parallel: int) -> Any:
 def submit(cells: Sequence[Request], run: Callable[[Request], Any], made: Any, card: SlurmCard) -> list[str]:
     """The ids of the jobs of an array, one for each cell. Raises Refusal, with the words of sbatch, and leaves no files."""
     from submitit.core.utils import FailedJobError, FailedSubmissionError
-    from submitit.helpers import clean_env
+    from submitit.helpers import clean_env, environment_variables
 
     seconds = card.minutes * 60 - card.warned - min(60, card.minutes * 15)
+    place = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
     before = {*made.folder.iterdir()}
     try:
-        with redirect_stderr(io.StringIO()), clean_env(), made.batch():  # submitit prints what it raises
+        # A command within a job passes nothing of that on but where its cluster is; submitit prints what it raises.
+        with clean_env(), environment_variables(**place), redirect_stderr(io.StringIO()), made.batch():
             jobs = [made.submit(CellJob(run, cell, seconds)) for cell in cells]
     except (FailedJobError, FailedSubmissionError) as error:
         for file in {*made.folder.iterdir()} - before:
@@ -104,7 +108,7 @@ def sbatch_words(text: str) -> str:
     >>> sbatch_words("sbatch: error: invalid partition specified: x\\nsbatch: error: Batch job submission failed")
     'sbatch: invalid partition specified: x; Batch job submission failed'
     """
-    lines = [re.sub(r"^sbatch: (error|fatal): ", "", line.strip()) for line in text.splitlines() if line.strip()]
+    lines = [re.sub(r"^sbatch: ((error|fatal): )?", "", line.strip()) for line in text.splitlines() if line.strip()]
     return "sbatch: " + "; ".join(lines)
 
 

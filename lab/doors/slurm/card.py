@@ -1,4 +1,4 @@
-"""The settings of `hydra/launcher=slurm`."""
+"""The settings of `launcher=slurm`."""
 
 from math import ceil
 from typing import Annotated
@@ -31,7 +31,7 @@ class SlurmCard:
     gpus: Annotated[int, Field(ge=0, description="GPUs of a job; a run uses one")] = 0
     options: Annotated[
         dict[str, Word],
-        Field(default_factory=dict, description="further options of sbatch, as {account: physics, qos: long}"),
+        Field(default_factory=dict, description="further ones of sbatch by their long names: options.account=physics"),
     ]
     parallel: Annotated[int, Field(gt=0, description="jobs that run at once, at most")] = 64
     warning: Annotated[

@@ -1,4 +1,4 @@
-"""`hydra/launcher=slurm`: submit the cells of a grid, and wait until they are made.
+"""`launcher=slurm`: submit the cells of a grid, and wait until they are made.
 
 Jobs need no command that waits for them. One that is stopped, or does not wait, is repeated: it finds the jobs that are
 still there, says how they stand, and submits what is missing.
@@ -9,10 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from lab.doors.ending import CellError
 from lab.doors.grid import Failure, Grid
+from lab.doors.launchers import chosen
 from lab.doors.request import Request
 from lab.doors.slurm import batch, lines, queue
 from lab.doors.slurm.card import SlurmCard
@@ -20,7 +19,6 @@ from lab.doors.slurm.job import saved_step
 from lab.doors.slurm.queue import JobState, QueueSilent
 from lab.doors.slurm.record import JobRecord, name_of
 from lab.doors.slurm.watch import Verdict, WatchedCell, verdict
-from lab.run.cards import card
 from lab.settings import SettingError
 
 SHARED_DELAY = 60.0
@@ -29,10 +27,10 @@ SHARED_DELAY = 60.0
 
 def submitted(grid: Grid, run: Any) -> list[Failure]:
     """Every cell as a job of Slurm; the failures of those that are over. Raises SettingError where none can be submitted."""
-    settings = card(OmegaConf.to_container(grid.config.hydra.launcher, resolve=True), "hydra.launcher")
+    settings = chosen(grid.config.hydra.launcher)
     batch.require_slurm()
     if all(cell.folder in grid.done for cell in grid.cells):
-        lines.say(f"{len(grid.cells)} cells: all finished, nothing is submitted")
+        lines.say(f"{lines.number(len(grid.cells))}: all finished, nothing is submitted")
         return []
     record = JobRecord(grid.folder)
     try:
@@ -58,7 +56,6 @@ class SlurmLauncher:
 
     def __post_init__(self) -> None:
         self.name = f"lab-{self.grid.folder.name}"[:60]
-        self.labels = lines.labels(self.grid)
 
     def make(self) -> list[Failure]:
         """Find the jobs that are there, submit the cells that have none, and wait."""
@@ -95,9 +92,9 @@ class SlurmLauncher:
     def _find(self, cell: Request, job: str, state: JobState | None) -> None:
         """The job that a former command has submitted for a cell: watch it, or say what became of it."""
         if state is not None and not state.over:
-            self.waiting.append(WatchedCell(cell, self.labels[cell.folder], job, saved_step(cell)))
-        elif (found := verdict(cell, job, state, self.record)).kind in ("killed", "failed"):
-            lines.say(f"{self.labels[cell.folder]}: {found.text} (job {job}); submitted again")
+            self.waiting.append(WatchedCell(cell, self.grid.label(cell), job, saved_step(cell)))
+        elif (found := verdict(cell, job, state, self.record, self.grid.over)).kind in ("killed", "failed"):
+            lines.say(f"{self.grid.label(cell)}: {found.text} (job {job}); submitted again")
 
     def _submit(self, cells: Sequence[Request]) -> None:
         """New jobs for the cells, in arrays of the size that Slurm allows. Call while the record is held."""
@@ -111,27 +108,25 @@ class SlurmLauncher:
             except batch.Refusal as refusal:
                 if not self.waiting:
                     raise SettingError(str(refusal)) from None
-                lines.say(f"{len(part)} cells are not submitted; {refusal}")
+                lines.say(f"{lines.number(len(part))} not submitted; {refusal}")
                 self.failures += [(cell, CellError(f"not submitted; {refusal}")) for cell in part]
                 continue
             self.record.note({name_of(cell): job for cell, job in zip(part, jobs, strict=True)})
             for cell, job in zip(part, jobs, strict=True):
-                self.waiting.append(WatchedCell(cell, self.labels[cell.folder], job, saved_step(cell)))
+                self.waiting.append(WatchedCell(cell, self.grid.label(cell), job, saved_step(cell)))
 
     def _wait(self) -> None:
         """Until no job is left."""
         if self.waiting:
             lines.say("This command waits for them. Without it they go on, and the same command finds them.")
-        seen = frozenset[str]()
+        reasons = lines.Reasons()
         try:
             while self.waiting:
                 standing = self._jobs()
                 for watched in list(self.waiting):
                     self._look(watched, standing.get(watched.job))
-                why = lines.reasons(standing[watched.job] for watched in self.waiting if watched.job in standing)
-                if why - seen:
-                    lines.say_now(f"jobs wait because of {', '.join(sorted(why))}; see squeue --me")
-                seen = why
+                self.grid.jobs = max(1, len(self.grid.running))
+                reasons.look(standing[watched.job] for watched in self.waiting if watched.job in standing)
                 if self.waiting:
                     time.sleep(self.card.poll)
         except KeyboardInterrupt:
@@ -142,7 +137,7 @@ class SlurmLauncher:
 
     def _look(self, watched: WatchedCell, state: JobState | None) -> None:
         """Say what is new of a cell, and do what is to be done."""
-        found = verdict(watched.cell, watched.job, state, self.record)
+        found = verdict(watched.cell, watched.job, state, self.record, self.grid.over)
         if found.kind == "unclear":
             watched.since = watched.since or time.monotonic()
             if time.monotonic() - watched.since < SHARED_DELAY:
@@ -152,18 +147,22 @@ class SlurmLauncher:
             self._again(watched, found.text)
         elif found.kind in ("made", "failed"):
             self._over(watched, found)
-        elif found.kind == "waits" and watched.said.startswith("runs"):
+        elif found.kind == "waits" and self.grid.running.pop(watched.cell.folder, None) is not None:
             watched.tell(f"was stopped and is queued again, to go on from step {saved_step(watched.cell)}")
         elif found.kind == "runs":
+            if watched.cell.folder not in self.grid.running:
+                self.grid.begin(watched.cell)
             watched.tell(f"{found.text} (job {watched.job})")
 
     def _over(self, watched: WatchedCell, found: Verdict) -> None:
         """Nothing more will come of the job."""
         self.waiting.remove(watched)
         if found.kind == "failed":
-            self.failures.append((watched.cell, CellError(found.text)))
+            self.failures.append((watched.cell, error := CellError(found.text)))
+            self.grid.end(watched.cell, error)
             watched.tell(f"failed: {found.text}; see {self.record.log(watched.job)}")
         else:
+            self.grid.end(watched.cell)
             watched.tell(f"{found.text}; {len(self.waiting)} to go")
 
     def _again(self, watched: WatchedCell, text: str) -> None:

@@ -1,12 +1,11 @@
 """What a command says of the jobs of its grid, on stderr."""
 
+import math
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
-from lab.doors.arguments import as_typed
 from lab.doors.grid import Grid
 from lab.doors.slurm.queue import JobState
 from lab.doors.slurm.record import JobRecord
@@ -14,6 +13,8 @@ from lab.doors.slurm.watch import WatchedCell
 
 USUAL = ("", "Priority", "Resources", "BeginTime", "JobArrayTaskLimit", "Cleaning")
 """Why jobs wait that need nobody's attention."""
+LASTING = 60.0
+"""Seconds after which any other reason is told."""
 
 
 def say(text: str) -> None:
@@ -21,20 +22,13 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def say_now(text: str) -> None:
-    """One line with the time of day before it."""
-    say(f"{time.strftime('%H:%M:%S')}  {text}")
+def number(cells: int) -> str:
+    """So many cells.
 
-
-def labels(grid: Grid) -> dict[Path, str]:
-    """What the cells are called, by their folders: the overrides that differ from cell to cell."""
-    axes = [len(set(axis)) > 1 for axis in zip(*(cell.overrides for cell in grid.cells), strict=True)]
-    return {
-        cell.folder: as_typed(
-            " ".join([w for w, varies in zip(cell.overrides, axes, strict=True) if varies] or cell.overrides)
-        )
-        for cell in grid.cells
-    }
+    >>> number(1), number(2)
+    ('1 cell', '2 cells')
+    """
+    return f"{cells} cell{'s' * (cells != 1)}"
 
 
 def ids(cells: Iterable[WatchedCell]) -> list[str]:
@@ -51,7 +45,7 @@ def announce(
     if new:
         arrays = ids(new)
         counts.append(f"{len(new)} submitted to Slurm as job{'s' * (len(arrays) > 1)} {', '.join(arrays)}")
-    say(f"{len(grid.cells)} cells: {', '.join(counts)}")
+    say(f"{number(len(grid.cells))}: {', '.join(counts)}")
     if found or new:
         say(f"  what the jobs print   {record.log('JOB')}")
         say(f"  to end them           scancel {' '.join(ids([*found, *new]))}")
@@ -66,9 +60,21 @@ def report(grid: Grid, waiting: Sequence[WatchedCell], standing: Mapping[str, Jo
         say(f"  how they stand        the same command again, python -m lab.report {grid.folder}, or squeue --me")
 
 
-def reasons(states: Iterable[JobState]) -> frozenset[str]:
-    """Why jobs wait for something that may never come."""
-    return frozenset(s.reason for s in states if not (s.over or s.runs) and s.reason not in USUAL)
+class Reasons:
+    """Why jobs wait, told where it may be that they wait in vain."""
+
+    def __init__(self) -> None:
+        self._since: dict[str, float] = {}
+
+    def look(self, states: Iterable[JobState]) -> None:
+        """Say the reasons that have been there for `LASTING`, each once."""
+        now = time.monotonic()
+        here = {s.reason for s in states if not (s.over or s.runs) and s.reason not in USUAL}
+        self._since = {reason: self._since.get(reason, now) for reason in here}
+        for reason, since in self._since.items():
+            if since + LASTING < now:
+                say(f"{time.strftime('%H:%M:%S')}  jobs still wait: {reason}; see squeue --me")
+                self._since[reason] = math.inf
 
 
 def leaving(waiting: Sequence[WatchedCell]) -> str:

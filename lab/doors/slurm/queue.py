@@ -9,6 +9,8 @@ OVER = (
     *("PREEMPTED", "RECONFIG_FAIL", "REVOKED", "TIMEOUT"),
 )
 """States that a job does not leave."""
+WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
+"""States in which a job has not begun, or has to begin again."""
 COLUMNS = {"JobArrayID": 40, "State": 24, "exit_code": 12, "Reason": 60, "NodeList": 60, "Name": 80}
 LIMIT = 60
 """Seconds that squeue may take."""
@@ -35,7 +37,8 @@ class JobState:
 
     @property
     def runs(self) -> bool:
-        return self.state in ("RUNNING", "COMPLETING")
+        """Whether it has a node; also while it is signalled, suspended, or ends."""
+        return not self.over and self.state not in WAITING
 
 
 def jobs() -> dict[str, JobState]:
