@@ -36,8 +36,8 @@ def as_typed(words: str) -> str:
 
 
 def placed(word: str) -> str:
-    """launcher=joblib and launcher.n_jobs=2 where Hydra has them; options have names that no card lists, and compare=null, for
-    which Hydra has no word, is a card.
+    """launcher=joblib and launcher.n_jobs=2 where Hydra has them; options have names that no card lists, and for
+    compare=null Hydra has no word.
 
     >>> placed("launcher=joblib"), placed("launcher.n_jobs=2"), placed("launchers=2"), placed("launcher.options.qos=long")
     ('hydra/launcher=joblib', 'hydra.launcher.n_jobs=2', 'launchers=2', '++hydra.launcher.options.qos=long')

@@ -133,8 +133,7 @@ def _file(grid: Grid, words: Sequence[str]) -> Path:
 
 def _tell_table(runs: "Runs", names: Sequence[str], file: Path) -> None:
     """Print the cells as a table, and write it."""
-    known = {name for run in runs for name in (*run.results, *run.settings, *run.overrides)} | {"status", "seconds"}
-    columns = [name for name in (*(names or ["name"]), *COLUMNS) if name in known or name == "name"]
+    columns = [*(names or ["name"]), *(name for name in COLUMNS if any(run.get(name) is not None for run in runs))]
     head, *rows = runs.texts(columns)
     head = [COLUMNS.get(name, text) for name, text in zip(columns, head, strict=True)]
     widths = [max(map(len, column)) for column in zip(head, *rows[:MOST_ROWS], strict=True)]
