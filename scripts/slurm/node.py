@@ -12,6 +12,7 @@ import contextlib
 import getpass
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -90,7 +91,11 @@ def single_node(cpus: int = 2) -> Iterator[dict[str, str]]:
         _configure(folder, cpus)
         for command in _commands(folder):
             log = (folder / f"{Path(command[0]).name}.log").open("wb")
-            daemons.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True))
+            daemons.append(
+                subprocess.Popen(
+                    [*_with_parent(), *command], env=environment, stdout=log, stderr=log, start_new_session=True
+                )
+            )
             time.sleep(0.5)
         _await_idle(environment, folder)
         yield environment
@@ -133,6 +138,11 @@ def _commands(folder: Path) -> Iterator[list[str]]:
     yield [str(found("slurmd")), "-D"]
 
 
+def _with_parent() -> list[str]:
+    """What before a command makes it end where this process is killed."""
+    return ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
+
+
 def _free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
@@ -162,6 +172,7 @@ def main() -> None:
         sys.exit(reason)
     if sys.argv[1:]:
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with single_node(len(os.sched_getaffinity(0))) as environment, contextlib.suppress(KeyboardInterrupt):
         print(
             f"Slurm runs until Ctrl-C. In another terminal:\n\n  export SLURM_CONF={environment['SLURM_CONF']}\n",

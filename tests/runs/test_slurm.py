@@ -112,10 +112,12 @@ def test_a_job_that_was_asked_to_stop_is_queued_again_unless_it_was_cancelled(
 ) -> None:
     programs(squeue=f"echo {state}", scontrol='echo "$@" > asked')
     script = "\n".join([f"(exit {code})", *batch.AFTER])
-    done = subprocess.run(["/bin/bash", "-c", script], env=os.environ | {"SLURM_JOB_ID": "7"}, check=False)
-    assert done.returncode == code
-    assert Path("asked").exists() == requeued
-    assert not requeued or Path("asked").read_text() == "requeue 7\n"
+    one = {"SLURM_JOB_ID": "7"}
+    for named, asked in ((one, "7"), (one | {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}, "7_3")):
+        done = subprocess.run(["/bin/bash", "-c", script], env=os.environ | named, check=False)
+        assert done.returncode == code
+        assert Path("asked").exists() == requeued
+        assert not requeued or Path("asked").read_text() == f"requeue {asked}\n"
 
 
 # --- slips ----------
@@ -158,7 +160,7 @@ def judged(status: dict[str, Any] | None, state: JobState | None, log: str = "")
     if status is not None:
         RunFolder(cell.folder).write("status", status)
     record.log("7_1").write_text(log)
-    found = verdict(cell, "7_1", state, record)
+    found = verdict(cell, "7_1", state, record, lambda cell: RunFolder(cell.folder).finished)
     return found.kind, found.text
 
 
@@ -199,12 +201,14 @@ def test_the_run_folder_and_slurm_say_what_becomes_of_a_cell(
 def test_a_refused_run_is_told_by_its_own_last_words() -> None:
     log = "submitit INFO (now) - Starting\nerror: grid/cell is in use by another run\nsrun: error: vm: task 0: Exited\n"
     assert judged(None, JobState("FAILED", REFUSED), log) == ("failed", "grid/cell is in use by another run")
+    log = "srun: error: execve(): python: No such file or directory\n"
+    assert judged(None, JobState("FAILED", 127), log) == ("failed", log.strip())
 
 
 def test_a_damaged_status_ends_no_watching() -> None:
     Path("grid/cell").mkdir(parents=True)
     Path("grid/cell/status.json").write_text("{")
-    assert judged(None, JobState("RUNNING"))[0] == "failed"
+    assert judged(None, JobState("COMPLETED"))[0] == "failed"
 
 
 # --- the command ----------

@@ -33,7 +33,7 @@ class Gate(pl.Callback):
 """Holds a run at step 40 until there is a file `open`: what happens to it meanwhile depends on no clock."""
 GRID = ("-m", "optimizer.lr=0.1,0.2", "seed=0,1,2", *SMALL, "trainer.checkpoint_every=10")
 SLURM = ("launcher=slurm", "launcher.cpus=1", "launcher.memory=2", "launcher.poll=1")
-PATIENCE = 240
+PATIENCE = 600
 """Seconds that any of the steps may take."""
 
 

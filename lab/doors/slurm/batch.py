@@ -27,15 +27,16 @@ MAX_ARRAY = 1001
 STOPPED = (TERMINATED, 128 + SIGUSR1, 128 + SIGUSR2)
 AFTER = (
     "code=$?",
+    "job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}",
     "# A job that was asked to stop while Slurm holds it for running is queued again, and its run goes on.",
     f"case $code in {'|'.join(map(str, STOPPED))})",
-    "  case $(squeue --noheader --jobs=$SLURM_JOB_ID --format=%T) in RUNNING|SIGNALING)",
-    "    scontrol requeue $SLURM_JOB_ID;;",
+    "  case $(squeue --noheader --jobs=$job --format=%T) in RUNNING|SIGNALING)",
+    "    scontrol requeue $job;;",
     "  esac;;",
     "esac",
     "exit $code",
 )
-"""What the script does after the run."""
+"""What the script does after the run. SLURM_JOB_ID of one job of an array is the id of all of them."""
 
 
 class Refusal(Exception):

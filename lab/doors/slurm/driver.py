@@ -93,7 +93,7 @@ class SlurmLauncher:
         """The job that a former command has submitted for a cell: watch it, or say what became of it."""
         if state is not None and not state.over:
             self.waiting.append(WatchedCell(cell, self.grid.label(cell), job, saved_step(cell)))
-        elif (found := verdict(cell, job, state, self.record)).kind in ("killed", "failed"):
+        elif (found := verdict(cell, job, state, self.record, self.grid.over)).kind in ("killed", "failed"):
             lines.say(f"{self.grid.label(cell)}: {found.text} (job {job}); submitted again")
 
     def _submit(self, cells: Sequence[Request]) -> None:
@@ -137,7 +137,7 @@ class SlurmLauncher:
 
     def _look(self, watched: WatchedCell, state: JobState | None) -> None:
         """Say what is new of a cell, and do what is to be done."""
-        found = verdict(watched.cell, watched.job, state, self.record)
+        found = verdict(watched.cell, watched.job, state, self.record, self.grid.over)
         if found.kind == "unclear":
             watched.since = watched.since or time.monotonic()
             if time.monotonic() - watched.since < SHARED_DELAY:

@@ -6,7 +6,7 @@ Who looks for jobs and submits new ones holds the lock, so that two commands at 
 import fcntl
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lab.doors.request import Request
@@ -34,7 +34,8 @@ class JobRecord:
     def held(self) -> Iterator[None]:
         """Wait for whoever holds it, and hold it for the block."""
         with (self.folder / "lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     def read(self) -> dict[str, str]:
@@ -60,14 +61,15 @@ class JobRecord:
         return self.folder / f"{job}_0_log.out"
 
     def last_words(self, job: str) -> str:
-        """The last line of its log that is the run's own; "" where there is none."""
+        """The last line of its log, of the run itself where that has said anything; "" where there is none."""
         try:
             with self.log(job).open("rb") as log:
                 log.seek(max(0, log.seek(0, 2) - 20000))
                 lines = log.read().decode(errors="replace").splitlines()
         except OSError:
             return ""
-        own = [line.strip() for line in lines if line.strip() and not line.startswith(TOOLS)]
+        written = [line.strip() for line in lines if line.strip()]
+        own = [line for line in written if not line.startswith(TOOLS)] or written
         return "".join(c if c.isprintable() else " " for c in own[-1]) if own else ""
 
 

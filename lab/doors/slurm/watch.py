@@ -6,11 +6,11 @@ again and is told; one that was killed is submitted again.
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from lab.doors.request import Request
-from lab.doors.slurm.job import REFUSED
 from lab.doors.slurm.queue import JobState
 from lab.doors.slurm.record import JobRecord
 from lab.run.folder import RunFolder
@@ -57,20 +57,22 @@ class WatchedCell:
             print(f"{time.strftime('%H:%M:%S')}  {self.label}: {text}", file=sys.stderr, flush=True)
 
 
-def verdict(cell: Request, job: str, state: JobState | None, record: JobRecord) -> Verdict:
-    """state: None where Slurm does not know the job."""
-    try:
-        status = RunFolder(cell.folder).read("status")
-    except SettingError as error:
-        return Verdict("failed", str(error))
-    word, step = status.get("status"), status.get("step", 0)
-    at = f"at step {step}" if step else "before its first step was saved"
+def verdict(
+    cell: Request, job: str, state: JobState | None, record: JobRecord, over: Callable[[Request], bool]
+) -> Verdict:
+    """state: None where Slurm does not know the job; over: whether the folder of a cell holds its run, finished."""
     if state is not None and not state.over:
         if state.runs:
             return Verdict("runs", f"runs on {state.node}" if state.node else "runs")
         return Verdict("waits", state.reason)
-    if word in ("finished", "diverged"):
-        return Verdict("made", word if word == "finished" else f"diverged at step {step}")
+    try:
+        status, made = RunFolder(cell.folder).read("status"), over(cell)
+    except SettingError as error:
+        return Verdict("failed", str(error))
+    word, step = status.get("status"), status.get("step", 0)
+    if made:
+        return Verdict("made", f"diverged at step {step}" if word == "diverged" else "finished")
+    at = f"at step {step}" if step else "before its first step was saved"
     if state is None:
         if word == "running":
             return Verdict("killed", f"ended {at}, and Slurm does not say why")
@@ -79,11 +81,11 @@ def verdict(cell: Request, job: str, state: JobState | None, record: JobRecord) 
         return Verdict("failed", f"cancelled {at}")
     if state.state == "COMPLETED":
         return Verdict("unclear", "Slurm says COMPLETED, and the run folder holds no finished run")
-    if state.state == "FAILED" and state.exit_code in (RAISED, REFUSED):
+    if state.state == "DEADLINE":
+        return Verdict("failed", "Slurm ended it at its deadline")
+    if state.state == "FAILED" and 0 < state.exit_code <= 128:
         own = status.get("reason", "") if word == "failed" and state.exit_code == RAISED else ""
         words = own or record.last_words(job).removeprefix("error: ") or f"exit code {state.exit_code}"
         return Verdict("failed", " ".join(words.split()))
-    if state.state == "DEADLINE":
-        return Verdict("failed", "Slurm ended it at its deadline")
     signal = f"killed by signal {state.exit_code - 128}" if state.exit_code > 128 else f"ended as {state.state}"
     return Verdict("killed", f"{CAUSES.get(state.state, signal)} {at}")
