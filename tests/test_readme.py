@@ -57,12 +57,8 @@ def commands(start: str) -> dict[str, Path]:
 
 
 def to_run(command: str, page: Path) -> bool:
-    """Experiments but the quickstart are many runs or long ones, and a launcher of a cluster needs one."""
-    return (
-        page in RUN
-        and not re.search("submitit|launcher=slurm", command)
-        and not re.search("experiment=(?!quickstart)", command)
-    )
+    """Experiments but the quickstart, and sweeps, are many runs or long ones, and a launcher of a cluster needs one."""
+    return page in RUN and not re.search("submitit|launcher=slurm|sweep=|experiment=(?!quickstart)", command)
 
 
 TRAIN, MEASURE, SIMULATE = (commands(f"python -m lab.{door}") for door in ("train", "measure", "simulate"))

@@ -36,11 +36,16 @@ def as_typed(words: str) -> str:
 
 
 def placed(word: str) -> str:
-    """launcher=joblib and launcher.n_jobs=2 where Hydra has them; options have names that no card lists.
+    """launcher=joblib and launcher.n_jobs=2 where Hydra has them; options have names that no card lists, and for
+    compare=null Hydra has no word.
 
     >>> placed("launcher=joblib"), placed("launcher.n_jobs=2"), placed("launchers=2"), placed("launcher.options.qos=long")
     ('hydra/launcher=joblib', 'hydra.launcher.n_jobs=2', 'launchers=2', '++hydra.launcher.options.qos=long')
+    >>> placed("compare=null")
+    'compare=none'
     """
+    if word == "compare=null":
+        return "compare=none"
     word = re.sub(r"^launcher\.options(?=[.=])", "++launcher.options", word)
     return re.sub(r"^(\+{0,2})launcher(?=([.=]))", lambda match: f"{match[1]}{LAUNCHER[match[2]]}", word)
 

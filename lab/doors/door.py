@@ -136,7 +136,7 @@ def _sweeps(overrides: Iterable[Override]) -> bool:
 def _require_one(overrides: Iterable[Override]) -> None:
     """Raise SettingError for what only a grid can make use of."""
     for word in (str(override.input_line) for override in overrides):
-        if word.startswith("compare"):
+        if word.startswith("compare") and word != "compare=none":
             raise SettingError(
                 "compare= compares the runs of a grid, and this is one run; add -m and an axis, or leave it out"
             )

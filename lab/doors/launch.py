@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -26,6 +27,9 @@ from lab.doors.watch import watched
 from lab.doors.words import literal
 from lab.run.folder import RunFolder
 from lab.settings import asked_threads
+
+RESULTS = "optimization_results.yaml"
+"""What a sweeper of Hydra leaves that searches for the best settings."""
 
 
 def launch_of(grid: Grid) -> Launch:
@@ -104,6 +108,8 @@ def search(config: DictConfig, typed: Sequence[Override], run: Any) -> None:
         config.hydra.launcher = of_hydra(config.hydra.launcher)
         config.hydra.overrides.task = [override.input_line for override in typed]
     Plugins.instance().instantiate_sweeper(config=config, **_for_plugin(run)).sweep(list(config.hydra.overrides.task))
+    if (results := Path(config.hydra.sweep.dir, RESULTS)).is_file():
+        print(f"\n{results.read_text()}  results   {results}", flush=True)
 
 
 def _for_plugin(run: Any, begun: Mapping[str, Request] | None = None) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
-from lab.doors.ending import CellError, keep_traceback, reason
+from lab.doors.ending import TRACEBACK, CellError, keep_traceback, reason
 from lab.doors.grid import Failure, Grid
 from lab.doors.request import Request
 from lab.run import signals
@@ -109,9 +109,8 @@ def make_here(grid: Grid, run: Any, cell: Request) -> list[Failure]:
     """One cell in this process; the failure, if it is one."""
     grid.begin(cell)
     try:
-        run(cell)
+        attempt(run, cell)
     except Exception as error:
-        keep_traceback(error, cell.folder)
         grid.end(cell, error)
         return [(cell, error)]
     grid.end(cell)
@@ -208,13 +207,22 @@ def work(pipe: Connection, run: Any, output: Path, environment: Mapping[str, str
                 pipe.send(answer)
 
 
-def _make(run: Any, cell: Request) -> tuple[str, str]:
+def attempt(run: Any, cell: Request) -> None:
+    """Make a cell; the traceback of what it raises is left in its folder, until it is made."""
     try:
         run(cell)
+    except Exception as error:
+        keep_traceback(error, cell.folder)
+        raise
+    (cell.folder / TRACEBACK).unlink(missing_ok=True)
+
+
+def _make(run: Any, cell: Request) -> tuple[str, str]:
+    try:
+        attempt(run, cell)
     except SettingError as error:
         return "refused", reason(error)
     except Exception as error:
-        keep_traceback(error, cell.folder)
         return "failed", reason(error)
     return "made", ""
 

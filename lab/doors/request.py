@@ -54,9 +54,13 @@ class Request:
         values = OmegaConf.to_container(
             OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name != "hydra"]), resolve=True
         )
+        choices = dict(hydra.runtime.choices)
+        plain: dict[str, Any] = {str(name): value for name, value in values.items()}  # type: ignore[union-attr]
+        if choices.get("compare") == "none":
+            plain["compare"] = None  # without what an experiment sets for its own figure
         return Request(
-            {str(name): value for name, value in values.items()},  # type: ignore[union-attr]
-            dict(hydra.runtime.choices),
+            plain,
+            choices,
             tuple(hydra.overrides.task),
             as_typed(hydra.job.override_dirname),
             folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder,

@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from lab.doors.ending import kind, reason
+from lab.doors.ending import kind, reason, state
 from lab.doors.grid import Failure, Grid, Launch
 from lab.doors.request import Request
 from lab.run.progress import in_time, shown_elsewhere
@@ -39,7 +39,7 @@ class GridWatch:
     def __init__(self, grid: Grid, console: Console | None = None):
         self.grid, self.console = grid, console or Console(stderr=True)
         self._followers = {cell.folder: Follower(cell.folder) for cell in grid.asked}
-        self._last = {cell.folder: Standing("finished") for cell in grid.asked if cell.folder in grid.done}
+        self._last = {cell.folder: Standing(state(grid, cell)) for cell in grid.asked if cell.folder in grid.done}
         self._states = {cell.folder: self.standing(cell).state for cell in grid.asked}
         self._lock, self._stop, self._line_due = RLock(), Event(), monotonic() + LINE_SECONDS
         self._thread = Thread(target=self._watch, daemon=True)
@@ -85,33 +85,30 @@ class GridWatch:
         """A line for every cell that has begun or ended since the last time, and now and then how far the others are."""
         with self._lock:
             now = {cell.folder: self.standing(cell) for cell in self.grid.asked}
-            for number, cell in enumerate(self.grid.asked):
-                state, before = now[cell.folder].state, self._states[cell.folder]
-                if state != before and state != "waiting":
-                    self._print(self.line(cell, now[cell.folder], number))
+            for cell in self.grid.asked:
+                stands, before = now[cell.folder].state, self._states[cell.folder]
+                if stands not in (before, "waiting"):
+                    self._print(self.line(cell, now[cell.folder]))
                     self._line_due = monotonic() + LINE_SECONDS
-                self._states[cell.folder] = state
+                self._states[cell.folder] = stands
             if monotonic() >= self._line_due:
                 self._print(self.summary([*now.values()]))
                 self._line_due = monotonic() + LINE_SECONDS
 
-    def line(self, cell: Request, now: Standing, number: int) -> str:
+    def line(self, cell: Request, now: Standing) -> str:
         """What has become of a cell: it has begun, or how it ended."""
         if now.state == "running":
             return f"{self.grid.number(cell)}{self.grid.time_left(', about {:.0f} s to go')}: {self.grid.label(cell)}"
         step, loss, ratio, _ = numbers(now)
         values = [f"step {step}" if step else "", f"loss {loss}" if loss else ""]
         values += [f"lambda/threshold {ratio}" if ratio else "", now.reason if now.state != "finished" else ""]
-        return (
-            f"{self.grid.number(cell)} {now.state}: {self.grid.label(cell)}: {', '.join(filter(None, values))}".rstrip(
-                ": "
-            )
-        )
+        end = f"{self.grid.number(cell)} {now.state}: {self.grid.label(cell)}"
+        return ": ".join(filter(None, (end, ", ".join(filter(None, values)))))
 
     def summary(self, standings: list[Standing]) -> str:
         """How many cells stand how, how far those in hand are, and the time that all may still take."""
         counts = Counter(standing.state for standing in standings)
-        parts = [f"{counts[state]} {state}" for state in ORDER[::-1] if counts[state]]
+        parts = [f"{counts[one]} {one}" for one in ORDER[::-1] if counts[one]]
         steps = [numbers(one)[0] for one in standings if one.state == "running"][:4]
         at = f" (at step {', '.join(steps)})" if any(steps) else ""
         return f"{', '.join(parts)}{at}{self.grid.time_left(', about {:.0f} s to go')}"

@@ -57,7 +57,8 @@ class Follower:
             return Standing(total=self._total())
         status = self._read("status")
         self._follow()
-        state, step = str(status.get("status", "waiting")), _whole(status.get("step"))
+        word, step = status.get("status"), _whole(status.get("step"))
+        state = str(word) if word in ("running", *OVER) else "waiting"
         step = max(step, *(seen for seen, _ in self.latest.values()), 0) if state == "running" else step
         loss, ratio = (self.latest.get(tag, (0, math.nan))[1] for tag in (LOSS, RATIO))
         total = self._total()

@@ -7,6 +7,7 @@ This is the door only: torch is imported when the settings are checked and Light
 slips of the user and finished runs answer at once.
 """
 
+import math
 import shlex
 import sys
 from collections.abc import Iterable
@@ -70,7 +71,7 @@ def over(request: Request) -> bool:
 
 
 def train(request: Request) -> float | None:
-    """One run, unless the folder holds it. Returns the last training loss, for sweepers."""
+    """One run, unless the folder holds it. Returns the last training loss, for sweepers; infinity where it diverged."""
     folder, settings = RunFolder(request.folder), _settings(request)
     with ended(), memory_told():
         if not begins_anew(folder, settings):
@@ -84,7 +85,7 @@ def train(request: Request) -> float | None:
         else:
             summary = _train(folder, settings, request)
     report(folder, summary, again=again, brief=request.several)
-    return summary["last_loss"]
+    return math.inf if summary["phase"] == "diverged" else summary["last_loss"]
 
 
 def _over(folder: RunFolder, settings: dict[str, Any]) -> bool:

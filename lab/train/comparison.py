@@ -49,7 +49,7 @@ def compare(grid: Grid) -> None:
     _tell_table(runs, names, _file(grid, []))
     ended = [run for run in runs if run.status in OVER]
     asked, words = grid.head.values.get("compare"), [word.lstrip("+") for word in grid.head.overrides]
-    if not ended or (asked is None and (len(runs) == 1 or "compare=null" in words)):
+    if not ended or (asked is None and (len(runs) == 1 or grid.head.cards.get("compare") == "none")):
         return
     comparison = card(asked, "compare") if asked is not None else chosen(runs, names)
     drawn = sorted((word for word in words if word.startswith("compare")), key=lambda word: word.partition("=")[0])
@@ -133,8 +133,7 @@ def _file(grid: Grid, words: Sequence[str]) -> Path:
 
 def _tell_table(runs: "Runs", names: Sequence[str], file: Path) -> None:
     """Print the cells as a table, and write it."""
-    known = {name for run in runs for name in (*run.results, *run.settings, *run.overrides)} | {"status", "seconds"}
-    columns = [name for name in (*(names or ["name"]), *COLUMNS) if name in known or name == "name"]
+    columns = [*(names or ["name"]), *(name for name in COLUMNS if any(run.get(name) is not None for run in runs))]
     head, *rows = runs.texts(columns)
     head = [COLUMNS.get(name, text) for name, text in zip(columns, head, strict=True)]
     widths = [max(map(len, column)) for column in zip(head, *rows[:MOST_ROWS], strict=True)]

@@ -1,5 +1,6 @@
 """Grids of runs by one command."""
 
+import csv
 import json
 import os
 import re
@@ -56,23 +57,77 @@ def test_a_grid_makes_a_folder_per_cell_and_skips_what_is_finished(capsys: pytes
     assert capsys.readouterr().out.count("already finished") == 4
 
 
-def test_a_bad_cell_is_told_before_the_first_begins(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_no_cell_can_be_is_refused_before_the_first_begins(capsys: pytest.CaptureFixture[str]) -> None:
     small = ("steps=2", "trainer.threads=1", "probe=[]")
-    for launcher in ((), ("hydra/launcher=joblib",), ("hydra.sweeper.max_batch_size=1",)):
+    for launcher in ((), ("launcher=joblib",), ("hydra.sweeper.max_batch_size=1",)):
         with pytest.raises(SystemExit) as stopped:
-            command("-m", "optimizer.lr=0.1,-1,0.2", *small, *launcher)
+            command("-m", "optimizer.lr=-2,-1", *small, *launcher)
         assert stopped.value.code == 2
         assert capsys.readouterr().err == (
-            "error: optimizer.lr=-1,probe=[]: optimizer.lr=-1: expected a number greater than 0\n"
+            "error: optimizer.lr=-2,probe=[]: optimizer.lr=-2: expected a number greater than 0\n"
         )
         assert not Path("outputs").exists()
+
+
+def test_a_bad_cell_is_told_and_ends_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    """One that its settings forbid, one whose folder holds another run, one larger than the data."""
+    small = (*SMALL[:3], "steps=2", "probe=[]", "compare=null")
     command("-m", "optimizer.lr=0.1", *small)
-    Path("outputs/train/optimizer.lr=0.1,probe=[]").rename("outputs/train/optimizer.lr=0.2,probe=[]")
+    (made,) = [file.parent for file in Path("outputs/train").glob("*/status.json")]
+    made.rename(str(made).replace("lr=0.1", "lr=0.2"))
     capsys.readouterr()
-    with pytest.raises(SystemExit):
-        command("-m", "optimizer.lr=0.3,0.2", *small)
-    assert "holds a run with optimizer.lr=0.1, not 0.2; choose another hydra.sweep.dir" in capsys.readouterr().err
-    assert len([path for path in Path("outputs/train").iterdir() if path.is_dir()]) == 1
+    with pytest.raises(SystemExit) as stopped:
+        command("-m", "optimizer.lr=-1,0.2,0.3", "data.batch_size=full,9999", *small)
+    assert stopped.value.code == 2
+    output = capsys.readouterr()
+    assert output.out.splitlines()[-1] == "6 cells: 2 finished, 4 refused"
+    refused = [line for line in output.err.splitlines() if line.startswith("refused: optimizer.lr")]
+    assert [re.findall(r"larger than|greater than 0", line) for line in refused] == [
+        ["greater than 0"],
+        ["greater than 0"],
+        ["larger than"],
+        ["larger than"],
+    ]
+    assert len([path for path in Path("outputs/train").iterdir() if (path / "status.json").exists()]) == 3
+
+
+def test_a_broken_grid_is_whole_after_a_rerun(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """2 x 2: a cell fails in the midst of its run, two diverge; the table and the figure are there all the same."""
+    log = RunFolder.log
+
+    def failing(folder: RunFolder, step: int, values: dict[str, float]) -> None:
+        log(folder, step, values)
+        if step == 4 and "batch_size=8" in folder.path.name:
+            raise RuntimeError("out\nof order")
+
+    grid = (*GRID[:3], "steps=6", *GRID[4:], "loss=mse", "probe.sharpness.every=1", "trainer.checkpoint_every=2")
+    monkeypatch.setattr(RunFolder, "log", failing)
+    with pytest.raises(SystemExit) as stopped:
+        command(*grid)
+    assert stopped.value.code == 1
+    output = capsys.readouterr()
+    assert output.out.splitlines()[-1].startswith("4 cells: 1 finished, 2 diverged, 1 failed; the same command goes on")
+    (line,) = [line for line in output.err.splitlines() if line.startswith("failed: ")]
+    assert "RuntimeError: out of order (outputs/train/" in line
+    assert "in failing" in next(Path("outputs/train").glob("*batch_size=8*lr=0.1*/traceback.txt")).read_text()
+    assert "Not in it" not in output.out and "1 failed" in output.out, "a map draws it"
+    (table,) = Path("outputs/train/figures").glob("*.csv")
+    (figure,) = Path("outputs/train/figures").glob("*compare=heatmap.png")
+    assert [row["status"] for row in csv.DictReader(table.open())] == ["failed", "finished", "diverged", "diverged"]
+    monkeypatch.setattr(RunFolder, "log", log)
+    before = figure.stat().st_mtime_ns
+    command(*grid)
+    output = capsys.readouterr()
+    assert output.out.count("already finished") == 3 and "goes on from step 4" in output.err
+    assert output.out.splitlines()[-1] == "4 cells: 2 finished, 2 diverged"
+    assert [row["status"] for row in csv.DictReader(table.open())] == ["finished", "finished", "diverged", "diverged"]
+    assert figure.stat().st_mtime_ns > before
+    assert not list(Path("outputs/train").glob("*/traceback.txt"))
+    for file in Path("outputs/train").glob("*/metrics.jsonl"):
+        points = [(line["step"], line["tag"]) for line in map(json.loads, file.read_text().splitlines())]
+        assert len(points) == len(set(points)), file
 
 
 def test_cells_are_composed_as_hydra_composes_them_but_once_per_choice_of_cards(
@@ -162,7 +217,7 @@ def test_cards_of_a_folder_besides(scratch: Path) -> None:
 
 @pytest.mark.slow
 def test_cells_in_parallel_processes() -> None:
-    parallel = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    parallel = ("launcher=joblib", "launcher.n_jobs=2")
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     shell = [sys.executable, "-m", "lab.train", *GRID, "loss=mse", *parallel]
     done = subprocess.run(shell, env=environment, capture_output=True, text=True, check=False)
@@ -170,3 +225,14 @@ def test_cells_in_parallel_processes() -> None:
     states = sorted(json.loads(f.read_text())["status"] for f in Path("outputs/train").glob("*/status.json"))
     assert states == ["diverged", "diverged", "finished", "finished"]
     assert "Traceback" not in done.stderr
+
+
+def test_optuna_chooses_the_runs() -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="the extra edge-lab[optuna]")
+    search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1")
+    command("-m", *search, "optimizer.lr=tag(log,interval(0.1,1e10))", *SMALL[:3], "steps=2", "probe=[]")
+    assert len(list(Path("outputs/train").glob("*/status.json"))) == 3
+    best = Path("outputs/train/optimization_results.yaml").read_text()
+    losses = [RunFolder(file.parent) for file in Path("outputs/train").glob("*/status.json")]
+    whole = [folder.read("summary")["last_loss"] for folder in losses if folder.read("status")["status"] == "finished"]
+    assert f"best_value: {min(whole, default=float('inf'))}" in best
