@@ -6,7 +6,7 @@ from typing import Annotated
 from matplotlib.axes import Axes
 from pydantic import Field
 
-from lab.compare.base import Compared, Panels, RunComparison, new_figure, number, require_tags
+from lab.compare.base import Compared, Panels, RunComparison, literal, new_figure, number, require_tags
 from lab.compare.findings import Paragraph, find
 from lab.compare.groups import differing, grouped
 from lab.compare.line_colors import LineColors, columns_of
@@ -47,10 +47,10 @@ class Curves(RunComparison):
                 self._draw(axis, cell, look)
             if self.level is not None:
                 axis.axhline(self.level, color="tab:red", ls="--", lw=1.3)
-            axis.set(xlabel="step (updates)", title=name or None)
+            axis.set(xlabel="step (updates)", title=literal(name) or None)
             axis.grid(alpha=0.25)
         self._limit(row[0], cells)
-        row[0].set_ylabel(self.ylabel or ", ".join(self.tags) + (f" / {self.over}" if self.over else ""))
+        row[0].set_ylabel(self.ylabel or literal(", ".join(self.tags) + (f" / {self.over}" if self.over else "")))
         look.show(figure, list(row), entries)
         values = {cell.name: {tag: self.ratio(cell, tag) for tag in self.tags} for cell in cells}
         return Compared(figure, find(self.finding, cells) or self._means(cells, values), _finite(values))

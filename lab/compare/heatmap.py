@@ -51,12 +51,17 @@ class Heatmap(RunComparison):
     panels: Annotated[str | None, Field(description="a setting whose values get a panel each; null: one panel")] = None
 
     def compare(self, cells: Sequence[Run], title: str) -> Compared:
+        if not cells:
+            raise SettingError("there are no runs to compare")
+        for name in ("x", "y", "panels"):
+            if (setting := getattr(self, name)) is not None:
+                require_setting(cells, setting, f"compare.{name}")
+        require_any([self.tag], cells, "compare.tag")
         panels = grouped(cells, [setting_of(cells, self.panels)] if self.panels else [])
         planes = {
             name or called(self.tag): plane(group, self.tag, x=self.x, y=self.y, share=self.share, among=cells)
             for name, group in panels.items()
         }
-        require_any(planes.values(), cells, self.tag, "compare.tag")
         texts = [": ".join(filter(None, (name if self.panels else "", sentence(p)))) for name, p in planes.items()]
         tagged = any(self.tag in run.series for run in cells)
         late = f"mean over the last {100 * self.share:.0f} % of each run" if tagged and self.share else "at the end"
@@ -78,8 +83,8 @@ def phase_diagrams(
     the seed.
     """
     planes = {name: plane(runs, tag, x=x, y=y, share=share) for tag, name in quantities.items()}
-    require_any(planes.values(), runs, ", ".join(quantities), "quantities")
-    return figure_of({name: one for name, one in planes.items() if one.known}, title)
+    require_any(quantities, runs, "quantities")
+    return figure_of({name: one for name, one in planes.items() if one.known} or planes, title)
 
 
 def plane(
@@ -90,6 +95,8 @@ def plane(
         raise SettingError("there are no runs to draw")
     every = runs if among is None else among
     across, up = (PlaneAxis.of(setting_of(every, name), every) for name in (x, y))
+    if across.setting == up.setting:
+        raise SettingError(f"x and y are both {up.setting}; a plane has two settings")
     return Plane.of(runs, tag.removeprefix(LATE), across, up, share=share)
 
 
@@ -108,13 +115,22 @@ def figure_of(planes: Mapping[str, Plane], title: str) -> Figure:
     return figure
 
 
-def require_any(planes: Iterable[Plane], runs: Sequence[Run], tag: str, setting: str) -> None:
-    """Raise SettingError where none of the runs that are over, and did not diverge, has the quantity."""
-    planes = list(planes)
-    done = [run for run in runs if run.status == "finished"]
-    if done and not any(one.known for one in planes):
+def require_any(tags: Iterable[str], runs: Sequence[Run], setting: str) -> None:
+    """Raise SettingError for quantities that none of the runs that are finished knows, not even as one without a value."""
+    done, tags = [run for run in runs if run.status == "finished"], [tag.removeprefix(LATE) for tag in tags]
+    if done and not any(tag in run.series or tag in run.results for run in done for tag in tags):
         known = sorted({name for run in done for name in run.series if not name.startswith(("error/", "cost/"))})
-        raise SettingError(f"{setting}: no run has {tag}; choose of {', '.join(known)}, or a result such as phase")
+        raise SettingError(
+            f"{setting}: no run has {', '.join(tags)}; choose of {', '.join(known)}, or a result such as phase"
+        )
+
+
+def require_setting(runs: Sequence[Run], name: str, knob: str) -> None:
+    """Raise SettingError, which names the knob, for a setting that no run has."""
+    try:
+        setting_of(runs, name)
+    except SettingError as error:
+        raise SettingError(f"{knob}: {error}") from None
 
 
 def called(tag: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axis import Axis
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from lab.compare.base import Compared, new_figure
+from lab.compare.base import Compared, literal, new_figure
 from lab.compare.fit import Form, LineFit, fit
 from lab.compare.groups import grouped
 from lab.compare.line_colors import LineColors, columns_of
@@ -110,7 +110,7 @@ def scaling_law(runs: Sequence[Run], law: ScalingLaw | str, title: str = "") -> 
                 else np.geomspace(at.min(), at.max(), 50)
             )
             axis.plot(at, line.at([*map(float, at)]), color=look.color(group[0]) if by else "0.3", lw=1.2)
-    axis.set(xlabel=law.across, ylabel=law.name)
+    axis.set(xlabel=literal(law.across), ylabel=literal(law.name))
     axis.set_xscale("linear" if law.form == "exponential" else "log")
     axis.set_yscale("linear" if law.form == "logarithmic" else "log")
     _ticks(axis.xaxis, sorted({x for x, _ in points.values()}), log=law.form != "exponential")

@@ -17,6 +17,7 @@ from matplotlib.colors import ListedColormap, LogNorm, Normalize, to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from lab.compare.base import literal
 from lab.compare.groups import grouped
 from lab.compare.run import Run, as_typed, short
 
@@ -103,10 +104,10 @@ class LineColors:
     def show(self, figure: Figure, axes: Sequence[Axes], entries: Sequence[Line2D]) -> None:
         """The legend below, in as many columns as fit, and the color scale at the right."""
         if self.scale is not None:
-            bar = figure.colorbar(self.scale, ax=list(axes), label=self.setting, pad=0.02)
+            bar = figure.colorbar(self.scale, ax=list(axes), label=literal(self.setting), pad=0.02)
             bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             if self.ticks:
-                bar.set_ticks(list(self.ticks), labels=list(self.ticks.values()))
+                bar.set_ticks(list(self.ticks), labels=[*map(literal, self.ticks.values())])
                 bar.ax.minorticks_off()
         columns, _ = columns_of(entries, figure.get_figwidth())
         figure.legend(handles=list(entries), loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
@@ -132,4 +133,4 @@ def _turbo(place: int, count: int) -> str:
 
 
 def _line(label: str, **style: Any) -> Line2D:
-    return Line2D([], [], label=label, **{"lw": 1.5} | style)
+    return Line2D([], [], label=literal(label), **{"lw": 1.5} | style)

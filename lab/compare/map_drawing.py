@@ -6,14 +6,17 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize, TwoSlopeNorm, to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
+from lab.compare.base import literal
 from lab.compare.plane import Plane, PlaneAxis, PlaneCell
 from lab.compare.run import short
 from lab.run.summary import decimals
@@ -102,8 +105,8 @@ def draw(axis: Axes, one: Plane, name: str) -> None:
         if of.log:
             set_scale("log")
         set_limits(edges[0], edges[-1])
-        set_ticks(list(of.positions), list(of.labels), fontsize=8)
-        set_name(of.setting)
+        set_ticks(list(of.positions), [*map(literal, of.labels)], fontsize=8)
+        set_name(literal(of.setting))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_minor_locator(NullLocator())
     axis.tick_params(axis="x", rotation=45 if max(map(len, one.x.labels)) > 6 else 0)
@@ -123,13 +126,15 @@ def legend(figure: Figure, planes: Iterable[Plane]) -> None:
     planes = list(planes)
     words = list(dict.fromkeys(word for one in planes for word in one.words))
     states = dict.fromkeys(cell.state for one in planes for cell in one.cells if cell.state != "value")
-    patches = [Patch(facecolor=color, edgecolor="0.55", label=word) for word, color in colors_of(words).items()]
+    patches: list[Artist] = [
+        Patch(facecolor=color, edgecolor="0.55", label=literal(word)) for word, color in colors_of(words).items()
+    ]
     patches += [
         Patch(facecolor=MARKS[state][0], hatch=MARKS[state][1], edgecolor="0.55", label=NOTES.get(state, state))
         for state in states
     ]
     if any(_is_lr_over_batch(one) for one in planes):
-        patches.append(Patch(facecolor="none", edgecolor="0.25", ls="--", label="equal lr / batch size"))
+        patches.append(Line2D([], [], color="0.25", ls="--", lw=1, label="equal lr / batch size"))
     if any(cell.mean.n > 1 and not cell.word for one in planes for cell in one.known):
         patches.append(Patch(facecolor="none", label="\u00b1: 95 % interval over n seeds"))
     if any(cell.lost for one in planes for cell in one.known):

@@ -136,8 +136,8 @@ def require_seeds(group: Sequence[Run], x: str, y: str) -> None:
         others = [name for name in varying(group) if name not in (x, y, "seed") and not name.startswith("probe.")]
         if others:
             raise SettingError(
-                f"several runs with the same {x} and {y} differ in {', '.join(others[:4])}; choose among them, e.g. "
-                f'runs.where("{others[0]}={text_of(group[0], others[0])}")'
+                f"several runs with the same {x} and {y} differ in {', '.join(others[:4])}: draw a panel each, "
+                f'compare.panels={others[0]}, or choose, runs.where("{others[0]}={text_of(group[0], others[0])}")'
             )
 
 

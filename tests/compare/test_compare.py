@@ -13,6 +13,7 @@ from lab.compare.curves import Curves
 from lab.compare.ends import FinalValues
 from lab.compare.findings import edge_of_stochastic_stability, generalization_gap, noise_injection, random_labels
 from lab.compare.groups import differing, grouped, mean_and_error
+from lab.compare.heatmap import Heatmap
 from lab.run.folder import RunFolder
 from lab.settings import SettingError
 
@@ -178,6 +179,19 @@ def test_a_tag_that_no_run_has_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(SettingError, match=rf"^compare\.{setting}: no run has y; choose of x$"):
             comparison.compare(cells, "title")
+
+
+def test_no_runs_and_what_is_no_number_are_refused_in_words(tmp_path: Path) -> None:
+    for comparison in (Bars(), FinalValues(), Curves(), Heatmap()):
+        with pytest.raises(SettingError, match=r"^there are no runs to compare$"):
+            comparison.compare([], "title")
+    made = [cell(tmp_path, "kind=a", {"x": 1.0})]
+    with pytest.raises(
+        SettingError, match=r"^compare\.x=kind is no positive number in every run; compare=bars takes any"
+    ):
+        FinalValues(tag="x", x="kind").compare(made, "title")
+    with pytest.raises(SettingError, match=r"^compare\.tags: no run has x; none has measured anything yet$"):
+        Bars(tags=("x",)).compare([cell(tmp_path, "kind=b", {})], "title")
 
 
 def test_figure_and_numbers_are_left_beside_each_other(tmp_path: Path) -> None:

@@ -8,6 +8,9 @@ from made_runs import made_run
 from matplotlib.figure import Figure
 
 from lab.compare import Runs, heatmap, runs
+from lab.compare.bars import Bars
+from lab.compare.curves import Curves
+from lab.compare.ends import FinalValues
 from lab.compare.heatmap import Heatmap, phase_diagrams
 from lab.compare.map_drawing import borders, levels
 from lab.compare.plane import Plane, PlaneAxis
@@ -115,7 +118,8 @@ def test_settings_of_another_kind_are_places_and_panels_that_nobody_has_are_left
     ("settings", "says"),
     [
         ({"tag": "no/such"}, "compare.tag: no run has no/such; choose of sharpness/ratio, or a result such as phase"),
-        ({"x": "data.batchsize"}, "no run has data.batchsize; did you mean data.batch_size?"),
+        ({"x": "data.batchsize"}, "compare.x: no run has data.batchsize; did you mean data.batch_size?"),
+        ({"x": "lr"}, "x and y are both optimizer.lr; a plane has two settings"),
     ],
 )
 def test_what_no_run_has_is_refused(grid: Runs, settings: dict[str, str], says: str) -> None:
@@ -127,10 +131,17 @@ def test_what_no_run_has_is_refused(grid: Runs, settings: dict[str, str], says: 
 def test_runs_of_a_cell_that_differ_in_more_than_the_seed_are_not_averaged(tmp_path: Path) -> None:
     for momentum in (0.0, 0.9):
         made_run(tmp_path / f"{momentum}", {"optimizer.momentum": momentum}, {"sharpness/ratio": 0.5})
-    with pytest.raises(SettingError, match=r"differ in optimizer\.momentum; choose among them"):
+    with pytest.raises(SettingError, match=r"differ in optimizer\.momentum: draw a panel each, compare\.panels="):
         Heatmap().compare(runs(tmp_path), "title")
     panels = Heatmap(panels="optimizer.momentum").compare(runs(tmp_path), "title").figure
     assert {"momentum=0.0", "momentum=0.9"} <= {axis.get_title() for axis in panels.axes}
+
+
+def test_a_quantity_that_no_run_has_a_value_of_yet_is_drawn_so(tmp_path: Path) -> None:
+    made_run(tmp_path / "a", {}, {}, summary={"phase": None})
+    told = Heatmap(tag="phase").compare(runs(tmp_path), "title")
+    assert told.sentence == "phase, at the end: 1 no value."
+    assert "-" in written(phase_diagrams(runs(tmp_path)))
 
 
 def test_runs_with_one_seed_count_once(tmp_path: Path) -> None:
@@ -143,3 +154,20 @@ def test_borders_lie_between_the_values() -> None:
     assert borders(PlaneAxis("x", [1.0, 3.0], ["1", "3"], numeric=False)) == [0.0, 2.0, 4.0]
     assert borders(PlaneAxis("x", [5.0], ["5"])) == [4.5, 5.5]
     assert levels(0.11, 0.9) == [0.2, 0.5]
+
+
+def test_names_with_dollars_and_braces_are_texts_in_every_figure(tmp_path: Path) -> None:
+    for i in range(2):
+        values = {"model.activation": f"$\\frac{i}$ {{%", "optimizer.lr": 0.1 * (i + 1), "$x$": "$\\no$"}
+        series = {"sharpness/ratio": 0.5, "$\\tag$": 1.0, "test/accuracy": 0.5}
+        made_run(tmp_path / f"$a_{i}$", values, series, summary={"phase": "$\\bad{$"})
+    made = runs(tmp_path)
+    drawn = [
+        phase_diagrams(made, {"phase": "$\\p$"}, x="activation", y="lr", title="$\\a$"),
+        Heatmap(x="model.activation", panels="$x$").compare(made, "$\\b$").figure,
+        Curves(tags=("$\\tag$", "sharpness/ratio"), panels="$x$").compare(made, "t").figure,
+        Bars(tags=("$\\tag$",)).compare(made, "t").figure,
+        FinalValues(x="optimizer.lr", panels="$x$").compare(made, "t").figure,
+    ]
+    for figure in drawn:
+        figure.canvas.draw()

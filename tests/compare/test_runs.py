@@ -79,6 +79,8 @@ def test_conditions_choose_runs_by_fields_settings_and_results(tmp_path: Path) -
     [
         ("rate=1", "no run has rate; "),
         ("optimizer.lrr=1", "no run has optimizer.lrr; did you mean optimizer.lr?"),
+        ("optimizer.l=1", "no run has optimizer.l; did you mean optimizer.lr?"),
+        ("lr<small", "lr<small: expected a number after <"),
         ("finished", "finished: expected a condition such as optimizer.lr<=0.1 or status=finished"),
         ("size=1", "size may be data.size, model.size; give one of them"),
         ("x\x1b[31m", "x\\x1b[31m: expected a condition"),
