@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from made_runs import made_run
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +33,7 @@ RUN = {README, *(ROOT / "docs" / name for name in ("start.md", "own_model.md", "
 SHORT = "steps=4"
 """Appended to what would take minutes; the last value given wins."""
 KINDS = ("python -m lab.train", "python -m lab.measure", "python -m lab.simulate", "python -m lab.selfcheck")
-KINDS += ("make ", "pip install", "tensorboard", "python examples/own/")
+KINDS += ("python -m lab.report", "make ", "pip install", "tensorboard", "python examples/own/")
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -176,6 +177,18 @@ def test_the_configuration_of_every_other_command_is_composed(
 @pytest.mark.parametrize("command", commands("python -m lab.selfcheck"))
 def test_every_selfcheck_command_exists(command: str, tmp_path: Path) -> None:
     run(command, tmp_path, "--help")
+
+
+@pytest.mark.parametrize("command", commands("python -m lab.report"))
+def test_every_report_command_runs(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    places = [re.sub(r"/\*+$", "", word) for word in shlex.split(command)[3:] if "=" not in word]
+    for lr in (0.1, 0.2):
+        for place in places:
+            words = {"optimizer.lr": lr, "data.batch_size": 32 + len(place), "steps": 1000}
+            made_run(tmp_path / place / f"lr={lr}", words, {"train/loss": 0.5, "sharpness/lambda_max": 8.0})
+    run(command, tmp_path)
+    [page] = re.findall(r"page +(\S+)", capsys.readouterr().out)
+    assert (tmp_path / page).stat().st_size > 10_000
 
 
 SNIPPETS = {

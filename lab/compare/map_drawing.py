@@ -17,6 +17,7 @@ from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from lab.compare.base import literal
+from lab.compare.line_colors import HANDLE, LETTER
 from lab.compare.plane import Plane, PlaneAxis, PlaneCell
 from lab.compare.run import short
 from lab.run.summary import decimals
@@ -140,9 +141,9 @@ def legend(figure: Figure, planes: Iterable[Plane]) -> None:
     if any(cell.lost for one in planes for cell in one.known):
         patches.append(Patch(facecolor="none", label="lost: runs beside those, which diverged"))
     if patches:
-        figure.legend(
-            handles=patches, loc="outside lower center", ncols=min(4, len(patches)), frameon=False, fontsize=9
-        )
+        width = LETTER * max(len(str(patch.get_label())) for patch in patches) + HANDLE
+        columns = max(1, min(4, len(patches), int(figure.get_figwidth() / width)))
+        figure.legend(handles=patches, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
 
 def colors_of(words: Sequence[str]) -> dict[str, str]:
