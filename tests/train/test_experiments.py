@@ -185,6 +185,13 @@ SLIPS = [
         "is the folder of one run, and these are several; set hydra.sweep.dir",
     ),
     ("experiment=generalization_gap data.batch_size=full scaling.lr=none", "data.batch_size=full, but scaling.lr="),
+    ("experiment=large_batch data.examples=60", "data.batch_size=128 is larger than the 60 training examples"),
+    (
+        "experiment=large_batch data.examples=all",
+        "data.examples=all, but scaling.lr=none scaling.budget=epochs count in",
+    ),
+    ("experiment=large_batch steps=9", "steps=9 and scaling.epochs=2 contradict each other; write scaling.epochs=null"),
+    ("experiment=large_batch model.depth=9", "model.depth=9: expected 8, 20, 32, 44, 56, 18 or 34"),
     ("compare=bars", "compare= compares the runs of a grid, and this is one run; add -m"),
     ("scaling.lr=cubic", "scaling.lr=cubic: expected 'none', 'sqrt' or 'linear'"),
     ("data.batch_size=16 scaling.lr=linear scaling.budget=epochs", "give steps as a positive number"),
