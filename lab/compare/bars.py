@@ -7,7 +7,7 @@ from typing import Annotated
 from matplotlib.axes import Axes
 from pydantic import Field
 
-from lab.compare.base import Compared, RunComparison, new_figure, number, require_tags
+from lab.compare.base import Compared, RunComparison, literal, new_figure, number, require_tags
 from lab.compare.findings import Paragraph, find
 from lab.compare.groups import differing, grouped, mean_and_error
 from lab.compare.run import Run, short
@@ -36,13 +36,13 @@ class Bars(RunComparison):
             bars = [mean_and_error([c.late(tag, self.share) for c in group]) for group in groups.values()]
             numbers = [number(bar[0], group) for bar, group in zip(bars, groups.values(), strict=True)]
             self._draw(axis, bars, numbers)
-            axis.set_xlabel(tag)
+            axis.set_xlabel(literal(tag))
             errors = [f" +- {error:.1g}" if error > 0 else "" for _, error in bars]
             parts.append(
                 f"{tag}: {', '.join(f'{n}{e} ({x})' for n, e, x in zip(numbers, errors, labels, strict=True))}"
             )
-        row[0].set_yticks(range(len(groups)), labels)
-        row[0].set_ylabel(", ".join(map(short, settings)))
+        row[0].set_yticks(range(len(groups)), [*map(literal, labels)])
+        row[0].set_ylabel(literal(", ".join(map(short, settings))))
         row[0].invert_yaxis()
         sentence = f"Means over the last {100 * self.share:.0f} % of each run. {'; '.join(parts)}."
         values = {c.name: {t: v for t in self.tags if (v := c.late(t, self.share)) == v} for c in cells}

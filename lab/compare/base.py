@@ -36,19 +36,27 @@ class RunComparison(ABC):
 
 
 def require_tags(tags: Sequence[str], cells: Sequence[Run], setting: str) -> None:
-    """Raise SettingError for a tag of a setting without a single value in the cells that did not diverge."""
+    """Raise SettingError for a tag of a setting without a single value in the cells that did not diverge, and for none."""
+    if not cells:
+        raise SettingError("there are no runs to compare")
     known = {tag for cell in cells for tag in cell.series}
     for tag in tags:
         if tag not in known and not all(cell.diverged for cell in cells):
-            raise SettingError(f"{setting}: no run has {tag}; choose of {', '.join(sorted(_quantities(known)))}")
+            choice = f"choose of {', '.join(sorted(_quantities(known)))}" if known else "none has measured anything yet"
+            raise SettingError(f"{setting}: no run has {tag}; {choice}")
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
     """An empty figure, in inches, under a title folded to its width."""
     lines = textwrap.wrap(title, int(LETTERS_PER_INCH * width))
     figure = blank(width, height + 0.18 * (len(lines) - 1))
-    figure.suptitle("\n".join(lines), fontsize=11)
+    figure.suptitle("\n".join(lines), fontsize=11, parse_math=False)
     return figure
+
+
+def literal(text: str) -> str:
+    """A text that may hold a name of somebody's, for a figure: what stands between two dollars is no formula."""
+    return text.replace("$", r"\$")
 
 
 def number(value: float, cells: Sequence[Run]) -> str:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from matplotlib.axes import Axes
 from pydantic import Field
 
-from lab.compare.base import Compared, RunComparison, new_figure, number, require_tags
+from lab.compare.base import Compared, RunComparison, literal, new_figure, number, require_tags
 from lab.compare.curves import binned
 from lab.compare.groups import SEED, mean_and_error
 from lab.compare.run import Run, short
@@ -75,7 +75,7 @@ class Branches(RunComparison):
     ] = ("sharpness/lambda_max", "train/loss")
 
     def compare(self, cells: Sequence[Run], title: str) -> Compared:
-        if not all(cell.parent for cell in cells):
+        if not all(cell.parent for cell in cells) or not cells:
             raise SettingError("compare=branches compares runs that begin from another one; add from=RUN@100,RUN@500")
         require_tags(self.tags, cells, "compare.tags")
         places = _places(cells)
@@ -117,7 +117,7 @@ class Branches(RunComparison):
 
     def _scale(self, row: Sequence[Axes], tag: str, places: Sequence[BranchPoint]) -> None:
         """A loss on a log axis, a sharpness from zero; as far as runs come that did not diverge, with thresholds near."""
-        row[0].set_ylabel(tag)
+        row[0].set_ylabel(literal(tag))
         for axis in row:
             axis.grid(alpha=0.25)
         cells = [cell for place in places for cell in place.cells if not cell.diverged]
@@ -147,7 +147,7 @@ def _branches(axis: Axes, tag: str, place: BranchPoint, group: Sequence[Run], la
         if cell.diverged:
             at = [cell.step], [0.95]
             axis.plot(*at, ls="", marker="x", color=color, transform=axis.get_xaxis_transform(), label="diverged")
-    axis.plot(*_shown(tag, mean(whole)), color=color, lw=1.7, label=label)
+    axis.plot(*_shown(tag, mean(whole)), color=color, lw=1.7, label=literal(label))
     if tag == _compared(group[0]):
         limits = [cut(*cell.series.get("sharpness/threshold", ([], [])), place.step, place.end) for cell in group]
         axis.plot(*mean(limits), color=color, lw=1.1, ls="--")

@@ -1,6 +1,7 @@
 """Names and conditions as one types them: `lr` for optimizer.lr, "optimizer.lr<=0.1", "status=finished"."""
 
 import difflib
+import math
 import operator
 import re
 from collections.abc import Callable, Iterable
@@ -37,6 +38,8 @@ class Where:
         """As it is typed. Raises SettingError for what is none."""
         if not (match := FORM.match(text)):
             raise SettingError(f"{shown(text)}: expected a condition such as optimizer.lr<=0.1 or status=finished")
+        if match["sign"] in COMPARISONS and math.isnan(_number(match["value"])):
+            raise SettingError(f"{shown(text)}: expected a number after {match['sign']}")
         return Where(match["name"], match["sign"], match["value"])
 
     def met(self, run: Run) -> bool:
@@ -70,15 +73,16 @@ def resolved(name: str, known: Iterable[str]) -> str:
         return own[0]
     if own:
         raise SettingError(f"{shown(name)} may be {', '.join(own[:NEAR])}; give one of them")
-    near = difflib.get_close_matches(name, names, n=1) or difflib.get_close_matches(name, [*map(short, names)], n=1)
+    near = [one for one in names if name and one.startswith(name)] or difflib.get_close_matches(name, names, n=1)
+    near = near or difflib.get_close_matches(name, [*map(short, names)], n=1)
     cure = f"did you mean {near[0]}?" if near else "runs.columns lists what there is" if names else "there are no runs"
     raise SettingError(f"no run has {shown(name)}; {cure}")
 
 
 def _number(value: Any) -> float:
     if isinstance(value, bool) or value is None:
-        return float("nan")
+        return math.nan
     try:
         return float(value)
     except (ValueError, OverflowError):
-        return float("nan")
+        return math.nan

@@ -6,13 +6,13 @@ from typing import Annotated
 from matplotlib.axes import Axes
 from pydantic import Field
 
-from lab.compare.base import Compared, Panels, RunComparison, new_figure, number, require_tags
+from lab.compare.base import Compared, Panels, RunComparison, literal, new_figure, number, require_tags
 from lab.compare.findings import Paragraph, find
 from lab.compare.groups import differing, grouped
+from lab.compare.line_colors import LineColors, columns_of
 from lab.compare.run import Run
 from lab.settings import settings
 
-STYLES = ("-", "--", ":", "-.")
 QUARTER = 0.25
 
 
@@ -37,23 +37,21 @@ class Curves(RunComparison):
         require_tags(self.tags, cells, "compare.tags")
         require_tags([self.over] if self.over else [], cells, "compare.over")
         panels = grouped(cells, [self.panels] if self.panels else [])
-        figure = new_figure(1.5 + 4.2 * len(panels), 4.6, title)
+        look = LineColors.of(cells, differing(cells, but=[self.panels]))
+        entries = look.entries(self.tags, diverged=any(cell.diverged for cell in cells))
+        width = 1.5 + 4.2 * len(panels) + (0.9 if look.scale else 0)
+        figure = new_figure(width, 4.1 + columns_of(entries, width)[1], title)
         row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        others = differing(cells, but=[self.panels])
-        labels = list(grouped(cells, others))
         for axis, (name, members) in zip(row, panels.items(), strict=True):
             for cell in members:
-                self._draw(axis, cell, cell.label(others), labels)
+                self._draw(axis, cell, look)
             if self.level is not None:
                 axis.axhline(self.level, color="tab:red", ls="--", lw=1.3)
-            axis.set(xlabel="step (updates)", title=name or None)
+            axis.set(xlabel="step (updates)", title=literal(name) or None)
             axis.grid(alpha=0.25)
-        row[0].set_ylim(bottom=0)  # once all are drawn: it ends the scaling of the axes, which are shared
-        row[0].set_ylabel(self.ylabel or ", ".join(self.tags) + (f" / {self.over}" if self.over else ""))
-        handles = {label: line for axis in row for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-        figure.legend(
-            handles.values(), handles, loc="outside lower center", ncols=max(2, len(labels)), frameon=False, fontsize=9
-        )
+        self._limit(row[0], cells)
+        row[0].set_ylabel(self.ylabel or literal(", ".join(self.tags) + (f" / {self.over}" if self.over else "")))
+        look.show(figure, list(row), entries)
         values = {cell.name: {tag: self.ratio(cell, tag) for tag in self.tags} for cell in cells}
         return Compared(figure, find(self.finding, cells) or self._means(cells, values), _finite(values))
 
@@ -62,21 +60,38 @@ class Curves(RunComparison):
         value = cell.late(tag, QUARTER)
         return value / cell.late(self.over, QUARTER) if self.over else value
 
-    def _draw(self, axis: Axes, cell: Run, label: str, labels: list[str]) -> None:
+    def points(self, cell: Run, tag: str) -> tuple[Sequence[int], Sequence[float]]:
+        """The curve of a run, divided by `over` at the steps that have both."""
+        steps, values = cell.series.get(tag, ([], []))
+        if not self.over:
+            return steps, values
+        scale = dict(zip(*cell.series.get(self.over, ([], [])), strict=True))
+        both = [(step, value / scale[step]) for step, value in zip(steps, values, strict=True) if scale.get(step)]
+        return [step for step, _ in both], [value for _, value in both]
+
+    def _draw(self, axis: Axes, cell: Run, look: LineColors) -> None:
         """The lines of one run; many points (a batch of every step) become means over bins. A color for every label, or,
-        where there is one run in a panel, for every tag.
+        where there is one, for every tag; a cross at the end of a run that diverged.
         """
         for i, tag in enumerate(self.tags):
-            color = f"C{labels.index(label) if len(labels) > 1 else i}"
-            style = STYLES[i % len(STYLES)] if len(labels) > 1 else "-"
-            steps, values = cell.series.get(tag, ([], []))
-            if self.over:
-                scale = dict(zip(*cell.series.get(self.over, ([], [])), strict=True))
-                values = [v / scale[s] for s, v in zip(steps, values, strict=True) if s in scale]
-                steps = [s for s in steps if s in scale]
-            legend = f"{label}: {tag}" if label else tag
-            legend += " (diverged)" if cell.diverged else ""
-            axis.plot(*binned(steps, values), ls=style, color=color, lw=1.3, label=legend)
+            color = look.color(cell) if len(look.labels) > 1 else f"C{i}"
+            steps, values = binned(*self.points(cell, tag))
+            style = look.style(cell, i, len(self.tags))
+            axis.plot(steps, values, ls=style, color=color, lw=1.3, marker="." if len(steps) == 1 else "")
+            if cell.diverged and steps:
+                axis.plot(steps[-1:], [0.97], ls="", marker="x", color=color, transform=axis.get_xaxis_transform())
+
+    def _limit(self, axis: Axes, cells: Sequence[Run]) -> None:
+        """From zero, where nothing is below it, as far as the runs come that did not diverge. Once all are drawn: it ends
+        the scaling of the axes, which are shared.
+        """
+        drawn = [binned(*self.points(cell, tag))[1] for cell in cells if not cell.diverged for tag in self.tags]
+        values = [value for points in drawn for value in points]
+        if min(values, default=0.0) >= 0:
+            axis.set_ylim(bottom=0)
+        if values and any(cell.diverged for cell in cells):
+            low, high = min(0.0, *values), max([*values, *([self.level] if self.level is not None else [])])
+            axis.set_ylim(low, high + 0.1 * (high - low or 1.0))
 
     def _means(self, cells: Sequence[Run], values: dict[str, dict[str, float]]) -> str:
         settings, divided = differing(cells), f" / {self.over}" if self.over else ""

@@ -7,11 +7,11 @@ from typing import Annotated
 from matplotlib.axes import Axes
 from pydantic import Field
 
-from lab.compare.base import Compared, Panels, RunComparison, new_figure, number, require_tags
+from lab.compare.base import Compared, Panels, RunComparison, literal, new_figure, number, require_tags
 from lab.compare.findings import Paragraph, find
 from lab.compare.groups import differing, grouped, mean_and_error
 from lab.compare.run import Run, short
-from lab.settings import settings
+from lab.settings import SettingError, settings
 
 MARKERS = "osD^vP"
 CROSS = 0.06
@@ -34,6 +34,8 @@ class FinalValues(RunComparison):
 
     def compare(self, cells: Sequence[Run], title: str) -> Compared:
         require_tags([self.tag], cells, "compare.tag")
+        if not all(cell.number(self.x) > 0 for cell in cells):
+            raise SettingError(f"compare.x={self.x} is no positive number in every run; compare=bars takes any setting")
         panels = grouped(cells, [self.panels] if self.panels else [])
         figure = new_figure(1.5 + 4.2 * len(panels), 4.6, title)
         row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -52,14 +54,14 @@ class FinalValues(RunComparison):
                 lowest = max(lowest, place + 1 if lost else 0)
                 values = ", ".join(f"{number(points[x][0], at)} ({x:g})" for x, at in places.items())
                 parts.append(": ".join(filter(None, (", ".join(filter(None, (name, label))), values))))
-            axis.set(xlabel=self.x, title=name or None, xscale="log")
+            axis.set(xlabel=literal(self.x), title=literal(name) or None, xscale="log")
             ticks = sorted({cell.number(self.x) for cell in cells})
             axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axis.minorticks_off()
             axis.grid(alpha=0.25)
         low, high = row[0].get_ylim()
         row[0].set_ylim(low - lowest * CROSS / (1 - lowest * CROSS) * (high - low), high)  # room for the crosses
-        row[0].set_ylabel(f"{self.tag} at the end")
+        row[0].set_ylabel(literal(f"{self.tag} at the end"))
         handles = {label: line for axis in row for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
         if any(handles):
             figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
@@ -74,7 +76,7 @@ class FinalValues(RunComparison):
         color, marker = f"C{place}", MARKERS[place % len(MARKERS)]
         known = {x: y for x, y in points.items() if math.isfinite(y[0])}
         means, errors = [y for y, _ in known.values()], [error for _, error in known.values()]
-        axis.errorbar(list(known), means, yerr=errors, color=color, marker=marker, ms=5, lw=1.3, label=label)
+        axis.errorbar(list(known), means, yerr=errors, color=color, marker=marker, ms=5, lw=1.3, label=literal(label))
         height, below = (place + 0.5) * CROSS, axis.get_xaxis_transform()
         if lost:
             axis.plot(lost, [height] * len(lost), ls="", marker="x", ms=7, mew=2, color=color, transform=below)

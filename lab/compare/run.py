@@ -14,7 +14,19 @@ from typing import Any
 
 from lab.compare.metrics import Series, read_series, require_measurements
 from lab.compare.origin import origin_of, parent_of, status_of
-from lab.compare.strangers import Plain, Unreadable, flattened, number, plain, read_json, require_folder, shown
+from lab.compare.strangers import (
+    MAX_ENTRIES,
+    MAX_JSON,
+    Plain,
+    Unreadable,
+    flattened,
+    number,
+    opened,
+    plain,
+    read_json,
+    require_folder,
+    shown,
+)
 from lab.run.cards import card_names
 
 MARKS = ("status.json", "provenance.json", "summary.json", "metrics.jsonl")
@@ -65,7 +77,9 @@ class Run:
         require_measurements(path)
         status, provenance, summary = (read_json(path, f"{name}.json") for name in ("status", "provenance", "summary"))
         origin = origin_of(provenance, status, summary)
-        words = overrides if overrides is not None else _command_words(str(origin["command"] or ""))
+        words = (
+            overrides if overrides is not None else _command_words(str(origin["command"] or "")) or _hydra_words(path)
+        )
         made = typed(words)
         stands, reason, step = status_of(path, status)
         return Run(
@@ -212,6 +226,13 @@ def _command_words(command: str) -> list[str]:
     except ValueError:
         return []
     return words[3:] if words[1:3] == ["-m", "lab.train"] else []
+
+
+def _hydra_words(folder: Path) -> list[str]:
+    """The overrides in .hydra/, all there is of a run that has not begun."""
+    with opened(folder, ".hydra/overrides.yaml", MAX_JSON) as handle:
+        lines = handle.read(MAX_JSON).decode(errors="replace").splitlines() if handle else []
+    return [line[2:].strip().strip("'\"") for line in lines[:MAX_ENTRIES] if line.startswith("- ")]
 
 
 def _settings(provenance: Mapping[str, Any], words: Mapping[str, str]) -> dict[str, Plain]:

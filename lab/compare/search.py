@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,6 +16,7 @@ MEASURED = "measure"
 """Where lab.measure leaves what it found in the checkpoints of a run."""
 DEPTH, MOST = 12, 20_000
 """Folders within folders, and folders that are looked into."""
+NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
 NO_RUN = "holds no run"
 
 
@@ -54,6 +56,15 @@ def measurements(folder: Path) -> list[Run]:
     return sorted(found, key=lambda run: run.step)
 
 
+def natural(name: str) -> list[str | float]:
+    """A key by which names are in the order of the numbers in them.
+
+    >>> sorted(["lr=0.2,b=16", "lr=0.2,b=8", "lr=0.05,b=8"], key=natural)
+    ['lr=0.05,b=8', 'lr=0.2,b=8', 'lr=0.2,b=16']
+    """
+    return [float(part) if i % 2 else part for i, part in enumerate(NUMBER.split(name))]
+
+
 def _matching(pattern: Path) -> Iterator[tuple[Path, str]]:
     """What one pattern finds."""
     text = str(pattern)
@@ -62,7 +73,7 @@ def _matching(pattern: Path) -> Iterator[tuple[Path, str]]:
         return
     parts = pattern.parts
     if "**" not in parts:
-        for path in sorted(glob.glob(text)):
+        for path in sorted(glob.glob(text), key=natural):
             yield from _below(Path(path))
         return
     first = parts.index("**")
@@ -104,11 +115,11 @@ def _below(top: Path) -> Iterator[tuple[Path, str]]:
                 yield folder, ""
                 continue
             with os.scandir(folder) as entries:
-                inner = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False) and e.name not in PARTS)
+                names = [e.name for e in entries if e.is_dir(follow_symlinks=False) and e.name not in PARTS]
         except OSError as error:
             yield folder, f"cannot be read ({error.strerror})"
             continue
-        inner = [name for name in inner if not name.startswith(".")]
+        inner = sorted((name for name in names if not name.startswith(".")), key=natural)
         if not inner:
             yield folder, NO_RUN
         waiting += [(folder / name, depth + 1) for name in reversed(inner)]

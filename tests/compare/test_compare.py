@@ -13,6 +13,7 @@ from lab.compare.curves import Curves
 from lab.compare.ends import FinalValues
 from lab.compare.findings import edge_of_stochastic_stability, generalization_gap, noise_injection, random_labels
 from lab.compare.groups import differing, grouped, mean_and_error
+from lab.compare.heatmap import Heatmap
 from lab.run.folder import RunFolder
 from lab.settings import SettingError
 
@@ -107,6 +108,51 @@ def test_a_curve_above_the_first_panel_is_not_cut_off(tmp_path: Path) -> None:
     assert all(axis.get_ylim()[1] >= 50 for axis in told.figure.axes)
 
 
+def test_few_runs_have_a_color_each_in_a_legend_that_fits(tmp_path: Path) -> None:
+    cells = [
+        cell(tmp_path, f"optimizer.lr={lr} data.batch_size={b}", {"x": 1.0}) for lr in (1, 2, 3) for b in (8, 16, 32)
+    ]
+    figure = Curves(tags=("x",)).compare(cells, "title").figure
+    lines = [line for line in figure.axes[0].get_lines() if len(line.get_xdata()) > 1]  # type: ignore[arg-type]
+    assert len({line.get_color() for line in lines}) == 9
+    figure.canvas.draw()
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0
+    assert len(figure.legends[0].get_texts()) == 9
+
+
+def test_many_runs_have_a_color_scale_in_the_place_of_a_legend(tmp_path: Path) -> None:
+    cells = [cell(tmp_path, f"optimizer.lr={i + 1}", {"x": float(i)}) for i in range(30)]
+    figure = Curves(tags=("x",)).compare(cells, "title").figure
+    assert figure.axes[1].get_ylabel() == "optimizer.lr", "the color bar"
+    assert len({line.get_color() for line in figure.axes[0].get_lines()}) == 30
+    assert texts(figure)[-1] == "x"
+    mixed = [cell(tmp_path / "mixed", f"lr={i} kind={k}", {"x": 1.0}) for i in range(1, 7) for k in "ab"]
+    figure = Curves(tags=("x",)).compare(mixed, "title").figure
+    assert {"kind=a", "kind=b"} <= set(texts(figure)), "line styles"
+    assert {line.get_linestyle() for line in figure.axes[0].get_lines()} == {"-", "--"}
+
+
+def test_what_color_does_not_tell_is_said(tmp_path: Path) -> None:
+    cells = [cell(tmp_path, f"lr={i} size={k}", {"x": 1.0}) for i in range(1, 7) for k in range(5)]
+    assert "lines of one color differ in size" in texts(Curves(tags=("x",)).compare(cells, "title").figure)
+    words = [cell(tmp_path / "w", f"kind=k{i}", {"x": 1.0}) for i in range(40)]
+    figure = Curves(tags=("x",)).compare(words, "title").figure
+    assert texts(figure)[-1] == "... 40 in all"
+
+
+def test_a_run_that_diverged_is_marked_and_does_not_squeeze_the_others(tmp_path: Path) -> None:
+    cells = [cell(tmp_path, "lr=1", {"x": 2.0}), cell(tmp_path, "lr=2", {"x": [1.0, 1e9]}, diverged=True)]
+    figure = Curves(tags=("x",)).compare(cells, "title").figure
+    assert figure.axes[0].get_ylim() == pytest.approx((0, 2.2))
+    assert "diverged" in texts(figure) and figure.axes[0].get_lines()[-1].get_marker() == "x"
+
+
+def test_a_curve_below_zero_is_not_cut_off(tmp_path: Path) -> None:
+    figure = Curves(tags=("x",)).compare([cell(tmp_path, "lr=1", {"x": [-3.0, 1.0]})], "title").figure
+    assert figure.axes[0].get_ylim()[0] < -3
+
+
 def test_a_tag_that_no_run_has_is_refused(tmp_path: Path) -> None:
     cells = [cell(tmp_path, "a=1", {"x": 1.0, "error/x": 0.1})]
     for comparison, setting in (
@@ -117,6 +163,19 @@ def test_a_tag_that_no_run_has_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(SettingError, match=rf"^compare\.{setting}: no run has y; choose of x$"):
             comparison.compare(cells, "title")
+
+
+def test_no_runs_and_what_is_no_number_are_refused_in_words(tmp_path: Path) -> None:
+    for comparison in (Bars(), FinalValues(), Curves(), Heatmap()):
+        with pytest.raises(SettingError, match=r"^there are no runs to compare$"):
+            comparison.compare([], "title")
+    made = [cell(tmp_path, "kind=a", {"x": 1.0})]
+    with pytest.raises(
+        SettingError, match=r"^compare\.x=kind is no positive number in every run; compare=bars takes any"
+    ):
+        FinalValues(tag="x", x="kind").compare(made, "title")
+    with pytest.raises(SettingError, match=r"^compare\.tags: no run has x; none has measured anything yet$"):
+        Bars(tags=("x",)).compare([cell(tmp_path, "kind=b", {})], "title")
 
 
 def test_figure_and_numbers_are_left_beside_each_other(tmp_path: Path) -> None:
