@@ -161,7 +161,9 @@ def up_to(bound: object, *values: int) -> str:
     >>> up_to("all", 128, 512), up_to(128, 128, 512), up_to(60, 128, 512)
     ('128,512', '128', '128')
     """
-    kept = [value for value in values if not isinstance(bound, int) or value <= bound] or [*values[:1]]
+    kept = [value for value in values if not isinstance(bound, int) or value <= bound]
+    if not kept:
+        return str(values[0])
     if len(kept) < len(values):
         _left_out(",".join(map(str, values[len(kept) :])), str(bound))
     return ",".join(map(str, kept))

@@ -1,11 +1,11 @@
 """Comparisons of runs, on folders written by hand: numbers, claims that turn with the numbers, marks of divergence."""
 
 import math
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
+from runs_by_hand import cell
 
 from lab.compare import Run, carry_out
 from lab.compare.bars import Bars
@@ -16,22 +16,6 @@ from lab.compare.groups import differing, grouped, mean_and_error
 from lab.compare.heatmap import Heatmap
 from lab.run.folder import RunFolder
 from lab.settings import SettingError
-
-Values = Mapping[str, Sequence[float] | float]
-"""By tag, one value a step, or one for every step."""
-
-
-def cell(root: Path, overrides: str, values: Values, *, steps: int = 8, diverged: bool = False) -> Run:
-    """A run of `steps` updates in a folder below `root`."""
-    folder = RunFolder(root / overrides.replace("/", "-").replace(" ", ","))
-    with folder.owned():
-        folder.forget_from(0)
-        for tag, points in values.items():
-            for step, value in enumerate(points if isinstance(points, Sequence) else [points] * steps):
-                folder.log(step, {tag: value})
-        folder.write("provenance", {"data": {"examples": 300, "classes": ", ".join("0123456789")}})
-        folder.status("diverged" if diverged else "finished", step=steps)
-    return Run.read(folder.path, overrides.split())
 
 
 def texts(figure: Figure) -> list[str]:

@@ -43,7 +43,9 @@ def test_cosine_starts_at_one_passes_the_middle_and_would_end_at_final() -> None
     assert Cosine().factor(99, 100) == pytest.approx((1 - math.cos(math.pi / 100)) / 2)
 
 
-@pytest.mark.parametrize("schedule", [Constant(), Cosine(), Step(), Warmup(), Warmup(steps=1)], ids=repr)
+@pytest.mark.parametrize(
+    "schedule", [Constant(), Cosine(), Step(), Warmup(), Warmup(steps=1), Warmup(steps=0.5)], ids=repr
+)
 @pytest.mark.parametrize("total", [1, 2, 1000])
 def test_no_update_has_a_rate_of_zero(schedule: Schedule, total: int) -> None:
     assert all(0 < rate <= 1 for rate in rates(schedule, total))
@@ -65,8 +67,20 @@ def test_warmup_is_linear_from_one_over_steps_then_constant() -> None:
     assert rates(Warmup(steps=4), 6) == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
 
 
+def test_a_warm_up_that_is_a_share_of_the_run_takes_as_much_of_any_run() -> None:
+    assert rates(Warmup(steps=0.4), 10) == rates(Warmup(steps=4), 10)
+    assert rates(Warmup(steps=0.4), 2) == [1.0, 1.0], "less than one update is none"
+
+
 @pytest.mark.parametrize(
-    "make", [lambda: Cosine(final=1.1), lambda: Cosine(final=-0.1), lambda: Step(gamma=0.0), lambda: Warmup(steps=0)]
+    "make",
+    [
+        lambda: Cosine(final=1.1),
+        lambda: Cosine(final=-0.1),
+        lambda: Step(gamma=0.0),
+        lambda: Warmup(steps=0),
+        lambda: Warmup(steps=100.0),
+    ],
 )
 def test_out_of_range_is_refused(make: Callable[[], Schedule]) -> None:
     with pytest.raises(ValidationError):

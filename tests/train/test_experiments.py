@@ -14,7 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from lab.run import checkpoints
 from lab.run.folder import RunFolder
@@ -185,6 +187,13 @@ SLIPS = [
         "is the folder of one run, and these are several; set hydra.sweep.dir",
     ),
     ("experiment=generalization_gap data.batch_size=full scaling.lr=none", "data.batch_size=full, but scaling.lr="),
+    ("experiment=large_batch data.examples=60", "data.batch_size=128 is larger than the 60 training examples"),
+    (
+        "experiment=large_batch data.examples=all",
+        "data.examples=all, but scaling.lr=none scaling.budget=epochs count in",
+    ),
+    ("experiment=large_batch steps=9", "steps=9 and scaling.epochs=2 contradict each other; write scaling.epochs=null"),
+    ("experiment=large_batch model.depth=9", "model.depth=9: expected 8, 20, 32, 44, 56, 18 or 34"),
     ("compare=bars", "compare= compares the runs of a grid, and this is one run; add -m"),
     ("scaling.lr=cubic", "scaling.lr=cubic: expected 'none', 'sqrt' or 'linear'"),
     ("data.batch_size=16 scaling.lr=linear scaling.budget=epochs", "give steps as a positive number"),
@@ -215,6 +224,40 @@ def test_cells_in_parallel_processes_are_compared_too() -> None:
     assert (
         compared("random_labels", "data.batch_size=full,data.examples=60,model.widths=[4]")["sentence"] in done.stdout
     )
+
+
+@pytest.mark.slow
+def test_of_a_network_on_images_the_gap_of_a_large_batch_is_missing_updates_too(command: Command) -> None:
+    """Four patterns under noise, 256 images: 128 updates in batches of 8, of 128 8 after as many passes. One seed; the bands
+    are for the ordering.
+    """
+    generator = np.random.default_rng(0)
+    patterns = generator.normal(size=(4, 16, 16, 3))
+    for split in ("train", "test"):
+        for label, pattern in enumerate(patterns):
+            folder = Path("images", split, str(label))
+            folder.mkdir(parents=True)
+            for i in range(64):
+                pixels = 128 + 20 * pattern + 60 * generator.normal(size=pattern.shape)
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.png")
+    command(
+        *("experiment=large_batch", "data=image_folder", "data.root=images", "data.examples=256", "data.cache=null"),
+        *("model.depth=8", "model.width=4", "data.batch_size=8,128", "scaling.lr=none", "scaling.batch_size=8"),
+        *("scaling.epochs=4", "trainer.chunk_examples=8", "trainer.threads=1", "probe.sharpness.examples=64"),
+        "probe.noise.examples=64",
+    )
+    [file] = Path("outputs/large_batch/figures").glob("*.json")
+    told = json.loads(file.read_text())
+    ends = {
+        (run["overrides"]["scaling.budget"], run["overrides"]["data.batch_size"]): run["values"] for run in told["runs"]
+    }
+    small, few, many = (
+        ends[budget, size]["test/accuracy"] for budget, size in (("steps", "8"), ("epochs", "128"), ("steps", "128"))
+    )
+    assert few < small - 0.2
+    assert many > small - 0.1
+    assert "the gap is mostly one of the number of updates" in told["sentence"]
+    assert all({"sharpness/lambda_max", "noise/trace", "train/accuracy"} <= values.keys() for values in ends.values())
 
 
 @pytest.mark.slow
