@@ -185,22 +185,6 @@ def central_flows(outputs: Path) -> Finding:
     return ["", "published", "here", "difference"], rows, [run]
 
 
-PUBLISHED = {64: (167, 191), 256: (207, 217), 1024: (204, 217)}
-"""lambda_max of a loss without 1/2 by batch size: at step 9000, and the mean of the last quarter of 150,000 steps."""
-
-
-def stochastic_edge(outputs: Path) -> Finding:
-    runs = under(outputs / "peer_stochastic_edge")
-    rows = []
-    for run in sorted(runs, key=lambda run: setting(run, "data.batch_size")):
-        batch, top = setting(run, "data.batch_size"), tagged(run, "sharpness/lambda_max")
-        step = max(top)
-        published, long = PUBLISHED[batch]
-        row = [f"{batch}", f"{published / 2:g}", f"{top[step]:.1f} (step {step})"]
-        rows.append([*row, f"{100 * (2 * top[step] / published - 1):+.0f} %", f"{long / 2:g}"])
-    return ["batch size", "published, step 9000", "here", "difference", "published, mean to step 150,000"], rows, runs
-
-
 def escape(outputs: Path) -> Finding:
     run = RunFolder(outputs / "escape_kramers_sgd/default")
     return ["", "theory", "measured", "agrees"], run.read("summary")["table"], [run]
@@ -213,7 +197,6 @@ FINDINGS: Mapping[str, Callable[[Path], Finding]] = {
     "spectra": spectra,
     "escape": escape,
     "central_flows": central_flows,
-    "stochastic_edge": stochastic_edge,
 }
 
 
