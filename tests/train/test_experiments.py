@@ -172,7 +172,7 @@ def test_any_grid_can_be_compared(capsys: pytest.CaptureFixture[str], command: C
 SLIPS = [
     ("experiment=random_labels data.batch_size=full seed=-1", "seed=-1: expected a whole number of at least 0"),
     (
-        "experiment=random_labels data.batch_size=full data.random_labels=0,2",
+        "experiment=random_labels data.batch_size=full data.random_labels=2,3",
         "expected a number less than or equal to 1",
     ),
     ("experiment=random_labels optimzer.lr=1", "write optimizer.lr=1"),
@@ -184,7 +184,10 @@ SLIPS = [
         "experiment=random_labels hydra.run.dir=x",
         "is the folder of one run, and these are several; set hydra.sweep.dir",
     ),
-    ("experiment=generalization_gap data.batch_size=full scaling.lr=none", "data.batch_size=full, but scaling.lr="),
+    (
+        "experiment=generalization_gap data.batch_size=full scaling.lr=none scaling.budget=epochs",
+        "data.batch_size=full, but scaling.lr=",
+    ),
     ("compare=bars", "compare= compares the runs of a grid, and this is one run; add -m"),
     ("scaling.lr=cubic", "scaling.lr=cubic: expected 'none', 'sqrt' or 'linear'"),
     ("data.batch_size=16 scaling.lr=linear scaling.budget=epochs", "give steps as a positive number"),
