@@ -45,7 +45,7 @@ test-peers: $(VENV)/.lab-dev
 
 # Where there is no Slurm and none can be installed, a line says so, and nothing fails.
 test-slurm: $(VENV)/.lab-dev
-	@if reason=$$($(BIN)/python scripts/slurm/node.py install 2>&1); then $(BIN)/python -m pytest -n 0 -m slurm tests/runs; \
+	@if reason=$$($(BIN)/python scripts/slurm/node.py install 2>&1); then $(BIN)/python -m pytest -rs -n 0 -m slurm tests/runs/test_slurm_scenario.py; \
 	  else echo "test-slurm is left out: $$reason"; fi
 
 check: $(VENV)/.lab-dev

@@ -13,6 +13,7 @@ import pytest
 from slurm.node import missing, single_node
 from whole_runs import SMALL, assert_same_run
 
+from lab.doors.slurm.record import JobRecord
 from lab.run.folder import RunFolder
 
 pytestmark = pytest.mark.slurm
@@ -41,7 +42,11 @@ PATIENCE = 600
 def cluster() -> Iterator[dict[str, str]]:
     if missing():
         pytest.skip(f"not installed: {', '.join(missing())}; python scripts/slurm/node.py install")
-    with single_node(cpus=2) as environment:
+    with contextlib.ExitStack() as stack:
+        try:
+            environment = stack.enter_context(single_node(cpus=2))
+        except RuntimeError as error:  # as in a container that lacks a right
+            pytest.skip(str(error))
         yield environment | {"PYTHONPATH": str(Path(__file__).parents[2])}
 
 
@@ -121,7 +126,7 @@ def test_a_grid_is_preempted_killed_and_left_alone_and_ends_as_on_one_machine(
     assert len(names) == 6
     for name in names:
         assert_same_run(RunFolder(Path("here") / name), RunFolder(Path("jobs") / name))
-    submitted = {job.partition("_")[0] for job in jobs("%i", "-t", "all")}
+    submitted = {job.partition("_")[0] for job in JobRecord(Path("jobs")).read().values()}
     assert len(submitted) == 2, "one array, and one job for the run that was killed"
     for log in ("first.log", "second.log", "here.log"):
         assert "Traceback" not in Path(log).read_text()

@@ -18,7 +18,7 @@ from lab.doors.slurm.card import SlurmCard
 from lab.doors.slurm.job import saved_step
 from lab.doors.slurm.queue import JobState, QueueSilent
 from lab.doors.slurm.record import JobRecord, name_of
-from lab.doors.slurm.watch import Verdict, WatchedCell, verdict
+from lab.doors.slurm.watch import JobVerdict, WatchedCell, verdict
 from lab.settings import SettingError
 
 SHARED_DELAY = 60.0
@@ -142,7 +142,7 @@ class SlurmLauncher:
             watched.since = watched.since or time.monotonic()
             if time.monotonic() - watched.since < SHARED_DELAY:
                 return
-            found = Verdict("failed", found.text)
+            found = JobVerdict("failed", found.text)
         if found.kind == "killed":
             self._again(watched, found.text)
         elif found.kind in ("made", "failed"):
@@ -154,7 +154,7 @@ class SlurmLauncher:
                 self.grid.begin(watched.cell)
             watched.tell(f"{found.text} (job {watched.job})")
 
-    def _over(self, watched: WatchedCell, found: Verdict) -> None:
+    def _over(self, watched: WatchedCell, found: JobVerdict) -> None:
         """Nothing more will come of the job."""
         self.waiting.remove(watched)
         if found.kind == "failed":
@@ -170,7 +170,7 @@ class SlurmLauncher:
         step = saved_step(watched.cell)
         tries = watched.tries + 1 if step <= watched.step else 0
         if tries > self.card.retries:
-            self._over(watched, Verdict("failed", f"{text}, {tries} times in a row"))
+            self._over(watched, JobVerdict("failed", f"{text}, {tries} times in a row"))
             return
         with self.record.held():
             job = self.record.read().get(name_of(watched.cell), watched.job)
@@ -179,7 +179,7 @@ class SlurmLauncher:
                 try:
                     (job,) = batch.submit([watched.cell], self.run, executor, self.card)
                 except batch.Refusal as refusal:
-                    self._over(watched, Verdict("failed", f"{text}, and is not submitted again; {refusal}"))
+                    self._over(watched, JobVerdict("failed", f"{text}, and is not submitted again; {refusal}"))
                     return
                 self.record.note({name_of(watched.cell): job})
         watched.job, watched.step, watched.tries = job, step, tries

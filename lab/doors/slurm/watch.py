@@ -29,7 +29,7 @@ CAUSES = {
 
 
 @dataclass(frozen=True)
-class Verdict:
+class JobVerdict:
     """How a cell stands, and in words what there is to say of it."""
 
     kind: Kind
@@ -59,33 +59,35 @@ class WatchedCell:
 
 def verdict(
     cell: Request, job: str, state: JobState | None, record: JobRecord, over: Callable[[Request], bool]
-) -> Verdict:
+) -> JobVerdict:
     """state: None where Slurm does not know the job; over: whether the folder of a cell holds its run, finished."""
     if state is not None and not state.over:
         if state.runs:
-            return Verdict("runs", f"runs on {state.node}" if state.node else "runs")
-        return Verdict("waits", state.reason)
+            return JobVerdict("runs", f"runs on {state.node}" if state.node else "runs")
+        return JobVerdict("waits", state.reason)
     try:
         status, made = RunFolder(cell.folder).read("status"), over(cell)
     except SettingError as error:
-        return Verdict("failed", str(error))
+        return JobVerdict("failed", str(error))
     word, step = status.get("status"), status.get("step", 0)
     if made:
-        return Verdict("made", f"diverged at step {step}" if word == "diverged" else "finished")
+        return JobVerdict("made", f"diverged at step {step}" if word == "diverged" else "finished")
     at = f"at step {step}" if step else "before its first step was saved"
     if state is None:
         if word == "running":
-            return Verdict("killed", f"ended {at}, and Slurm does not say why")
-        return Verdict("failed", "Slurm does not know the job any more; it was cancelled while it waited, or forgotten")
+            return JobVerdict("killed", f"ended {at}, and Slurm does not say why")
+        return JobVerdict(
+            "failed", "Slurm does not know the job any more; it was cancelled while it waited, or forgotten"
+        )
     if state.state == "CANCELLED":
-        return Verdict("failed", f"cancelled {at}")
+        return JobVerdict("failed", f"cancelled {at}")
     if state.state == "COMPLETED":
-        return Verdict("unclear", "Slurm says COMPLETED, and the run folder holds no finished run")
+        return JobVerdict("unclear", "Slurm says COMPLETED, and the run folder holds no finished run")
     if state.state == "DEADLINE":
-        return Verdict("failed", "Slurm ended it at its deadline")
+        return JobVerdict("failed", "Slurm ended it at its deadline")
     if state.state == "FAILED" and 0 < state.exit_code <= 128:
         own = status.get("reason", "") if word == "failed" and state.exit_code == RAISED else ""
         words = own or record.last_words(job).removeprefix("error: ") or f"exit code {state.exit_code}"
-        return Verdict("failed", " ".join(words.split()))
+        return JobVerdict("failed", " ".join(words.split()))
     signal = f"killed by signal {state.exit_code - 128}" if state.exit_code > 128 else f"ended as {state.state}"
-    return Verdict("killed", f"{CAUSES.get(state.state, signal)} {at}")
+    return JobVerdict("killed", f"{CAUSES.get(state.state, signal)} {at}")
