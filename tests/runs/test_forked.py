@@ -333,7 +333,7 @@ SLIPS = [
     ("from=parent@24 from=parent", "from= stands there twice; with -m several runs stand between commas"),
     ("from=parent@23,parent@24", "from=parent@23,parent@24 names several runs, and here is one to be made; add -m"),
     ("-m from=parent@23,nowhere@24 steps=70", "from=nowhere@24 is no folder"),
-    ("-m from=parent@23,parent@22 steps=70", "parent has no checkpoint at step 22"),
+    ("-m from=parent@21,parent@22 steps=70", "parent has no checkpoint at step 21"),
     ("-m from=parent@23,parent@23", "stands there twice; leave one out"),
     ("-m compare=branches seed=0,1", "compare=branches compares runs that begin from another one; add from=RUN@100,"),
     ("trainer.state=drop", "trainer.state=drop is for a run that begins from another; add from=RUN"),

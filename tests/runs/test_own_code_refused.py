@@ -48,7 +48,7 @@ SLIPS = [
     ("loss._target_=torch.nn.MSELoss", "code of your own is loss=own loss.path=torch.nn:MSELoss"),
     ("optimizer=own optimizer.path=torch.optim:NAdam optimizer.lr=0.1", "are typed as optimizer.args.lr="),
     ("model.args.width=3", "the setting is model.widths; write model.widths=[3]"),
-    ("-m model=own model.path=mine.py:Net,mine.py:Nett DATA", "model.path=mine.py:Nett: mine.py has no Nett"),
+    ("-m model=own model.path=mine.py:Nett,mine.py:Nets DATA", "model.path=mine.py:Nett: mine.py has no Nett"),
 ]  # fmt: skip
 
 

@@ -174,7 +174,7 @@ def test_any_grid_can_be_compared(capsys: pytest.CaptureFixture[str], command: C
 SLIPS = [
     ("experiment=random_labels data.batch_size=full seed=-1", "seed=-1: expected a whole number of at least 0"),
     (
-        "experiment=random_labels data.batch_size=full data.random_labels=0,2",
+        "experiment=random_labels data.batch_size=full data.random_labels=2,3",
         "expected a number less than or equal to 1",
     ),
     ("experiment=random_labels optimzer.lr=1", "write optimizer.lr=1"),
@@ -186,7 +186,10 @@ SLIPS = [
         "experiment=random_labels hydra.run.dir=x",
         "is the folder of one run, and these are several; set hydra.sweep.dir",
     ),
-    ("experiment=generalization_gap data.batch_size=full scaling.lr=none", "data.batch_size=full, but scaling.lr="),
+    (
+        "experiment=generalization_gap data.batch_size=full scaling.lr=none scaling.budget=epochs",
+        "data.batch_size=full, but scaling.lr=",
+    ),
     ("experiment=large_batch data.examples=60", "data.batch_size=128 is larger than the 60 training examples"),
     (
         "experiment=large_batch data.examples=all",
