@@ -107,8 +107,9 @@ def phase(outputs: Path) -> Finding:
         row = [f"{batch}"]
         for lr in lrs:
             [run] = [run for run in runs if size[run.path] == batch and setting(run, "optimizer.lr") == lr]
-            top, sharp = (late(run, tag) for tag in ("sharpness/ratio", "batch_sharpness/ratio"))
-            row.append(f"{top:.2f} / {sharp:.2f}" if top == top else "diverged")
+            tags = ("sharpness/lambda_max", "sharpness/ratio", "batch_sharpness/ratio")
+            top, ratio, sharp = (late(run, tag) for tag in tags)
+            row.append(f"{top:.3g}; {ratio:.2f}; {sharp:.2f}" if top == top else "diverged")
         rows.append(row)
     return ["batch size", *(f"lr {lr:g}" for lr in lrs)], rows, runs
 
