@@ -247,7 +247,14 @@ def main(words: Sequence[str]) -> None:
     numbers = json.loads(NUMBERS.read_text()) if NUMBERS.exists() else {}
     for word in words[1:]:
         name, _, cpu = word.partition("=")
-        head, rows, runs = FINDINGS[name](Path(words[0]))
+        if name not in FINDINGS:
+            sys.exit(f"{name} is no finding; expected some of {', '.join(FINDINGS)}")
+        try:
+            head, rows, runs = FINDINGS[name](Path(words[0]))
+            if not rows:
+                raise ValueError
+        except (KeyError, ValueError):  # a run is not there, or never measured what the table has
+            sys.exit(f"{words[0]} has not the runs of {name}; run the command of its page there")
         numbers[name] = {"head": head, "rows": rows, "made": made(runs, cpu)}
     NUMBERS.write_text(json.dumps(dict(sorted(numbers.items())), indent=1, ensure_ascii=False) + "\n")
     for page in PAGES.glob("*.md"):
