@@ -107,8 +107,9 @@ def phase(outputs: Path) -> Finding:
         row = [f"{batch}"]
         for lr in lrs:
             [run] = [run for run in runs if size[run.path] == batch and setting(run, "optimizer.lr") == lr]
-            top, sharp = (late(run, tag) for tag in ("sharpness/ratio", "batch_sharpness/ratio"))
-            row.append(f"{top:.2f} / {sharp:.2f}" if top == top else "diverged")
+            tags = ("sharpness/lambda_max", "sharpness/ratio", "batch_sharpness/ratio")
+            top, ratio, sharp = (late(run, tag) for tag in tags)
+            row.append(f"{top:.3g}; {ratio:.2f}; {sharp:.2f}" if top == top else "diverged")
         rows.append(row)
     return ["batch size", *(f"lr {lr:g}" for lr in lrs)], rows, runs
 
@@ -246,7 +247,14 @@ def main(words: Sequence[str]) -> None:
     numbers = json.loads(NUMBERS.read_text()) if NUMBERS.exists() else {}
     for word in words[1:]:
         name, _, cpu = word.partition("=")
-        head, rows, runs = FINDINGS[name](Path(words[0]))
+        if name not in FINDINGS:
+            sys.exit(f"{name} is no finding; expected some of {', '.join(FINDINGS)}")
+        try:
+            head, rows, runs = FINDINGS[name](Path(words[0]))
+            if not rows:
+                raise ValueError
+        except (KeyError, ValueError):  # a run is not there, or never measured what the table has
+            sys.exit(f"{words[0]} has not the runs of {name}; run the command of its page there")
         numbers[name] = {"head": head, "rows": rows, "made": made(runs, cpu)}
     NUMBERS.write_text(json.dumps(dict(sorted(numbers.items())), indent=1, ensure_ascii=False) + "\n")
     for page in PAGES.glob("*.md"):
