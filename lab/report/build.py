@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lab.compare.groups import SEED
@@ -11,6 +12,7 @@ from lab.compare.runs import Runs
 from lab.compare.runs import runs as runs_in
 from lab.compare.strangers import shown
 from lab.report.content import Report, RunRow
+from lab.report.diagrams import refused
 from lab.report.facts import commands, facts
 from lab.report.pictures import chapters
 from lab.report.settings import Asked, ReportSettings
@@ -51,8 +53,8 @@ def gather(asked: Asked, folder: Path) -> tuple[Runs, Report]:
     runs = found.where(*settings.where)
     if not runs:
         raise SettingError(f"where=[{','.join(settings.where)}]: none of the {len(found)} runs meets it")
-    for tag in settings.tags or ():
-        _require(runs, "tags", tag)
+    if settings.tags is not None:
+        settings = replace(settings, tags=tuple(_whole(runs, "tags", tag) for tag in settings.tags))
     runs = in_order(runs, settings.sort)
     return runs, build(runs, lost, settings, folder)
 
@@ -84,17 +86,17 @@ def build(runs: Runs, left_out: Sequence[tuple[str, str]], settings: ReportSetti
 def in_order(runs: Runs, by: str | None) -> Runs:
     """The runs by a column, or by the settings that vary, the seed last. Raises SettingError for no such column."""
     if by is not None:
-        _require(runs, "sort", by.removeprefix("-"))
+        _whole(runs, "sort", by.removeprefix("-"))
     asked = [by] if by is not None else []
     return runs.sort(*asked, *(name for name in runs.varying if name != SEED), SEED, "name")
 
 
-def _require(runs: Runs, setting: str, name: str) -> None:
-    """Raise SettingError, with the setting that was typed, for a column that no run has."""
+def _whole(runs: Runs, setting: str, name: str) -> str:
+    """The whole name of a column. Raises SettingError, with the setting that was typed, for one that no run has."""
     try:
-        runs.column(name)
+        return runs.column(name)
     except SettingError as error:
-        raise SettingError(f"{setting}={name}: {error}") from None
+        raise refused(setting, name, error) from None
 
 
 def columns_of(runs: Runs, tags: Sequence[str]) -> list[tuple[str, str]]:

@@ -54,12 +54,19 @@ def axes_of(runs: Sequence[Run], x: str | None, y: str | None) -> tuple[str, str
         try:
             asked.append(setting_of(runs, value) if value is not None else "")
         except SettingError as error:
-            raise SettingError(f"{name}={value}: {error}") from None
+            raise refused(name, str(value), error) from None
     across, up = asked
+    if across and across == up:
+        raise SettingError(f"x={x} y={y}: expected two different settings")
     left = [name for name in (X, Y, *differing(runs)) if name in differing(runs) and name not in asked]
     across = across or next((name for name in left if name != Y), "")
     up = up or next((name for name in [Y, *left] if name in left and name != across), "")
     return across or up, up if across else ""
+
+
+def refused(setting: str, value: str, error: SettingError) -> SettingError:
+    """The same error with the setting that was typed, in the words of this command."""
+    return SettingError(f"{setting}={value}: {str(error).replace('runs.columns', 'table.csv of a report')}")
 
 
 def _over_plane(runs: Sequence[Run], groups: dict[str, list[Run]], tags: Sequence[str], x: str, y: str) -> Chapter:

@@ -53,6 +53,21 @@ def harmless(figure: Figure) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _bare_texts(figure: Figure) -> Iterator[None]:
+    """Within the block texts are without outlines, for which matplotlib would draw every letter as a path: the style sheet
+    has one for what lies on a coloured ground.
+    """
+    effects = {text: text.get_path_effects() for text in figure.findobj(Text)}
+    for text in effects:
+        text.set_path_effects([])
+    try:
+        yield
+    finally:
+        for text, own in effects.items():
+            text.set_path_effects(own)
+
+
 def _is_formula(text: str) -> bool:
     try:
         MathTextParser("path").parse(text)
@@ -65,7 +80,7 @@ def inlined(picture: Picture, name: str) -> Element:
     """The figure as an <svg> whose ids begin with `name`, one of the page's own; the sentence is read to the blind."""
     buffer, figure = io.BytesIO(), picture.figure
     # The salt makes the ids, and so the bytes, the same each time.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), harmless(figure):
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), harmless(figure), _bare_texts(figure):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     figure.set_layout_engine("none")  # it is laid out; the next time it is drawn at half the price
     root = fromstring(UNSEEN.sub("\N{REPLACEMENT CHARACTER}", buffer.getvalue().decode()))

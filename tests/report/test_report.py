@@ -278,6 +278,7 @@ def test_every_setting_is_read(made: Path) -> None:
         (["runs", "sort=zebra"], "sort=zebra: no run has zebra"),
         (["runs", "tags=[zebra]"], "tags=zebra: no run has zebra"),
         (["runs", "x=zebra"], "x=zebra: no run has zebra"),
+        (["runs", "x=lr", "y=optimizer.lr"], "x=lr y=optimizer.lr: expected two different settings"),
         (["runs", "out=file"], "file is a file; choose another out="),
         (["runs", "out=file/below"], "file is a file; choose another out="),
         (["runs", "out=foreign"], "foreign/index.html is there already and is no report's; choose another out="),
