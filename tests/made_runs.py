@@ -22,11 +22,13 @@ TAGS = (
 )
 CARDS = {"optimizer": "lab.optim.optimizers.Sgd", "data": "lab.data.digits.Digits", "model": "lab.models.mlp.Mlp"}
 
+DEFAULTS = {"optimizer.lr": 0.1, "data.batch_size": 32, "model.widths": [8, 8], "seed": 0, "steps": 100}
+
 
 def settings_of(values: Mapping[str, Any]) -> dict[str, Any]:
     """Nested settings out of dotted ones, with their cards, batches of 32 and a rate of 0.1 unless told otherwise."""
     nested: dict[str, Any] = {group: {"_target_": card} for group, card in CARDS.items()}
-    for name, value in ({"optimizer.lr": 0.1, "data.batch_size": 32, "seed": 0, "steps": 100} | dict(values)).items():
+    for name, value in (DEFAULTS | dict(values)).items():
         *groups, last = name.split(".")
         level = nested
         for group in groups:

@@ -7,7 +7,7 @@ from typing import Annotated
 from matplotlib.axes import Axes
 from pydantic import Field
 
-from lab.compare.base import Compared, RunComparison, literal, new_figure, number, require_tags
+from lab.compare.base import Compared, RunComparison, literal, new_figure, number, require_tags, settled
 from lab.compare.findings import Paragraph, find
 from lab.compare.groups import differing, grouped, mean_and_error
 from lab.compare.run import Run, short
@@ -33,7 +33,7 @@ class Bars(RunComparison):
         row = figure.subplots(1, len(self.tags), sharey=True, squeeze=False)[0]
         parts = []
         for axis, tag in zip(row, self.tags, strict=True):
-            bars = [mean_and_error([c.late(tag, self.share) for c in group]) for group in groups.values()]
+            bars = [mean_and_error([settled(c, tag, self.share) for c in group]) for group in groups.values()]
             numbers = [number(bar[0], group) for bar, group in zip(bars, groups.values(), strict=True)]
             self._draw(axis, bars, numbers)
             axis.set_xlabel(literal(tag))
@@ -45,7 +45,7 @@ class Bars(RunComparison):
         row[0].set_ylabel(literal(", ".join(map(short, settings))))
         row[0].invert_yaxis()
         sentence = f"Means over the last {100 * self.share:.0f} % of each run. {'; '.join(parts)}."
-        values = {c.name: {t: v for t in self.tags if (v := c.late(t, self.share)) == v} for c in cells}
+        values = {c.name: {t: v for t in self.tags if (v := settled(c, t, self.share)) == v} for c in cells}
         return Compared(figure, find(self.finding, cells) or sentence, values)
 
     def _draw(self, axis: Axes, bars: Sequence[tuple[float, float]], numbers: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """What a comparison of runs offers: a figure, a paragraph, and the numbers behind both."""
 
+import math
 import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -60,8 +61,16 @@ def literal(text: str) -> str:
 
 
 def number(value: float, cells: Sequence[Run]) -> str:
-    """Three digits; of what is not there, why: the runs it is of diverged, or never measured it."""
-    return f"{value:.3g}" if value == value else "diverged" if all(c.diverged for c in cells) else "not measured"
+    """Three digits; of what is not there, why: the runs it is of diverged, are not over, or never measured it."""
+    if value == value:
+        return f"{value:.3g}"
+    others = [cell.status for cell in cells if cell.status not in ("finished", "diverged")]
+    return "diverged" if all(c.diverged for c in cells) else others[0] if others else "not measured"
+
+
+def settled(run: Run, tag: str, share: float) -> float:
+    """The mean of a tag late in a run that is finished; NaN of any other, whose end is not known."""
+    return run.late(tag, share) if run.status == "finished" else math.nan
 
 
 def _quantities(tags: set[str]) -> set[str]:

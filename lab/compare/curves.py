@@ -6,7 +6,7 @@ from typing import Annotated
 from matplotlib.axes import Axes
 from pydantic import Field
 
-from lab.compare.base import Compared, Panels, RunComparison, literal, new_figure, number, require_tags
+from lab.compare.base import Compared, Panels, RunComparison, literal, new_figure, number, require_tags, settled
 from lab.compare.findings import Paragraph, find
 from lab.compare.groups import differing, grouped
 from lab.compare.line_colors import LineColors, columns_of
@@ -57,8 +57,8 @@ class Curves(RunComparison):
 
     def ratio(self, cell: Run, tag: str) -> float:
         """The mean over the last quarter, divided by that of `over`."""
-        value = cell.late(tag, QUARTER)
-        return value / cell.late(self.over, QUARTER) if self.over else value
+        value = settled(cell, tag, QUARTER)
+        return value / settled(cell, self.over, QUARTER) if self.over else value
 
     def points(self, cell: Run, tag: str) -> tuple[Sequence[int], Sequence[float]]:
         """The curve of a run, divided by `over` at the steps that have both."""

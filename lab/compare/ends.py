@@ -7,7 +7,7 @@ from typing import Annotated
 from matplotlib.axes import Axes
 from pydantic import Field
 
-from lab.compare.base import Compared, Panels, RunComparison, literal, new_figure, number, require_tags
+from lab.compare.base import Compared, Panels, RunComparison, literal, new_figure, number, require_tags, settled
 from lab.compare.findings import Paragraph, find
 from lab.compare.groups import differing, grouped, mean_and_error
 from lab.compare.run import Run, short
@@ -47,7 +47,7 @@ class FinalValues(RunComparison):
                 places = {
                     x: [c for c in line if c.number(self.x) == x] for x in sorted({c.number(self.x) for c in line})
                 }
-                points = {x: mean_and_error([c.late(self.tag, 0) for c in at]) for x, at in places.items()}
+                points = {x: mean_and_error([settled(c, self.tag, 0) for c in at]) for x, at in places.items()}
                 lost = [x for x, at in places.items() if all(c.diverged for c in at)]
                 place = labels.index(label)
                 self._draw(axis, points, lost, label, place)
@@ -66,7 +66,7 @@ class FinalValues(RunComparison):
         if any(handles):
             figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
         sentence = find(self.finding, cells) or f"{self.tag} at the end ({short(self.x)}). {'; '.join(parts)}."
-        ends = {c.name: {self.tag: c.late(self.tag, 0)} if not c.diverged else {} for c in cells}
+        ends = {c.name: {self.tag: settled(c, self.tag, 0)} if not c.diverged else {} for c in cells}
         return Compared(figure, sentence, ends)
 
     def _draw(

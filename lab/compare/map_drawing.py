@@ -57,6 +57,8 @@ LUMINANCE = 0.3, 0.59, 0.11
 """Of red, green and blue."""
 WIDEST = 9.0
 """Of the cells of a panel (inches)."""
+CROWDED = 32
+"""Of the narrowest cells across a panel, from which on they have no text: there are colors."""
 SMALL_FROM = 10
 """Cells in a row from which on their text is small and without errors."""
 
@@ -78,6 +80,7 @@ def draw(axis: Axes, one: Plane, name: str) -> None:
     """The cells of a plane on an axis under a name, with a color bar where the values are numbers."""
     across, up = borders(one.x), borders(one.y)
     scale = None if one.words else _scale(one)
+    crowded = max(_cells_across(one.x), _cells_across(one.y)) > CROWDED
     small = max(len(one.x.positions), len(one.y.positions)) > SMALL_FROM
     for cell in one.cells:
         corner, far = (across[cell.x], up[cell.y]), (across[cell.x + 1], up[cell.y + 1])
@@ -88,7 +91,7 @@ def draw(axis: Axes, one: Plane, name: str) -> None:
         bright = float(np.dot(to_rgb(face), LUMINANCE)) > 0.5
         axis.text(
             *middle,
-            _text(cell, small),
+            "" if crowded else _text(cell, small),
             ha="center",
             va="center",
             fontsize=6 if small else 7 if cell.state != "value" or cell.word else 8,
@@ -98,6 +101,15 @@ def draw(axis: Axes, one: Plane, name: str) -> None:
             parse_math=False,
             zorder=4,
         )
+    _axes(axis, one, across, up)
+    axis.set_title(name, fontsize=10, parse_math=False, pad=16 if _is_lr_over_batch(one) else 6)
+    _equal_ratios(axis, one)
+    if scale is not None and axis.figure is not None:
+        _color_bar(axis, scale, clipped=_is_ratio(one))
+
+
+def _axes(axis: Axes, one: Plane, across: Sequence[float], up: Sequence[float]) -> None:
+    """Both axes, with the values of the settings as ticks."""
     for of, edges, set_scale, set_limits, set_ticks, set_name in (
         (one.x, across, axis.set_xscale, axis.set_xlim, axis.set_xticks, axis.set_xlabel),
         (one.y, up, axis.set_yscale, axis.set_ylim, axis.set_yticks, axis.set_ylabel),
@@ -110,15 +122,17 @@ def draw(axis: Axes, one: Plane, name: str) -> None:
     axis.xaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_minor_locator(NullLocator())
     axis.tick_params(axis="x", rotation=45 if max(map(len, one.x.labels)) > 6 else 0)
-    axis.set_title(name, fontsize=10, parse_math=False, pad=16 if _is_lr_over_batch(one) else 6)
-    _equal_ratios(axis, one)
-    if scale is not None and axis.figure is not None:
-        bar = axis.figure.colorbar(scale, ax=axis, extend="max" if _is_ratio(one) else "neither", pad=0.09)
-        bar.ax.tick_params(labelsize=8, which="both")
-        bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        if isinstance(scale.norm, LogNorm):
-            bar.ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-            bar.ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _color_bar(axis: Axes, scale: ScalarMappable, *, clipped: bool) -> None:
+    """The scale beside its panel, in plain numbers; clipped: values may be beyond its end."""
+    assert axis.figure is not None
+    bar = axis.figure.colorbar(scale, ax=axis, extend="max" if clipped else "neither", pad=0.09)
+    bar.ax.tick_params(labelsize=8, which="both")
+    bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    if isinstance(scale.norm, LogNorm):
+        bar.ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        bar.ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def legend(figure: Figure, planes: Iterable[Plane]) -> None:

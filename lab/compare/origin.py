@@ -18,14 +18,14 @@ DIGITS = 12
 """Of a hash."""
 
 
-def status_of(folder: Path, status: Mapping[str, Any]) -> tuple[str, str, int]:
+def status_of(folder: Path, status: Mapping[str, Any], *, begun: bool) -> tuple[str, str, int]:
     """finished, diverged, running, interrupted, failed or missing; why; and the step.
 
     A run whose status says that it is running is interrupted where its process is gone: no process of this machine holds the
-    lock of the folder, and the file names no other machine.
+    lock of the folder, and the file names no other machine. begun: there are other files of a run.
     """
     if not status:
-        return "missing", "nothing of it is there yet", 0
+        return ("interrupted", "it has no status.json", 0) if begun else ("missing", "nothing of it is there yet", 0)
     said, reason = str(plain(status.get("status"))), _text(status.get("reason")) or ""
     step = number(status.get("step"))
     at = int(step) if step >= 0 else 0

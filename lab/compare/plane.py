@@ -18,6 +18,8 @@ from lab.settings import SettingError
 State = Literal["value", "diverged", "failed", "interrupted", "running", "missing", "no value"]
 ORDER: tuple[State, ...] = ("failed", "interrupted", "running", "missing")
 """States of runs that are not over, the one first that a cell with several of them has."""
+MOST = 900
+"""Cells of a plane that can be drawn and read."""
 LOG_FROM = 2
 """Values of a setting from which on its axis is logarithmic, where all are positive numbers."""
 
@@ -86,8 +88,13 @@ class Plane:
     def of(runs: Sequence[Run], quantity: str, x: PlaneAxis, y: PlaneAxis, *, share: float) -> "Plane":
         """quantity: a tag, of which the mean over the last `share` of each run is taken, or a result.
 
-        Raises SettingError where runs of a cell differ in more than the seed.
+        Raises SettingError where runs of a cell differ in more than the seed, and for more than `MOST` cells.
         """
+        if len(x.positions) * len(y.positions) > MOST:
+            raise SettingError(
+                f"{len(x.positions)} values of {x.setting} and {len(y.positions)} of {y.setting} are more than {MOST} "
+                "cells; choose among the runs"
+            )
         cells: dict[tuple[int, int], list[Run]] = {}
         for run in runs:
             cells.setdefault((x.place(run), y.place(run)), []).append(run)

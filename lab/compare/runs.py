@@ -19,7 +19,7 @@ from lab.compare.conditions import Where, resolved
 from lab.compare.groups import SeedMean, over_seeds, varying
 from lab.compare.run import FIELDS, Run, as_typed, short
 from lab.compare.search import folders
-from lab.compare.strangers import Plain, Unreadable, shown
+from lab.compare.strangers import Plain, Unreadable, plain, shown
 from lab.run.folder import replace
 from lab.settings import SettingError
 
@@ -72,7 +72,9 @@ class Runs(Sequence[Run]):
         the last word of one, where it is the only such. Raises SettingError for a name that no run has.
         """
         texts = [Where.of(condition) for condition in conditions if isinstance(condition, str)]
-        texts += [Where(name, "=", value if _is_plain(value) else str(value)) for name, value in values.items()]
+        texts += [
+            Where(name, "=", plain([*value] if isinstance(value, tuple) else value)) for name, value in values.items()
+        ]
         named = [Where(self.column(one.name), one.sign, one.value) for one in texts] if self else []
         functions = [condition for condition in conditions if not isinstance(condition, str)]
         kept = [run for run in self if all(one.met(run) for one in named) and all(f(run) for f in functions)]
@@ -145,8 +147,9 @@ class Runs(Sequence[Run]):
         return [self._with(group) for group in over_seeds(self)]
 
     def mean(self, name: str) -> SeedMean:
-        """Mean, standard error and interval of a number over the runs; those without it, or diverged, do not count."""
-        return SeedMean.of([run.number(self.column(name)) for run in self if not run.diverged])
+        """Mean, standard error and interval of a number over the runs that are finished and have it."""
+        column = self.column(name)
+        return SeedMean.of([run.number(column) for run in self if run.status == "finished"])
 
     def texts(self, columns: Sequence[str] | None = None) -> list[list[str]]:
         """Short names and short values as texts, for a table that is looked at: the names, then a row for each run."""
@@ -195,10 +198,6 @@ def runs(*places: str | Path) -> Runs:
         except Unreadable as error:
             left_out.append((path, str(error)))
     return Runs(made, left_out)
-
-
-def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _place(run: Run, column: str) -> tuple[bool, float, str]:

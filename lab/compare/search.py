@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -34,7 +35,15 @@ def folders(patterns: Sequence[str | Path]) -> Iterator[tuple[Path, str]]:
     seen = set[Path]()
     for pattern in patterns:
         any_run = False
-        for place, reason in _matching(Path(pattern).expanduser()):
+        try:
+            found = [*_matching(Path(pattern).expanduser())]
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+        ) as error:  # a name that is too long, or none; a home that is nobody's
+            found = [(Path(pattern), f"cannot be looked for ({getattr(error, 'strerror', None) or error})")]
+        for place, reason in found:
             any_run = True
             if (whole := place.resolve() if not reason else place.absolute()) not in seen:
                 seen.add(whole)
@@ -107,17 +116,18 @@ def _below(top: Path) -> Iterator[tuple[Path, str]]:
         if looked > MOST or depth > DEPTH:
             yield folder, f"is beyond {MOST} folders, or {DEPTH} within each other"
             return
-        if not folder.is_dir():
-            yield folder, "is a file, not a run folder" if folder.exists() else "is a link that leads nowhere"
-            continue
         try:
+            if not stat.S_ISDIR(folder.stat().st_mode):
+                yield folder, "is a file, not a run folder"
+                continue
             if is_run(folder):
                 yield folder, ""
                 continue
             with os.scandir(folder) as entries:
                 names = [e.name for e in entries if e.is_dir(follow_symlinks=False) and e.name not in PARTS]
         except OSError as error:
-            yield folder, f"cannot be read ({error.strerror})"
+            lost = folder.is_symlink() and isinstance(error, FileNotFoundError)
+            yield folder, "is a link that leads nowhere" if lost else f"cannot be read ({error.strerror})"
             continue
         inner = sorted((name for name in names if not name.startswith(".")), key=natural)
         if not inner:

@@ -86,6 +86,22 @@ def flattened(values: Mapping[str, Any]) -> dict[str, Plain]:
     return found
 
 
+def there(path: Path) -> bool:
+    """Whether there is anything of this name, be it a link that leads nowhere or what may not be looked at.
+
+    Raises Unreadable for a name that no file can have.
+    """
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except PermissionError:
+        return True
+    except (OSError, ValueError) as error:
+        raise Unreadable(f"is no name of a file ({getattr(error, 'strerror', None) or error})") from None
+    return True
+
+
 def require_folder(path: Path) -> None:
     """Raise Unreadable for what is no folder that may be read."""
     try:

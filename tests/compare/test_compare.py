@@ -65,6 +65,15 @@ def test_bars_average_over_seeds_and_say_what_diverged(tmp_path: Path) -> None:
     assert "not measured (b)" in Bars().compare([*cells_of(tmp_path)], "title").sentence
 
 
+def test_a_run_that_is_not_over_has_no_end(tmp_path: Path) -> None:
+    cells = [cell(tmp_path, f"lr={i}", {"x": 1.0 + i}) for i in (1, 2)]
+    RunFolder(cells[1].path).status("failed", step=3, reason="ValueError: no")
+    cells = [Run.read(one.path, [f"lr={i}"]) for i, one in enumerate(cells, 1)]
+    assert Bars(tags=("x",)).compare(cells, "title").sentence.endswith("x: 2 (1), failed (2).")
+    assert FinalValues(tag="x", x="lr").compare(cells, "title").sentence.endswith("2 (1), failed (2).")
+    assert Curves(tags=("x",)).compare(cells, "title").sentence.endswith("lr=1: 2; lr=2: failed.")
+
+
 def test_ends_draw_a_line_for_every_combination_and_mark_what_diverged(tmp_path: Path) -> None:
     cells = [
         cell(

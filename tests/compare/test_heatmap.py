@@ -144,6 +144,14 @@ def test_a_quantity_that_no_run_has_a_value_of_yet_is_drawn_so(tmp_path: Path) -
     assert "-" in written(phase_diagrams(runs(tmp_path)))
 
 
+def test_more_cells_than_can_be_read_are_refused() -> None:
+    many = PlaneAxis("optimizer.lr", [float(i) for i in range(31)], ["1"] * 31)
+    with pytest.raises(
+        SettingError, match=r"^31 values of optimizer\.lr and 31 of optimizer\.lr are more than 900 cells"
+    ):
+        Plane.of([], "x", many, many, share=0.25)
+
+
 def test_runs_with_one_seed_count_once(tmp_path: Path) -> None:
     for name, value in (("a", 0.5), ("b", 0.7)):
         made_run(tmp_path / name, {"seed": 3}, {"sharpness/ratio": value})

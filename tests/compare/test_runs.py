@@ -68,6 +68,8 @@ def test_conditions_choose_runs_by_fields_settings_and_results(tmp_path: Path) -
         (2, made.where("late/sharpness/ratio>.95")),
         (1, made.where(lambda run: run.diverged)),
         (5, made.where(optimizer="sgd")),
+        (5, made.where(widths=[8, 8])),
+        (0, made.where(widths=(8,))),
         (1, made.where("entry_step=null")),
     ]
     assert [len(found) for _, found in choose] == [count for count, _ in choose]
@@ -188,6 +190,9 @@ def test_how_a_run_stands(tmp_path: Path) -> None:
         "here": ("running", ""),
     }
     assert Run.read(here).status == "interrupted", "the lock is free"
+    (here / "status.json").unlink()
+    assert (Run.read(here).status, Run.read(here).reason) == ("interrupted", "it has no status.json")
+    assert repr(Run.read(here)) == f"Run({here}: interrupted, step 0)"
     assert Run.read(tmp_path / "not there", ["a=1"]).status == "missing"
     (tmp_path / "new" / ".hydra").mkdir(parents=True)
     (tmp_path / "new" / ".hydra" / "overrides.yaml").write_text("- optimizer.lr=0.1\n- 'probe=[noise]'\n")
@@ -282,6 +287,12 @@ def test_what_is_no_run_is_named(tmp_path: Path) -> None:
         ("nowhere", "is a link that leads nowhere"),
         ("*", "there is no such folder"),
     ]
+
+
+def test_names_that_no_file_has_are_named() -> None:
+    for name in ("x" * 5000, "a\0b", "~nobody-at-all/runs"):
+        found = runs(name)
+        assert not found and len(found.left_out) == 1 and "\n" not in str(found)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
