@@ -102,6 +102,15 @@ def test_bad_runs_are_told_in_a_line_each_and_stop_no_other(sweep: Path, capsys:
     assert f"{NAMES[1]}: provenance.json is a link that leads out of the folder" in errors[1]
 
 
+def test_a_slip_that_is_the_same_in_all_runs_is_one_line(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(sweep / "begun")
+    with pytest.raises(SystemExit):
+        measure(f"checkpoint={sweep}", "probe=[sharpness]", "probe.sharpness.tol=5")
+    told = capsys.readouterr()
+    assert (told.out, told.err.count("\n")) == ("", 1)
+    assert told.err.startswith("error: probe.sharpness.tol=5: expected ")
+
+
 def test_nothing_is_written_through_a_link(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("elsewhere").mkdir()
     (sweep / NAMES[0] / "measure").symlink_to(Path("elsewhere").absolute())

@@ -156,7 +156,7 @@ class GeneralizationGap(RunComparison):
         for axis, tag in zip(axes[-1], below, strict=False):
             for place, budget in enumerate(gap.budgets):
                 _line(axis, gap.points(tag, budget), f"after {BUDGETS[budget]}", color=f"C{3 + place}")
-            _dress(axis, gap, tag, "the learning rate as it is")
+            _dress(axis, gap, tag, "lr: none")
         tags = (ACCURACY, *below)
         ends = {c.name: {t: v for t in tags if (v := c.late(t, LATE.get(t, 0.0))) == v} for c in cells}
         return Compared(figure, generalization_gap(cells), ends)
@@ -183,9 +183,11 @@ def _draw_parts(axis: Axes, gap: Gap) -> None:
         axis.annotate(share, (place, max(0.0, m, m + r)), xytext=(0, 3), textcoords="offset points", ha="center")
     axis.axhline(0, color="black", lw=0.8)
     axis.set_xticks(places, [f"{size:g}" for size in parts])
-    axis.set(xlabel=SIZE, ylabel="test accuracy behind the smallest batch", title="the gap after as many epochs")
-    axis.margins(y=0.12)
-    axis.legend(frameon=False, fontsize=8)
+    axis.set(
+        xlabel=SIZE, ylabel="test accuracy behind the smallest batch", title="the gap after as many epochs, lr: none"
+    )
+    axis.margins(y=0.3)  # room for the legend
+    axis.legend(frameon=False, fontsize=8, loc="upper left")
     axis.set_visible(True)
 
 

@@ -172,7 +172,10 @@ def axes(first: DictConfig, typed: Sequence[Override]) -> list[list[str]]:
     if ranges and first.hydra.runtime.choices["hydra/sweeper"] == "basic":
         raise SettingError(f"{ranges[0].input_line}: a grid has single values, e.g. optimizer.lr=0.1,0.2")
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-    named = [opened(f"{name}={values}") for name, values in (first.hydra.sweeper.params or {}).items()]
+    params, asked = first.hydra.sweeper.params or {}, {override.get_key_element() for override in typed}
+    named = [
+        opened(f"{name}={0 if name in asked else params[name]}") for name in params
+    ]  # an axis that is typed: its place
     kept = [override for override in [*parser.parse_overrides(named), *typed] if override not in ranges]
     return list({override.get_key_element(): _values(override) for override in kept}.values())
 

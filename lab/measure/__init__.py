@@ -7,6 +7,8 @@ only: torch is imported when there is something to measure.
 
 import shlex
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +53,7 @@ def _measure_all(target: Target) -> None:
         return
     from lab.measure import report
 
-    every = Several(files, lambda file: measured(target, file))
+    every = Several(files, partial(measured, target))
     every.carry_out()
     if every.done:
         print()
@@ -63,12 +65,16 @@ def _measure_all(target: Target) -> None:
         sys.exit(2)
 
 
-def measured(target: Target, file: Path) -> "tuple[CheckpointResult, bool]":
-    """One of several checkpoints, and whether it was measured before by the same settings."""
+def measured(target: Target, file: Path, begins: Callable[[], None]) -> "tuple[CheckpointResult, bool]":
+    """One of several checkpoints, and whether it was measured before by the same settings. begins: says that it is now."""
     asked = Asked.of(target, file, several=True)
     if not asked.changed and (result := kept(asked.folder, file, asked.settings)) is not None:
         print(f"{file}: measured before, see {asked.folder.path}")
         return result, True
+    from lab.doors.parts import read_settings
+
+    read_settings(asked.settings)  # a slip is the same in all of them: nothing begins
+    begins()
     return measure(target, asked), False
 
 

@@ -5,6 +5,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -23,9 +24,13 @@ NAMED = 3
 
 
 class Several:
-    """The measurements of `files` by `measure`, which returns the result, and whether it was there already."""
+    """The measurements of `files` by `measure`, which is handed what says that it begins, and returns the result and whether
+    it was there already.
+    """
 
-    def __init__(self, files: Sequence[Path], measure: Callable[[Path], "tuple[CheckpointResult, bool]"]):
+    def __init__(
+        self, files: Sequence[Path], measure: Callable[[Path, Callable[[], None]], "tuple[CheckpointResult, bool]"]
+    ):
         self.files, self.measure = files, measure
         self.done: list[tuple[Path, CheckpointResult]] = []
         self.before, self.slips, self._seconds = 0, dict[str, Path](), list[float]()
@@ -33,10 +38,9 @@ class Several:
     def carry_out(self) -> None:
         """All of them. What is wrong with all alike, as a setting that was typed, is told once."""
         for number, file in enumerate(self.files, 1):
-            print(f"checkpoint {number} of {len(self.files)}{self._left(number)}: {file}", file=sys.stderr, flush=True)
-            begin = monotonic()
+            begin, line = monotonic(), f"checkpoint {number} of {len(self.files)}{self._left(number)}: {file}"
             try:
-                result, again = self.measure(file)
+                result, again = self.measure(file, partial(print, line, file=sys.stderr, flush=True))
             except SettingError as error:
                 self._slip(str(error), file)
             except Exception as error:  # of a file that anybody may have made

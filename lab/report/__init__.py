@@ -8,7 +8,7 @@ import sys
 
 from lab.doors.errors import one_line_errors
 from lab.report.help import HELP, help_page
-from lab.report.settings import Asked
+from lab.report.settings import ReportWords
 
 
 def main() -> None:
@@ -18,10 +18,10 @@ def main() -> None:
         if {*HELP} & {*words} or not words:
             print(help_page())
         else:
-            report(Asked.of(words))
+            report(ReportWords.of(words))
 
 
-def report(asked: Asked) -> None:
+def report(asked: ReportWords) -> None:
     """Read the runs, write what is known of them, and say how they stand. Raises SettingError where there are none."""
     from lab.report import terminal, writing
     from lab.report.build import gather

@@ -15,7 +15,7 @@ from lab.report.content import Report, RunRow
 from lab.report.diagrams import refused
 from lab.report.facts import commands, facts
 from lab.report.pictures import chapters
-from lab.report.settings import Asked, ReportSettings
+from lab.report.settings import ReportSettings, ReportWords
 from lab.report.story import statuses, told
 from lab.report.writing import is_report, near
 from lab.settings import SettingError
@@ -40,7 +40,7 @@ MOST_PARTS = 6
 """Folders within folders in the name of a run."""
 
 
-def gather(asked: Asked, folder: Path) -> tuple[Runs, Report]:
+def gather(asked: ReportWords, folder: Path) -> tuple[Runs, Report]:
     """The runs that are asked for, in order, and their report that goes to `folder`. Raises SettingError where there are
     none, and for what none of them has.
     """

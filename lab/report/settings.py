@@ -55,14 +55,14 @@ LISTS = ("where", "tags")
 
 
 @dataclass(frozen=True)
-class Asked:
+class ReportWords:
     """The command line: paths, and the settings."""
 
     paths: tuple[str, ...]
     settings: ReportSettings
 
     @staticmethod
-    def of(words: Sequence[str]) -> "Asked":
+    def of(words: Sequence[str]) -> "ReportWords":
         """Sort the words. Raises SettingError for a flag, and for a setting that does not exist or has no such value."""
         known, values, paths = knobs(ReportSettings), dict[str, object](), list[str]()
         for word in words:
@@ -88,7 +88,7 @@ class Asked:
             raise SettingError(str(error).removeprefix("report.")) from None
         if not paths:
             raise SettingError("no folder is named; expected e.g. python -m lab.report outputs/train")
-        return Asked(tuple(paths), made)
+        return ReportWords(tuple(paths), made)
 
     def named(self) -> list[Path]:
         """The folders that were typed, of a glob the part before it. Raises SettingError for what is not there."""

@@ -65,7 +65,7 @@ def test_the_figure_has_both_budgets_the_parts_and_what_was_measured(tmp_path: P
     told = GeneralizationGap().compare(cells(tmp_path), "title")
     shown = [axis for axis in told.figure.axes if axis.get_visible()]
     assert [axis.get_title() for axis in shown[:3]] == [
-        "after as many epochs", "after as many updates", "the gap after as many epochs",
+        "after as many epochs", "after as many updates", "the gap after as many epochs, lr: none",
     ]  # fmt: skip
     assert [axis.get_ylabel() for axis in shown[3:]] == ["train/accuracy", "sharpness/lambda_max"], (
         "no noise was measured"

@@ -19,7 +19,7 @@ from made_runs import made_run, write
 from lab.report import main
 from lab.report.build import gather
 from lab.report.content import Report
-from lab.report.settings import Asked, ReportSettings, split
+from lab.report.settings import ReportSettings, ReportWords, split
 from lab.settings import knobs
 
 ATTACK = "<script>alert(1)</script>"
@@ -249,10 +249,10 @@ CHANGES: dict[str, tuple[str, Callable[[Report], object]]] = {
 
 def test_every_setting_is_read(made: Path) -> None:
     assert {*CHANGES, "out"} == {*knobs(ReportSettings)}
-    usual = gather(Asked.of([str(made)]), made / "report")[1]
+    usual = gather(ReportWords.of([str(made)]), made / "report")[1]
     for word, seen in CHANGES.values():
-        assert seen(gather(Asked.of([str(made), word]), made / "report")[1]) != seen(usual), word
-    assert CHANGES["sort"][1](gather(Asked.of([str(made), "sort=-lr"]), made)[1])[0].startswith(
+        assert seen(gather(ReportWords.of([str(made), word]), made / "report")[1]) != seen(usual), word
+    assert CHANGES["sort"][1](gather(ReportWords.of([str(made), "sort=-lr"]), made)[1])[0].startswith(
         "optimizer.lr=0.4,data.batch_size=8,"
     )  # type: ignore[index]
 

@@ -195,6 +195,7 @@ SLIPS = [
         "experiment=large_batch data.examples=all",
         "data.examples=all, but scaling.lr=none scaling.budget=epochs count in",
     ),
+    ("experiment=large_batch data.examples=200 data.batch_size=512", "data.batch_size=512 is larger than the 200"),
     ("experiment=large_batch steps=9", "steps=9 and scaling.epochs=2 contradict each other; write scaling.epochs=null"),
     ("experiment=large_batch model.depth=9", "model.depth=9: expected 8, 20, 32, 44, 56, 18 or 34"),
     ("compare=bars", "compare= compares the runs of a grid, and this is one run; add -m"),
