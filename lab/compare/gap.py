@@ -147,11 +147,12 @@ class GeneralizationGap(RunComparison):
         axes = figure.subplots(2 if below else 1, columns, squeeze=False)
         for axis in axes.flat:
             axis.set_visible(False)
+        for axis in axes[0, 1 : len(gap.budgets)]:
+            axis.sharey(axes[0, 0])  # before anything is drawn: the limits are those of both
         for axis, budget in zip(axes[0], gap.budgets, strict=False):
             for place, rule in enumerate(gap.rules):
                 _line(axis, gap.points(ACCURACY, budget, rule), f"lr: {rule}", color=f"C{place}")
             _dress(axis, gap, "test accuracy at the end", f"after {BUDGETS[budget]}")
-            axis.sharey(axes[0, 0])
         _draw_parts(axes[0, len(gap.budgets)], gap)
         for axis, tag in zip(axes[-1], below, strict=False):
             for place, budget in enumerate(gap.budgets):
