@@ -26,6 +26,7 @@ GROUPS = {
     "probe": "Probes",
     "trainer": "Trainer",
     "compare": "Comparisons of runs",
+    "hydra/launcher": "Launchers: who makes the cells of a grid",
     "simulation": "Experiments of the theory gallery",
     "landscape": "Landscapes",
 }
@@ -84,7 +85,7 @@ def page() -> str:
         parts.append(f"## {heading}")
         for file in sorted((CONF / group).glob("*.yaml")):
             card = file.read_text()
-            parts.append(f"### `{group}={file.stem}`")
+            parts.append(f"### `{group.removeprefix('hydra/')}={file.stem}`")
             parts += [text for text in (cell(opening(card)), table(card)) if text]
     return "\n\n".join(parts) + "\n"
 
@@ -94,7 +95,7 @@ def choices() -> str:
     lines = ["| group | choices |", "|---|---|"]
     for group in [group for group in GROUPS if group not in ("simulation", "landscape")]:
         names = " ".join(f"`{file.stem}`" for file in sorted((CONF / group).glob("*.yaml")))
-        lines.append(f"| `{group}` | {names} |")
+        lines.append(f"| `{group.removeprefix('hydra/')}` | {names} |")
     return "\n".join(lines) + "\n"
 
 

@@ -212,7 +212,8 @@ def _mlflow(folder: RunFolder, entry: Entry) -> Logger:
         run_id=_known(folder).get("mlflow"),
     )
     logger.waiting = []
-    client, run_id = logger.experiment, logger.run_id
+    with _others_speaking():
+        client, run_id = logger.experiment, logger.run_id
     assert run_id is not None
     if elsewhere is None:  # MLflow has noted it there, where the next run of this process would look
         os.environ.pop("MLFLOW_TRACKING_URI", None)
@@ -228,6 +229,17 @@ def _mlflow(folder: RunFolder, entry: Entry) -> Logger:
     for i in range(0, len(params), 100):
         client.log_batch(run_id, params=[param for param in params[i : i + 100] if param.key not in known])
     return logger
+
+
+@contextmanager
+def _others_speaking() -> Iterator[None]:
+    """What makes the tables of a new file (alembic) switches off the loggers of all other packages in this process."""
+    heard = [
+        one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger) and not one.disabled
+    ]
+    yield
+    for one in heard:
+        one.disabled = False
 
 
 def _close(logger: Logger, state: str) -> None:

@@ -2,10 +2,12 @@
 
 import errno
 import hashlib
+import io
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -255,9 +257,10 @@ def test_a_cache_folder_that_is_no_absolute_path_is_not_that_of_the_user(
 
 
 def test_of_processes_that_want_the_same_cache_at_once_one_decodes_and_the_others_wait(
-    root: Path, cache: Path, decoded: list[str], capsys: pytest.CaptureFixture[str]
+    root: Path, cache: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache.mkdir(parents=True)
+    monkeypatch.setattr(sys, "stderr", said := io.StringIO())  # what reads it takes nothing away from who writes
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(cache)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -267,8 +270,9 @@ def test_of_processes_that_want_the_same_cache_at_once_one_decodes_and_the_other
     decoded.clear()
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(card(root).load)
-        while "waiting" not in capsys.readouterr().err:
+        while "waiting" not in said.getvalue():
             assert not waiting.done()
+            time.sleep(0.01)
         assert not decoded
         holder.stdin.close()
         assert waiting.result().train.x.equal(kept.train.x)

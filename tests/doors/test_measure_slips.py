@@ -17,7 +17,7 @@ MEASURE_SLIPS = [
     ("model=mlp", "checkpoint= is missing"),
     ("checkpoint=nope.pt", "checkpoint=nope.pt: there is no such file"),
     ("checkpoint='outputs/*/*'", "there is no such file"),
-    ("checkpoint=.", "is a folder without checkpoints/last.ckpt"),
+    ("checkpoint=bare", "is a folder without checkpoints/last.ckpt"),
     ("w.pt", "w.pt cannot be read; write checkpoint=w.pt"),
     ("ckpt_path=w.pt model=mlp", "ckpt_path=w.pt: the setting is checkpoint; write checkpoint=w.pt"),
     ("--ckpt w.pt", "settings are typed without dashes; write checkpoint=w.pt"),
@@ -93,6 +93,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     flipped[len(flipped) // 2] ^= 1
     (folder / "flipped.pt").write_bytes(flipped)
     (folder / "empty.pt").touch()
+    (folder / "bare").mkdir()
     (folder / "cut.pt").write_bytes((folder / "w.pt").read_bytes()[:3000])
     for name, told in (
         ("list", "[]"),
