@@ -286,7 +286,7 @@ def test_the_generated_reference_has_every_setting_of_every_card_with_its_commen
             known = group.partition("/")[0] in (".", "experiment", "sweep")
             assert known, f"{file}: a group of cards without a heading in settings_pages.py"
             continue
-        section = page.split(f"\n### `{group}={file.stem}`\n")[1].split("\n##")[0]
+        section = page.split(f"\n### `{group.removeprefix('hydra/')}={file.stem}`\n")[1].split("\n##")[0]
         for line in re.findall(r"^(\w+):", file.read_text(), flags=re.M):
             if line not in ("_target_", "defaults"):
                 assert f"| `{line}` |" in section

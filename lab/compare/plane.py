@@ -119,11 +119,8 @@ class Plane:
 
 
 def setting_of(runs: Sequence[Run], name: str) -> str:
-    """The whole name of a setting that runs have; a group of cards beside another, optimizer/noise, is one by its last word.
-    Raises SettingError for none.
-    """
-    known, last = dict.fromkeys([*(n for run in runs for n in run.settings), *FIELDS]), name.rpartition("/")[2]
-    return resolved(last if name not in known and last in known else name, known)
+    """The whole name of a setting that runs have. Raises SettingError for none."""
+    return resolved(name, dict.fromkeys([*(n for run in runs for n in run.settings), *FIELDS]))
 
 
 def value_of(run: Run, quantity: str, share: float) -> Plain:

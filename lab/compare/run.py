@@ -252,10 +252,7 @@ def _settings(provenance: Mapping[str, Any], words: Mapping[str, str]) -> dict[s
             if not group.startswith("probe."):
                 found[group] = card_names().get(str(value), value)
     heads = {part for name in found for part in (name, name.partition(".")[0])}
-    more = {
-        name: value for name, value in words.items() if name.rpartition("/")[2] not in heads and not _of_hydra(name)
-    }
-    return found | {name: value for name, value in more.items() if name not in found}
+    return found | {name: value for name, value in words.items() if name not in heads and not _of_hydra(name)}
 
 
 def _of_hydra(name: str) -> bool:
