@@ -17,7 +17,7 @@ MEASURE_SLIPS = [
     ("model=mlp", "checkpoint= is missing"),
     ("checkpoint=nope.pt", "checkpoint=nope.pt: there is no such file"),
     ("checkpoint='outputs/*/*'", "there is no such file"),
-    ("checkpoint=.", "is a folder without checkpoints/last.ckpt"),
+    ("checkpoint=bare", "is a folder without checkpoints/last.ckpt"),
     ("w.pt", "w.pt cannot be read; write checkpoint=w.pt"),
     ("ckpt_path=w.pt model=mlp", "ckpt_path=w.pt: the setting is checkpoint; write checkpoint=w.pt"),
     ("--ckpt w.pt", "settings are typed without dashes; write checkpoint=w.pt"),
@@ -103,6 +103,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name / "checkpoints").mkdir(parents=True)
         torch.save({"model": model.state_dict()}, folder / name / "checkpoints/last.ckpt")
         (folder / name / "provenance.json").write_text(told)
+    (folder / "bare").mkdir()
     for name in ("text.pt", "notes.yaml"):
         (folder / name).write_text("epoch,loss\n1,2\n")
     torch.save(model, folder / "pickled.pt")
