@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from lab.data.base import Count
 from lab.run.cards import card, typed
 from lab.settings import SettingError, settings
 
@@ -37,7 +36,7 @@ class Scaling:
         Field(description="steps: as many updates | epochs: as many passes, steps x B0 / data.batch_size updates"),
     ] = "steps"
     epochs: Annotated[
-        Count | None,
+        Annotated[int, Field(gt=0, strict=True)] | None,  # lab.data would load torch, which help does not wait for
         Field(
             description="in place of steps: those of so many passes over data.examples in batches of B0; null: steps"
         ),
