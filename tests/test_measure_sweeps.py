@@ -111,6 +111,13 @@ def test_a_slip_that_is_the_same_in_all_runs_is_one_line(sweep: Path, capsys: py
     assert told.err.startswith("error: probe.sharpness.tol=5: expected ")
 
 
+def test_a_card_that_is_not_there_is_told_once_for_all_runs(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(sweep / "begun")
+    with pytest.raises(SystemExit):
+        measure(f"checkpoint={sweep}", "probe=[trace]")
+    assert capsys.readouterr().err == "error: probe=[trace] does not exist; write probe=[spectrum]\n"
+
+
 def test_nothing_is_written_through_a_link(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("elsewhere").mkdir()
     (sweep / NAMES[0] / "measure").symlink_to(Path("elsewhere").absolute())

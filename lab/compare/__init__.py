@@ -18,7 +18,7 @@ def carry_out(comparison: RunComparison, cells: Sequence[Run], file: Path, title
     save(compared.figure, Path(f"{file}.png"))
     told = [
         {"folder": str(cell.path), "overrides": dict(cell.overrides), "diverged": cell.diverged}
-        | {"values": compared.values.get(cell.name, {})}
+        | {"values": compared.values.get(cell.path, {})}
         for cell in cells
     ]
     RunFolder(file.parent).write(file.name, {"title": title, "sentence": compared.sentence, "runs": told})

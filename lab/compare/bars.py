@@ -18,9 +18,10 @@ from lab.settings import settings
 class Bars(RunComparison):
     """Quantities at the end of the runs of a grid as bars; runs that differ in the seed only make one bar with its error."""
 
-    tags: Annotated[tuple[str, ...], Field(description="a panel each")] = ("test/accuracy",)
+    tags: Annotated[tuple[str, ...], Field(min_length=1, description="a panel each")] = ("test/accuracy",)
     share: Annotated[
-        float, Field(description="of the run, at its end, that is averaged over; the last measurement at least")
+        float,
+        Field(ge=0, le=1, description="of the run, at its end, that is averaged over; the last measurement at least"),
     ] = 0.25
     finding: Paragraph = None
 
@@ -45,7 +46,7 @@ class Bars(RunComparison):
         row[0].set_ylabel(literal(", ".join(map(short, settings))))
         row[0].invert_yaxis()
         sentence = f"Means over the last {100 * self.share:.0f} % of each run. {'; '.join(parts)}."
-        values = {c.name: {t: v for t in self.tags if (v := settled(c, t, self.share)) == v} for c in cells}
+        values = {c.path: {t: v for t in self.tags if (v := settled(c, t, self.share)) == v} for c in cells}
         return Compared(figure, find(self.finding, cells) or sentence, values)
 
     def _draw(self, axis: Axes, bars: Sequence[tuple[float, float]], numbers: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 from matplotlib.figure import Figure
@@ -21,11 +22,11 @@ LETTERS_PER_INCH = 11
 
 @dataclass(frozen=True)
 class Compared:
-    """The outcome: a figure, one plain paragraph, and for every cell by name its numbers by tag."""
+    """The outcome: a figure, one plain paragraph, and for every run by its folder its numbers by tag."""
 
     figure: Figure
     sentence: str
-    values: dict[str, dict[str, float]] = field(default_factory=dict)
+    values: dict[Path, dict[str, float]] = field(default_factory=dict)
 
 
 class RunComparison(ABC):

@@ -95,7 +95,7 @@ class Branches(RunComparison):
             label: line for axis in rows.flat for line, label in zip(*axis.get_legend_handles_labels(), strict=True)
         }
         figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-        return Compared(figure, paragraph(places), {cell.name: _ends(cell, self.tags) for cell in cells})
+        return Compared(figure, paragraph(places), {cell.path: _ends(cell, self.tags) for cell in cells})
 
     def _draw(self, axis: Axes, tag: str, place: BranchPoint, labels: Sequence[str]) -> None:
         """The parent, in black until the branches leave it and dotted after, and a color for every change."""
@@ -139,11 +139,11 @@ class Branches(RunComparison):
 
 def _branches(axis: Axes, tag: str, place: BranchPoint, group: Sequence[Run], label: str, color: str) -> None:
     """The runs of one change: each of them thin, their mean, and a cross at the top where one diverged."""
-    curves = {cell.name: cut(*cell.series.get(tag, ([], [])), place.step, place.end) for cell in group}
-    whole = [curves[cell.name] for cell in group if not cell.diverged]
+    curves = {cell.path: cut(*cell.series.get(tag, ([], [])), place.step, place.end) for cell in group}
+    whole = [curves[cell.path] for cell in group if not cell.diverged]
     for cell in group:
         if len(group) > 1 or cell.diverged:
-            axis.plot(*_shown(tag, curves[cell.name]), color=color, lw=0.7, alpha=0.4)
+            axis.plot(*_shown(tag, curves[cell.path]), color=color, lw=0.7, alpha=0.4)
         if cell.diverged:
             at = [cell.step], [0.95]
             axis.plot(*at, ls="", marker="x", color=color, transform=axis.get_xaxis_transform(), label="diverged")

@@ -1,6 +1,7 @@
 """Quantities against the step, a panel for each value of one setting and a line for every run."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 from matplotlib.axes import Axes
@@ -20,7 +21,7 @@ QUARTER = 0.25
 class Curves(RunComparison):
     """Quantities against the step: a panel for each value of one setting, a line for every run of the grid."""
 
-    tags: Annotated[tuple[str, ...], Field(description="what is drawn, each in its own line style")] = (
+    tags: Annotated[tuple[str, ...], Field(min_length=1, description="what is drawn, each in its own line style")] = (
         "train/accuracy",
         "test/accuracy",
     )
@@ -52,7 +53,7 @@ class Curves(RunComparison):
         self._limit(row[0], cells)
         row[0].set_ylabel(self.ylabel or literal(", ".join(self.tags) + (f" / {self.over}" if self.over else "")))
         look.show(figure, list(row), entries)
-        values = {cell.name: {tag: self.ratio(cell, tag) for tag in self.tags} for cell in cells}
+        values = {cell.path: {tag: self.ratio(cell, tag) for tag in self.tags} for cell in cells}
         return Compared(figure, find(self.finding, cells) or self._means(cells, values), _finite(values))
 
     def ratio(self, cell: Run, tag: str) -> float:
@@ -93,10 +94,10 @@ class Curves(RunComparison):
             low, high = min(0.0, *values), max([*values, *([self.level] if self.level is not None else [])])
             axis.set_ylim(low, high + 0.1 * (high - low or 1.0))
 
-    def _means(self, cells: Sequence[Run], values: dict[str, dict[str, float]]) -> str:
+    def _means(self, cells: Sequence[Run], values: dict[Path, dict[str, float]]) -> str:
         settings, divided = differing(cells), f" / {self.over}" if self.over else ""
         parts = [
-            f"{cell.label(settings) or cell.name}: {', '.join(number(v, [cell]) for v in values[cell.name].values())}"
+            f"{cell.label(settings) or cell.name}: {', '.join(number(v, [cell]) for v in values[cell.path].values())}"
             for cell in cells
         ]
         return f"Means over the last quarter of {', '.join(tag + divided for tag in self.tags)}. {'; '.join(parts)}."
@@ -117,5 +118,5 @@ def binned(steps: Sequence[int], values: Sequence[float], most: int = 80) -> tup
     return means(steps), means(values)
 
 
-def _finite(values: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    return {name: {tag: v for tag, v in numbers.items() if v == v} for name, numbers in values.items()}
+def _finite(values: dict[Path, dict[str, float]]) -> dict[Path, dict[str, float]]:
+    return {path: {tag: v for tag, v in numbers.items() if v == v} for path, numbers in values.items()}

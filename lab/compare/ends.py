@@ -66,7 +66,7 @@ class FinalValues(RunComparison):
         if any(handles):
             figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
         sentence = find(self.finding, cells) or f"{self.tag} at the end ({short(self.x)}). {'; '.join(parts)}."
-        ends = {c.name: {self.tag: settled(c, self.tag, 0)} if not c.diverged else {} for c in cells}
+        ends = {c.path: {self.tag: settled(c, self.tag, 0)} if not c.diverged else {} for c in cells}
         return Compared(figure, sentence, ends)
 
     def _draw(

@@ -159,7 +159,7 @@ class GeneralizationGap(RunComparison):
                 _line(axis, gap.points(tag, budget), f"after {BUDGETS[budget]}", color=f"C{3 + place}")
             _dress(axis, gap, tag, "lr: none")
         tags = (ACCURACY, *below)
-        ends = {c.name: {t: v for t in tags if (v := c.late(t, LATE.get(t, 0.0))) == v} for c in cells}
+        ends = {c.path: {t: v for t in tags if (v := c.late(t, LATE.get(t, 0.0))) == v} for c in cells}
         return Compared(figure, generalization_gap(cells), ends)
 
 

@@ -65,7 +65,7 @@ class Heatmap(RunComparison):
         texts = [": ".join(filter(None, (name if self.panels else "", sentence(p)))) for name, p in planes.items()]
         tagged = any(self.tag in run.series for run in cells)
         late = f"mean over the last {100 * self.share:.0f} % of each run" if tagged and self.share else "at the end"
-        values = {run.name: {self.tag: n} for run in cells if (n := _number(run, self.tag, self.share)) == n}
+        values = {run.path: {self.tag: n} for run in cells if (n := _number(run, self.tag, self.share)) == n}
         return Compared(figure_of(planes, title), f"{self.tag}, {late}: {' '.join(texts)}", values)
 
 

@@ -118,7 +118,7 @@ def scaling_law(runs: Sequence[Run], law: ScalingLaw | str, title: str = "") -> 
     axis.grid(alpha=0.25)
     if entries:
         look.show(figure, [axis], entries)
-    return Compared(figure, sentence(law, lines), {run.name: {law.y[0]: y} for run, (_, y) in points.items()})
+    return Compared(figure, sentence(law, lines), {run.path: {law.y[0]: y} for run, (_, y) in points.items()})
 
 
 def _ticks(axis: Axis, values: Sequence[float], *, log: bool) -> None:

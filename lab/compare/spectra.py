@@ -81,7 +81,7 @@ def side_by_side(runs: Sequence[Run], title: str = "") -> Compared:
     handles = {label: h for axis in panels for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     more = f" The first {MOST} runs are shown." if next(every, None) else ""
-    values = {run.name: {"spectrum/lambda_1": float(spectra[max(spectra)]["top"].max())} for run, spectra in kept}
+    values = {run.path: {"spectrum/lambda_1": float(spectra[max(spectra)]["top"].max())} for run, spectra in kept}
     return Compared(figure, f"{'; '.join(told)}.{more}", values)
 
 

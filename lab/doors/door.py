@@ -32,12 +32,14 @@ class Door:
     look    raises SettingError for a run whose settings cannot be right; returns what is to be said of it beforehand.
     run     makes one run.
     over    whether the folder of a run of a grid holds it, as long as it is asked for.
+    whole   raises SettingError for what the settings say of a grid as one, and cannot be right.
     """
 
     config: str
     look: Callable[[Request], Iterable[str]]
     run: Callable[[Request], Any]
     over: Callable[[Request], bool] = finished
+    whole: Callable[[Grid], None] = lambda grid: None
 
     def open(self, words: Words) -> Grid | None:
         """Show a page, make a run, or a grid of runs, which is returned. Raises SettingError, and what Hydra raises.
@@ -63,6 +65,7 @@ class Door:
                 return None
             grid = Grid.of(self.config, first, typed, fixed, self.over)
             launch = launch_of(grid)
+            self.whole(grid)
             self._look(*grid.cells, refuse=grid.refuse)
             grid.make(self.run, launch)
             return grid

@@ -54,9 +54,9 @@ def keep_traceback(error: Exception, folder: Path) -> None:
         print(text, file=sys.stderr, end="", flush=True)
 
 
-def close(grid: Grid) -> None:
+def close(grid: Grid, undrawn: SettingError | None = None) -> None:
     """Say what ended the cells that are not made, and in the last line how many are; leave with an exit code where one was
-    refused or has failed.
+    refused or has failed. undrawn: why the figure over them was refused, as their settings are.
     """
     states = [state(grid, cell) for cell in grid.asked]
     for cell, its in zip(grid.asked, states, strict=True):
@@ -64,10 +64,12 @@ def close(grid: Grid) -> None:
             trace = cell.folder / TRACEBACK
             where = f" ({trace})" if its == "failed" and trace.exists() else ""
             print(f"{its}: {grid.label(cell)}: {reason(error)}{where}", file=sys.stderr, flush=True)
+    if undrawn is not None:
+        print(f"error: {reason(undrawn)}", file=sys.stderr, flush=True)
     counts = [f"{states.count(one)} {one}" for one in STATES if one in states]
     again = "" if {*states} <= {*OVER, "refused"} else "; the same command goes on with what is not finished"
     print(f"{len(states)} cell{'s' * (len(states) != 1)}: {', '.join(counts)}{again}", flush=True)
     if "failed" in states:
         sys.exit(FAILED)
-    if "refused" in states:
+    if "refused" in states or undrawn is not None:
         sys.exit(REFUSED)

@@ -20,6 +20,8 @@ from lab.settings import SettingError, UnknownSetting
 
 PIPE = 141
 """The exit code of a program whose reader has gone: 128 + SIGPIPE."""
+OF_HYDRA = (HydraException, OmegaConfBaseException)
+"""What is raised where settings are composed; `explain` has a line for it."""
 Unknown = Callable[[str], str | None]
 """What a door says of the name of a setting that is not there; None: what all doors say."""
 
@@ -34,7 +36,7 @@ def one_line_errors(door: str, unknown: Unknown = lambda name: None) -> Iterator
     except BrokenPipeError:  # nobody reads on, as after `| head`; what is left is not written again when Python ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(PIPE)
-    except (SettingError, HydraException, OmegaConfBaseException, OSError) as error:
+    except (SettingError, *OF_HYDRA, OSError) as error:
         if type(error).__module__ == "builtins" and isinstance(error, OSError) and Path(error.filename or ".").exists():
             raise  # not a run folder that cannot be made
         print(f"error: {short(explain(error, door, unknown, sys.argv[1:]))}", file=sys.stderr)

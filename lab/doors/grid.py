@@ -16,7 +16,7 @@ from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import Glob, Override, OverrideType
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from lab.doors.arguments import as_typed, opened
@@ -191,7 +191,20 @@ def _values(override: Override) -> list[str]:
     key = override.get_key_element()
     if not override.is_sweep_override():
         return [f"{key}={override.get_value_element_as_str()}"]
-    return [f"{key}={value}" for value in override.sweep_string_iterator()]
+    values = _cards(override) if isinstance(override.value(), Glob) else [*override.sweep_string_iterator()]
+    return [f"{key}={value}" for value in values]
+
+
+def _cards(override: Override) -> list[str]:
+    """The cards that a pattern names, also of a folder in it, as edge/*. Raises SettingError for none."""
+    loader, group, pattern = GlobalHydra.instance().config_loader(), override.get_key_element(), override.value()
+    assert isinstance(pattern, Glob)
+    known = loader.get_group_options(group)
+    for folder in sorted({name.rpartition("/")[0] for name in pattern.include if "/" in name}):
+        known = [*known, *(f"{folder}/{card}" for card in loader.get_group_options(f"{group}/{folder}"))]
+    if not (found := pattern.filter(known)):
+        raise SettingError(f"{override.input_line}: there is no such card; expected some of {', '.join(known)}")
+    return found
 
 
 def _cells(config: str, first: DictConfig, axes: Sequence[Sequence[str]], fixed: Sequence[str]) -> Iterator[DictConfig]:

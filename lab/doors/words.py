@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Transformer
+from hydra.core.override_parser.types import Glob, Override, Transformer
 from hydra.errors import HydraException
 
 from lab.doors.arguments import opened, placed, require_arguments
@@ -176,6 +176,9 @@ def require_sound(words: Sequence[str], *, several: bool = True, experiments: st
         if re.match(r"\+\w", word) and choices(name[1:]):
             raise SettingError(f"{word}: a card is chosen without the +: {word[1:]}")
         override = _read(word)
+        if isinstance(override.value(), Glob):
+            _require_cards(word, override.key_or_group, several=several)
+            continue
         values = [override.value()]
         if override.is_choice_sweep():
             values = list(override.sweep_iterator(Transformer.identity))
@@ -183,6 +186,14 @@ def require_sound(words: Sequence[str], *, several: bool = True, experiments: st
                 _require_once(word, list(override.sweep_iterator()))
         for one in values:
             _require_sound(word, override.key_or_group, one)
+
+
+def _require_cards(word: str, name: str, *, several: bool) -> None:
+    """Raise SettingError for a pattern of cards where there are none, or where they are no axis of a grid."""
+    if not choices(name) or name == "probe":
+        raise SettingError(f"{word}: glob(...) is for cards of which a run has one, as loss=glob(*)")
+    if not several:
+        raise SettingError(f"{word} is several values; add -m for a run with each")
 
 
 def _require_sound(word: str, name: str, value: Any) -> None:

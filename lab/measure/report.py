@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 from torch import Tensor
 
 from lab.measure.carry import CheckpointResult
@@ -99,7 +100,7 @@ def table(rows: Sequence[tuple[Path, CheckpointResult]]) -> Table:
         Column("checkpoint", overflow="fold"), "step", *[tag.removeprefix("sharpness/") for tag in tags], box=None
     )
     for file, result in rows:
-        made.add_row(str(file), str(result.step), *(_cell(tag, result.values) for tag in tags))
+        made.add_row(Text(str(file)), str(result.step), *(_cell(tag, result.values) for tag in tags))
     return made
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from lab.doors.errors import OF_HYDRA, explain
+from lab.measure.training import refusal
 from lab.run.folder import RunFolder
 from lab.run.identity import PLACE, differences
 from lab.settings import SettingError
@@ -43,6 +45,8 @@ class Several:
                 result, again = self.measure(file, partial(print, line, file=sys.stderr, flush=True))
             except SettingError as error:
                 self._slip(str(error), file)
+            except OF_HYDRA as error:
+                self._slip(explain(error, "measure", refusal, sys.argv[1:]), file)
             except Exception as error:  # of a file that anybody may have made
                 self._slip(f"{file}: {type(error).__name__}: {' '.join(str(error).split())}", file)
             else:

@@ -18,6 +18,7 @@ from lab.doors.door import Door
 from lab.doors.ending import close
 from lab.doors.errors import one_line_errors
 from lab.doors.fork import bare, readable
+from lab.doors.grid import Grid
 from lab.doors.labels import Labels
 from lab.doors.memory import memory_told
 from lab.doors.request import Request, keep_settings
@@ -28,7 +29,9 @@ from lab.run.identity import as_begun, require_same_data, require_unchanged, sam
 from lab.run.progress import waiting
 from lab.run.signals import ended
 from lab.run.summary import DEFAULT, sentence
+from lab.settings import SettingError
 from lab.train.beginning import inherited_length, require_origin
+from lab.train.compared import require_comparison
 from lab.train.comparison import compare
 from lab.train.extension import lengthened, require_extendable, tell_budget, tell_diverged
 from lab.train.naming import begins_anew, ended_early, relabelled, require_named, require_sound_changes
@@ -39,11 +42,21 @@ from lab.train.selection import left_out, selected
 def main() -> None:
     """The command line."""
     with one_line_errors("train"):
-        grid = Door("train", look, train, over).open(Words.of(readable(sys.argv[1:])))
+        door = Door("train", look, train, over, require_comparison)
+        grid = door.open(Words.of(readable(sys.argv[1:])))
         if grid is not None:
-            compare(grid)
+            refused = compared(grid)
             print(f"\n  dashboard    {dashboard(grid.folder)}\n", flush=True)
-            close(grid)
+            close(grid, refused)
+
+
+def compared(grid: Grid) -> SettingError | None:
+    """Show the table and the figure; why there is no figure, where it cannot be drawn: the runs are there nevertheless."""
+    try:
+        compare(grid)
+    except SettingError as error:
+        return error
+    return None
 
 
 def look(request: Request) -> Iterable[str]:

@@ -84,11 +84,10 @@ def runs_of(grid: Grid) -> "Runs":
 def _not_begun(run: "Run", other: "Run | None") -> "Run":
     """A cell of which nothing is there yet: its settings are those of another cell but for what was typed."""
     settings = {name: _plain(text) for name, text in run.overrides.items()}
-    return (
-        replace(run, settings=settings)
-        if other is None
-        else replace(run, settings={**other.settings, **settings}, facts=other.facts)
-    )
+    if other is not None:
+        run = replace(run, facts=other.facts)
+        settings = {**other.settings, **settings}
+    return replace(run, settings=settings, origin={SEED: settings.get(SEED)})
 
 
 def _plain(text: str) -> "Plain":

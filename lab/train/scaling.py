@@ -36,7 +36,7 @@ class Scaling:
         Field(description="steps: as many updates | epochs: as many passes, steps x B0 / data.batch_size updates"),
     ] = "steps"
     epochs: Annotated[
-        Annotated[int, Field(gt=0, strict=True)] | None,
+        Annotated[int, Field(gt=0, strict=True)] | None,  # lab.data would load torch, which help does not wait for
         Field(
             description="in place of steps: those of so many passes over data.examples in batches of B0; null: steps"
         ),

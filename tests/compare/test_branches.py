@@ -57,7 +57,7 @@ def test_the_paragraph_holds_every_change_against_the_run_that_went_on(cells: li
         "(0.50 of the parent's). From step 20: " in told.sentence
     )
     assert told.sentence.endswith("the sharpness is multiplied under lr 0.2 -> 0.4 by 0.50.")
-    assert told.values[cells[1].name] == {"sharpness/lambda_max": 5.0, "train/loss": 0.25}
+    assert told.values[cells[1].path] == {"sharpness/lambda_max": 5.0, "train/loss": 0.25}
     assert [axis.get_title() for axis in told.figure.axes[:2]] == ["from step 10", "from step 20"]
     legend = [text.get_text() for text in told.figure.legends[0].get_texts()]
     assert legend.count("lr 0.2 -> 0.4") == 1 and "as it went on" in legend

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 from runs_by_hand import cell
 
-from lab.compare import Run, carry_out
+from lab.compare import Run, RunComparison, carry_out
 from lab.compare.bars import Bars
 from lab.compare.curves import Curves
 from lab.compare.ends import FinalValues
@@ -61,8 +61,16 @@ def test_bars_average_over_seeds_and_say_what_diverged(tmp_path: Path) -> None:
     assert told.sentence == "Means over the last 25 % of each run. x: 2 +- 1 (none), diverged (isotropic)."
     assert "diverged" in texts(told.figure)
     assert [bar.get_width() for bar in told.figure.axes[0].patches[:1]] == [2.0]
-    assert told.values[cells[1].name] == {"x": 3.0}
+    assert told.values[cells[1].path] == {"x": 3.0}
     assert "not measured (b)" in Bars().compare([*cells_of(tmp_path)], "title").sentence
+
+
+@pytest.mark.parametrize("card", [Bars(tags=("x",)), Curves(tags=("x",)), FinalValues(tag="x", x="lr")], ids=repr)
+def test_runs_of_one_name_in_different_folders_keep_their_numbers(tmp_path: Path, card: RunComparison) -> None:
+    cells = [cell(tmp_path / place, "lr=1", {"x": value}) for place, value in (("mine", 1.0), ("yours", 2.0))]
+    carry_out(card, cells, tmp_path / "both", "title")
+    written = [run["values"] for run in RunFolder(tmp_path).read("both")["runs"]]
+    assert written == [{"x": 1.0}, {"x": 2.0}]
 
 
 def test_a_run_that_is_not_over_has_no_end(tmp_path: Path) -> None:

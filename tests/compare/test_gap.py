@@ -75,7 +75,7 @@ def test_the_figure_has_both_budgets_the_parts_and_what_was_measured(tmp_path: P
     assert shown[1].get_ylim() == (low, high) and low < 0.5 < 0.91 < high, "one axis that has the points of both"
     heights = [bar.get_height() for bar in shown[2].patches]
     assert heights == pytest.approx([0.11, 0.36, -0.01, 0.04])
-    assert told.values[cells(tmp_path)[2].name]["test/accuracy"] == 0.5
+    assert told.values[cells(tmp_path)[2].path]["test/accuracy"] == 0.5
 
 
 def texts(figure: Figure, axis: int) -> list[str]:

@@ -45,7 +45,7 @@ def test_spectra_share_axes_and_are_told_in_words(tmp_path: Path) -> None:
     one, other = told.figure.axes[:2]
     assert [axis.get_title() for axis in (one, other)] == ["lr=0.1", "lr=0.2"]
     assert one.get_xlim() == other.get_xlim() and one.get_xlim()[1] == pytest.approx(10.5), "to the threshold"
-    assert told.values["0.2"] == {"spectrum/lambda_1": 6.0}
+    assert told.values[tmp_path / "0.2"] == {"spectrum/lambda_1": 6.0}
 
 
 def test_of_many_runs_the_first_are_drawn_and_one_measurement_is_enough(

@@ -2,9 +2,10 @@
 
 import pytest
 
-from lab.doors.grid import Grid, first_of
+from lab.doors.grid import Grid, axes, first_of
 from lab.doors.request import cards_at_hand, composed
 from lab.doors.words import Words
+from lab.settings import SettingError
 from lab.train.comparison import swept
 
 
@@ -13,7 +14,7 @@ def axes_of(*words: str) -> dict[str, list[str]]:
     with cards_at_hand():
         typed = Words.of(words).parsed
         first = composed("train", first_of(typed))
-        assert first.hydra.mode.name == "MULTIRUN"
+        assert "-m" in words or first.hydra.mode.name == "MULTIRUN"
         cells = Grid.of("train", first, typed, []).cells
     assert len({cell.folder for cell in cells}) == len(cells)
     assert not any("sweep" in cell.folder.name for cell in cells)
@@ -43,3 +44,17 @@ def test_an_axis_that_an_experiment_has_besides_stays() -> None:
     typed = ("data.batch_size=8", "optimizer.lr=0.1,0.2")
     found = axes_of("sweep=batch_lr", "experiment=random_labels", *typed)
     assert [*found] == ["data.random_labels", "optimizer.lr"]
+
+
+def test_a_pattern_names_cards_also_of_a_folder() -> None:
+    assert [*axes_of("-m", "loss=glob([c*,m*])", "seed=range(0,2)")["loss"]] == ["cross_entropy", "mse"]
+    words = Words.of(("-m", "experiment=glob(edge/*)")).parsed
+    with cards_at_hand():
+        assert first_of(words) == ["experiment=edge/adam"]
+        assert len(axes(composed("train", first_of(words)), words)[0]) == 6
+
+
+@pytest.mark.parametrize("word", ["loss=glob(zzz*)", "seed=glob(*)", "probe=glob(*)"])
+def test_a_pattern_that_names_nothing_is_refused(word: str) -> None:
+    with pytest.raises(SettingError, match="glob"), cards_at_hand():
+        first_of(Words.of(("-m", word)).parsed)

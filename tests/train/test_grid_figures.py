@@ -91,6 +91,14 @@ def test_a_figure_is_drawn_with_cells_missing_and_names_them(capsys: pytest.Capt
         assert any(line.split()[:2] == [row["optimizer.lr"], row["status"]] for line in output.splitlines()), row
 
 
+def test_a_cell_that_was_refused_has_its_seed_in_the_table() -> None:
+    grid = grid_over({"optimizer.lr": [0.1], "seed": [0, 1]})
+    bad = Request({}, {}, ("optimizer.lr=-1", "seed=1"), "bad", Path("grid/bad"), several=True)
+    grid.asked.append(bad)
+    grid.failures[bad.folder] = SettingError("optimizer.lr=-1: expected more")
+    assert [run.get("seed") for run in runs_of(grid)][-1] == 1
+
+
 def test_none_is_drawn_where_none_is_wanted_or_nothing_is_over(capsys: pytest.CaptureFixture[str]) -> None:
     compare(grid_over({"optimizer.lr": [0.1, 0.2]}, card="none"))
     grid = grid_over({"optimizer.lr": [0.3, 0.6]})
