@@ -45,9 +45,10 @@ def words(governor: Governor, whole: int, decisions: Sequence[Sequence[Any]]) ->
 
 def _when(governor: Governor, name: str, step: int, every: int) -> str:
     """When a probe is measured from a decision on: the first of one that does not wait stands before a measurement there."""
-    if every and every <= governor.total:
+    course = governor.courses[name]
+    if every and (every <= governor.total or every == course.every):
         return f"every {every} steps"
-    at_end = governor.courses[name].at_end
+    at_end = course.at_end
     if not every or next(one[0] for one in governor.decisions if one[1] == name) < step:
         return "at the end only" if at_end or not every else "no more"
     return "once and at the end" if at_end else "once"
@@ -61,8 +62,9 @@ def manner(offer: Offer, whole: int) -> str:
 
 
 def caveats(governor: Governor, whole: int, meant: Mapping[str, str]) -> list[str]:
-    """On how many examples probes measured, where the budget chose these; what their numbers are (`meant`); and which of them
-    waited for the end and have measured nothing, as where a run diverged.
+    """On how many examples probes measured, where the budget chose these; what their numbers are (`meant`).
+
+    Also which of them waited for the end and have measured nothing, as where a run diverged.
     """
     measured = [
         f"Probe {name} measured {how} ({governor.budget.named})" + (f": {text}" if (text := meant[name]) else "")

@@ -203,3 +203,8 @@ def test_it_is_said_when_a_probe_is_measured_and_when_it_never_was() -> None:
     ]
     governor.made("spectrum", 60, 85.0, end=True)
     assert caveats(governor, 10, {"spectrum": ""}) == ["Probe spectrum measured with k=3 (budget=0.2)"]
+
+
+def test_a_rhythm_longer_than_the_run_is_said_as_it_is_where_nothing_binds() -> None:
+    governor = governed(0.2, 60, spectrum=dear(1.0))
+    assert words(governor, 10, governor.decisions) == ["step 0 on spectrum every 130 steps"]
