@@ -37,11 +37,21 @@ def account(governor: Governor, whole: int) -> dict[str, Any]:
 def words(governor: Governor, whole: int, decisions: Sequence[Sequence[Any]]) -> list[str]:
     """A line for each decision."""
     return [
-        f"step {step} on {name} "
-        + (f"every {every} steps" if every <= governor.total else "at the end only")
+        f"step {step} on {name} {_when(governor, name, step, every)}"
         + (f", {how}" if (how := manner(governor.courses[name].offers[chosen], whole)) else "")
         for step, name, chosen, every in decisions
     ]
+
+
+def _when(governor: Governor, name: str, step: int, every: int) -> str:
+    """When a probe is measured from a decision on: the first of one that does not wait stands before a measurement there."""
+    course = governor.courses[name]
+    if every and (every <= governor.total or every == course.every):
+        return f"every {every} steps"
+    at_end = course.at_end
+    if not every or next(one[0] for one in governor.decisions if one[1] == name) < step:
+        return "at the end only" if at_end or not every else "no more"
+    return "once and at the end" if at_end else "once"
 
 
 def manner(offer: Offer, whole: int) -> str:
@@ -52,11 +62,19 @@ def manner(offer: Offer, whole: int) -> str:
 
 
 def caveats(governor: Governor, whole: int, meant: Mapping[str, str]) -> list[str]:
-    """On how many examples probes measured, where the budget chose these; and what their numbers are (`meant`)."""
-    return [
+    """On how many examples probes measured, where the budget chose these; what their numbers are (`meant`).
+
+    Also which of them waited for the end and have measured nothing, as where a run diverged.
+    """
+    measured = [
         f"Probe {name} measured {how} ({governor.budget.named})" + (f": {text}" if (text := meant[name]) else "")
         for name, course in governor.courses.items()
-        if (how := manner(course.offer, whole)) and name in meant
+        if course.last >= 0 and (how := manner(course.offer, whole)) and name in meant
+    ]
+    return measured + [
+        f"Probe {name} has measured nothing: once is beyond {governor.budget.named}, and that is made where a run ends only"
+        for name in governor.courses
+        if governor.waits(name)
     ]
 
 

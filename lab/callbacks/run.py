@@ -53,7 +53,7 @@ class RunCallback(pl.Callback):
         guests: Guests | None = None,
     ):
         self.folder, self.probes, self.state, self.guests = folder, probes, state, guests or Guests()
-        self._evaluated = -1
+        self._evaluated, self._over = -1, False
         self._before: dict[str, Any] | None = None
         self.evaluates, self.saves = every(evaluate_every), every(checkpoint_every, first=1)
         self.keeper = Keeper(folder, keep)
@@ -103,13 +103,16 @@ class RunCallback(pl.Callback):
         assert isinstance(pl_module, SupervisedModule)
         if not pl_module.divergence:
             self.save(trainer, pl_module)  # before what only the end adds: the state from which a longer run goes on
+            self._over = True
             self.keep(pl_module)
             self.evaluate(trainer, pl_module)
         show_waterfall(self.folder, trainer.loggers, pl_module.step)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """SIGTERM ends a run where its state is whole, see `lab.run.signals`: no update made so far is lost."""
-        if isinstance(exception, SystemExit) and isinstance(pl_module, SupervisedModule):
+        """SIGTERM ends a run where its state is whole, see `lab.run.signals`: no update made so far is lost. After the last
+        one the state is saved already, without what only the end adds.
+        """
+        if isinstance(exception, SystemExit) and isinstance(pl_module, SupervisedModule) and not self._over:
             self.save(trainer, pl_module)
 
     def evaluate_due(self, trainer: pl.Trainer, module: SupervisedModule) -> None:

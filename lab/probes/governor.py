@@ -242,7 +242,8 @@ class Governor(Ledger):
     def _note(self, name: str, step: int, stretch: float) -> None:
         course = self.courses[name]
         course.said = min(stretch, 2.0 * self.total + 1)
-        self.decisions.append([step, name, course.chosen, self._times(stretch) * course.every])
+        times = 0 if self.waits(name) else self._times(stretch)
+        self.decisions.append([step, name, course.chosen, times * course.every])
 
     def state_dict(self) -> dict[str, Any]:
         """All that was decided and spent, as plain values."""

@@ -30,15 +30,17 @@ def flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return items
 
 
-def as_begun(folder: RunFolder, plain: dict[str, Any]) -> dict[str, Any]:
+def as_begun(folder: RunFolder, plain: dict[str, Any], *, typed: bool = False) -> dict[str, Any]:
     """The settings as those of an earlier version, where the run is of one: no budget and the numbers of then for "auto"
-    before there was one; and for "auto" the number that was the default, where it stands for this.
+    before there was one, unless one was `typed`; and for "auto" the number that was the default, where it stands for this.
     """
     before = folder.read("provenance").get("settings", {}).get("probe")
     probes = plain.get("probe")
     if not isinstance(before, dict) or not isinstance(probes, dict):
         return plain
     budgeted = "budget" in before
+    if typed and not budgeted:
+        return plain
     as_then = {
         name: {key: _then(before.get(name, {}), card, key, budgeted=budgeted) for key in card}
         for name, card in probes.items()

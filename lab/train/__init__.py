@@ -157,7 +157,7 @@ def _settings(request: Request) -> dict[str, Any]:
     settings = scaled(selected(request))
     Labels.of(settings)
     folder, typed = RunFolder(request.folder), any(w.lstrip("+").startswith("probe.budget=") for w in request.overrides)
-    settings = settings if typed else as_begun(folder, settings)
+    settings = as_begun(folder, settings, typed=typed)
     return inherited_length(folder, settings, request.overrides) if settings["from"] else settings
 
 

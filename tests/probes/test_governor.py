@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from lab.callbacks.account import caveats, words
 from lab.probes.budget import SECONDS, Budget, budget_of
 from lab.probes.governor import DENSER, ENOUGH, Course, Governor, Offer
 from lab.settings import SettingError
@@ -184,3 +185,26 @@ def test_a_probe_that_waited_is_measured_once_training_turns_out_to_be_long_enou
 def test_a_rhythm_that_was_typed_does_not_wait() -> None:
     governor = governed(0.2, 60, spectrum=Course(20, True, False, [Offer(85.0, 85.0)], patient=True))
     assert run(governor)["spectrum"] == [0, 20, 40]
+
+
+def test_it_is_said_when_a_probe_is_measured_and_when_it_never_was() -> None:
+    last = course(9.0, at_end=True)
+    governor = governed(0.2, 60, sharpness=last, spectrum=dear(85.0), noise=dear(9.0))
+    offer = Offer(85.0, 85.0, numbers={"k": 3.0})
+    governor.courses["spectrum"].offers = [offer]
+    assert words(governor, 10, governor.decisions) == [
+        "step 0 on sharpness once and at the end",
+        "step 0 on spectrum at the end only, with k=3",
+        "step 0 on noise once",
+    ]
+    assert run(governor)["noise"] == [0]
+    assert caveats(governor, 10, {"spectrum": ""}) == [
+        "Probe spectrum has measured nothing: once is beyond budget=0.2, and that is made where a run ends only"
+    ]
+    governor.made("spectrum", 60, 85.0, end=True)
+    assert caveats(governor, 10, {"spectrum": ""}) == ["Probe spectrum measured with k=3 (budget=0.2)"]
+
+
+def test_a_rhythm_longer_than_the_run_is_said_as_it_is_where_nothing_binds() -> None:
+    governor = governed(0.2, 60, spectrum=dear(1.0))
+    assert words(governor, 10, governor.decisions) == ["step 0 on spectrum every 130 steps"]

@@ -7,7 +7,7 @@ import yaml
 
 from lab.run.cards import config_dir
 from lab.run.folder import RunFolder
-from lab.run.identity import PLACE, flat, require_same_data, require_unchanged
+from lab.run.identity import PLACE, as_begun, flat, require_same_data, require_unchanged
 from lab.run.length import growth
 from lab.settings import SettingError
 
@@ -114,3 +114,18 @@ def test_data_are_compared_in_what_the_run_has_noted_of_them(tmp_path: Path) -> 
     for facts in ({"examples": 299}, {"sha256": "x"}):
         with pytest.raises(SettingError, match="holds a run on other data: examples was 300, is now "):
             require_same_data(folder, facts)
+
+
+def test_a_run_of_an_earlier_version_is_its_own_command_whether_a_budget_was_typed_or_not(tmp_path: Path) -> None:
+    folder, card = RunFolder(tmp_path), {"_target_": "lab.probes.spectrum.Spectrum", "k": "auto", "bottom": "auto"}
+    now = {"probe": {"spectrum": card, "budget": "products:20"}}
+    then = {"probe": {"spectrum": card | {"k": 10, "bottom": 10}, "budget": "products:20"}}
+    folder.write("provenance", {"settings": then})
+    for typed in (False, True):
+        assert as_begun(folder, now, typed=typed) == then
+    other = {"probe": {"spectrum": card | {"k": 9, "bottom": 10}, "budget": "products:20"}}
+    folder.write("provenance", {"settings": other})
+    assert as_begun(folder, now, typed=True)["probe"]["spectrum"] == card | {"bottom": 10}, "9 never was the default"
+    del then["probe"]["budget"]
+    folder.write("provenance", {"settings": then})
+    assert as_begun(folder, now) == then and as_begun(folder, now, typed=True) == now, "a budget is another run"

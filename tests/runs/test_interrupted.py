@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from whole_runs import KINDS, SMALL, assert_same_run, command, finished, last, signalled, train
+from whole_runs import KINDS, SMALL, assert_same, assert_same_run, command, finished, last, signalled, timeless, train
 
 from lab.curvature.operators import LinearOperator
 from lab.doors.parts import Settings
 from lab.module import SupervisedModule
+from lab.probes.base import Snapshot
+from lab.probes.sharpness import Sharpness
 from lab.run import signals
 from lab.run.folder import RunFolder
 
@@ -58,6 +60,24 @@ def test_sigterm_cuts_a_measurement_off_which_is_made_again(
     assert capsys.readouterr().err.endswith(f"interrupted; the same command goes on from step {step}\n")
     assert_same_run(whole, train("cut", *settings))
     assert capsys.readouterr().err.count(f"cut goes on from step {step} of ") == 1
+
+
+def test_sigterm_in_the_last_measurement_leaves_the_state_from_which_it_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole, measure = finished("whole", *SMALL), Sharpness.measure
+
+    def cut(self: Sharpness, snapshot: Snapshot) -> dict[str, Any]:
+        if snapshot.ended:
+            sigterm()
+        return measure(self, snapshot)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Sharpness, "measure", cut)
+        with pytest.raises(SystemExit):
+            train("cut", *SMALL)
+    assert_same(timeless(last(RunFolder("cut"))), timeless(last(whole)))
+    assert_same_run(whole, train("cut", *SMALL))
 
 
 def test_sigterm_stops_after_the_update_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
