@@ -104,7 +104,6 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name / "checkpoints").mkdir(parents=True)
         torch.save({"model": model.state_dict()}, folder / name / "checkpoints/last.ckpt")
         (folder / name / "provenance.json").write_text(told)
-    (folder / "bare").mkdir()
     for name in ("text.pt", "notes.yaml"):
         (folder / name).write_text("epoch,loss\n1,2\n")
     torch.save(model, folder / "pickled.pt")
