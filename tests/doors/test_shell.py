@@ -1,5 +1,6 @@
 """What a shell sees of the doors: exit codes, pages of help and of settings, readers that have gone."""
 
+import logging
 import os
 import shlex
 import signal
@@ -88,6 +89,8 @@ def test_a_page_is_shown_for_a_grid_too_that_of_its_first_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["lab.train", *shlex.split(line)])
+    pages = logging.getLogger("hydra._internal.hydra")
+    monkeypatch.setattr(pages, "disabled", False)  # as a job of Hydra leaves it in this process
     GlobalHydra.instance().clear()
     with suppress(SystemExit):  # of --help, without an error
         main()
