@@ -218,6 +218,7 @@ def _cells(config: str, first: DictConfig, axes: Sequence[Sequence[str]], fixed:
         others = tuple(word for word in words if word not in moving)
         if others not in bases:
             bases[others] = composed(config, [*fixed, *words])
+            _require_same_axes(first, bases[others])
             OmegaConf.copy_cache(first, bases[others])  # ${now:...} is one time for all cells
         cell = bases[others]
         for word in words:
@@ -225,6 +226,17 @@ def _cells(config: str, first: DictConfig, axes: Sequence[Sequence[str]], fixed:
                 OmegaConf.update(cell, parse(word).key_or_group, parse(word).value())
         name_run(cell, words, number)
         yield cell
+
+
+def _require_same_axes(first: DictConfig, other: DictConfig) -> None:
+    """Raises SettingError for cards that name axes of their own, of which those of the first would be those of all."""
+    own = [OmegaConf.to_container(one.hydra.sweeper, resolve=False).get("params") or {} for one in (first, other)]  # type: ignore[union-attr]
+    if own[0] != own[1]:
+        names = [one.hydra.runtime.choices.get("experiment") for one in (first, other)]
+        raise SettingError(
+            f"experiment={','.join(map(str, names))}: they are grids over axes of their own, which are not the same; "
+            "make each by a command of its own"
+        )
 
 
 def lengths_named(cfg: DictConfig, axes: Iterable[str]) -> list[str]:

@@ -58,3 +58,13 @@ def test_a_pattern_names_cards_also_of_a_folder() -> None:
 def test_a_pattern_that_names_nothing_is_refused(word: str) -> None:
     with pytest.raises(SettingError, match="glob"), cards_at_hand():
         first_of(Words.of(("-m", word)).parsed)
+
+
+@pytest.mark.parametrize("several", ["quickstart,edge_of_stochastic_stability", "random_labels,quickstart"])
+def test_experiments_that_are_grids_over_other_axes_are_not_made_along_one_axis(several: str) -> None:
+    words = Words.of(("-m", f"experiment={several}", "steps=3")).parsed
+    with (
+        cards_at_hand(),
+        pytest.raises(SettingError, match=f"^experiment={several}: they are grids over axes of their"),
+    ):
+        Grid.of("train", composed("train", first_of(words)), words, [])
